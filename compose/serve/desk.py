@@ -14,6 +14,7 @@ import numpy as np
 
 from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
+from compose.serve.settings import COMPOSE_FIELDS
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sources import Sources, depth_of
 from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
@@ -26,6 +27,8 @@ from ldm.leftovers import own_folder
 from ldm.memory import FOLDER, IN_MEMORY
 from ldm.settings.config import Layer, merge_layers, to_plain
 
+# What a recipe says besides files and place, which the page may have no control for.
+CARRIED = {*COMPOSE_FIELDS, "invert_target_mask"} - {"box", "box_px", "depth", "instruction", "candidates"}
 LEAST_BOX = 0.06  # side of a box round a click at which little was found; chosen
 
 
@@ -58,6 +61,7 @@ class Desk:
         self.background: LoadedImage | None = None
         self.item: LoadedImage | None = None
         self.cut = self.marks = np.zeros((0, 0), np.uint8)  # (h, w) the object; 1 painted in, 2 rubbed out
+        self.object_depth_01: np.ndarray | None = None  # (h, w)
         self.job: Any = None
         self.lock = RLock()  # events come in several threads
         self.clear()
@@ -65,6 +69,7 @@ class Desk:
     def clear(self) -> None:
         """Forget what belongs to one background."""
         self.files = {name: path for name, path in self.files.items() if name.startswith("object")}
+        self.carried: dict[str, Any] = {}  # settings of a recipe
         self.depth_01: np.ndarray | None = None  # (H, W)
         self.target: np.ndarray | None = None  # (H, W) bool
         self.box: Box01 | None = None
@@ -78,27 +83,30 @@ class Desk:
         """Use a file as this setting of a composite; returns what the visitor should know."""
         note, sizes = "", (self.background, self.item)
         if name == "background":
-            self.background, place = read_image(path), (self.box, self.depth, self.records)
+            self.background, recipe = read_image(path), (self.box, self.depth, self.records, self.carried)
             self.clear()
-            if name in self.wanted:  # it comes after a recipe, whose place stays
-                self.box, self.depth, self.records = place
+            if name in self.wanted:  # it comes after a recipe, which stays
+                self.box, self.depth, self.records, self.carried = recipe
         elif name == "object":
             self.item, self.marks = (item := read_image(path)), np.zeros(item.size, np.uint8)
             self.files.pop("object_mask", None)
+            self.files.pop("object_depth", None)
+            self.object_depth_01, plain = None, anywhere([*self.layers, Layer(self.carried)])
             try:
-                plain = anywhere(self.layers)
-                self.cut, way = object_mask(item, plain.sam, plain.cutout)
+                self.cut, way = object_mask(item, plain.sam, plain.cutout, plain.object_box)
                 note = "" if way == "alpha" else "The outline is estimated: click or paint to correct it"
             except ValueError:
                 self.cut, note = np.zeros(item.size, bool), "No outline was found: paint the object"
-        elif (like := sizes[name == "object_mask"]) is None:
+        elif (like := sizes[name in ("object_mask", "object_depth")]) is None:
             raise ValueError(f"the {name.replace('_', ' ')} comes after its image")
         elif name == "background_depth":
             self.depth_01 = depth_of(path, like.size)
+        elif name == "object_depth":
+            self.object_depth_01 = depth_of(path, like.size)
         elif name == "object_mask":
             self.cut = read_mask(path, size=like.size)
         else:
-            self.target = read_mask(path, size=like.size)
+            self.target = read_mask(path, size=like.size) ^ self.carried.get("invert_target_mask", False)
         self.files[name], self.small, digest = path, None, file_sha256(path)
         self.seen[digest] = path
         if self.wanted.pop(name, digest) != digest:
@@ -110,15 +118,16 @@ class Desk:
         assert self.item is not None
         stroke = stroke_mask(self.item.size, points, radius)
         self.marks[stroke] = 1 if adds else 2
-        self.cut = corrected_mask(self.item.rgb_u8, self.cut, self.marks) if finds else self.cut.copy()
-        self.cut[stroke] = adds
-        self.take("object_mask", self._written("object_mask", self.cut))
+        cut = corrected_mask(self.item.rgb_u8, self.cut, self.marks) if finds else self.cut.copy()
+        cut[stroke] = adds
+        self.take("object_mask", self._written("object_mask", cut))
 
     def paint_target(self, points: Sequence[Sequence[float]], radius: float) -> None:
         """Add a stroke to the target mask."""
         assert self.background is not None
         stroke = stroke_mask(self.background.size, points, radius)
         target = stroke if self.target is None else self.target | stroke
+        self.carried.pop("invert_target_mask", None)
         self.take("target_mask", self._written("target_mask", target))
 
     def _written(self, name: str, mask: np.ndarray) -> Path:
@@ -176,7 +185,7 @@ class Desk:
             raise ValueError("give a background and an object first")
         if not sentence and self.box is None and self.target is None:
             raise ValueError("drag a box on the background, or say in a sentence where the object goes")
-        values = {**self.files, **given}
+        values = {**self.carried, **self.files, **given}
         if sentence:
             values.pop("target_mask", None)
             values["instruction"] = sentence
@@ -208,7 +217,7 @@ class Desk:
                 self.target,
                 self.depth_01,
             )
-            self.small = shrink(Sources(*full, None, []), self.depth_01)
+            self.small = shrink(Sources(*full, self.object_depth_01, []), self.depth_01)
         sources, depth_01 = self.small
         sources = sources if target is not None else replace(sources, target=None)
         depth = self.depth or (None if self.box is None else (self.centre(),))
@@ -240,13 +249,14 @@ class Desk:
         The inputs are found by their contents among the files that this visitor gave.
         """
         settings, recipe = settings_of_recipe(image)
-        missing = []
-        for name in INPUT_FILES:
-            if (digest := recipe["inputs"].get(name)) in self.seen:
-                self.take(name, self.seen[digest])
-            elif digest is not None:
-                self.wanted[name] = digest
-                file = Path(recipe["settings"][name]).name.removeprefix(IN_MEMORY)
+        plain, missing = recipe["settings"], []
+        self.wanted = {name: digest for name, digest in recipe["inputs"].items() if digest is not None}
+        self.carried = {name: plain[name] for name in CARRIED & plain.keys() if plain[name] is not None}
+        for name in (name for name in INPUT_FILES if name in self.wanted):
+            if (path := self.seen.get(self.wanted[name])) is not None:
+                self.take(name, path)
+            else:
+                file = Path(plain[name]).name.removeprefix(IN_MEMORY)
                 missing.append(f"{name.replace('_', ' ')} ({file})")
         self.box, self.depth = settings.box, settings.depth
         placement = recipe.get("placement")
@@ -257,4 +267,4 @@ class Desk:
             self.records = [
                 placement if other["chosen"] == placement["chosen"] else other for other in others
             ]
-        return {**recipe["settings"], "instruction": placement and placement["instruction"]}, missing
+        return {**plain, "instruction": placement and placement["instruction"]}, missing

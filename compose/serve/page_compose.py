@@ -126,7 +126,8 @@ class ComposeTab:
                 self.results = page.Results(queue, desk)
             with gr.Column(scale=2, min_width=320):
                 self.item = page.surface("object", "an object", tall=0.4)
-                self.buttons(object="Object", object_mask="Its mask", replay="Earlier result")
+                self.buttons(object="Object", object_mask="Its mask", object_depth="Its depth")
+                self.buttons(replay="Earlier result")
                 self.fix = gr.Radio(list(FIXES), value="add by click", label="Correct the outline")
                 about = "Place the dog behind the sofa"
                 self.sentence = gr.Textbox(
@@ -217,6 +218,7 @@ class ComposeTab:
     def replayed(self, desk: Desk, path: str) -> list[Any]:
         """All settings of an earlier result."""
         values, missing = desk.replay(Path(path))
+        desk.carried = {name: value for name, value in desk.carried.items() if name not in CONTROLS}
         text = "All settings of the image are back."
         if missing:
             text += f" Its {' and '.join(missing)} must be given again: drop the same file."

@@ -9,7 +9,6 @@ import pytest
 from cldm.config import load_compositor_config
 from compose.commands import run_image
 from compose.serve.desk import Desk, anywhere, stroke_mask
-from compose.serve.page_regions import Painting
 from compose.settings import CompositeSettings
 from ldm.images import read_image, read_mask, write_mask, write_png
 from ldm.settings.config import Layer
@@ -237,6 +236,28 @@ def test_a_result_gives_back_all_its_settings(desk: Desk, case: Case):
     assert np.array_equal(read_image(again.background).rgb_u8, room())
 
 
+def test_settings_without_a_control_come_back_too(desk: Desk, case: Case):
+    desk.draw(False, [0.1, 0.1, 0.2, 0.2], [])
+    more = {"detail_scale": 0.3, "depth_weight": 0.5, "invert_target_mask": True, "mode": "replace"}
+    image = made(
+        desk, case, **more, target_mask=case.folder / "target.png", object_depth=case.folder / "mask.png"
+    )
+    for name, file in (("target_mask", "target"), ("object_depth", "mask")):
+        desk.take(name, case.folder / f"{file}.png")
+    values, missing = desk.replay(image)
+    again = desk.settings({"mode": values["mode"]})
+    assert missing == []
+    assert {name: getattr(again, name) for name in more} == more
+    assert again.object_depth == case.folder / "mask.png"
+    assert np.array_equal(desk.target, ~read_mask(case.folder / "target.png"))
+    assert desk.preview("replace").visible_fraction > 0
+    desk.paint_target([[0.1, 0.1]], 0.01)
+    assert not desk.settings({"mode": "replace"}).invert_target_mask
+    desk.take("background", case.folder / "room.png")
+    desk.draw(False, [0.1, 0.1, 0.2, 0.2], [])
+    assert desk.settings({}).detail_scale is None
+
+
 def test_files_that_are_not_here_are_named_and_checked(desk: Desk, case: Case):
     desk.draw(False, [0.1, 0.1, 0.2, 0.2], [])
     image = made(desk, case)
@@ -262,35 +283,6 @@ def test_what_carries_no_recipe_is_said(desk: Desk, case: Case, file):
     (case.folder / "text.png").write_text("no image", encoding="utf-8")
     with pytest.raises(ValueError, match=r"carries no recipe|not an image|cannot"):
         desk.replay(case.folder / file)
-
-
-# regions
-
-
-def test_masks_are_painted_and_loaded(tmp_path: Path, root: Path):
-    painting = Painting()
-    with pytest.raises(ValueError, match="give the image first"):
-        painting.load(root / "assets/regions/left.png")
-    with pytest.raises(ValueError, match="give an image, and paint or load a mask"):
-        painting.files()
-    painting.take(root / "assets/examples/tent/room.png")
-    h, w = painting.image.size
-    painting.stroke(0, [[0.2, 0.2], [0.4, 0.4]], 0.03, adds=True)
-    painting.load(root / "assets/regions/left.png")
-    coloured = np.zeros((h, w, 3), np.uint8)
-    coloured[5:30, 5:30], coloured[40:60, 40:80] = (0, 0, 255), (255, 0, 0)
-    write_png(tmp_path / "coloured.png", coloured)
-    painting.load(tmp_path / "coloured.png")
-    assert [mask.sum() for mask in painting.masks[2:]] == [20 * 40, 25 * 25]
-    assert list(painting.files()) == ["image", "mask 1", "mask 2", "mask 3", "mask 4"]
-    painting.stroke(0, [[0.2, 0.2], [0.4, 0.4]], 0.06, adds=False)
-    assert len(painting.masks) == 3
-    write_png(tmp_path / "small.png", coloured[:50])
-    with pytest.raises(ValueError, match="small.png must have the size of the image"):
-        painting.load(tmp_path / "small.png")
-    write_png(tmp_path / "room.png", room(20, 30))
-    painting.take(tmp_path / "room.png")
-    assert painting.masks == []
 
 
 def test_no_settings_name_no_networks_but_those_of_the_server():

@@ -13,6 +13,7 @@ from compose.serve.app import make_queue
 from compose.serve.jobs import Job, QueueFull
 from compose.serve.page_about import build_page, networks_here
 from compose.serve.page_jobs import ALLOWED, jobs_of, row_of
+from compose.serve.page_regions import Painting
 from compose.serve.settings import SERVERS, ServeSettings
 from compose.settings import ComposeSettings
 from inpainting.dream import DreamSettings
@@ -73,6 +74,35 @@ def test_images_with_too_many_pixels_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="a.png has 1001 x 1000 pixels; at most 1 million are taken"):
         page.checked(tmp_path / "a.png", settings)
     assert page.checked(tmp_path / "a.png", ServeSettings()) == tmp_path / "a.png"
+
+
+# regions
+
+
+def test_masks_are_painted_and_loaded(tmp_path: Path, root: Path):
+    painting = Painting()
+    with pytest.raises(ValueError, match="give the image first"):
+        painting.load(root / "assets/regions/left.png")
+    with pytest.raises(ValueError, match="give an image, and paint or load a mask"):
+        painting.files()
+    painting.take(root / "assets/examples/tent/room.png")
+    h, w = painting.image.size
+    painting.stroke(0, [[0.2, 0.2], [0.4, 0.4]], 0.03, adds=True)
+    painting.load(root / "assets/regions/left.png")
+    coloured = np.zeros((h, w, 3), np.uint8)
+    coloured[5:30, 5:30], coloured[40:60, 40:80] = (0, 0, 255), (255, 0, 0)
+    write_png(tmp_path / "coloured.png", coloured)
+    painting.load(tmp_path / "coloured.png")
+    assert [mask.sum() for mask in painting.masks[2:]] == [20 * 40, 25 * 25]
+    assert list(painting.files()) == ["image", "mask 1", "mask 2", "mask 3", "mask 4"]
+    painting.stroke(0, [[0.2, 0.2], [0.4, 0.4]], 0.06, adds=False)
+    assert len(painting.masks) == 3
+    write_png(tmp_path / "small.png", coloured[:50])
+    with pytest.raises(ValueError, match="small.png must have the size of the image"):
+        painting.load(tmp_path / "small.png")
+    write_png(tmp_path / "room.png", room(20, 30))
+    painting.take(tmp_path / "room.png")
+    assert painting.masks == []
 
 
 # a file of jobs
