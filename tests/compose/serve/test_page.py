@@ -19,7 +19,7 @@ from compose.settings import ComposeSettings
 from inpainting.dream import DreamSettings
 from ldm.images import write_png
 from tests.compose.serve.serving import running
-from tests.images import Case
+from tests.images import Case, room
 
 
 @pytest.mark.parametrize(
