@@ -114,7 +114,8 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
         if label is not None:
             raise ValueError(f"mask {path} has no pixel with the id {label}; present are {ids}")
         hint = f"; its values are {ids}: if they are ids, {_advice(path, raw)}" if raw.any() else ""
-        raise ValueError(f"mask {path} is empty: no pixel is above {MASK_THRESHOLD} of 255{hint}")
+        limit = f"{MASK_THRESHOLD} of 255" if raw is levels_u8 else "32767 of 65535"  # 16 bits
+        raise ValueError(f"mask {path} is empty: no pixel is above {limit}{hint}")
     _require_size(mask, size, f"mask {path}")
     return mask
 

@@ -247,3 +247,24 @@ def test_deep_masks_and_ids_keep_small_values_in_several_channels(tmp_path: Path
         assert np.array_equal(read_mask(path), disk_mask()), c
     ids = deep_png(tmp_path / "ids.png", np.dstack([mask * 3, mask * 0 + 1, mask * 0]))
     assert np.array_equal(read_mask(ids, label=3 + 256), disk_mask())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "largest", "limit"),
+    [
+        (np.uint8, 1, 100, "127 of 255"),
+        (np.uint8, 4, 100, "127 of 255"),
+        (np.uint16, 1, 255, "32767 of 65535"),
+        (np.uint16, 3, 255, "32767 of 65535"),
+    ],
+)
+def test_an_empty_mask_names_the_limit_of_its_bit_depth(
+    tmp_path: Path, dtype: type, channels: int, largest: int, limit: str
+) -> None:
+    pixels = np.zeros((20, 30, channels), dtype)
+    pixels[5:9, 5:9] = largest
+    pixels[..., 3:] = 255
+    cv2.imwrite(str(tmp_path / "mask.png"), pixels)
+    with pytest.raises(ValueError, match=rf"no pixel is above {limit}; its values are 0, {largest}: if they"):
+        read_mask(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", label=largest * (1 if channels == 1 else 65793)).sum() == 16
