@@ -77,7 +77,6 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         title="Bifrost",
         version=__version__,
         summary="Put objects into images, and paint regions of them",
-        root_path=settings.root_path,
         lifespan=lifespan,
         exception_handlers={QueueFull: error_answer, HTTPException: error_answer},  # type: ignore[dict-item]
     )
@@ -123,7 +122,7 @@ def serve(settings: ServeSettings) -> None:
     )
     with one_writer(settings.out), socket.create_server(place, family=family) as listener:
         host, port = listener.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}{settings.root_path}"
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if not settings.is_local and settings.auth is None:
             log.warning(
                 "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more", url
@@ -142,7 +141,11 @@ def serve(settings: ServeSettings) -> None:
             settings.keep_minutes,
         )
         config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=GRACE, server_header=False
+            app,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE,
+            server_header=False,
+            root_path=settings.root_path,
         )
         try:
             uvicorn.Server(config).run(sockets=[listener])

@@ -41,7 +41,9 @@ class ServeSettings(CheckedSettings):
 
     host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0: all, then give --auth")
     port: int = setting(7860, low=0, high=65535, help="port to listen on; 0: a free one")
-    root_path: str = setting("", help="path below which a reverse proxy serves this, such as /bifrost")
+    root_path: str = setting(
+        "", help="path below which a reverse proxy serves this, such as /bifrost; the proxy takes it off"
+    )
     auth: str | None = setting(
         None, help="USER:PASSWORD, asked for on every address; as a bearer token too: the same text"
     )

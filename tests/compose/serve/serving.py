@@ -33,7 +33,7 @@ def running(folder: Path, page: bool = False, **options: Any) -> Iterator[TestCl
     settings = ServeSettings(out=folder, devices=("cpu",), **options)
     queue = make_queue(settings)
     app = (make_app if page else make_api)(settings, queue)
-    client = TestClient(app, base_url="http://127.0.0.1:7860")
+    client = TestClient(app, base_url="http://127.0.0.1:7860", root_path=settings.root_path)
     client.queue = queue
     try:
         yield client
