@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ldm.files import ROOT
+from ldm.files import ROOT, read_text, visible_files
 from ldm.settings.json_schema import setting_schemas, type_schema
 from ldm.settings.schema import flat_settings, nearest
 
@@ -18,8 +18,8 @@ FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datase
 def command_modules() -> Iterator[str]:
     """Modules whose `python -m`, or whose file, is a command, in the order of docs/commands.md."""
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py") if folder else ROOT.glob("*.py")):
-            if path.read_text(encoding="utf-8").endswith("    run_module(build_app)\n"):
+        for path in visible_files(ROOT / folder, "**/*.py" if folder else "*.py"):
+            if read_text(path).endswith("    run_module(build_app)\n"):
                 yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
