@@ -212,7 +212,7 @@ BARE = """compose.contact_sheet compose.serve ldm.doctor ldm.registry_list ldm.r
     tiny.bundle_compositor tiny.bundle_depth tiny.bundle_locator tiny.bundle_inpainter tiny.bundle_prompter
     datasets.scenes_render datasets.scenes_sheet scripts.docs.draw_figure scripts.docs.draw_locator
     scripts.docs.draw_regions scripts.docs.make_command_docs scripts.docs.make_examples
-    scripts.docs.make_teaser scripts.measure_code"""
+    scripts.docs.make_teaser scripts.measure_code run_inference.py_schema"""
 
 
 def test_no_long_work_starts_without_an_argument():

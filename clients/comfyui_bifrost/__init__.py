@@ -5,10 +5,10 @@ from comfy_api.latest import ComfyExtension
 from .nodes import Compose, PaintRegions, PlaceBySentence
 
 
-class Bifrost(ComfyExtension):
+class BifrostNodes(ComfyExtension):
     async def get_node_list(self) -> list:
         return [PlaceBySentence, Compose, PaintRegions]
 
 
 async def comfy_entrypoint() -> ComfyExtension:
-    return Bifrost()
+    return BifrostNodes()

@@ -65,7 +65,7 @@ async def send(end: str, **fields) -> tuple[dict, torch.Tensor]:
     server = os.environ.get("BIFROST_SERVER", "http://127.0.0.1:7860").rstrip("/")
     account = os.environ.get("BIFROST_AUTH", "").encode()
     headers = {"Authorization": f"Basic {base64.b64encode(account).decode()}"} if account else {}
-    limits = aiohttp.ClientTimeout(None, sock_connect=10)
+    limits = aiohttp.ClientTimeout(None, sock_connect=10, sock_read=300)
     async with aiohttp.ClientSession(headers=headers, timeout=limits) as session:
         url, early = f"{server}/v1/images/{end}", {"Prefer": "respond-async"}
         job = json.loads(await ask(session, "POST", url, data=form, headers=early))

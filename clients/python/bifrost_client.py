@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+Progress = Callable[[int, int], Any]  # called with step and total
 PICTURES = {"image", "mask", "result", "reference_image", "reference_mask", "depth_map", "reference_depth"}
-POLL_S = 0.2  # seconds between two looks at a job
+POLL_S, TIMEOUT_S = 0.2, 300  # seconds between two looks at a job; in which the server must answer
 
 
 class BifrostError(Exception):
@@ -33,7 +34,7 @@ class BifrostError(Exception):
 
 
 @dataclass(frozen=True)
-class Result:
+class Finished:
     """A finished job. images: PNGs with their recipes; report: all else that the server says of it."""
 
     images: list[bytes]
@@ -57,8 +58,8 @@ class Bifrost:
         if auth:
             self.headers["Authorization"] = f"Basic {base64.b64encode(auth.encode()).decode()}"
 
-    def edit(self, image: Any, on_progress: Callable[[int, int], Any] | None = None, **fields: Any) -> Result:
-        """Compose (`reference_image`) or paint (`mask`, `regions`). on_progress: called with step, total."""
+    def edit(self, image: Any, on_progress: Progress | None = None, **fields: Any) -> Finished:
+        """Compose (`reference_image`) or paint (`mask`, `regions`)."""
         return self._job("edits", {"image": image, **fields}, on_progress)
 
     def place(
@@ -68,7 +69,7 @@ class Bifrost:
         fields |= {"image": image, "reference_image": reference_image, "instruction": instruction}
         return self._job("places", fields).report["places"]
 
-    def replay(self, result: Any, **images: Any) -> Result:
+    def replay(self, result: Any, **images: Any) -> Finished:
         """A composite again by the recipe in its PNG; images: those it was made from."""
         return self._job("replays", {"result": result, **images})
 
@@ -76,10 +77,8 @@ class Bifrost:
         """The models and networks, and what requests may hold."""
         return json.loads(self._ask("GET", "/v1/models"))
 
-    def _job(
-        self, end: str, fields: dict[str, Any], on_progress: Callable[[int, int], Any] | None = None
-    ) -> Result:
-        body, kind = form_of(fields)
+    def _job(self, end: str, fields: dict[str, Any], on_progress: Progress | None = None) -> Finished:
+        body, kind = encode_form(fields)
         sent = self._ask("POST", f"/v1/images/{end}", body, {"Content-Type": kind, "Prefer": "respond-async"})
         job = json.loads(sent)
         path = f"/v1/jobs/{job['id']}"
@@ -95,7 +94,7 @@ class Bifrost:
         if job["state"] != "done":
             raise BifrostError(job["error"] or "the job was cancelled")
         report = {"id": job["id"], **job["result"]}
-        return Result(
+        return Finished(
             [self._ask("GET", f"{path}/{image['file']}") for image in report.pop("images", ())], report
         )
 
@@ -108,7 +107,7 @@ class Bifrost:
         end = time.monotonic() + self.patience
         while True:
             try:
-                with urllib.request.urlopen(request) as answer:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
                     return answer.read()
             except urllib.error.HTTPError as error:
                 wait = float(error.headers.get("Retry-After") or 1)
@@ -122,7 +121,7 @@ class Bifrost:
                 ) from None
 
 
-def form_of(fields: dict[str, Any]) -> tuple[bytes, str]:
+def encode_form(fields: dict[str, Any]) -> tuple[bytes, str]:
     """multipart/form-data (RFC 7578) and its content type; None stays out, lists of images repeat."""
     boundary, body = uuid.uuid4().hex, b""
     for name, value in fields.items():

@@ -16,7 +16,7 @@ import httpx
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from compose.serve.fields import PICTURES, field_schemas
+from compose.serve.fields import field_schemas
 from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED
 from compose.serve.settings import MOST_IMAGES, ServeSettings
@@ -27,7 +27,6 @@ from ldm.result import sample_paths
 from ldm.settings.schema import nearest
 
 POLL_S = 0.2  # seconds between two looks at a job; chosen
-LONGEST = 4096  # characters of a path or an address: PATH_MAX of Linux
 HOW = "Images are named by a path below a folder that the server allows, or by a public address if it may ask"
 TOOLS = {  # name -> end of the address it stands for, the kinds of its fields, what it needs, what it does
     "place": ("places", "place", ("image", "reference_image", "instruction"),
@@ -67,7 +66,7 @@ def tool_schema(kind: str, needed: tuple[str, ...]) -> dict[str, Any]:
 
 
 def form_of(tool: str, given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Arguments as the fields of a form. ValueError for contents of images; for what only `dream` writes."""
+    """Arguments as the fields of a form. ValueError where only `dream` would write a prompt."""
     masks = []
     if "regions" in given:
         regions = [dict(region) for region in given["regions"]]
@@ -77,9 +76,6 @@ def form_of(tool: str, given: Mapping[str, Any]) -> list[tuple[str, str]]:
         if tool == "paint" and blank:
             raise ValueError(f"region {blank[0]} has no prompt; the tool dream writes one")
     form = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in given.items()]
-    for name, value in [*form, *masks]:
-        if name in PICTURES and (len(value) > LONGEST or value.lower().startswith("data:")):
-            raise ValueError(f"{name}: name an image by its path or address; its contents do not belong here")
     return [*form, *masks]
 
 

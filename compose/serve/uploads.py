@@ -29,6 +29,7 @@ from ldm.images import encode_png
 from ldm.memory import FOLDER, IN_MEMORY
 
 MOST_REDIRECTS = 5
+MOST_TEXT = 4096  # characters of a path or an address: PATH_MAX of Linux
 SECONDS, LONGEST = 20.0, 60.0  # in which another server must answer, and have answered; chosen
 # What carries an IPv4 address inside an IPv6 one: NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo (RFC 4380).
 TRANSLATED = [
@@ -58,6 +59,8 @@ def store(job: Job, field: str, data: bytes, settings: ServeSettings) -> Path:
 def named_bytes(field: str, name: str, settings: ServeSettings) -> bytes:
     """The contents of an image that a request names by a path or an address; ValueError says why not."""
     most = settings.max_mb * 1_000_000
+    if len(name) > MOST_TEXT or name[:5].lower() == "data:":  # contents would come back in the error
+        raise ValueError(f"{field}: text is a path or an address; contents are sent as a file, not as base64")
     if re.match(r"https?://", name, re.IGNORECASE):
         if not settings.allow_urls:
             raise ValueError(f"{field}: addresses are not fetched here (--allow-urls allows it)")

@@ -1,6 +1,7 @@
 """The Python client: one file, the standard library only, against a real server."""
 
 import ast
+import email
 import json
 import sys
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.python.bifrost_client import Bifrost, BifrostError, form_of
+from clients.python.bifrost_client import Bifrost, BifrostError, encode_form
 from tests import pages
 from tests.compose.serve.serving import COMPOSITE, H, W, decoded, listening, square, transparent, white
 from tests.conftest import ROOT
@@ -156,8 +157,9 @@ def test_full_queue_is_waited_for_as_long_as_wanted(server, patience):
 
 
 def test_form_keeps_bytes_lists_and_texts():
-    body, kind = form_of({"mask": [b"\r\n--a", b"\x00"], "n": 2, "box": (0.1, 1), "flag": True, "seed": None})
-    import email
+    body, kind = encode_form(
+        {"mask": [b"\r\n--a", b"\x00"], "n": 2, "box": (0.1, 1), "flag": True, "seed": None}
+    )
 
     parsed = email.message_from_bytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body)
     parts = [

@@ -181,6 +181,7 @@ def test_models_are_described(server):
     assert said["takes"] == {"paths": True, "addresses": False, "n": 10, "max_mb": 64, "max_megapixels": 40}
 
 
+ROOM = {"image": "room.png"}
 REGION = {"prompt": "a", "box": [0, 0, 1, 1]}
 REFUSED = {
     "unknown tool": ("compoze", {}, "did you mean 'compose'?"),
@@ -189,24 +190,20 @@ REFUSED = {
     "contents": (
         "compose",
         {**BOX, "image": "data:image/png;base64," + "A" * 9000},
-        "image: name an image by",
+        "image: text is a",
     ),
-    "long": ("paint", {"image": "A" * 5000, "regions": [REGION]}, "image: name an image by its path"),
-    "mask contents": (
-        "paint",
-        {"image": "room.png", "regions": [{"prompt": "a", "mask": "data:,A"}]},
-        "mask: name an",
-    ),
+    "long": ("paint", {"image": "A" * 5000, "regions": [REGION]}, "image: text is a path"),
+    "mask contents": ("paint", {**ROOM, "regions": [{"prompt": "a", "mask": "data:,A"}]}, "mask: text is"),
     "outside": ("compose", {**BOX, "image": "../secret.png"}, "image: ../secret.png is no file below"),
     "absolute": (
         "compose",
         {**BOX, "image": "/etc/hostname"},
-        "image: hostname is no file below the allowed",
+        "image: hostname is no file below",
     ),
     "address": (
         "compose",
         {**BOX, "image": "http://127.0.0.1/a.png"},
-        "image: addresses are not fetched here",
+        "image: addresses are not",
     ),
     "out of it": ("compose", {**BOX, "out": "../a.png"}, "out: ../a.png is no PNG in a folder that may"),
     "no folder": ("compose", {**BOX, "out": "no/a.png"}, "out: no/a.png is no PNG in a folder"),
@@ -215,21 +212,9 @@ REFUSED = {
     "range": ("compose", {**BOX, "steps": 0}, "0 is less than the minimum of 1"),
     "place": ("compose", {**BOX, "box": [0.5, 0.5, 0.2, 0.2]}, "box must"),
     "number": ("compose", {**BOX, "n": 11}, "11 is greater than the maximum of 10"),
-    "no prompt": (
-        "paint",
-        {"image": "room.png", "regions": [REGION, {"box": [0, 0, 1, 1]}]},
-        "region 2 has no",
-    ),
-    "no place": (
-        "paint",
-        {"image": "room.png", "regions": [{"prompt": "a"}]},
-        "1 regions, 0 of them with a box",
-    ),
-    "two places": (
-        "paint",
-        {"image": "room.png", "regions": [{**REGION, "mask": "mask.png"}]},
-        "do not fit 1",
-    ),
+    "no prompt": ("paint", {**ROOM, "regions": [REGION, {"box": [0, 0, 1, 1]}]}, "region 2 has no"),
+    "no place": ("paint", {**ROOM, "regions": [{"prompt": "a"}]}, "1 regions, 0 of them with a box"),
+    "two places": ("paint", {**ROOM, "regions": [{**REGION, "mask": "mask.png"}]}, "do not fit 1"),
     "replay of nothing": ("replay", {"result": "none.png"}, "result: none.png is no file below"),
 }
 

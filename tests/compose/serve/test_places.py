@@ -91,6 +91,11 @@ def test_composite_at_a_place_is_that_of_the_sentence(client):
         ({**SENTENCE, "box": "0,0,1,1"}, "unknown field 'box'"),
         ({**SENTENCE, "n": "2"}, "unknown field 'n'"),
         ({**SENTENCE, "mask": white(square())}, "unknown field 'mask'"),
+        (
+            {**SENTENCE, "image": "data:image/png;base64,AAAA"},
+            "image: text is a path or an address; contents",
+        ),
+        ({**SENTENCE, "reference_image": "A" * 5000}, "reference_image: text is a path or an address"),
         ({**SENTENCE, "candidates": "0"}, "candidates must be in [1, 64], got 0"),
         ({**SENTENCE, "instruction": "Hello there"}, "no known relation"),
     ],
@@ -99,6 +104,7 @@ def test_other_requests_are_refused(client, fields, message):
     answer = ask(client, **fields)
     assert answer.status_code == 400
     assert message in refusal(answer)
+    assert "AAAA" not in refusal(answer)
 
 
 def test_place_is_a_job_without_images(client):

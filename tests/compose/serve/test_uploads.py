@@ -123,10 +123,18 @@ NAMES = [
     "absent.png",
     "../allowed2.png",
     "a\0b",
-    "a" * 5000,
+    "a" * 250 + "/" + "a" * 250,
     "file:///etc/passwd",
     "~/a.png",
 ]
+
+
+@pytest.mark.parametrize(
+    "name", ["data:image/png;base64,AAAA", "DATA:,a", "a" * 4097, "http://a.b/" + "a" * 4096]
+)
+def test_contents_in_place_of_a_path_are_refused_and_not_repeated(allowed, name):
+    with pytest.raises(ValueError, match="^image: text is a path or an address; contents are sent as a file"):
+        named_bytes("image", name, allowed)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:30] for name in NAMES])
