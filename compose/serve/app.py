@@ -23,7 +23,7 @@ from compose.models import compositor_folder
 from compose.serve.agents import agents_at
 from compose.serve.guard import LOCAL_HOSTS, Guard
 from compose.serve.jobs import Job, JobQueue, QueueFull
-from compose.serve.page_about import THEME, build_page
+from compose.serve.page_about import STYLE, THEME, build_page
 from compose.serve.request import filled
 from compose.serve.rest import error_answer, router
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
@@ -110,6 +110,7 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         footer_links=[],
         run_history=False,
         theme=THEME,
+        css=STYLE,
     )
 
 

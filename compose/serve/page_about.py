@@ -27,6 +27,7 @@ from ldm.settings.config import load_config, yaml_layers
 from llava_bifrost.locator import load_locator
 
 DAY = 24 * 3600  # seconds that a visit and its files last; chosen
+STYLE = ".downloads .label-clear-button {display: none}"  # Gradio offers to remove files that are shown
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
 
 

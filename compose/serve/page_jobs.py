@@ -65,7 +65,7 @@ def jobs_tab(queue: JobQueue, settings: ServeSettings) -> None:
     with gr.Row():
         go, cancel = gr.Button("Compose all", variant="primary", elem_id="all"), gr.Button("Cancel")
     table = gr.Dataframe(headers=["job", "state", "result"], interactive=False, wrap=True, elem_id="states")
-    files = gr.File(label="PNG with recipe", file_count="multiple", visible=False, interactive=False)
+    files = gr.File(label="PNG with recipe", file_count="multiple", visible=False, elem_classes="downloads")
 
     def shown(jobs: Sequence[batch.Job], sent: Sequence[Job]) -> list[Any]:
         """Values of table and files."""
