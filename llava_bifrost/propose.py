@@ -20,7 +20,7 @@ from ldm.experts.detect import depth_in_box
 from ldm.experts.segment import sam_mask
 from ldm.files import excerpt, read_json
 from llava_bifrost.language.answer import Candidate
-from llava_bifrost.language.instruction import InstructionError, Request
+from llava_bifrost.language.instruction import GROUND_NAMES, InstructionError, Request
 from llava_bifrost.language.reading import parse_instruction, with_known_names
 from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.placer import Item, place_object
@@ -54,6 +54,9 @@ def propose(
         request = None
     places = read_anchors(anchors, depth_01) if anchors else {}
     request = request and with_known_names(request, places)
+    if name == GEOMETRIC and request is not None and depth_01 is not None:  # "on the floor" needs no box
+        ground = fit_ground(depth_01, [place.box01_xyxy for place in places.values()])
+        places |= {other: ground.as_place() for other in request.named if other in GROUND_NAMES} | places
     missing = [] if request is None else [other for other in request.named if other not in places]
     if options.detector is not None and missing and depth_01 is not None:
         for other, detection in networks.detector(options.detector).find_names(rgb_u8, missing).items():

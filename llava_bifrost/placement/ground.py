@@ -90,6 +90,14 @@ class Ground:
             return place
         return Place(place.box01_xyxy, foot, place.far, max(place.near, foot))
 
+    def as_place(self) -> Place:
+        """The ground as an object: from its farthest row to the lower border, over the whole width."""
+        top = float(np.flatnonzero(self.reach.any(axis=1)).min(initial=self.reach.shape[0] - 1)) / len(
+            self.reach
+        )
+        far, middle = (min(max(float(self.plane.at(0.5, y)), 0.0), 1.0) for y in (top, (top + 1) / 2))
+        return Place((0.0, top, 1.0, 1.0), max(middle, far), far, 1.0)
+
 
 def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     """Find the ground of a depth map (h, w), 1 = nearest; the same input gives the same answer.
@@ -168,7 +176,8 @@ def _ground_score(planes: np.ndarray, points: np.ndarray, feet: np.ndarray) -> n
     # The map ends at its nearest value; ground that would be nearer is not seen as a hole.
     beyond = points[:, 2] > points[:, 2].max() - TOLERANCE
     below = ((above < -2 * loose) & ~beyond).mean(axis=1)
-    area = (np.abs(above) < loose).mean(axis=1)
+    low = 2 * points[:, 1]  # the lower half of an image shows more ground
+    area = ((np.abs(above) < loose) * low).mean(axis=1)
     standing = np.zeros(len(planes))
     if len(feet):  # then a wall is no better for being large
         standing = np.clip(1 - np.abs(_residuals(planes, feet)) / (4 * loose), 0, 1).mean(axis=1)

@@ -22,7 +22,7 @@ from llava_bifrost.language.answer import Candidate, format_answer, named_places
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement import search
 from llava_bifrost.placement.ground import EDGE, fit_ground
-from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, size_at_one
+from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, is_level, size_at_one
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def place_object(
     relations = [PHRASES[phrase] for phrase, _ in request.relations]
     relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
     touched = {name for phrase, name in request.relations if PHRASES[phrase] in (*search.UPON, "under")}
-    touched |= {name for name, place in anchors.items() if search.is_level(name, place)}
+    touched |= {name for name, place in anchors.items() if is_level(name, place)}
     passes = [(touched, search.SLIM), (touched, CLOSE)]
     if "in front of" in relations:  # nothing says how far what the border cuts off reaches
         passes.append(

@@ -14,8 +14,8 @@ import numpy as np
 
 from datasets.geometry import Box01
 from datasets.relations import Place
-from llava_bifrost.placement.ground import EDGE, TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
-from llava_bifrost.placement.sizes import FLAT_NOUNS, LEVEL_NOUNS, TOP_SIDE, UPPER_SIDES, by_noun
+from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
+from llava_bifrost.placement.sizes import FLAT_NOUNS, TOP_SIDE, UPPER_SIDES, by_noun, is_level
 
 # All are chosen by looking at the placer's answers in rendered rooms and photographs.
 COLUMNS, ROWS = 40, 44  # of the grid of contact points
@@ -145,12 +145,6 @@ def candidate_placements(
             around = _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide)
             parts.append(on_plane(view, plane, around, extent))
     return join(parts)
-
-
-def is_level(name: str, place: Place) -> bool:
-    """Whether an object is what others stand on: a floor, a rug, a table from border to border."""
-    spans = place.x0 <= EDGE and place.x1 >= 1 - EDGE
-    return spans or name.split()[-1] in LEVEL_NOUNS
 
 
 def on_plane(

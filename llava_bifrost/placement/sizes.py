@@ -84,6 +84,12 @@ def by_noun(table: Mapping[str, T], name: str) -> T | None:
     return next((table[key] for word in last for key in (word, word.removesuffix("s")) if key in table), None)
 
 
+def is_level(name: str, place: Place) -> bool:
+    """Whether an object is what others stand on: a floor, a rug, a table from border to border."""
+    spans = place.x0 <= EDGE and place.x1 >= 1 - EDGE
+    return spans or name.split()[-1] in LEVEL_NOUNS
+
+
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:
     """Square root of the box's area in pixels."""
     return float((place.width * size_hw[1] * (place.y1 - place.y0) * size_hw[0]) ** 0.5)
@@ -102,6 +108,8 @@ def size_at_one(
     named:    the anchors of the request; known: everything whose place is known
     relative: size of the target relative to the first named anchor at equal distance, instead of the table
     """
+    named = {name: place for name, place in named.items() if not is_level(name, place)}
+    known = {name: place for name, place in known.items() if not is_level(name, place)}
     if relative is not None and named:
         first = next(iter(named.values()))
         return relative * size_px(first, size_hw) / float(ground.scale(first.d))

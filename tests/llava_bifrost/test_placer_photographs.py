@@ -4,6 +4,7 @@ the test data are answered as well where they are."""
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from ldm.images import read_depth
 from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
-from llava_bifrost.placement.search import is_level
-from llava_bifrost.placement.sizes import usual_size
-from llava_bifrost.propose import read_anchors
+from llava_bifrost.placement.sizes import is_level, usual_size
+from llava_bifrost.propose import propose, read_anchors
+from llava_bifrost.settings import GEOMETRIC
 
 H, W = 120, 160
 Y, X = (np.mgrid[0:H, 0:W] + 0.5) / np.array([H, W])[:, None, None]
@@ -173,6 +174,24 @@ def test_what_the_border_cuts_off_does_not_forbid_a_place_in_front(side: tuple) 
     assert found.y1 > 0.75
     assert found.x0 < 0.55
     assert found.x1 > 0.4
+
+
+@pytest.mark.parametrize("name", ["floor", "ground", "grass", "street"])
+@pytest.mark.parametrize("anchors", [None, {"chair": {"box": list(CHAIR)}}])
+def test_the_ground_needs_no_box(name: str, anchors: dict | None) -> None:
+    options = SimpleNamespace(locator_name=GEOMETRIC, detector=None, candidates=3)
+    depth_01, text = hall(), f"Put the dog on the {name}"
+    rgb_u8 = np.zeros((H, W, 3), np.uint8)
+    request, places, found = propose(options, text, rgb_u8, depth_01, anchors, Item(1.0), None)
+    assert request is not None
+    assert name in places
+    assert found
+    for each in found:
+        assert each.location.y1 > 0.6
+        assert each.location.d == pytest.approx(float(depth_01[int(each.location.y1 * H) - 1, 0]), abs=0.1)
+    given = {name: {"box": [0.5, 0.7, 1, 1], "depth": 0.5}}  # what the user says stays
+    (best, *_) = propose(options, text, rgb_u8, depth_01, given, Item(1.0), None)[2]
+    assert best.location.middle > 0.5
 
 
 A_BED = Place((0.1, 0.4, 0.9, 0.95), 0.5, 0.3, 0.8)
