@@ -25,7 +25,7 @@ from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
-BEFORE = "8f05625f09d1ae8e2b2ea4dfd9883812ddba6dfb"  # version 0.1.0
+BEFORE = "8f05625f09d1ae8e2b2ea4dfd9883812ddba6dfb"  # composites worked on whole images
 WORKS = {"before": ("image", "jobs 100"), "now": ("image", "jobs 100", "jobs 5000", "jobs 100000")}
 
 

@@ -205,7 +205,7 @@ def layer_merger(schema: type[T], below: Sequence[Layer]) -> Callable[[Layer], T
         except (TypeError, ValueError, OverflowError):
             pass  # merged below, for the conversion or for the words of the error
         merged = merge_layers(schema, [*below, layer])
-        if layer.values.keys() <= hints.keys():
+        if layer.values.keys() <= hints.keys() and "${" not in str(below):  # a reference may be to this layer
             touched = {*layer.values, *map(other_unit, layer.values)}
             shown.update({name: getattr(merged, name) for name in hints.keys() - touched})
         return merged

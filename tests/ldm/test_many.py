@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from compose.batch import read_jobs
 from compose.settings import ComposeSettings
 from ldm.files import ROOT
-from ldm.settings.config import Layer, layer_merger, merge_layers
+from ldm.settings.config import Layer, layer_merger, merge_layers, yaml_layers
 from tests.batches import job, write
 from tests.images import Case
 from tests.job_settings import Job
@@ -78,9 +78,10 @@ def below(request) -> list[Layer]:
 
 @pytest.fixture(scope="module")
 def merge(below) -> Any:
-    """What has merged a first layer already."""
+    """What has merged a layer with a box and one without already."""
     merge = layer_merger(ComposeSettings, below)
-    merge(Layer(PLACED))
+    for values in (PLACED, {**REQUIRED, "target_mask": "c.png"}):
+        merge(Layer(values))
     return merge
 
 
@@ -126,6 +127,13 @@ def test_what_a_layer_sets_does_not_reach_the_next_one(first) -> None:
     merge, expected = layer_merger(ComposeSettings, BELOW), one_by_one(BELOW)
     for values in (first, PLACED, first, TYPED[2], TYPED[3], PLACED):
         assert repr(outcome(merge, values)) == repr(outcome(expected, values))
+
+
+def test_a_reference_below_follows_each_layer(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("num_samples: ${seed}\n")
+    merge = layer_merger(ComposeSettings, yaml_layers(path))
+    assert [merge(Layer({**PLACED, "seed": seed})).num_samples for seed in (3, 5, 7)] == [3, 5, 7]
 
 
 def test_values_below_that_need_conversion_hold() -> None:
