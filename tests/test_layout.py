@@ -107,6 +107,8 @@ CASES = [
     (ranks, "cldm/a.py", "from scripts.sheet import make", "import compositor"),
     (ranks, "compose/a.py", "from tiny.loop import a", "from cldm.model import M"),
     (ranks, "scripts/a.py", "from tests.conftest import ROOT", "from compose import compose"),
+    (ranks, "clients/python/a.py", "from ldm.images import resize", "import json"),
+    (ranks, "clients/comfyui_bifrost/a.py", "import compose", "from .nodes import Compose"),
     (rules.early_extras, "ldm/a.py", "import torchvision.ops", "def f():\n    import torchvision"),
     (rules.early_extras, "ldm/a.py", "try:\n    from lpips import L\nfinally:\n    pass", "import torch"),
     (rules.early_extras, "a.py", "class A:\n    import timm", "from datasets.timm import a"),
