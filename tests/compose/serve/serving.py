@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import socket
 import threading
@@ -123,3 +124,18 @@ def refusal(answer: httpx.Response) -> str:
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error["message"]
+
+
+def images(answer: httpx.Response) -> list[bytes]:
+    """The images of an answer."""
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(entry["b64_json"]) for entry in answer.json()["data"]]
+
+
+def busy(client: TestClient) -> threading.Event:
+    """Keep the worker busy until the returned event is set."""
+    gate, job = threading.Event(), client.queue.open("test")
+    client.queue.submit(job, lambda job, own: gate.wait(20) and {} or {})
+    while job.state == "queued":
+        time.sleep(0.005)
+    return gate

@@ -1,20 +1,12 @@
-"""The HTTP API: what it paints, what it refuses and in which words, jobs, limits, no path told."""
+"""The HTTP API: what it paints, by which mask, and what its answers say."""
 
-import base64
-import errno
-import io
 import json
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from compose import ComposeSettings, compose, load_models
-from ldm.files import ROOT
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
@@ -24,6 +16,7 @@ from tests.compose.serve.serving import (
     H,
     W,
     decoded,
+    images,
     png,
     post,
     refusal,
@@ -40,33 +33,6 @@ FILES = {  # settings of the library -> fields of a request
     "object_mask": "reference_mask",
     "background_depth": "depth_map",
 }
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, small_compositor, small_depth_network):
-    path = tmp_path_factory.mktemp("config") / "compose.yaml"
-    path.write_text(f"model: {small_compositor}\ndepth_model: {small_depth_network}\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory, config):
-    with running(tmp_path_factory.mktemp("server") / "out", compose_config=config) as client:
-        yield client
-
-
-def images(answer):
-    assert answer.status_code == 200, answer.text
-    return [base64.b64decode(entry["b64_json"]) for entry in answer.json()["data"]]
-
-
-def busy(client):
-    """Keep the worker busy until the returned event is set."""
-    gate, job = threading.Event(), client.queue.open("test")
-    client.queue.submit(job, lambda job, own: gate.wait(20) and {} or {})
-    while job.state == "queued":
-        time.sleep(0.005)
-    return gate
 
 
 def test_composite_is_that_of_the_library_and_its_bytes_repeat(client, small_compositor, tmp_path):
@@ -175,196 +141,6 @@ def test_url_leads_to_the_same_bytes(client):
         assert client.get(entry["url"].replace("0.png", name)).status_code in (404, 405)
 
 
-UNKNOWN = [
-    ("boxx", "0,0,1,1", "unknown field 'boxx'; did you mean 'box'? allowed: "),
-    ("Prompt", "a", "unknown field 'Prompt'; did you mean 'prompt'? allowed: "),
-    ("quality", "high", "unknown field 'quality'; allowed: "),
-    ("regions", "[]", "regions does not go with reference_image"),
-    ("lora", "a.safetensors", "unknown field 'lora'; "),
-    ("device", "cpu", "unknown field 'device'; "),
-    ("background", "transparent", "unknown field 'background'; "),
-    ("image[0]", "a", "unknown field 'image[0]'; "),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "text"), UNKNOWN, ids=[row[0] for row in UNKNOWN])
-def test_unknown_field_is_refused_by_name(client, name, value, text):
-    answer = post(client, {**COMPOSITE, name: value})
-    assert answer.status_code == 400
-    assert refusal(answer).startswith(text)
-
-
-REFUSED = [
-    ({"n": "0"}, "n must be 1 to 10, got '0'"),
-    ({"n": "11"}, "n must be 1 to 10, got '11'"),
-    ({"n": "two"}, "n must be 1 to 10, got 'two'"),
-    ({"size": "1024x1024"}, "size must be auto or 128x96, the size of the image, got '1024x1024'"),
-    ({"response_format": "jpeg"}, "response_format must be b64_json or url, got 'jpeg'"),
-    ({"output_format": "webp"}, "output_format must be png, got 'webp'"),
-    ({"model": "dall-e-2"}, "model must be small, got 'dall-e-2'"),
-    ({"steps": "0"}, "steps must be in [1, 1000], got 0"),
-    ({"steps": "many"}, "steps must be int, got 'many'"),
-    ({"seed": ["1", "2"]}, "seed must be one text, got 2"),
-    ({"box": "0.9,0.2,0.7,0.9"}, "box must be x1,y1,x2,y2 in fractions of the image"),
-    ({"box": "0.1,0.2"}, "box must be float,float,float,float, got 0.1,0.2"),
-    (
-        {"box": None},
-        "instruction SENTENCE, box x1,y1,x2,y2 (fractions of the background) or mask FILE is needed",
-    ),
-    ({"mode": "melt"}, "unknown mode 'melt'; allowed: place"),
-    ({"depth": "2"}, "depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got 2"),
-    ({"prompt": "Place the cube on the floor"}, "prompt says where the object goes, and so does box"),
-    ({"image": None}, "image is missing: the image to edit"),
-    (
-        {"image": [COMPOSITE["image"]] * 2},
-        "image must be one image, got 2; the object goes into reference_image",
-    ),
-    ({"image": b"<svg/>"}, "image is not an image; readable are PNG, JPEG"),
-    ({"reference_image": b""}, "reference_image is not an image"),
-    ({"image": COMPOSITE["image"][:200]}, "image is truncated or damaged: its PNG data cannot be decoded"),
-    ({"mask": white(square())[:60]}, "mask is "),
-    ({"mask": white(square(10)[:50]), "box": None}, "mask is 128 x 50 pixels, its image is 128 x 96"),
-    (
-        {"mask": png(room(H, W), np.full((H, W), 9, np.uint8))},
-        "mask: no pixel is fully transparent (alpha 0)",
-    ),
-    ({"within_mask": "true"}, "within_mask needs mask"),
-    ({"mask": white(square()), "compat": "bifrost"}, "within_mask does not go with compat"),
-    ({"mask": [white(square())] * 2}, "mask must be one image with reference_image"),
-    ({"image": "/etc/passwd"}, "image must be a file; paths on the server are not read"),
-    ({"image": "http://127.0.0.1/a.png"}, "image: addresses are not fetched here"),
-]
-
-
-@pytest.mark.parametrize(("changes", "text"), REFUSED, ids=[str(row[0])[:40] for row in REFUSED])
-def test_request_that_cannot_be_honoured_is_refused_in_its_own_words(client, changes, text):
-    answer = post(client, {**COMPOSITE, **changes})
-    assert answer.status_code == 400
-    assert refusal(answer).startswith(text)
-
-
-REGIONS = [
-    ({"mask": None}, "mask is missing: where to paint (or regions, or a transparent part of the image)"),
-    ({"mask": [PAINTING["mask"]] * 2}, "1 regions, 0 of them with a box, do not fit 2 masks"),
-    (
-        {"prompt": "", "regions": '[{"box": [0, 0, 1, 1]}]'},
-        "1 regions, 1 of them with a box, do not fit 1 masks",
-    ),
-    ({"prompt": "", "regions": "[{}, {}]"}, "2 regions, 0 of them with a box, do not fit 1 masks"),
-    ({"regions": '[{"prompt": "a"}]'}, "prompt: each of the regions has its own; leave it empty"),
-    ({"prompt": "", "regions": "a red cube"}, "regions is no JSON"),
-    ({"prompt": "", "regions": "{}"}, "regions must be a JSON list"),
-    (
-        {"prompt": "", "regions": '[{"text": "a"}]'},
-        "region 1: unknown key 'text'; allowed: prompt, negative, box",
-    ),
-    ({"prompt": "", "regions": '[{"prompt": 1}]'}, "region 1: prompt must be text"),
-    ({"prompt": "", "regions": '[{}, {"box": [0, 0, 2, 1]}]'}, "region 2: box must be x1,y1,x2,y2"),
-    ({"prompt": "", "regions": '[{"box": 3}]'}, "region 1: box must be four numbers"),
-    ({"box": "0,0,1,1"}, "box needs reference_image"),
-    ({"instruction": "behind the sofa"}, "instruction needs reference_image"),
-    ({"strength": "3"}, "strength must be in [0.01, 1.0], got 3.0"),
-    ({"model": "small"}, "model must be small inpainter, got 'small'"),
-]
-
-
-@pytest.mark.parametrize(("changes", "text"), REGIONS, ids=[str(row[0])[:40] for row in REGIONS])
-def test_painting_that_cannot_be_honoured_is_refused(client, changes, text):
-    answer = post(client, {**PAINTING, **changes})
-    assert answer.status_code == 400
-    assert refusal(answer).startswith(text)
-
-
-def test_fields_in_the_address_and_other_bodies_are_refused(client):
-    assert (
-        refusal(post(client, COMPOSITE, params={"seed": 1}))
-        == "fields belong into the form, not into the address"
-    )
-    answer = client.post("/v1/images/edits", json={"prompt": "a"})
-    assert (answer.status_code, refusal(answer)) == (415, "a multipart/form-data form is needed")
-
-
-def test_full_disk_is_said_without_a_path(client, monkeypatch):
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "no space left", str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    answer = post(client, COMPOSITE)
-    expected = (507, "the server could not store the request; its log says why")
-    assert (answer.status_code, refusal(answer)) == expected
-
-
-def test_no_refusal_leaves_a_job_or_a_file(client):
-    before = set(client.queue.folder.iterdir())
-    for changes in ({"n": "0"}, {"boxx": "1"}, {"image": b"text"}):
-        assert post(client, {**COMPOSITE, **changes}).status_code == 400
-    left = set(client.queue.folder.iterdir()) - before
-    assert [sorted(path.name for path in folder.iterdir()) for folder in left] == [["job.json"]] * len(left)
-    assert all(job.state != "queued" for job in client.queue.jobs.values())
-
-
-def test_job_is_followed_by_polling_and_by_events_and_fetched(client):
-    gate = busy(client)
-    answer = post(client, COMPOSITE, headers={"Prefer": "respond-async"})
-    assert answer.status_code == 202
-    job = client.get(answer.headers["location"]).json()
-    assert job["state"] == "queued"
-    assert job["kind"] == "compose"
-    assert job["position"] == 0
-    assert client.get(f"{answer.headers['location']}/preview").status_code == 204
-    gate.set()
-    with client.stream("GET", f"/v1/jobs/{job['id']}/events") as stream:
-        assert stream.headers["content-type"].startswith("text/event-stream")
-        told = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
-    assert told[-1]["state"] == "done"
-    assert (told[-1]["step"], told[-1]["total"]) == (told[-1]["total"], told[-1]["total"]) != (0, 0)
-    assert told[-1] == client.get(f"/v1/jobs/{job['id']}").json()
-    assert told[-1]["expires"] > time.time()
-    (entry,) = told[-1]["result"]["data"]
-    assert [client.get(entry["url"]).content] == images(post(client, COMPOSITE))
-    assert client.delete(f"/v1/jobs/{job['id']}").status_code == 204
-    assert client.get(entry["url"]).status_code == 404
-    assert refusal(client.get(f"/v1/jobs/{job['id']}")) == "no such job, or its results are deleted"
-
-
-def test_preview_of_a_running_job_is_an_image_of_the_crop(client):
-    seen = []
-    fields = {**COMPOSITE, "steps": "60", "n": "4"}
-    place = post(client, fields, headers={"Prefer": "respond-async"}).headers["location"]
-    while client.get(place).json()["state"] in ("queued", "running") and not seen:
-        answer = client.get(f"{place}/preview")
-        seen += [decoded(answer.content).shape] if answer.status_code == 200 else []
-    assert seen
-    assert seen[0][2] == 3
-    client.delete(place)
-
-
-def test_running_job_is_cancelled(client):
-    fields = {**COMPOSITE, "steps": "1000", "n": "10"}
-    place = post(client, fields, headers={"Prefer": "respond-async"}).headers["location"]
-    while client.get(place).json()["step"] < 1:
-        time.sleep(0.01)
-    assert client.delete(place).status_code == 204
-    job = client.queue.get(place.rpartition("/")[2])
-    assert job.finished.result(20).state == "cancelled"
-    assert client.get(place).json()["step"] < 1000
-    assert client.get(place).json()["result"] is None
-
-
-def test_waiting_request_hears_that_its_job_was_cancelled(client):
-    gate, answers = busy(client), []
-    thread = threading.Thread(target=lambda: answers.append(post(client, COMPOSITE)))
-    thread.start()
-    while not (
-        waiting := [job for job in client.queue.jobs.values() if job.state == "queued" and job.kind != "edit"]
-    ):
-        time.sleep(0.01)
-    client.delete(f"/v1/jobs/{waiting[0].id}")
-    thread.join(20)
-    gate.set()
-    assert (answers[0].status_code, refusal(answers[0])) == (409, "the job was cancelled")
-
-
 def test_requests_at_once_have_the_bytes_of_the_same_requests_alone(client):
     wanted = [
         {**COMPOSITE, "image": png(room(H + 8 * i, W)), "depth_map": None, "seed": str(i)} for i in range(4)
@@ -395,46 +171,6 @@ def test_addresses_of_results_have_the_path_of_the_proxy(tmp_path, config):
         assert client.get(url).headers["content-type"] == "image/png"
 
 
-def test_full_queue_and_too_many_requests_are_told_when_to_come_back(tmp_path, config):
-    with running(tmp_path / "out", compose_config=config, waiting=1, rate_limit=3) as client:
-        gate = busy(client)
-        ok = post(client, COMPOSITE, headers={"Prefer": "respond-async"})
-        full = post(client, COMPOSITE)
-        assert (ok.status_code, full.status_code) == (202, 429)
-        assert refusal(full) == f"1 jobs are waiting; try again in {full.headers['retry-after']} s"
-        gate.set()
-        client.queue.get(ok.json()["id"]).finished.result(30)
-        many = [post(client, {**COMPOSITE, "n": "0"}).status_code for _ in range(3)]
-        assert many == [400, 400, 429]
-
-
-def test_request_and_image_that_are_too_large_are_refused_with_the_limit(tmp_path, config):
-    with running(tmp_path / "out", compose_config=config, max_mb=1, max_megapixels=1) as client:
-        answer = post(client, {**COMPOSITE, "image": bytes(1_100_000)})
-        assert (answer.status_code, refusal(answer)) == (413, "the request is larger than 1 MB (--max-mb)")
-        answer = post(client, {**COMPOSITE, "image": png(np.zeros((1001, 1000), np.uint8))})
-        assert refusal(answer) == "image has 1000 x 1001 = 1.0 million pixels; at most 1 million are taken"
-        chunks = iter([b"x" * 300_000] * 5)
-        kind = {"content-type": "multipart/form-data; boundary=b"}
-        assert client.post("/v1/images/edits", content=chunks, headers=kind).status_code == 413
-
-
-def test_no_answer_and_no_image_tells_a_path_of_the_server(client, config, tmp_path, small_compositor):
-    answers = [
-        post(client, {**COMPOSITE, "reference_mask": None}),
-        post(client, PAINTING),
-        *(post(client, {**COMPOSITE, **changes}) for changes, _ in REFUSED),
-    ]
-    for answer in answers:
-        texts = [json.dumps(answer.json())]
-        for entry in answer.json().get("data", ()):
-            image = Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
-            texts += image.text.values()
-        for text in texts:
-            for place in (ROOT, client.queue.folder, config.parent, small_compositor.parent, "/tmp", "job-"):
-                assert str(place) not in text, text[:300]
-
-
 def test_recipe_of_a_result_names_uploads_by_their_contents(client, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(images(post(client, COMPOSITE))[0])
@@ -462,15 +198,6 @@ def test_result_is_replayed_from_the_files_that_were_sent(client, small_composit
     assert np.array_equal(
         decoded((tmp_path / "b.png").read_bytes()), decoded((tmp_path / "a.png").read_bytes())
     )
-
-
-def test_result_outlives_the_server(tmp_path, config):
-    with running(tmp_path / "out", compose_config=config) as client:
-        url = post(client, {**COMPOSITE, "response_format": "url"}).json()["data"][0]["url"]
-        data, job = client.get(url).content, client.get(url.rpartition("/")[0]).json()
-    with running(tmp_path / "out", compose_config=config) as client:
-        assert client.get(url).content == data
-        assert client.get(url.rpartition("/")[0]).json() == job
 
 
 def test_models_and_health(client):
