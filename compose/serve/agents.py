@@ -6,7 +6,7 @@ passes through the conversation. The library `mcp` is optional; without it /mcp 
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from compose.serve.settings import MOST_IMAGES, ServeSettings
 from compose.serve.uploads import new_file
 from ldm import __version__
 from ldm.doctor import lacks_mcp
-from ldm.result import sample_paths
+from ldm.result import sample_paths, write_result
 from ldm.settings.schema import nearest
 
 POLL_S = 0.2  # seconds between two looks at a job; chosen
@@ -65,20 +65,6 @@ def tool_schema(kind: str, needed: tuple[str, ...]) -> dict[str, Any]:
     return {**body, "additionalProperties": False}
 
 
-def form_of(tool: str, given: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Arguments as the fields of a form. ValueError where only `dream` would write a prompt."""
-    masks = []
-    if "regions" in given:
-        regions = [dict(region) for region in given["regions"]]
-        masks = [("mask", region.pop("mask")) for region in regions if "mask" in region]
-        given = {**given, "regions": regions}
-        blank = [number for number, region in enumerate(regions, 1) if not region.get("prompt")]
-        if tool == "paint" and blank:
-            raise ValueError(f"region {blank[0]} has no prompt; the tool dream writes one")
-    form = [(key, value if isinstance(value, str) else json.dumps(value)) for key, value in given.items()]
-    return [*form, *masks]
-
-
 async def answer(
     tool: str,
     given: dict[str, Any],
@@ -102,8 +88,17 @@ async def answer(
         return await ask("GET", "v1/models")
     out, count = given.pop("out", None), given.get("n", 1)
     names = [] if out is None else [path.as_posix() for path in sample_paths(Path(out), count)]
-    places = [new_file("out", name, settings) for name in names]
-    parts = [(name, (None, value)) for name, value in form_of(tool, given)]
+    for name in names:  # before the work too
+        new_file("out", name, settings)
+    masks, regions = [], [dict(region) for region in given.get("regions", ())]
+    for number, region in enumerate(regions, 1):
+        if tool == "paint" and not region.get("prompt"):
+            raise ValueError(f"region {number} has no prompt; the tool dream writes one")
+        if "mask" in region:
+            masks.append(("mask", (None, region.pop("mask"))))
+    fields = {**given, **({"regions": regions} if regions else {})}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+    parts = [*((name, (None, text)) for name, text in texts.items()), *masks]
     job = await ask("POST", f"v1/images/{end}", files=parts, headers={"Prefer": "respond-async"})
     path, step = f"v1/jobs/{job['id']}", 0
     try:
@@ -118,12 +113,12 @@ async def answer(
     if job["state"] != "done":
         raise ValueError(job["error"] or "the job was cancelled")
     result = {name: value for name, value in job["result"].items() if name not in ("recipe", "images")}
-    for image, name, place in zip(result["data"], names, places, strict=False):
+    for image, name in zip(result["data"], names, strict=False):
+        data, place = (await client.get(image["url"])).content, new_file("out", name, settings)
         try:
-            with place.open("xb") as file:
-                file.write((await client.get(image["url"])).content)
-        except OSError as error:
-            raise ValueError(f"out: {name}: {error.strerror}; the image is at {image['url']}") from None
+            write_result({place: data})
+        except (OSError, ValueError):
+            raise ValueError(f"out: {name} cannot be written; the image is at {image['url']}") from None
         image["path"] = name
     return {"id": job["id"], "expires": job["expires"], **result}
 

@@ -1,14 +1,14 @@
 """Tools for agents, called by the protocol's own client; and what is said where its library is missing."""
 
 import json
-from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 import httpx
 import jsonschema
 import pytest
 
+from compose.serve import agents
+from ldm.result import write_result
 from tests.compose.serve.serving import (
     COMPOSITE,
     H,
@@ -20,10 +20,10 @@ from tests.compose.serve.serving import (
     transparent,
     white,
 )
+from tests.compose.serve.tool_calls import ACCOUNT, call, fetched, session
 from tests.images import room
 
 NEEDS = "mcp is missing: pip install mcp==1.30.0 (requirements-extras.txt)"
-ACCOUNT = "anne:secret"
 TOOLS = ["place", "compose", "paint", "dream", "replay", "describe_models"]
 CRATE = {"crate": {"box": [0.68, 0.45, 0.88, 0.8], "depth": 0.64}}
 PLACED = {"image": "room.png", "reference_image": "thing.png", "reference_mask": "thing_mask.png"}
@@ -53,39 +53,6 @@ def server(tmp_path_factory, folder, small_compositor, small_depth_network):
     config.write_text(f"model: {small_compositor}\ndepth_model: {small_depth_network}\n")
     with listening(made / "out", compose_config=config, allow=(folder,), auth=ACCOUNT) as started:
         yield started
-
-
-@asynccontextmanager
-async def session(url: str, account: str = ACCOUNT):
-    from mcp import ClientSession
-    from mcp.client.streamable_http import streamablehttp_client
-
-    headers = {"Authorization": f"Bearer {account}"}
-    async with (
-        streamablehttp_client(f"{url}/mcp", headers=headers) as (read, write, _),
-        ClientSession(read, write) as one,
-    ):
-        await one.initialize()
-        yield one
-
-
-def call(server: Any, tool: str, **arguments: Any) -> Any:
-    """The result as JSON, or the text of the error."""
-
-    async def ask():
-        async with session(server[0]) as one:
-            return await one.call_tool(tool, arguments)
-
-    answer = anyio.run(ask)
-    [content] = answer.content
-    assert len(content.text) < 20_000, "no image passes through the conversation"
-    return content.text if answer.isError else json.loads(content.text)
-
-
-def fetched(image: dict[str, Any]) -> bytes:
-    answer = httpx.get(image["url"], auth=tuple(ACCOUNT.split(":")))
-    assert answer.status_code == 200
-    return answer.content
 
 
 def test_tools_have_schemas_of_the_settings(server):
@@ -119,6 +86,24 @@ def test_composite_has_an_address_and_a_new_file(server, folder):
     again = call(server, "compose", **BOX, out="sub/a_1.png")
     assert again == "out: sub/a_1.png is there already; nothing is replaced"
     assert str(folder) not in json.dumps(made)
+
+
+def test_file_that_appears_meanwhile_is_kept_and_a_full_disk_leaves_nothing(server, folder, monkeypatch):
+    def appears(files, overwrite=False):
+        (folder / "sub" / "late.png").write_bytes(b"mine")
+        write_result(files, overwrite)
+
+    monkeypatch.setattr(agents, "write_result", appears)
+    call(server, "compose", **BOX, out="sub/late.png")
+    assert (folder / "sub" / "late.old1.png").read_bytes() == b"mine"
+
+    def full(files, overwrite=False):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(agents, "write_result", full)
+    said = call(server, "compose", **BOX, out="sub/full.png")
+    assert said.startswith("out: sub/full.png cannot be written; the image is at http://127.0.0.1:")
+    assert not (folder / "sub" / "full.png").exists()
 
 
 def test_replay_is_identical_and_refuses_other_inputs(server, folder):
