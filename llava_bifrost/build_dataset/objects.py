@@ -112,6 +112,7 @@ def can_be_named(name: str) -> bool:
     """Whether an instruction can hold the name."""
     try:
         Request(name, replace=True)
+        Request(name, (("on", name),))  # as a target it cannot be described, "cup on the saucer"
     except ValueError:
         return False
     return True

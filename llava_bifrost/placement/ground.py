@@ -56,6 +56,11 @@ class Plane:
         """Depth at points; not clipped."""
         return self.a * x + self.b * y + self.c
 
+    @property
+    def tolerance(self) -> float:
+        """Depth within which points are on the plane: estimated depth bends on steep ones."""
+        return TOLERANCE * max(1.0, self.b / BENDING)
+
     def height_of(self, x: Any, d: Any) -> Any:
         """The y at which the plane has depth d."""
         return (d - self.c - self.a * x) / self.b
@@ -130,7 +135,7 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     reach = max(1, round(RISE_ROWS * h))
     padded = np.pad(small, ((reach, reach), (0, 0)), mode="edge")
     climbs = (padded[2 * reach :] - padded[: -2 * reach]) * h / (2 * reach) > RISE * plane.b
-    seen = (np.abs(above) < 2 * TOLERANCE * max(1.0, plane.b / BENDING)) & climbs
+    seen = (np.abs(above) < 2 * plane.tolerance) & climbs
     rows = np.nonzero(seen.any(axis=1))[0]
     hidden = (above > 0) & (y >= (rows[0] if len(rows) else h))  # by something nearer
     return Ground(plane, _horizon(plane, planes, points, depth_01.shape), seen, hull(seen) | hidden, True)
@@ -172,7 +177,8 @@ def _hypotheses(points: np.ndarray, size: tuple[int, int], feet: np.ndarray) -> 
 
 def _ground_score(planes: np.ndarray, points: np.ndarray, feet: np.ndarray) -> np.ndarray:
     """How much speaks for planes (p, 3) as the ground: points on them, feet on them, little below them."""
-    above, loose = _residuals(planes, points), _tolerance(planes)
+    above = _residuals(planes, points)
+    loose = TOLERANCE * np.maximum(1.0, planes[:, 1:2] / BENDING)  # (p, 1)
     # The map ends at its nearest value; ground that would be nearer is not seen as a hole.
     beyond = points[:, 2] > points[:, 2].max() - TOLERANCE
     below = ((above < -2 * loose) & ~beyond).mean(axis=1)
@@ -183,11 +189,6 @@ def _ground_score(planes: np.ndarray, points: np.ndarray, feet: np.ndarray) -> n
         standing = np.clip(1 - np.abs(_residuals(planes, feet)) / (4 * loose), 0, 1).mean(axis=1)
         area = np.minimum(area, ENOUGH) + 0.1 * area
     return area + FEET * standing - (3 - 2 * standing) * np.maximum(below - BELOW, 0)
-
-
-def _tolerance(planes: np.ndarray) -> np.ndarray:
-    """Depth within which points are on planes (p, 3), (p, 1): estimated depth bends on steep ones."""
-    return TOLERANCE * np.maximum(1.0, planes[:, 1:2] / BENDING)
 
 
 def _assumed(small: np.ndarray, feet: np.ndarray) -> Ground:
@@ -215,7 +216,7 @@ def _residual(plane: Plane, points: np.ndarray) -> np.ndarray:
 def _refined(plane: Plane, points: np.ndarray) -> Plane:
     """Least squares over the points on the plane."""
     for _ in range(3):
-        on = np.abs(_residual(plane, points)) < TOLERANCE * max(1.0, plane.b / BENDING)
+        on = np.abs(_residual(plane, points)) < plane.tolerance
         if on.sum() < 12:
             break
         system = np.column_stack([points[on, :2], np.ones(int(on.sum()))])
