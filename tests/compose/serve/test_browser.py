@@ -146,8 +146,12 @@ def test_the_outline_is_corrected_by_click_and_brush(visit):
     visit.until("#visible .prose", "100 % visible")
     visit.drag("object", (0.5, 0.2), (0.5, 0.5))
     time.sleep(0.7)
-    image, *_ = visit.compose()
+    visit.set(num_samples=2, steps=4)
+    image, second, *_ = visit.compose()
+    assert [read_recipe(sample)["sample"] for sample in (image, second)] == [0, 1]
     assert read_recipe(image)["inputs"]["object_mask"]
+    visit.page.locator(".thumbnail-item").last.click()
+    visit.page.wait_for_selector("img[src$='/1.png'][alt]")
 
 
 def test_a_job_shows_its_steps_and_is_cancelled(visit):
