@@ -5,7 +5,7 @@
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d'), image = new Image();
 const scale = window.devicePixelRatio || 1, clamp = (value) => Math.min(1, Math.max(0, value));
 let state = {}, box = null, drag = null, points = [], last = 0, sent = '';
-const input = () => document.getElementById(state.upload)?.parentElement.querySelector(`:has(+ #${state.upload})`);
+const input = (id) => document.getElementById(id)?.parentElement.querySelector(`input[type=file]:has(+ #${id})`);
 const shown = () => state.image && image.complete && image.naturalWidth > 0;
 const dragged = () => state.tool === 'box' && drag.far;
 function tell() {
@@ -55,7 +55,7 @@ function draw() {
 }
 
 canvas.onpointerdown = (event) => {
-  if (!shown()) return input()?.click();
+  if (!shown()) return input(state.upload)?.click();
   if (!state.tool || !event.isPrimary) return;
   canvas.setPointerCapture(event.pointerId);
   const [x, y] = at(event), near = 16 / canvas.clientWidth, nearY = 16 / canvas.clientHeight;
@@ -84,11 +84,14 @@ canvas.onpointermove = (event) => {
 canvas.onpointerup = () => { if (drag) tell(); drag = null; points = []; };
 canvas.onpointercancel = () => { drag = null; points = []; take(); };
 
-for (const name of ['dragover', 'drop']) element.addEventListener(name, (event) => {
-  event.preventDefault();
-  if (name === 'dragover' || !event.dataTransfer.files.length || !input()) return;
-  input().files = event.dataTransfer.files;
-  input().dispatchEvent(new Event('change', {bubbles: true}));
+// What falls on a surface goes to its button; what falls on a button, to this; the first surface sees to the buttons.
+for (const name of ['dragover', 'drop']) document.addEventListener(name, (event) => {
+  const button = state.upload === 'background' && event.target.closest('button[id]')?.id;
+  const to = input(element.contains(event.target) ? state.upload : button);
+  if (to) event.preventDefault();
+  if (!to || name === 'dragover' || !event.dataTransfer.files.length) return;
+  to.files = event.dataTransfer.files;
+  to.dispatchEvent(new Event('change', {bubbles: true}));
 });
 function take() {
   state = props.value || {};

@@ -53,7 +53,7 @@ def in_words(act: Callable[..., Any], drawn: bool = False) -> Callable[..., Any]
 
     def call(desk: Any, *values: Any) -> Any:
         if desk is None:
-            raise gr.Error("this visit has ended: load the page again")
+            raise gr.Error("not ready yet, or this visit has ended: try again, or load the page again")
         try:
             with getattr(desk, "lock", contextlib.nullcontext()):
                 return act(desk, *values)

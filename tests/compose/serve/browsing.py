@@ -53,13 +53,14 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
         self.page.wait_for_selector("#background-canvas canvas")
+        time.sleep(0.7)  # until the server knows the visitor
         self.address = address
 
     def give(self, name: str, *paths: Path) -> None:
         self.page.locator(f"input[type=file]:has(+ #{name})").set_input_files([str(path) for path in paths])
 
-    def drop(self, canvas: str, path: Path) -> None:
-        """Let a file fall on a surface."""
+    def drop(self, where: str, path: Path) -> None:
+        """Let a file fall on something."""
         script = """([where, name, text]) => {
             const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
             const data = new DataTransfer();
@@ -68,7 +69,7 @@ class Visit:
             document.querySelector(where).dispatchEvent(new DragEvent('drop', event));
         }"""
         text = base64.b64encode(path.read_bytes()).decode()
-        self.page.evaluate(script, [f"#{canvas}-canvas canvas", path.name, text])
+        self.page.evaluate(script, [where, path.name, text])
 
     def prepare(self, background: Path = TENT / "room.png", item: Path = TENT / "object.png") -> None:
         """Background with its depth, and the object."""

@@ -176,7 +176,7 @@ def test_a_result_that_is_dropped_brings_its_settings_back(visit, tmp_path):
     image, *_ = visit.compose()
     visit.page.reload()
     visit.page.wait_for_selector("#background-canvas canvas")
-    visit.give("replay", image)
+    visit.drop("#replay", image)
     visit.page.wait_for_selector("text=must be given again")
     visit.page.get_by_role("button", name="Settings").click()
     seed = "document.querySelector('#ComposeSettings-seed input').value === '7'"
@@ -203,10 +203,10 @@ def test_errors_are_said_in_words(visit, tmp_path):
 
 
 def test_two_visitors_see_only_what_is_theirs(visit, browser, address):
-    visit.drop("background", TENT / "room.png")
+    visit.drop("#background-canvas canvas", TENT / "room.png")
     visit.until("#visible .prose", "estimated")
     visit.until("#visible .prose", "")
-    visit.drop("object", TENT / "object.png")
+    visit.drop("#object-canvas canvas", TENT / "object.png")
     other = Visit(browser, address)
     other.page.click("#compose")
     other.page.wait_for_selector("text=give a background and an object first")
