@@ -31,6 +31,7 @@ PIECE = 0.004  # of a mask; smaller pieces do not count
 FEET = 0.3  # of the image that the feet of all known objects are worth
 HIDDEN = 0.25  # depth by which what is below a box may be nearer than the object and not hide its foot
 ENOUGH = 0.25  # of the image, of a plane beside feet
+STEEPEST = 4.0  # gain of depth per image height; beyond, through one foot, it is a step in depth
 PER_FOOT = 40  # planes tried around each of them
 TRIED = 12  # best planes that are refined until one is still a ground
 RISE, RISE_ROWS = 0.4, 0.03  # least slope of what is seen, of the plane's, over so much of the height
@@ -188,6 +189,8 @@ def _ground_score(planes: np.ndarray, points: np.ndarray, feet: np.ndarray) -> n
     if len(feet):  # then a wall is no better for being large
         standing = np.clip(1 - np.abs(_residuals(planes, feet)) / (4 * loose), 0, 1).mean(axis=1)
         area = np.minimum(area, ENOUGH) + 0.1 * area
+    alone = (planes[:, 1] > STEEPEST) & (len(feet) * standing < 1.2)
+    area = np.where(alone, area - 1, area)
     return area + FEET * standing - (3 - 2 * standing) * np.maximum(below - BELOW, 0)
 
 

@@ -261,3 +261,13 @@ def test_photographs_with_given_depth_are_answered(test_data: Path, name: str, l
     answers = given_depth(test_data, {name})
     assert not [each["error"] for each in answers if "error" in each]
     assert sum(each["region"] and each["relations"] for each in answers) >= least
+
+
+@pytest.mark.parametrize("others", [("left bed", "chair", "nightstand"), ("chair", "nightstand"), ()])
+def test_behind_the_bed_is_behind_it_whatever_else_is_known(test_data: Path, others: tuple) -> None:
+    """A steep plane through one foot is a step in depth, from the floor to the bed."""
+    photograph = yaml.safe_load(SENTENCES.read_text(encoding="utf-8"))["photographs"]["bedroom"]
+    depth_01 = read_depth(test_data / "data" / photograph["depth"])
+    anchors = {name: photograph["anchors"][name] for name in ("right bed", *others)}
+    found = place("Place the backpack behind the right bed", anchors, depth_01, 0.8)
+    assert found.d < 0.5  # the tubes of the bed are at 0.5 and nearer
