@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 EXAMPLES = sorted(Path("assets/examples").glob("*/room.png"))[:2]
-PAINTINGS = 5
+PAINTINGS = 8
 
 
 def write_data(data: Path) -> None:
@@ -28,6 +28,10 @@ def write_data(data: Path) -> None:
             for room in EXAMPLES
         ]  # fmt: skip
         (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    question = "Place a small red sphere to the left of the checkered orange cylinder."
+    rooms = [str(room.resolve()) for room in EXAMPLES] * 6
+    asked = [{"id": f"{n}", "image": room, "instruction": question} for n, room in enumerate(rooms)]
+    (data / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 20:44] = 255
     for number, room in enumerate(EXAMPLES):
@@ -48,6 +52,6 @@ def write_data(data: Path) -> None:
     described = {f"{stem}.jpg": {"description": "It shows", "entities": entities} for stem in stems}
     (data / "annotations.json").write_text(json.dumps(described))
     (data / "llava.json").write_text(json.dumps(dict.fromkeys(stems, captions)))
-    splits = ["val", *["train"] * (PAINTINGS - 1)]
+    splits = ["val", *["test"] * 3, *["train"] * (PAINTINGS - 4)]
     with (data / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file_name", "split"], *zip(described, splits, strict=True)])

@@ -123,7 +123,7 @@ class PaintingsConfig:
     fixed_prompt: str | None = setting(None, help="one prompt for all regions instead of their captions")
     texts_dir: Path | None = setting(None, help="folder of NAME.json, prompts to use instead of captions")
     global_anns_path: Path | None = setting(None, help="descriptions of whole images, for one more metric")
-    split: str = setting("test", choices=SPLITS, help="which images")
+    split: str = setting("test", choices=SPLITS[1:], help="which images")
     data: PaintingOptions = setting(PaintingOptions(), help="regions of the images")
     paint: PaintOptions = setting(COMPAT, help="how to paint; by default as published")
     batch: int = setting(8, low=1, help="images that go through the model together")
