@@ -12,6 +12,7 @@ from PIL import Image
 
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
+from compose.sheet import read_cases
 from ldm.images import read_depth, read_image
 from ldm.settings.cli import run_app
 from ldm.sheet import grid
@@ -268,7 +269,7 @@ def test_an_example_is_rendered_again_as_it_was_committed(tmp_path, monkeypatch)
 
 
 def test_object_of_an_example_stands_partly_behind_something():
-    cases = make_teaser.read_cases(make_examples.FOLDER / "cases.json")
+    cases = read_cases(make_examples.FOLDER / "cases.json")
     assert [case["id"] for case in cases] == list(make_examples.EXAMPLES)
     assert all(0.3 < case["visible"] < 0.9 for case in cases)
 

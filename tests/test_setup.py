@@ -105,7 +105,7 @@ def test_first_run_installs_and_the_second_does_not(checkout):
     assert len(checkout.calls("-m pip install")) == 2
     code, output = checkout.run()
     assert code == 0
-    assert not checkout.calls("-m")
+    assert [call for call in checkout.calls("-m") if "ldm.registry" not in call] == []
     assert "[setup]" not in output
 
 

@@ -62,6 +62,7 @@ def test_flags_override_the_settings_file(case: Case) -> None:
 def test_the_full_model_is_preferred_when_it_is_complete(case: Case, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.chdir(case.folder)
+    monkeypatch.delenv("BIFROST_MODELS")
     tiny = Path(shutil.copytree(case.model, "assets/tiny/compositor"))
     card = json.loads((tiny / "compositor.json").read_text())
     (tiny / "compositor.json").write_text(json.dumps({**card, "notice": "toy weights"}))
