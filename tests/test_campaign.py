@@ -137,11 +137,12 @@ def test_the_committed_table_is_one_whole_run_and_the_page_shows_it() -> None:
     assert total["kills"] + total["at renames"] >= 300
     for name, row in table["commands"].items():
         assert row["findings"] == [], name
-        assert min(row["kills"], row["at renames"], row["together"], row["full disk"]) > 0, name
+        assert min(row["kills"], row["together"], row["full disk"]) > 0, name
+        assert ("at renames" in row) == (name != "predict"), name  # it appends to one file
         threads = "first" not in commands[name] and "{out}" in commands[name]["argv"]
         assert row.get("threads", 0) == threads, name
         for kind in ("kills", "at renames"):
-            assert total[kind] == sum(other[kind] for other in table["commands"].values())
+            assert total[kind] == sum(other.get(kind, 0) for other in table["commands"].values())
     page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
     assert page.endswith("\n".join(campaign_rows(table)) + "\n")
 
