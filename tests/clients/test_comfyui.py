@@ -42,10 +42,9 @@ def comfy(monkeypatch):
 def nodes(comfy, tmp_path, monkeypatch):
     folder = tmp_path / "custom_nodes" / "bifrost-compositing 1.0"
     shutil.copytree(PACK, folder)
-    before = set(sys.modules)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if str(ROOT) not in path or "site-" in path])
     yield asyncio.run(load_pack(folder))
-    for name in set(sys.modules) - before:
+    for name in [name for name in sys.modules if name.startswith(str(tmp_path))]:
         del sys.modules[name]
 
 
