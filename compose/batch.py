@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 MASK = "_mask"  # ends the names of DreamBooth's masks of backgrounds
 NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
+NETWORKS = ("model", "depth_model", "sam", "detector", "locator", "cutout")  # settings that choose a network
+DECIDE_NETWORKS = ("instruction", "background_depth", "object_mask", "anchors")  # whether one is needed
 PATHS = [field.name for field in fields(ComposeSettings) if "Path" in str(field.type)] + ["locator"]
 LISTED = 20  # errors that are shown; chosen: they fit on a screen
 EXAMPLE = '{"background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5, 0.9]}'
@@ -88,7 +90,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
     jobs: list[Job] = []
     taken: dict[str, tuple[str, bool]] = {}
-    errors, sound = list[str](), set[Path]()
+    errors, sound = list[str](), set[Any]()
     for number, line in lines:
         try:
             values = parse_line(line)
@@ -148,11 +150,15 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 
-def check_files(settings: ComposeSettings, sound: set[Path]) -> None:
-    """Refuse settings that name a file or folder that is not there. sound: models that were read before."""
+def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
+    """Refuse settings that name a file or folder that is not there. sound: networks found before."""
     for name, file in named_files(settings).items():
         if not file.is_file():
             raise ValueError(f"{name}: {file} is not a file")
+    chosen = tuple(getattr(settings, name) for name in NETWORKS)
+    chosen += tuple(getattr(settings, name) is None for name in DECIDE_NETWORKS)
+    if chosen in sound:
+        return
     folders = named_folders(settings)
     if folders["model"] not in sound:
         load_compositor_config(folders["model"])
@@ -160,6 +166,7 @@ def check_files(settings: ComposeSettings, sound: set[Path]) -> None:
     for name, folder in folders.items():
         if not folder.is_dir():
             raise ValueError(f"{name}: {folder} is not a folder")
+    sound.add(chosen)
 
 
 def run_jobs(

@@ -75,20 +75,29 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
 
     spell: how the error names a key.
     """
-    hints = type_hints(schema)
-    for field in dataclasses.fields(schema):
-        if isinstance(node, DictConfig) and (
+    is_node = isinstance(node, DictConfig)
+    for field, section in limited_fields(schema):
+        if is_node and (
             OmegaConf.is_missing(node, field.name) or OmegaConf.is_interpolation(node, field.name)
         ):
             continue
-        value, section = getattr(node, field.name), section_of(hints[field.name])
-        if section is not None and value is not None:
+        if (value := getattr(node, field.name)) is None:
+            continue
+        if section is not None:
             check_values(section, value, spell, f"{prefix}{field.name}.")
             continue
-        several = isinstance(value, Sequence) and not isinstance(value, str)
+        items: Iterable[Any] = [value]
+        if not isinstance(value, str | int | float):
+            items = (
+                value.values()
+                if isinstance(value, Mapping)
+                else value
+                if isinstance(value, Sequence)
+                else items
+            )
         name, choices = spell(prefix + field.name), field.metadata.get("choices")
         low, high = field.metadata.get("low"), field.metadata.get("high")
-        for item in value.values() if isinstance(value, Mapping) else value if several else [value]:
+        for item in items:
             if choices is not None and item is not None and item not in choices:
                 raise ValueError(nearest(item, choices, name))
             # The comparison is written so that NaN fails it.
@@ -97,6 +106,17 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
                 (-math.inf if low is None else low) <= item <= (math.inf if high is None else high)
             ):
                 raise ValueError(f"{name} must be {range_name(field.metadata)}, got {item}")
+
+
+@cache
+def limited_fields(schema: type) -> list[tuple[Field, Any]]:
+    """The fields of a dataclass that have a range, choices or a section, each with its section or None."""
+    hints, limits = type_hints(schema), ("low", "high", "choices")
+    fields = [(field, section_of(hints[field.name])) for field in dataclasses.fields(schema)]
+    return [
+        (field, section) for field, section in fields
+        if section or any(field.metadata.get(limit) is not None for limit in limits)
+    ]  # fmt: skip
 
 
 def other_unit(key: str) -> str:
@@ -132,6 +152,7 @@ def former_names(schema: type, prefix: str = "") -> dict[str, str]:
     }
 
 
+@cache
 def members(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union without None; any other type alone."""
     union = get_origin(hint) in (Union, types.UnionType)
