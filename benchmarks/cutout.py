@@ -35,16 +35,6 @@ def outline_distance(mask: np.ndarray, truth: np.ndarray) -> float:
     return float(100 * both / np.hypot(*mask.shape))
 
 
-def corrected(truth: np.ndarray, changes: dict[str, list[Any]]) -> np.ndarray:
-    """A mask (h, w) with regions added and removed, polygons in fractions."""
-    h, w = truth.shape
-    for word, value in (("add", 1), ("remove", 0)):
-        for polygon in changes.get(word, []):
-            points = np.round(np.array(polygon) * (w, h)).astype(np.int32)
-            truth = cv2.fillPoly(truth.astype(np.uint8), [points], value) > 0
-    return truth
-
-
 def measure_cutouts(
     data: Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")] = None,
     out: Out = RESULTS / "cutout.json",
@@ -79,10 +69,18 @@ def measure_cutouts(
         for name, cut in ways.items():
             started = time.process_time()
             mask = cut(rgb_u8)
-            row[name] = {"cpu_s": time.process_time() - started, "iou": iou(mask, truth)}
+            row[name] = {"cpu_s": time.process_time() - started, "iou": mask_iou(mask, truth)}
             if path.stem in changes:
-                better = corrected(truth, changes[path.stem])
-                row[name] |= {"corrected_iou": iou(mask, better), "outline": outline_distance(mask, better)}
+                better_u8 = truth.astype(np.uint8)
+                for word, value in (("add", 1), ("remove", 0)):
+                    for polygon in changes[path.stem].get(word, []):
+                        points = np.round(np.array(polygon) * truth.shape[::-1]).astype(np.int32)
+                        cv2.fillPoly(better_u8, [points], value)
+                better = better_u8 > 0
+                row[name] |= {
+                    "corrected_iou": mask_iou(mask, better),
+                    "outline": outline_distance(mask, better),
+                }
         rows[path.stem] = row
     body: dict[str, Any] = {}
     for group, paths in groups.items():
@@ -91,7 +89,7 @@ def measure_cutouts(
     write_results(out, {**body, "images": rows})
 
 
-def iou(mask: np.ndarray, truth: np.ndarray) -> float:
+def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
     return float((mask & truth).sum() / (mask | truth).sum())
 
 
