@@ -1,5 +1,7 @@
 """The notebooks: no stored outputs, no logic of their own, and the compositing one runs from end to end."""
 
+import ast
+import importlib
 import json
 import re
 from pathlib import Path
@@ -30,6 +32,17 @@ def test_a_notebook_is_stripped_and_only_calls(path: Path) -> None:
         assert not re.search(r"^\s*(def|class) ", "".join(cell["source"]), re.MULTILINE)
     assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
     assert any("FULL = False" in "".join(cell["source"]) for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_what_a_notebook_imports_is_there(path: Path) -> None:
+    cells = ["".join(cell["source"]) for cell in read(path)["cells"] if cell["cell_type"] == "code"]
+    lines = "\n".join(re.sub("^[%!].*", "", cell, flags=re.MULTILINE) for cell in cells)
+    imports = [node for node in ast.walk(ast.parse(lines)) if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        module = importlib.import_module(str(node.module))
+        assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
 @pytest.mark.slow
