@@ -56,7 +56,7 @@ EXAMPLE = '{"background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """One composite. name: its place below the folder of results, without .png."""
 
     name: str
@@ -80,7 +80,7 @@ class Job:
             return False
 
 
-def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) -> list[Job]:
+def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) -> list[BatchJob]:
     """All jobs of a file, checked before any work: settings, names, files and model folders.
 
     defaults: YAML file of settings below those of every line. root: where relative paths in the file start.
@@ -88,7 +88,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     """
     lines = numbered_lines(path)
     merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
-    jobs: list[Job] = []
+    jobs: list[BatchJob] = []
     taken: dict[str, tuple[str, bool]] = {}
     errors, sound = list[str](), set[Any]()
     for number, line in lines:
@@ -103,7 +103,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
             settings = merged(Layer({"seed": seed_of(name) % 2**32, **values}))
             claim_names(name, settings.num_samples, f"line {number}", taken)
             check_files(settings, sound)
-            jobs.append(Job(name, settings))
+            jobs.append(BatchJob(name, settings))
         except (ValueError, OSError) as error:  # a path can be too long to look for
             errors.append(f"line {number}: {error}")
     if errors:
@@ -170,7 +170,7 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path, shard: str = "0/1", overwrite: bool = False, sheet: bool = False
+    jobs: Sequence[BatchJob], out: Path, shard: str = "0/1", overwrite: bool = False, sheet: bool = False
 ) -> dict[str, Any]:
     """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
 
@@ -183,7 +183,7 @@ def run_jobs(
     record = out / f"failed-{index}-of-{count}.json"
     mine, failed, models = jobs[index::count], dict[str, str](), None
 
-    def is_done(job: Job) -> bool:
+    def is_done(job: BatchJob) -> bool:
         return all(map(job.is_done, job.images(out)))
 
     todo = [job for job in mine if not is_done(job)]
@@ -215,7 +215,7 @@ def run_jobs(
     return {"out": out.as_posix(), "made": made, "kept": kept, "failed": failed}
 
 
-def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
+def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
     """A job CONCEPT/<n> for every object and background, each with a seed of its own.
 
     Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
@@ -263,7 +263,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[Job]:
                 "invert_target_mask": masked,
                 "seed": seed_of(settings.seed, name) % 2**32,
             }
-            job = Job(name, merged(Layer({**given, **files})))
+            job = BatchJob(name, merged(Layer({**given, **files})))
             claim_names(name, job.settings.num_samples, f"{image} in {files['background']}", taken)
             jobs.append(job)
     check_files(jobs[0].settings, set())

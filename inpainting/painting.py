@@ -21,7 +21,7 @@ from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
 from inpainting.models.text_to_image.pipeline import PaintJob, PaintResult, paint, paint_all
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
-from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of
+from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of_color
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor
 from ldm.files import file_sha256, located
@@ -192,7 +192,7 @@ class Dream:
             y = CELL_GAP + number * LINE
             if color:
                 swatch = (CELL_GAP, y, CELL_GAP + SWATCH, y + SWATCH)
-                pen.rectangle(swatch, fill=rgb_of(color), outline=FRAME_COLOR)
+                pen.rectangle(swatch, fill=rgb_of_color(color), outline=FRAME_COLOR)
             pen.text((left, y + SWATCH // 2), line, fill=INK, font=font, anchor="lm")
         return np.vstack([images, np.array(legend)])
 

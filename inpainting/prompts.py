@@ -91,7 +91,7 @@ def read_prompt(answer: str, color: str) -> str:
     return match[1].strip() if match else ""
 
 
-def rgb_of(color: str) -> RGB:
+def rgb_of_color(color: str) -> RGB:
     """ValueError names the colours there are."""
     if color != GRAY_NAME and color not in COLORS:
         raise ValueError(f"unknown colour {color!r}; known: {', '.join((*COLORS, GRAY_NAME))}")
@@ -139,7 +139,7 @@ def paint_masks(
     for mask, color, alpha in jobs:
         if not 0 <= alpha <= 1:
             raise ValueError(f"the opacity of a mask must lie in [0, 1], got {alpha}")
-        below, paint = painted[mask].astype(np.float32), np.array(rgb_of(color), np.float32)
+        below, paint = painted[mask].astype(np.float32), np.array(rgb_of_color(color), np.float32)
         painted[mask] = (below * np.float32(1 - alpha) + paint * np.float32(alpha)).astype(np.uint8)
     return painted
 

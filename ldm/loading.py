@@ -53,7 +53,8 @@ class _ThreadDtype(TorchFunctionMode):
         made = function(*args, **(kwargs or {}))
         if self.dtype == self.usual or function not in FACTORIES or (kwargs or {}).get("dtype"):
             return made
-        return made if made.dtype != self.usual or hasattr(args[0], "dtype") else made.to(self.dtype)
+        like = made.dtype != self.usual or any(hasattr(value, "dtype") for value in args[:1])
+        return made if like else made.to(self.dtype)
 
 
 @contextmanager

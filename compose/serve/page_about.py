@@ -13,7 +13,7 @@ from compose.serve.jobs import JobQueue
 from compose.serve.page import EVENT
 from compose.serve.page_compose import ComposeTab
 from compose.serve.page_jobs import jobs_tab
-from compose.serve.page_regions import Painting, RegionsTab
+from compose.serve.page_regions import RegionsDesk, RegionsTab
 from compose.serve.settings import ServeSettings
 from compose.serve.uploads import public
 from inpainting.dream import DreamSettings
@@ -79,5 +79,5 @@ def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
         with gr.Tab("About") as tab:
             text = gr.Markdown()
         tab.select(about, None, text, **EVENT)
-        blocks.load(lambda: (Desk(layers, config.pair), Painting()), None, [desk, painting], **EVENT)
+        blocks.load(lambda: (Desk(layers, config.pair), RegionsDesk()), None, [desk, painting], **EVENT)
     return blocks

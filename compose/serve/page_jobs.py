@@ -23,7 +23,7 @@ from ldm.journal import parse_line
 ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"}  # keys of a job
 
 
-def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> list[batch.Job]:
+def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> list[batch.BatchJob]:
     """The jobs of the one .jsonl file among some files, which names the others; all go to the folder.
 
     ValueError for what a visitor may not set, and for images that were not given.
@@ -67,7 +67,7 @@ def jobs_tab(queue: JobQueue, settings: ServeSettings) -> None:
     table = gr.Dataframe(headers=["job", "state", "result"], interactive=False, wrap=True, elem_id="states")
     files = gr.File(label="PNG with recipe", file_count="multiple", visible=False, elem_classes="downloads")
 
-    def shown(jobs: Sequence[batch.Job], sent: Sequence[Job]) -> list[Any]:
+    def shown(jobs: Sequence[batch.BatchJob], sent: Sequence[Job]) -> list[Any]:
         """Values of table and files."""
         states = [*sent, *[None] * (len(jobs) - len(sent))]
         done = [job.folder / image["file"] for job in sent if job.result for image in job.result["images"]]

@@ -19,7 +19,7 @@ from compose.serve.jobs import Job, JobQueue
 from compose.serve.settings import ServeSettings
 from compose.serve.work import paint_work
 from inpainting.dream import DreamSettings
-from inpainting.prompts import paint_masks, palette, rgb_of, split_colors
+from inpainting.prompts import paint_masks, palette, rgb_of_color, split_colors
 from ldm.decode import LoadedImage
 from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
 from ldm.leftovers import own_folder
@@ -31,7 +31,7 @@ CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
 Table = list[list[str]]  # a row for each region: its name, prompt and negative prompt
 
 
-class Painting:
+class RegionsDesk:
     """The image and masks that one visitor prepares. ValueError for what the visitor can mend."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Painting:
         return {"image": self.path, **masks}
 
 
-def canvas(painting: Painting, region: int) -> dict[str, Any]:
+def canvas(painting: RegionsDesk, region: int) -> dict[str, Any]:
     """The value of the surface: the image under its masks."""
     value = page.surface_value("painting", "an image")
     if painting.image is None:
@@ -90,7 +90,7 @@ def canvas(painting: Painting, region: int) -> dict[str, Any]:
     )
     masks = [resize(mask, image_u8.shape[:2]) for mask in painting.masks]
     image_u8 = paint_masks(image_u8, masks, colors, [TINT] * len(masks))
-    colour = "#{:02x}{:02x}{:02x}".format(*rgb_of(palette(region + 1)[region]))
+    colour = "#{:02x}{:02x}{:02x}".format(*rgb_of_color(palette(region + 1)[region]))
     return value | {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
 
 
@@ -162,29 +162,29 @@ class RegionsTab:
         go.click(self.paint, given, [*self.results.parts, self.table], scroll_to_output=True, **page.EVENT)
         cancel.click(partial(page.cancel, queue), painting, **page.EVENT)
 
-    def show(self, painting: Painting, region: int, table: Table) -> list[Any]:
+    def show(self, painting: RegionsDesk, region: int, table: Table) -> list[Any]:
         """Values of surface, choice of regions and table."""
         names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
         region, rows = min(region, len(painting.masks)), {row[0]: row for row in table}
         choices = gr.Dropdown([(name, number) for number, name in enumerate(names)], value=region)
         return [canvas(painting, region), choices, [rows.get(name, [name, "", ""]) for name in names[:-1]]]
 
-    def drawn(self, painting: Painting, event: gr.EventData, looks: Sequence[Any], adds: bool) -> None:
+    def drawn(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any], adds: bool) -> None:
         """A stroke of the brush."""
         painting.stroke(looks[0], event.points, event.radius, adds)
 
-    def load(self, painting: Painting, looks: Sequence[Any], paths: list[str]) -> None:
+    def load(self, painting: RegionsDesk, looks: Sequence[Any], paths: list[str]) -> None:
         """Masks from files."""
         for path in paths:
             painting.load(page.checked(Path(path), self.server))
 
     def begin(
-        self, painting: Painting, kind: str, request: gr.Request, table: Table, controls: Sequence[Any]
+        self, painting: RegionsDesk, kind: str, request: gr.Request, table: Table, controls: Sequence[Any]
     ) -> tuple[DreamSettings, Job]:
         """A job with the visitor's files."""
 
         def make(
-            painting: Painting, files: Mapping[str, Path] | None
+            painting: RegionsDesk, files: Mapping[str, Path] | None
         ) -> tuple[DreamSettings, dict[str, Path]]:
             own = painting.files() if files is None else files
             image, *masks = own.values()
@@ -196,7 +196,7 @@ class RegionsTab:
         return page.begin(self, painting, kind, request, make)
 
     async def write(
-        self, painting: Painting, request: gr.Request, table: Table, *controls: Any
+        self, painting: RegionsDesk, request: gr.Request, table: Table, *controls: Any
     ) -> AsyncIterator[list[Any]]:
         """Prompts for the regions that have none."""
         settings, job = self.begin(painting, "write", request, table, controls)
@@ -204,7 +204,7 @@ class RegionsTab:
             yield [text, with_prompts(table, job)]
 
     async def paint(
-        self, painting: Painting, request: gr.Request, table: Table, *controls: Any
+        self, painting: RegionsDesk, request: gr.Request, table: Table, *controls: Any
     ) -> AsyncIterator[list[Any]]:
         """All regions, in one pass."""
         settings, job = self.begin(painting, "paint", request, table, controls)

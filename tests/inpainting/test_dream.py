@@ -18,7 +18,7 @@ from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
 from inpainting.models.text_to_image.pipeline import PaintResult
 from inpainting.painting import Dream, Prompts, dream, write_missing
-from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of
+from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of_color
 from ldm.decode import LoadedImage
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
@@ -190,7 +190,7 @@ def test_the_prompts_below_the_sheet():
     below = sheet[len(images) :]
     assert sheet.shape[1] == images.shape[1]
     assert (below[:, -4:] == 255).all(), "no letter is cut off at the edge"
-    assert tuple(below[12, 12]) == rgb_of("red")
+    assert tuple(below[12, 12]) == rgb_of_color("red")
     short = Dream(replace(prompts, texts=["", ""]), result).sheet(IMAGE)
     assert len(short) < len(sheet)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpainting.prompts import COLORS, rgb_of, split_colors
+from inpainting.prompts import COLORS, rgb_of_color, split_colors
 from ldm.decode import LoadedImage
 from ldm.images import read_image
 
@@ -21,7 +21,7 @@ def discs(*names: str, ground=(0, 0, 0), soft: bool = False) -> tuple[np.ndarray
         cv2.circle(flat, (30 + 60 * number, 45), 22, 1, -1)
         masks.append(flat > 0)
         kind = cv2.LINE_AA if soft else cv2.LINE_8
-        cv2.circle(image, (30 + 60 * number, 45), 22, rgb_of(name), -1, kind)
+        cv2.circle(image, (30 + 60 * number, 45), 22, rgb_of_color(name), -1, kind)
     return image, masks
 
 
@@ -36,7 +36,7 @@ def test_every_colour_is_a_mask_in_the_order_of_the_palette(names, ground):
 
 def test_the_order_is_that_of_the_palette_not_of_the_sizes():
     image_u8, (green, red) = discs("green", "red")
-    image_u8[:3, :] = rgb_of("green")
+    image_u8[:3, :] = rgb_of_color("green")
     green[:3] = True
     found = split_colors(LoadedImage(image_u8))
     assert np.array_equal(found[0], red)

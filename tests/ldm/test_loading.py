@@ -198,6 +198,7 @@ def test_precisions_nest_and_given_ones_stay() -> None:
             assert torch.get_default_dtype() == torch.ones(1).dtype == torch.float16
             torch.set_default_dtype(torch.bfloat16)
         made = torch.ones(1), torch.ones(1, dtype=torch.float32), torch.arange(2), torch.tensor(True)
+        assert torch.empty(size=(1,)).dtype == torch.bfloat16  # named, so without a first argument
         assert torch.get_default_dtype() == torch.bfloat16
     kinds = [value.dtype for value in made]
     assert kinds == [torch.bfloat16, torch.float32, torch.int64, torch.bool]

@@ -15,7 +15,7 @@ import numpy as np
 from datasets.geometry import Box, bbox_of_mask
 from datasets.scenes.store import read_shard
 from datasets.sources.rendered import shard_files
-from inpainting.prompts import rgb_of
+from inpainting.prompts import rgb_of_color
 from tiny.prompter.sets import side_of
 from tiny.regions import box_area, overlap
 from tiny.settings import MASK_COLORS, PATCH
@@ -138,7 +138,7 @@ def paint_scenes(sets: Sets, index: np.ndarray, flip: np.ndarray, masks: Sequenc
     for row, drawn in enumerate(masks):
         for number in sorted(range(len(drawn.boxes)), key=lambda i: -box_area(drawn.boxes[i])):
             x0, y0, x1, y1 = drawn.boxes[number]
-            images[row, y0:y1, x0:x1] = rgb_of(MASK_COLORS[drawn.colours[number]])
+            images[row, y0:y1, x0:x1] = rgb_of_color(MASK_COLORS[drawn.colours[number]])
             instances[row, y0:y1, x0:x1] = 1 + SOLIDS + number
             boxes[row, SOLIDS + number] = drawn.boxes[number]
     side = sets.side[index].astype(np.int64)

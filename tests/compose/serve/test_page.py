@@ -13,7 +13,7 @@ from compose.serve.app import make_queue
 from compose.serve.jobs import Job, QueueFull
 from compose.serve.page_about import build_page, networks_here
 from compose.serve.page_jobs import ALLOWED, jobs_of, row_of
-from compose.serve.page_regions import Painting
+from compose.serve.page_regions import RegionsDesk
 from compose.serve.settings import SERVERS, ServeSettings
 from compose.settings import ComposeSettings
 from inpainting.dream import DreamSettings
@@ -80,7 +80,7 @@ def test_images_with_too_many_pixels_are_refused(tmp_path: Path):
 
 
 def test_masks_are_painted_and_loaded(tmp_path: Path, root: Path):
-    painting = Painting()
+    painting = RegionsDesk()
     with pytest.raises(ValueError, match="give the image first"):
         painting.load(root / "assets/regions/left.png")
     with pytest.raises(ValueError, match="give an image, and paint or load a mask"):
