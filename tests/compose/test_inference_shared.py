@@ -75,9 +75,9 @@ def test_a_second_batch_makes_other_jobs_and_waits_for_the_rest(case: Case, monk
             other.close()
         return is_done(job_of[path.stem], path)
 
-    is_done = batch_module.Job.is_done
+    is_done = batch_module.BatchJob.is_done
     job_of = {one.name: one for one in read_jobs(case.folder / "jobs.jsonl", None, case.folder)}
-    monkeypatch.setattr(batch_module.Job, "is_done", lambda self, path: ended(path))
+    monkeypatch.setattr(batch_module.BatchJob, "is_done", lambda self, path: ended(path))
     with caplog.at_level("INFO"):
         assert batch(case) == 0
     assert order == [seeds[1], seeds[2], seeds[0]]
