@@ -1,10 +1,7 @@
 """What must be known of a compositor besides its weights: the configuration of its folder, and the presets.
 
 The configuration says how images were prepared in training and which sampler settings suit the model, so a
-small model and the full-size one differ in files, never in code. PRESETS replace pre-processing and sampling
-by those of the two published systems, switch for switch; sizes stay the model's. Two more of their switches:
-the whole crop is pasted back (a rectangle less 5 pixels), and the side of the crop is drawn between 1.5 and
-2.9 times the region, here from the seed of the job.
+small model and the full-size one differ in files, never in code.
 """
 
 from dataclasses import dataclass, replace
@@ -32,15 +29,9 @@ class Sampling(CheckedSettings):
     scheduler: str = setting("unipc", help="scheduler name")
     steps: int = setting(20, low=1, high=1000, help="sampling steps of a full run")
     guidance: float = setting(5.0, low=0.0, high=30.0, help="classifier-free guidance; 1 = off")
-    init: str = setting(
-        "noise", choices=("noise", "paste"), help="start from noise or from the noised cut-out paste"
-    )
-    strength: float = setting(
-        1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to the paste"
-    )
-    detail: float = setting(
-        0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out itself"
-    )
+    init: str = setting("noise", choices=("noise", "paste"), help="start from noise or from the noised paste")
+    strength: float = setting(1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to it")
+    detail: float = setting(0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out")
     detail_scale: float = setting(
         DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"
     )
@@ -59,33 +50,20 @@ class CompositorConfig:
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
 
 
-@dataclass(frozen=True)
-class Compat:
-    """What the published code of one system implies.
-
-    paste: see `datasets.pasteback.stitch`. depth: of an object whose depth is not given, None as usual.
-    """
-
-    pair: PairOptions
-    sampling: Sampling
-    paste: str = "legacy-rect"
-    depth: tuple[float, ...] | None = None
-
-
-_DDIM = Sampling("ddim", steps=50, guidance=5.0, init="noise", detail=0.0, step_rule="published")
+# Of the two published systems: pre-processing, switch for switch, and sampling.
 PRESETS = {
-    "bifrost": Compat(PUBLISHED_INFERENCE, _DDIM),
-    # AnyDoor knows no depth: nothing hides the object, and its collage shows the colours of the edges.
-    "anydoor": Compat(replace(PUBLISHED_INFERENCE, hf_mode="color", mask_level="box"), _DDIM, depth=(1.0,)),
+    "bifrost": PUBLISHED_INFERENCE,
+    "anydoor": replace(PUBLISHED_INFERENCE, hf_mode="color", mask_level="box"),
 }
+PUBLISHED_SAMPLING = Sampling("ddim", steps=50, guidance=5.0, step_rule="published")
 
 
 def with_compat(config: CompositorConfig, name: str, seed: int) -> CompositorConfig:
-    """The configuration with the pre-processing and sampling of a published system."""
+    """The configuration with pre-processing and sampling of a published system; sizes stay the model's."""
     tenths = np.random.default_rng(seed).integers(CROP_TENTHS[0], CROP_TENTHS[1] + 1)
     kept = {field: getattr(config.pair, field) for field in ("size", "reference_size", "augment")}
-    pair = replace(PRESETS[name].pair, crop_ratio=float(tenths) / 10, **kept)
-    return replace(config, pair=pair, sampling=PRESETS[name].sampling)
+    pair = replace(PRESETS[name], crop_ratio=float(tenths) / 10, **kept)
+    return replace(config, pair=pair, sampling=PUBLISHED_SAMPLING)
 
 
 def missing_parts(folder: Path) -> list[str]:
@@ -113,9 +91,7 @@ class AutoencoderConfig(CheckedSettings):
     """First stage. `kl`: SD's AutoencoderKL; `tiny`: AutoencoderTiny (all levels of one width)."""
 
     kind: str = setting("kl", choices=("kl", "tiny"), help="autoencoder class")
-    channels: tuple[int, ...] = setting(
-        (128, 256, 512, 512), help="width of each level; n levels downsample by 2^(n-1)"
-    )
+    channels: tuple[int, ...] = setting((128, 256, 512, 512), help="widths; n levels downsample by 2^(n-1)")
     layers: int = setting(2, low=1, help="residual blocks per level")
     latent_channels: int = setting(4, low=1, help="channels of the latent")
 
@@ -150,9 +126,7 @@ class NetworkConfig:
     identity_swiglu: bool = setting(True, help="SwiGLU feed-forward (DINOv2-g) instead of GELU")
     prediction: str = setting("epsilon", choices=("epsilon", "v_prediction"), help="what the UNet predicts")
     zero_snr: bool = setting(False, help="rescale the noise schedule to zero terminal SNR (Lin et al. 2024)")
-    zero_conv_std: float = setting(
-        0.0, low=0.0, help="initial scale of the control outputs; 0 = published zero convolutions"
-    )
+    zero_conv_std: float = setting(0.0, low=0.0, help="scale of new control outputs; 0 = zero convolutions")
     autoencoder: AutoencoderConfig = setting(AutoencoderConfig(), help="first stage")
 
     def __post_init__(self) -> None:
@@ -171,9 +145,7 @@ class ConvertSettings(CheckedSettings):
 
     source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
     out: Path = setting(help="folder that is written; it appears when it is complete")
-    dtype: str = setting(
-        "keep", choices=("keep", *FLOAT_TYPES), help="type of the written weights; keep: as in the file"
-    )
+    dtype: str = setting("keep", choices=("keep", *FLOAT_TYPES), help="type written; keep: as in the file")
     report: Path | None = setting(None, help="JSON report: what became of every key")
 
 
@@ -181,9 +153,7 @@ class ConvertSettings(CheckedSettings):
 class CompositorSettings(ConvertSettings):
     """The same for a whole compositor."""
 
-    dinov2: Path | None = setting(
-        None, help="DINOv2 weights (original file or transformers folder), for a checkpoint without them"
-    )
+    dinov2: Path | None = setting(None, help="DINOv2 file or transformers folder for a checkpoint without it")
     seed: int = setting(0, help="seed of the parts that start fresh")
 
 
@@ -194,9 +164,7 @@ class ExportSettings:
     source: Path = setting(help="compositor, DINOv2 or DPT folder")
     out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
     overwrite: bool = overwrite_setting()
-    layout: str = setting(
-        "bifrost", choices=("bifrost", "anydoor"), help="of a compositor; anydoor leaves the depth branch out"
-    )
+    layout: str = setting("bifrost", choices=("bifrost", "anydoor"), help="anydoor: without the depth branch")
     positions: Path | None = setting(
         None, help="where DINOv2's full position embedding is, if not in the folder: original file or folder"
     )
@@ -214,12 +182,8 @@ class EvaluateSettings(CheckedSettings):
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
     scenes: int = setting(300, low=2, help="scenes to measure")
     data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")
-    depth_model: Path = setting(
-        Path("assets/tiny/depth"), help="depth network for backgrounds and for the order in results"
-    )
-    given_depth: bool = setting(
-        False, help="give the scene's true background depth and object range instead of what users have"
-    )
+    depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for backgrounds and results")
+    given_depth: bool = setting(False, help="give the scene's true depths instead of what users have")
     strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
     details: tuple[float, ...] = setting((0.0, 1.0), help="fractions of the relit cut-out in the result")
     steps: int = setting(20, low=1, help="sampling steps of a full run of init paste")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cldm.config import PRESETS, Sampling
+from cldm.config import Sampling
 from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models
 from compose.placement import locate, resolve_placement
@@ -134,8 +134,8 @@ def compose(
     """
     timer = StageTimer()
     sampling, options = sampling_of(settings, models)
-    if settings.compat and settings.depth is None and settings.plain_mode in DEPTH_MODES:
-        settings = replace(settings, depth=PRESETS[settings.compat].depth)
+    if settings.compat == "anydoor" and settings.depth is None and settings.plain_mode in DEPTH_MODES:
+        settings = replace(settings, depth=(1.0,))  # AnyDoor knows no depth: nothing hides the object
     if (trained := models.config.pair.hf_mode) != options.hf_mode:  # only --compat changes it
         text = "--compat %s shows the model hf_mode %s, but it was trained with %s: expect a poor object"
         logger.warning(text, settings.compat, options.hf_mode, trained)
@@ -163,7 +163,7 @@ def compose(
         weights = Weights(settings.detail_weight, settings.depth_weight)
         pipeline = CompositorPipeline(compositor, models.device, settings.offload)
         painted = pipeline.paint(pair, seeds, sampling, weights, Monitor(on_step, cancelled, progress))
-    paste = PRESETS[settings.compat].paste if settings.compat else "mask-feather"
+    paste = "legacy-rect" if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         finish = partial(stitch, geometry, paste=paste, background=sources.background)
         detail, scale = sampling.detail, sampling.detail_scale

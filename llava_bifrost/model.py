@@ -22,9 +22,7 @@ from llava_bifrost.settings import FULL
 class ConvertLocator(CheckedSettings):
     """The released adapter and its base."""
 
-    adapter: Path = setting(
-        help="folder in the original LLaVA layout: adapter_model.*, non_lora_trainables.bin"
-    )
+    adapter: Path = setting(help="folder in LLaVA's own layout: adapter_model.*, non_lora_trainables.bin")
     base: Path = setting(help="transformers folder of LLaVA-1.5, such as models/llava-1.5-7b-hf")
     out: Path = setting(FULL, help="folder to write")
     format: str = setting("center", choices=FORMATS, help="answers it was trained to give")

@@ -27,9 +27,7 @@ class LocatorOptions(CheckedSettings):
         f"without it {FULL.as_posix()} if it is there, else geometric if --anchors or --detector is "
         f"given, else {TINY.as_posix()}, which knows rendered objects only",
     )
-    anchors: Path | None = setting(
-        None, help="JSON of objects in the background, as llava_bifrost.predict anchors writes it"
-    )
+    anchors: Path | None = setting(None, help="JSON of objects, as llava_bifrost.predict anchors writes it")
     detector: Path | None = setting(
         None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names"
     )
@@ -66,9 +64,7 @@ class LocatorSettings(LocatorOptions):
     aspect: float = setting(1.0, low=0.02, high=50, help="geometric locator: width / height of the object")
     temperature: float = setting(1.0, low=0.05, high=5, help="of the draws after the first, greedy answer")
     seed: int = setting(0, low=0, help="seed of the draws")
-    depth_model: Path | None = setting(
-        None, help="depth network folder, to rank several places by where the ground is, and for anchors"
-    )
+    depth_model: Path | None = setting(None, help="depth network folder, to rank places and for anchors")
     device: str = setting("auto", choices=DEVICES, help="where the locator runs")
     dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the locator")
 
@@ -120,9 +116,7 @@ class LocatorEvaluation(CheckedSettings):
     )
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
     first_scene: int = setting(0, help="number of the first held-out scene", low=0)
-    data: Path = setting(
-        Path("data/scenes/views_eval"), help="folder of held-out scenes; rendered if missing"
-    )
+    data: Path = setting(Path("data/scenes/views_eval"), help="held-out scenes; rendered if missing")
     blind: Path | None = setting(None, help="folder of a locator that was trained without images")
     candidates: int = setting(8, help="also measure re-ranking and best of this many; 0: not", low=0)
     ranked: int = setting(128, help="scenes on which that is done", low=1)
@@ -137,9 +131,7 @@ class LocatorEvaluation(CheckedSettings):
 class ProbeSettings(CheckedSettings):
     """What a locator is asked."""
 
-    folder: Path = setting(
-        aliases=("FOLDER",), help="folder of a locator, such as a released one after `convert`"
-    )
+    folder: Path = setting(aliases=("FOLDER",), help="locator folder, such as a released one after `convert`")
     images: Path = setting(Path("assets/examples"), help="folder of images, searched with its folders")
     sentences: tuple[str, ...] = setting((), help="what is asked; without it simple ones with names it knows")
     count: int = setting(16, low=2, help="images that are used, as far as there are so many")

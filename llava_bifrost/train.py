@@ -28,17 +28,13 @@ class TrainConfig:
     out: Path = setting(help="run folder")
     validation: Path | None = setting(None, help="dataset.json of held-out examples")
     validation_samples: int = setting(200, low=1, help="held-out examples of the validation loss")
-    measured: int = setting(
-        32, low=0, help="held-out examples that are answered at each validation; 0 = none"
-    )
+    measured: int = setting(32, low=0, help="held-out examples answered at each validation; 0 = none")
     checked: int = setting(8, low=0, help="examples that are answered after training")
     format: str = setting("center", choices=FORMATS, help="one depth (centre) or three (max, median, min)")
     codec: str = setting("auto", choices=("auto", *CODECS), help="how boxes are written; auto: by family")
     decimals: int = setting(3, low=2, high=4, help="digits of fractions and depths")
     template: str = setting(
-        "auto",
-        choices=("auto", *TEMPLATES),
-        help="chat template; auto: vicuna_v1 for llava, else the model's",
+        "auto", choices=("auto", *TEMPLATES), help="chat template; auto: vicuna_v1 for llava, or the model's"
     )
     dtype: str = setting("bf16", choices=FLOAT_TYPES, help="precision of the weights that do not train")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")

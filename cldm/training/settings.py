@@ -15,14 +15,10 @@ from ldm.settings.config import CheckedSettings, check_settings, load_config, se
 class DataConfig:
     """Where examples come from and how they are loaded."""
 
-    datasets: Path | None = setting(
-        None, help="YAML file of real sources and their weights, such as configs/datasets.yaml"
-    )
+    datasets: Path | None = setting(None, help="real sources with weights, such as configs/datasets.yaml")
     scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
     more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
-    weights: tuple[float, ...] = setting(
-        (), low=0.0, help="relative weight of scenes and of each folder of more; none: equal"
-    )
+    weights: tuple[float, ...] = setting((), low=0.0, help="of scenes and each folder of more; none: equal")
     true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
     batch: int = setting(16, low=1, help="examples per batch and device")
     workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
@@ -65,61 +61,38 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CompositorTrainConfig(CheckedSettings):
-    """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate)."""
+    """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate).
+
+    drop_identity, drop_detail, drop_depth: condition dropout, for classifier-free guidance
+    """
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
-    final_lr: float = setting(
-        1.0, low=0.0, high=1.0, help="fraction of lr at the last step (cosine decay); 1 = constant"
-    )
-    hold: float = setting(
-        0.0, low=0.0, high=1.0, help="fraction of all steps at full lr before the cosine decay"
-    )
+    final_lr: float = setting(1.0, low=0.0, high=1.0, help="fraction of lr at the last step; 1 = constant")
+    hold: float = setting(0.0, low=0.0, high=1.0, help="fraction of steps at full lr before the cosine decay")
     warmup: int = setting(0, low=0, help="steps of linear warm-up")
     betas: tuple[float, float] = setting((0.9, 0.999), help="AdamW betas")
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
-    shard_optimizer: bool = setting(
-        False, help="each device keeps a part of the optimizer's state (ZeRO, stage 1)"
-    )
+    shard_optimizer: bool = setting(False, help="each device keeps a part of the optimizer (ZeRO, stage 1)")
     trainable: str = setting(
         "published",
         choices=("published", "all"),
         help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
     )
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
-    drop_identity: float = setting(
-        0.5,
-        low=0.0,
-        high=1.0,
-        help="probability of condition dropout: identity tokens of the zero image (classifier-free guidance)",
-    )
-    drop_detail: float = setting(
-        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank detail hint"
-    )
-    drop_depth: float = setting(
-        0.3, low=0.0, high=1.0, help="probability of condition dropout: blank depth hint"
-    )
+    drop_identity: float = setting(0.5, low=0.0, high=1.0, help="probability of the zero image's tokens")
+    drop_detail: float = setting(0.3, low=0.0, high=1.0, help="probability of a blank detail hint")
+    drop_depth: float = setting(0.3, low=0.0, high=1.0, help="probability of a blank depth hint")
     timesteps: str = setting(
-        "dynamics",
-        choices=("dynamics", "uniform"),
-        help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
+        "dynamics", choices=("dynamics", "uniform"), help="dynamics: early for moving sources, late for still"
     )
     timestep_shift: float = setting(
-        1.0,
-        low=0.01,
-        high=100.0,
-        help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
+        1.0, low=0.01, high=100.0, help="above 1: more noisy timesteps, for few sampling steps; 1 = as drawn"
     )
-    min_snr: float = setting(
-        0.0, low=0.0, help="limit of the loss weight by signal-to-noise ratio (usual: 5); 0 = equal weights"
-    )
+    min_snr: float = setting(0.0, low=0.0, help="min-SNR limit of loss weights (usual: 5); 0 = equal")
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
-    attention: str = setting(
-        "sdpa", choices=("sdpa", "eager"), help="eager is faster for small networks on a CPU"
-    )
-    gradient_checkpointing: bool = setting(
-        False, help="recompute activations in the backward pass: less memory, about a third slower"
-    )
+    attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager: faster for small models on CPU")
+    gradient_checkpointing: bool = setting(False, help="recompute activations: less memory, about 1/3 slower")
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
     def lr_factor(self, step: int, total: int) -> float:
@@ -139,11 +112,7 @@ class TrainerConfig:
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
     devices: int = setting(1, low=1, help="devices per node")
     nodes: int = setting(1, low=1, help="number of nodes")
-    strategy: str = setting(
-        "ddp",
-        choices=("ddp", "fsdp"),
-        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)",
-    )
+    strategy: str = setting("ddp", choices=("ddp", "fsdp"), help="each device: whole model, or FSDP2 shard")
     precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
@@ -151,12 +120,8 @@ class TrainerConfig:
     keep: int = setting(2, low=1, help="how many of the newest checkpoints are kept")
     log_every: int = setting(50, low=1, help="steps between rows of metrics.csv")
     sample_every: int = setting(1000, low=0, help="steps between sheets of samples; 0 = none")
-    probe_every: int = setting(
-        500, low=0, help="steps between measurements of the effect of each hint; 0 = none"
-    )
-    tracker: str = setting(
-        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
-    )
+    probe_every: int = setting(500, low=0, help="steps between measurements of each hint's effect; 0 = none")
+    tracker: str = setting("none", choices=("none", "tensorboard", "wandb"), help="also gets metrics.csv")
 
     @property
     def all_devices(self) -> int:
@@ -176,18 +141,14 @@ class RunConfig:
     """One training run, as written in configs/bifrost.yaml."""
 
     out: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the finished model")
-    pretrained: Path | None = setting(
-        None, help="compositor folder to start from; none: fresh networks of `network`"
-    )
+    pretrained: Path | None = setting(None, help="compositor folder to start from; none: fresh networks")
     first_stage: Path | None = setting(None, help="autoencoder folder for fresh networks")
     name: str = setting("compositor", help="name of the trained model")
     notice: str = setting("", help="shown to users once, when the trained model is loaded")
     seed: int = setting(0, help="seed of initialisation and data order")
     network: NetworkConfig = setting(NetworkConfig(), help="sizes of fresh networks")
     pair: PairOptions = setting(PairOptions(), help="pre-processing")
-    sampling: Sampling = setting(
-        Sampling(), help="sampler settings recommended to users of the trained model"
-    )
+    sampling: Sampling = setting(Sampling(), help="sampler settings recommended for the trained model")
     data: DataConfig = setting(DataConfig(), help="sources and batches")
     train: CompositorTrainConfig = setting(CompositorTrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")

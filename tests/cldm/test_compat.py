@@ -61,7 +61,7 @@ def test_the_step_rule_refuses_what_it_does_not_fit() -> None:
 
 def trained_so(models: Models, name: str) -> Models:
     """As if the model had been trained on what a preset shows it."""
-    pair = replace(models.config.pair, hf_mode=PRESETS[name].pair.hf_mode)
+    pair = replace(models.config.pair, hf_mode=PRESETS[name].hf_mode)
     return replace(models, config=replace(models.config, pair=pair))
 
 
