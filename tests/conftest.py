@@ -79,7 +79,7 @@ def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_depth_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained depth network of the kind that the bundle holds."""
-    from tiny.depth.network import build_network, save_network
+    from tiny.depth.training import build_network, save_network
     from tiny.settings import DepthNetwork
 
     folder = tmp_path_factory.mktemp("models") / "depth"

@@ -9,7 +9,7 @@ import pytest
 from ldm.experts.depth import NOTICE_FILE, DepthEstimator
 from tests import pages
 from tests.conftest import ROOT
-from tiny.depth.network import NOTICE
+from tiny.depth.training import NOTICE
 
 NOTICES = [path for path in sorted((ROOT / "assets/tiny").glob("*/*.json")) if path.name != "config.json"]
 TEXTS = [ROOT / page for page in pages.PAGES] + [ROOT / "assets/tiny/README.md", *NOTICES]

@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from datasets.scenes import palette
-from datasets.scenes.describe import Finish, Light, Part, Room, Solid
-from datasets.scenes.pose import extent, upright
+from datasets.scenes.describe import Finish, Light, Part, Room, Solid, extent, upright
 
 _SHAPE_NAMES, _COLOUR_NAMES = tuple(palette.SHAPES), tuple(palette.COLOURS)
 _PATTERN_STEPS = np.cumsum([0.3, 0.14, 0.1, 0.12, 0.1, 0.12, 0.05])

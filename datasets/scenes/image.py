@@ -136,12 +136,10 @@ def _light(rays: trace.Rays, hit: trace.Hit, hit_wo: trace.Hit) -> tuple[Tensor,
 def _rough(display: Tensor) -> Tensor:
     """(3, b, h, w) -> (b, h, w) bool: differs from one of its four neighbours."""
     rough = torch.zeros(display.shape[1:], dtype=torch.bool, device=display.device)
-    down = (display[..., 1:, :] - display[..., :-1, :]).abs().amax(0) > ROUGH
-    across = (display[..., 1:] - display[..., :-1]).abs().amax(0) > ROUGH
-    rough[:, 1:] |= down
-    rough[:, :-1] |= down
-    rough[..., 1:] |= across
-    rough[..., :-1] |= across
+    for axis in (1, 2):
+        step = display.diff(dim=axis + 1).abs().amax(0) > ROUGH
+        for start in (0, 1):
+            rough.narrow(axis, start, step.shape[axis]).logical_or_(step)
     return rough
 
 

@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from datasets.scenes.describe import Camera, Light, Room, Scene, SceneRejected, Solid
+from datasets.scenes import describe
+from datasets.scenes.describe import Camera, Light, Room, Scene, SceneRejected, Solid, outline
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import SceneView, pack
-from datasets.scenes.pose import direction, look_at, orbit, outline
 from datasets.scenes.settings import SceneOptions
 from datasets.scenes.solids import FAR
 from datasets.scenes.trace import cast_parts, cast_room, covers, pixel_rays
@@ -87,13 +87,13 @@ def camera_of(
     azimuth = np.radians(rng.uniform(-32, 32) - 90)
     elevation = np.radians(rng.uniform(11, 38))
     distance = rng.uniform(2.7, 3.9)
-    origin = target + distance * direction(azimuth, elevation)
+    origin = target + distance * describe.direction(azimuth, elevation)
     origin[0] = np.clip(origin[0], place.left + 0.3, place.right - 0.3)
     h, w = options.size
     aspect = w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))
     half = np.tan(np.radians(rng.uniform(36, 52)) / 2)  # of the longer side
     tan_x = half if aspect >= 1 else half * aspect
-    return Camera(origin, look_at(origin, target), float(tan_x), float(tan_x / aspect))
+    return Camera(origin, describe.look_at(origin, target), float(tan_x), float(tan_x / aspect))
 
 
 def place_solid(
@@ -217,13 +217,13 @@ def reference_setup(
     yaw, lift = np.radians(rng.uniform(8, 30) * rng.choice([-1, 1])), np.radians(rng.uniform(-8, 8))
     lamp_yaw, lamp_lift = np.radians(rng.uniform(-75, 75)), np.radians(rng.uniform(15, 45))
     if not same:
-        origin = orbit(camera.origin, target, yaw, lift)
-        camera = replace(camera, origin=origin, axes=look_at(origin, target))
+        origin = describe.orbit(camera.origin, target, yaw, lift)
+        camera = replace(camera, origin=origin, axes=describe.look_at(origin, target))
     aspect, (x0, y0, x1, y1) = camera.tan_x / camera.tan_y, outline(solid.parts, camera)
     side = max(x1 - x0, (y1 - y0) / aspect) * rng.uniform(1.06, 1.25)  # in widths of the full view
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
     window = cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2
-    away = orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
+    away = describe.orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
     warm = rng.uniform(0.9, 1.1)
     tone = np.array([warm, 1.0, 2 - warm])
     light = Light(

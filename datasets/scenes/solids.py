@@ -21,21 +21,13 @@ def support(kind: str, d: np.ndarray, param: float) -> np.ndarray:
     """Largest <q, d> over the canonical solid, for local directions d (k, 3) of any length -> (k,)."""
     x, y, z = np.asarray(d, np.float64).T
     flat, length = np.hypot(x, y), np.sqrt(x * x + y * y + z * z)
-    if kind == "ellipsoid":
-        return length
-    if kind == "box":
-        return abs(x) + abs(y) + abs(z)
-    if kind in ("cylinder", "prism"):
-        return flat + abs(z)
-    if kind == "cone":
-        return np.maximum(z, flat - z)
-    if kind == "torus":
-        return flat + param * length
-    if kind == "capsule":
-        return param * abs(z) + length
-    if kind == "pyramid":
-        return np.maximum(z, abs(x) + abs(y) - z)
-    return np.hypot(flat, np.maximum(z, 0.0))  # dome
+    reaches = {
+        "ellipsoid": length, "box": abs(x) + abs(y) + abs(z), "cylinder": flat + abs(z),
+        "prism": flat + abs(z), "cone": np.maximum(z, flat - z), "torus": flat + param * length,
+        "capsule": param * abs(z) + length, "pyramid": np.maximum(z, abs(x) + abs(y) - z),
+        "dome": np.hypot(flat, np.maximum(z, 0.0)),
+    }  # fmt: skip
+    return reaches[kind]
 
 
 def half_extent(kind: str, param: float) -> tuple[float, float, float]:
@@ -188,9 +180,8 @@ def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
         side = torch.stack([x / ring, y / ring, torch.full_like(z, 0.5)])
     elif kind == "pyramid":
         first = x.abs() > y.abs()
-        side = torch.stack(
-            [torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign()), torch.full_like(z, 0.5)]
-        )
+        across, along = torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign())
+        side = torch.stack([across, along, torch.full_like(z, 0.5)])
     else:
         total = torch.zeros_like(q)
         for cosine, sine in PRISM_SIDES:

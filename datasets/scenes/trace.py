@@ -162,7 +162,16 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     parts, light = rays.packed.parts, rays.packed.light
     way, radius = rays.at(light["origin"]) - point, rays.at(light["radius"])
     length = way.square().sum(0).sqrt()
-    slot, ray = _between(rays, point, way / length, length, radius, facing).nonzero().unbind(1)
+    # The parts whose bounding sphere may hide some of the lamp from a point, (p, n).
+    toward, between = way / length, []
+    for number in range(rays.packed.slots):
+        bound = rays.of_slot(parts.bound, number)
+        offset = rays.of_slot(parts.centre, number) - point
+        along = (offset * toward).sum(0)
+        beside = offset.square().sum(0) - along.square()
+        reach = bound + radius * ((along + bound) / length).clamp(0, 1)
+        between.append((beside < reach.square()) & (along > -bound) & (along < length + bound) & facing)
+    slot, ray = torch.stack(between).nonzero().unbind(1)
     blocked = torch.zeros(2, len(LAMP_SAMPLES), n, dtype=torch.bool, device=device)
     part = rays.view[ray] * rays.packed.slots + slot
     disc = torch.tensor(LAMP_SAMPLES, device=device).T  # (2, j)
@@ -184,18 +193,3 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
         blocked[1, sample[lasting], its_ray[pair[lasting]]] = True
     seen = 1 - blocked.float().mean(1)
     return seen[0], seen[1]
-
-
-def _between(
-    rays: Rays, point: Tensor, toward: Tensor, length: Tensor, radius: Tensor, facing: Tensor
-) -> Tensor:
-    """(p, n) bool: the part's bounding sphere may hide some of the lamp from the point."""
-    near = []
-    for slot in range(rays.packed.slots):
-        bound = rays.of_slot(rays.packed.parts.bound, slot)
-        offset = rays.of_slot(rays.packed.parts.centre, slot) - point
-        along = (offset * toward).sum(0)
-        beside = offset.square().sum(0) - along.square()
-        reach = bound + radius * ((along + bound) / length).clamp(0, 1)
-        near.append((beside < reach.square()) & (along > -bound) & (along < length + bound) & facing)
-    return torch.stack(near)

@@ -16,10 +16,9 @@ import numpy as np
 
 from datasets.relations import Place
 from datasets.scenes.batch import SceneFacts
-from datasets.scenes.describe import Camera, Part, Scene
+from datasets.scenes.describe import Camera, Part, Scene, extent, skin
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.palette import SHAPES
-from datasets.scenes.pose import extent, skin
 from datasets.scenes.settings import SceneOptions
 
 SHAPE_NAMES = tuple(SHAPES)

@@ -17,7 +17,7 @@ from ldm.result import read_recipe
 from ldm.settings.cli import run_app
 from run_inference import build_app
 from tests.images import Case
-from tiny.depth.network import NOTICE
+from tiny.depth.training import NOTICE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_scene, train_seed
-from datasets.scenes.describe import Scene
+from datasets.scenes.describe import Scene, extent
 from datasets.scenes.furnish import COMPOUNDS
 from datasets.scenes.image import REACH, draw_views
 from datasets.scenes.pack import SceneView
 from datasets.scenes.palette import ALL_PATTERNS, KINDS, PATTERNS, SHAPES, WIDE_PATTERNS
-from datasets.scenes.pose import extent
 from datasets.scenes.surface import pattern_blend
 
 OPTIONS = SceneOptions(size=(64, 64), reference_size=(48, 48))

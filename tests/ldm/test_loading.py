@@ -39,7 +39,7 @@ from tests.ldm import fit_job, small_metrics
 from tests.ldm.small_mllm import build_small
 from tests.ldm.test_threads import at_once
 from tiny import llava
-from tiny.depth.network import build_network
+from tiny.depth.training import build_network
 from tiny.inpainter.model import create
 from tiny.settings import DepthNetwork, InpainterNetworks, SmallConfig
 from tiny.world import SPECIAL

@@ -11,9 +11,8 @@ import pytest
 
 from datasets.relations import ALL_RELATIONS, Place, Places, between_margins, holds, relation_margins
 from datasets.scenes.batch import SceneBatch, render
-from datasets.scenes.describe import Part, Scene, Solid
+from datasets.scenes.describe import Part, Scene, Solid, extent
 from datasets.scenes.layout import sample_scene
-from datasets.scenes.pose import extent
 from datasets.scenes.settings import SceneOptions
 from llava_bifrost.evaluate.measures import LocatorCase, measure_answer, published
 from llava_bifrost.evaluate.run import CEILING, DISTRACTOR_BLIND, place_rows

@@ -9,9 +9,8 @@ import torch
 
 from ldm.experts.depth import DepthEstimator
 from ldm.settings.config import load_config
-from tiny.depth.network import align, depth_loss, measure_depth, min_max
 from tiny.depth.train import AugmentConfig, TrainDepthConfig
-from tiny.depth.training import DepthImages, train_depth, training_batch
+from tiny.depth.training import align, depth_loss, measure_depth, min_max, train_depth, training_batch
 
 SMALL = [
     "network.size=64", "network.width=8", "network.heads=[1,1,1,1]", "network.depths=[1,1,1,1]",
@@ -21,13 +20,13 @@ SMALL = [
 CPU = torch.device("cpu")
 
 
-def ramps(count: int = 8, side: int = 64) -> DepthImages:
+def ramps(count: int = 8, side: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Images whose red channel is their depth: floors that rise at different slopes."""
     y, x = np.mgrid[0:side, 0:side] / side
     slopes = np.random.default_rng(0).uniform(0.3, 1, (count, 1, 1))
     depth = (y * slopes + x * (1 - slopes)) * 0.9
     pixels = np.stack([depth, np.full_like(depth, 0.2), np.full_like(depth, 0.8)], axis=1)
-    return DepthImages((pixels * 255).astype(np.uint8), (depth * 65535).astype(np.uint16))
+    return (pixels * 255).astype(np.uint8), (depth * 65535).astype(np.uint16)
 
 
 def test_alignment_undoes_scale_and_shift() -> None:
@@ -38,14 +37,14 @@ def test_alignment_undoes_scale_and_shift() -> None:
 
 
 def test_min_max_and_measures_of_a_perfect_prediction() -> None:
-    images = ramps()
+    images_u8, depth_u16 = ramps()
 
     class Perfect(torch.nn.Module):
         def forward(self, pixel_values: torch.Tensor) -> "Perfect":
             self.predicted_depth = pixel_values[:, 0] * 2 + 3
             return self
 
-    found = measure_depth(Perfect(), images.pixels_u8, images.depth_u16, CPU)
+    found = measure_depth(Perfect(), images_u8, depth_u16, CPU)
     assert found["mae"] < 0.01
     assert found["order"] > 0.99
     assert min_max(torch.full((1, 4, 4), 7.0)).abs().max() == 0

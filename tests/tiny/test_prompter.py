@@ -17,7 +17,6 @@ from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.model import Chat, ChatExample
 from tests.conftest import ROOT
 from tiny.llava import create_llava, last_states, pixel_values, project
-from tiny.prompter.captions import CAPTION, VOCABULARY, pack_captions
 from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.evaluate import PrompterEvaluation
 from tiny.prompter.measures import PRIOR, caption_results, evaluate_prompter, prompt_case, task_numbers
@@ -32,7 +31,7 @@ from tiny.prompter.sets import (
     side_of,
 )
 from tiny.prompter.train import PrompterTraining
-from tiny.prompter.training import train_prompter
+from tiny.prompter.training import CAPTION, VOCABULARY, pack_captions, train_prompter
 from tiny.regions import box_masks, overlap
 from tiny.report import scene_mean
 from tiny.settings import MASK_COLORS, LlavaStage, SmallConfig

@@ -11,30 +11,10 @@ from torch.nn import functional
 
 from llava_bifrost.locator import CONFIG, LocatorConfig
 from tiny import llava
-from tiny.locator.questions import (
-    ANSWER,
-    FIRST_NUMBER,
-    FURNITURE,
-    NUMBER_AT,
-    NUMBERS,
-    PREFIX,
-    VOCABULARY,
-    QuestionCache,
-    locator_tokenizer,
-    open_questions,
-    pack_questions,
-)
+from tiny.locator import questions as words
+from tiny.locator import vision
 from tiny.locator.train import LocatorTraining
-from tiny.locator.vision import (
-    OWNED,
-    SECTIONS,
-    ImageDraw,
-    LabelledImages,
-    SceneArrays,
-    labelled_images,
-    open_scenes,
-    patch_loss,
-)
+from tiny.locator.vision import ImageDraw, LabelledImages, SceneArrays, labelled_images, patch_loss
 from tiny.loop import Stage, stages_manifest
 from tiny.world import COLOUR_WORDS, PATTERN_NAMES, SHAPE_WORDS, split_scenes
 
@@ -57,7 +37,7 @@ class Training:
     config: LocatorTraining
     trainer: llava.LanguageTrainer
     scenes: SceneArrays
-    questions: QuestionCache
+    questions: words.QuestionCache
 
     def loss_of(
         self, draw: ImageDraw, batch: LabelledImages, rng: np.random.Generator, most: tuple[int, int],
@@ -71,23 +51,23 @@ class Training:
         """
         model = self.trainer.model
         patches = llava.project(model, batch.pixels)
-        packed = pack_questions(self.questions, draw.first(count), rng, most, patches.shape[1])
+        packed = words.pack_questions(self.questions, draw.first(count), rng, most, patches.shape[1])
         states = llava.last_states(model, patches[:count], packed.tokens, packed.block, packed.position)
-        at = packed.end[:, None] + torch.arange(1 - ANSWER, 1)  # (k, 8) positions of the answer's tokens
+        at = packed.end[:, None] + torch.arange(1 - words.ANSWER, 1)  # (k, 8) where the answer's tokens are
         right = packed.tokens[packed.row[:, None], at]
         logits = model.lm_head(states[packed.row[:, None], at - 1]).float()
-        numbers = torch.from_numpy(NUMBER_AT + ANSWER)  # columns of the five numbers
-        bins = torch.arange(len(NUMBERS))
-        value = right[:, numbers] - FIRST_NUMBER
+        numbers = torch.from_numpy(words.NUMBER_AT + words.ANSWER)  # columns of the five numbers
+        bins = torch.arange(len(words.NUMBERS))
+        value = right[:, numbers] - words.FIRST_NUMBER
         soft = torch.softmax(-0.5 * ((bins - value[..., None]) / BLUR) ** 2, -1)  # (k, 5, bins)
-        log_p = functional.log_softmax(logits[:, numbers], -1)[..., FIRST_NUMBER:]  # the last words
+        log_p = functional.log_softmax(logits[:, numbers], -1)[..., words.FIRST_NUMBER :]  # the last words
         kl = (soft * (soft.clamp(min=1e-9).log() - log_p)).sum(-1).mean(0)  # (5,)
-        other = [i for i in range(ANSWER) if i not in numbers.tolist()]
+        other = [i for i in range(words.ANSWER) if i not in numbers.tolist()]
         form = functional.cross_entropy(logits[:, other].flatten(0, 1), right[:, other].flatten())
 
         cover = batch.cover[packed.name_row, :, packed.name_solid]  # (j, p)
-        there = (cover > OWNED) | (cover >= cover.amax(-1, keepdim=True).clamp(min=1e-3))
-        image = slice(len(PREFIX), len(PREFIX) + cover.shape[1])
+        there = (cover > vision.OWNED) | (cover >= cover.amax(-1, keepdim=True).clamp(min=1e-3))
+        image = slice(len(words.PREFIX), len(words.PREFIX) + cover.shape[1])
         weights = self.trainer.attention[ATTENTION_LAYER]
         rows = weights[packed.name_row, :ATTENTION_HEADS, packed.name_at, image].float()
         mass = (rows * there[:, None]).sum(-1)  # (j, heads)
@@ -109,8 +89,8 @@ class Training:
             if attention_weight:
                 total = total + attention_weight * attention
             if config.vision_loss_weight and settings.vision_lr > 0:
-                vision, seen = patch_loss(patches, self.trainer.read(patches.float()), batch)
-                total = total + config.vision_loss_weight * vision
+                shown, seen = patch_loss(patches, self.trainer.read(patches.float()), batch)
+                total = total + config.vision_loss_weight * shown
                 measures |= {key: seen[key] for key in ("shape", "box_l1", "depth_l1")}
             return total, measures
 
@@ -131,10 +111,10 @@ class Training:
 def train_small_locator(config: LocatorTraining) -> None:
     """Train the small locator stage by stage; the same command again continues."""
     cache = config.cache or config.out / "cache"
-    scenes = open_scenes(config.data, cache)
+    scenes = vision.open_scenes(config.data, cache)
     render = f"datasets.scenes render --out {config.data} --count {2 * config.held_out}"
     train, held_out = split_scenes(len(scenes), config.held_out, render)
-    model = llava.create_llava(config.model, VOCABULARY, config.seed, NUMBERS)
+    model = llava.create_llava(config.model, words.VOCABULARY, config.seed, words.NUMBERS)
 
     def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:
         batch = labelled_images(scenes, ImageDraw.random(train, size, rng), rng)
@@ -148,8 +128,8 @@ def train_small_locator(config: LocatorTraining) -> None:
                 yield batch.pixels, batch
 
     shown = held_out_batches()
-    read, stage, seen = llava.train_vision(config, model, sum(SECTIONS), draw_batch, shown, patch_loss)
-    questions = open_questions(config.data, cache, config.seed)
+    read, stage, seen = llava.train_vision(config, model, sum(vision.SECTIONS), draw_batch, shown, patch_loss)
+    questions = words.open_questions(config.data, cache, config.seed)
     trainer = llava.LanguageTrainer(model, read, [ATTENTION_LAYER])
     training, stages, measures = Training(config, trainer, scenes, questions), [stage], {"vision": seen}
     for name, settings, most, weight in (
@@ -161,6 +141,7 @@ def train_small_locator(config: LocatorTraining) -> None:
         log.info("%s: %s", name, measures[name])
     manifest = stages_manifest("locator", model, stages, config, config.seed, held_out={"gates": measures})
     patterns = dict.fromkeys(word for name in PATTERN_NAMES for word in name.split())
-    names = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *FURNITURE)  # parts of names, in the order of a name
-    answers = LocatorConfig(codec="square", decimals=2, names=names, notice=NOTICE)
-    llava.save_llava(config, model, locator_tokenizer(), 16, {"manifest.json": manifest, CONFIG: answers})
+    parts = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *words.FURNITURE)  # in the order of a name
+    answers = LocatorConfig(codec="square", decimals=2, names=parts, notice=NOTICE)
+    files = {"manifest.json": manifest, CONFIG: answers}
+    llava.save_llava(config, model, words.locator_tokenizer(), 16, files)

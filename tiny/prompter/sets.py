@@ -10,11 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from datasets.scenes.describe import Scene, SceneRejected
+from datasets.scenes.describe import Scene, SceneRejected, outline
 from datasets.scenes.furnish import finish_of, furniture, lamp, room, solid_at
 from datasets.scenes.layout import camera_of, choose_removed, place_solid, reference_setup, solid_fractions
 from datasets.scenes.pack import SceneView
-from datasets.scenes.pose import outline
 from datasets.scenes.settings import SceneOptions
 from datasets.scenes.store import render_shards
 from tiny.prompter.scenes import SetScenes

@@ -1,27 +1,52 @@
-"""The stages of the small prompt writer: seeing painted masks, writing what they hide."""
+"""The small prompt writer: its words, the losses of what patches show and of captions, its training.
+
+Question and answer are as published, captions as the small inpainter reads them. One token is one word with
+the blank before it, one tag, or a fixed sentence; so the tokens of an answer spell exactly its text.
+
+Besides the words, some attention is trained: from a caption's tag to its mask, and from its words to the
+visible solids that decide them, each with the same weight, so that the most frequent word wins.
+
+Legend: b images, l tokens of a sequence, p patches, s solids, m masks, c captions of all images, d channels.
+"""
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tokenizers import decoders
 from torch import Tensor
+from torch.nn import functional
 
-from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig
+from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig, discover_question
 from ldm.files import hash_folder
 from ldm.mllm.model import load_model
-from ldm.mllm.templates import TEMPLATES
-from tiny import llava
+from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
+from tiny import llava, world
 from tiny.loop import stages_manifest
-from tiny.prompter import captions
-from tiny.prompter.data import Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.prompter.data import SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.train import PrompterTraining
 from tiny.settings import MASK_COLORS
-from tiny.world import split_scenes, word_tokenizer
+from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
 log = logging.getLogger(__name__)
 
+QUESTION = discover_question(["#"]).partition(" #")[0]
+SENTENCES = (LLAVA_SYSTEM, QUESTION, "USER:", "ASSISTANT:")
+TAGS = tuple(f"<{end}{color}>" for color in MASK_COLORS for end in ("", "/"))
+SPOKEN = ("a", "an", *(f" {word}" for word in (*COLOUR_WORDS, *SHAPE_WORDS)))
+VOCABULARY = (*world.SPECIAL, *SENTENCES, ",", ".", *TAGS, *SPOKEN)
+PIECES = "|".join([*map(re.escape, SENTENCES), r"</?[a-z]+>", r" ?(?!USER:|ASSISTANT:)[A-Za-z]+", r"[,.]"])
+CAPTION = 5  # tokens of a caption with its tags: <red> a red cone </red>
+OWNED = 0.25  # a patch belongs to what covers most of it, if that is more than this fraction
+SECTIONS = (len(KINDS), len(COLOUR_WORDS), len(MASK_COLORS) + 1, 4)  # 4: cx, cy, w, h
+BOX_WEIGHT, SCALE_WEIGHT = 20.0, 0.02
+FORMAT_WEIGHT = 0.05  # of tokens that hold no guess: tags, end
+ATTENTION_LAYERS, ATTENTION_HEADS = (1, 2), 2  # whose attention is trained, and how many of its heads
+PREFIX = (world.BEGIN, LLAVA_SYSTEM, "USER:")  # before the image
+ARTICLE, COLOUR, SHAPE = 1, 2, 3  # places of a caption's words, counted from its tag
 VISION = ("model.vision_tower.", "model.multi_modal_projector.")
 NOTICE = (
     "This is the small prompt writer, trained on rendered scenes of plain solids in sets only: it writes "
@@ -29,12 +54,173 @@ NOTICE = (
 )
 
 
+def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tensor, llava.Measures]:
+    """Loss of projected patches (b, p, d) with readings (b, p, sum of SECTIONS), and its measures."""
+    cover = torch.from_numpy(painted.cover)
+    fraction, owner = cover.max(-1)  # (b, p)
+    rows = torch.arange(len(owner))[:, None].expand_as(owner)
+    owned, is_mask = fraction > OWNED, owner >= SOLIDS
+    solid = owned & ~is_mask
+    colours = torch.full((len(owner), len(MASK_COLORS)), -1)  # (b, m) colour of each mask
+    for row, drawn in enumerate(painted.masks):
+        colours[row, : len(drawn.colours)] = torch.tensor(drawn.colours, dtype=torch.long)
+    paint = torch.where(owned & is_mask, colours[rows, (owner - SOLIDS).clamp(min=0)], len(MASK_COLORS))
+    kind_logits, colour_logits, mask_logits, place = read.float().split(SECTIONS, -1)
+    kind = torch.from_numpy(painted.kind)[rows[solid], owner[solid]]
+    colour = torch.from_numpy(painted.colour)[rows[solid], owner[solid]]
+    off = (place[owned] - torch.from_numpy(painted.place)[rows[owned], owner[owned]]).abs().mean()
+    scale = (patches.float().square().mean(-1) - 1).abs().mean()
+    total = (
+        functional.cross_entropy(kind_logits[solid], kind)
+        + functional.cross_entropy(colour_logits[solid], colour, ignore_index=-1)
+        + functional.cross_entropy(mask_logits.flatten(0, 1), paint.flatten())
+        + BOX_WEIGHT * off
+        + SCALE_WEIGHT * scale
+    )
+    named = colour >= 0
+    measures = {
+        "shape": right_fraction(kind_logits[solid], kind),
+        "colour": right_fraction(colour_logits[solid][named], colour[named]),
+        "mask": right_fraction(mask_logits.flatten(0, 1), paint.flatten()),
+        "box_l1": off.item(),
+    }
+    return total, measures
+
+
+def right_fraction(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(-1) == labels).float().mean().item()
+
+
+@dataclass(frozen=True, eq=False)
+class PackedCaptions:
+    """Questions with answers about b images."""
+
+    tokens: Tensor  # (b, l) from world.BEGIN to world.END, padded on the right
+    block: Tensor  # (b, l) what sees what, as tiny.llava.last_states reads it
+    row: Tensor  # (c,) image of each caption
+    at: Tensor  # (c,) place of its first tag in the sequence
+    mask: Tensor  # (c,) number of its mask in the question
+    end: Tensor  # (b,) place of world.END
+
+
+def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = None) -> PackedCaptions:
+    """The published question and answer about every image, as tokens.
+
+    alone: (b,) bool, images of which no caption sees those before it
+    """
+    rows, captions, ends = [], [], []
+    for number, drawn in enumerate(painted.masks):
+        colors = [MASK_COLORS[mask] for mask in drawn.colours]
+        listed = [part for color in colors for part in (f" {color}", ",")][:-1]
+        text = [*PREFIX, *[world.IMAGE] * patches, QUESTION, *listed, ".", "ASSISTANT:"]
+        for slot, (solid, color) in enumerate(zip(drawn.solids, colors, strict=True)):
+            captions.append((number, len(text), slot))
+            colour, shape = painted.colour[number, solid], painted.kind[number, solid]
+            article, *words = caption_of(Name("", COLOUR_WORDS[colour], SHAPE_WORDS[shape])).split()
+            text += [f"<{color}>", article, *(f" {word}" for word in words), f"</{color}>"]
+        ends.append(len(text))
+        rows.append([VOCABULARY.index(word) for word in (*text, world.END)])
+    tokens = torch.full((len(rows), max(map(len, rows))), VOCABULARY.index(world.PAD))
+    block = torch.full_like(tokens, -1)
+    for number, ids in enumerate(rows):
+        tokens[number, : len(ids)], block[number, : len(ids)] = torch.tensor(ids), 0
+    for number, start, slot in captions:
+        if alone is not None and alone[number]:
+            block[number, start : start + CAPTION] = slot + 1
+    row, at, mask = torch.tensor(captions).T
+    return PackedCaptions(tokens, block, row, at, mask, torch.tensor(ends))
+
+
+def writing_loss(
+    trainer: llava.LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
+    alone: np.ndarray | None = None,
+) -> tuple[Tensor, llava.Measures]:  # fmt: skip
+    """Loss and measures of one batch: cross-entropy of the words, and a little of the form.
+
+    weights: of the attention loss and of the vision loss; alone: see `pack_captions`
+    """
+    patches = llava.project(trainer.model, pixels)
+    packed = pack_captions(painted, patches.shape[1], alone)
+    states = llava.last_states(trainer.model, patches, packed.tokens, packed.block)
+    at = packed.at[:, None] + torch.arange(CAPTION)
+    right = packed.tokens[packed.row[:, None], at]  # (c, CAPTION)
+    logits = trainer.model.lm_head(states[packed.row[:, None], at - 1]).float()
+    losses = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
+    every = torch.arange(len(packed.end))
+    end = functional.cross_entropy(
+        trainer.model.lm_head(states[every, packed.end - 1]).float(), packed.tokens[every, packed.end]
+    )
+    form = losses[0] + losses[CAPTION - 1] + end
+    total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
+    places = (("colour", COLOUR), ("shape", SHAPE))
+    measures = {f"loss_{name}": losses[place].item() for name, place in places}
+    measures |= {name: right_fraction(logits[:, place], right[:, place]) for name, place in places}
+    attention_weight, vision_weight = weights
+    if attention_weight:
+        attention, masses = evidence_loss(trainer.attention, packed, painted)
+        total, measures = total + attention_weight * attention, measures | masses
+    if vision_weight:
+        vision, seen = painted_loss(patches, trainer.read(patches.float()), painted)
+        total = total + vision_weight * vision
+        measures |= {f"see_{key}": seen[key] for key in ("shape", "colour", "box_l1")}
+    return total, measures
+
+
+def evidence_loss(
+    attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted
+) -> tuple[Tensor, llava.Measures]:
+    """Cross-entropy of attention against its target over the patches; measures: mass where it belongs.
+
+    attention: of each of ATTENTION_LAYERS
+    """
+    find, gather = (attention[layer] for layer in ATTENTION_LAYERS)
+    cover = torch.from_numpy(painted.cover)[packed.row]  # (c, p, s + m)
+    every = torch.arange(len(packed.row))
+    own = cover[every, :, SOLIDS + packed.mask]
+    side, colour = (torch.from_numpy(values)[packed.row] for values in (painted.side, painted.colour))
+    hidden = torch.zeros(len(painted.masks), SOLIDS, dtype=torch.bool)
+    for row, drawn in enumerate(painted.masks):
+        hidden[row, list(drawn.solids)] = True
+    seen = (colour >= 0) & ~hidden[packed.row]  # (c, s) visible solids
+    solid = torch.tensor([painted.masks[r].solids[m] for r, m in zip(packed.row, packed.mask, strict=True)])
+    mates = seen & (side == side[every, solid][:, None])
+    jobs = (
+        ("find", find, (0, ARTICLE, COLOUR), _distribution(own)),
+        ("mates", gather, (0, ARTICLE), _distribution(_spread(cover, mates))),
+        ("all", gather, (COLOUR,), _distribution(_spread(cover, seen))),
+    )
+    losses, measures = [], {}
+    for name, layer, places, (wanted, there) in jobs:
+        if not there.any():
+            continue
+        at = packed.at[:, None] + torch.tensor(places)  # (c, places)
+        start = len(PREFIX)
+        rows = layer[packed.row[:, None], :ATTENTION_HEADS, at, start : start + wanted.shape[1]]
+        rows = rows.float()[there]  # (captions, places, heads, p)
+        target = wanted[there][:, None, None]
+        losses.append(-(target * rows.clamp(min=1e-6).log()).sum(-1).mean())
+        measures[f"look_{name}"] = (rows * (target > 0)).sum(-1).mean().item()
+    return torch.stack(losses).sum() if losses else torch.zeros(()), measures
+
+
+def _spread(cover: Tensor, chosen: Tensor) -> Tensor:
+    """(c, p, s + m), (c, s) -> (c, p): the chosen solids, each with the same weight over its patches."""
+    solids = cover[..., :SOLIDS] / cover[..., :SOLIDS].sum(1, keepdim=True).clamp(min=1e-3)
+    return (solids * chosen[:, None]).sum(-1)
+
+
+def _distribution(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """(c, p) -> distributions over the patches, and where there is anything (c,)."""
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.clamp(min=1e-6), total[:, 0] > 1e-6
+
+
 def train_prompter(config: PrompterTraining) -> None:
     """Train the small prompt writer in two stages; the same command again continues."""
     render = f"tiny.prompter.scenes --out {config.data} --count {2 * config.held_out}"
-    train, held_out = split_scenes(config.scenes, config.held_out, render)
+    train, held_out = world.split_scenes(config.scenes, config.held_out, render)
     sets = open_sets(config.data, config.out / "cache", config.scenes)
-    model = llava.create_llava(config.model, captions.VOCABULARY, config.seed)
+    model = llava.create_llava(config.model, VOCABULARY, config.seed)
     vision_files: dict[str, str] = {}  # name -> SHA-256
     if folder := config.vision_from:
         stored = load_model(folder, torch.float32).state_dict()
@@ -56,11 +242,9 @@ def train_prompter(config: PrompterTraining) -> None:
 
     images = held_out_images(sets, held_out, len(MASK_COLORS))
     shown = ((llava.pixel_values(painted.images_u8), painted) for painted in images)
-    read, see, seen = llava.train_vision(
-        config, model, sum(captions.SECTIONS), draw_with_pixels, shown, captions.painted_loss
-    )
+    read, see, seen = llava.train_vision(config, model, sum(SECTIONS), draw_with_pixels, shown, painted_loss)
     measures = {"vision": seen}
-    writer = llava.LanguageTrainer(model, read, captions.ATTENTION_LAYERS)
+    writer = llava.LanguageTrainer(model, read, ATTENTION_LAYERS)
     settings = config.writing
     sees = settings.vision_lr > 0 and not config.blind
     attention_weight = 0.0 if config.blind else config.attention_loss_weight
@@ -72,13 +256,13 @@ def train_prompter(config: PrompterTraining) -> None:
         alone = rng.random(settings.batch) < config.alone
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             pixels = llava.pixel_values(painted.images_u8, rng)
-            return captions.writing_loss(writer, painted, pixels, weights, alone)
+            return writing_loss(writer, painted, pixels, weights, alone)
 
     write = writer.train_stage("writing", settings, config.out, loss)
     writer.eval()
     with torch.inference_mode():
         rows = [
-            captions.writing_loss(writer, images, llava.pixel_values(images.images_u8), (1.0, 0.0))[1]
+            writing_loss(writer, images, llava.pixel_values(images.images_u8), (1.0, 0.0))[1]
             for images in held_out_images(sets, held_out, config.most)
         ]
     measures["writing"] = llava.rounded_means(rows)
@@ -86,14 +270,10 @@ def train_prompter(config: PrompterTraining) -> None:
     manifest = stages_manifest(
         "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
     ) | {"vision_from": vision_files}
-    prompts = PrompterConfig(
-        name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=captions.CAPTION
-    )
+    prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
     files = {"manifest.json": manifest, CONFIG_FILE: prompts}
-    tokenizer = word_tokenizer(
-        captions.VOCABULARY, captions.PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True
-    )
-    llava.save_llava(config, model, tokenizer, captions.CAPTION * len(MASK_COLORS) + 1, files)
+    tokenizer = world.word_tokenizer(VOCABULARY, PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True)
+    llava.save_llava(config, model, tokenizer, CAPTION * len(MASK_COLORS) + 1, files)
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
