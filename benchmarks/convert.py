@@ -27,22 +27,18 @@ MEGABYTE = 2**20
 def make_file(path: Path, network: NetworkConfig) -> dict[str, float]:
     """A file of the UNet in the original layout with ones for weights."""
     import torch
+    from safetensors.torch import save_file
 
     from cldm.convert.keys import original_pieces
     from cldm.convert.plan import UNET, empty_networks
-    from ldm.weight_files import Entry, write_safetensors
 
     model = empty_networks(network)["unet"]
     pieces = original_pieces(model)
-    shapes = {UNET + pieces[key].key: tuple(value.shape) for key, value in model.state_dict().items()}
+    ones = {UNET + pieces[key].key: torch.ones(value.shape) for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        ones = {
-            key: Entry(shape, torch.float32, lambda shape=shape: torch.ones(shape))  # type: ignore[misc]
-            for key, shape in shapes.items()
-        }
-        write_safetensors(path, ones)
+        save_file(ones, path)
     else:
-        torch.save({"state_dict": {key: torch.ones(shape) for key, shape in shapes.items()}}, path)
+        torch.save({"state_dict": ones}, path)
     return {}
 
 

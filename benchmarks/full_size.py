@@ -46,12 +46,9 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
 
         on_train_batch_end = on_train_start
 
-    before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, PRECISIONS[precision]))
-    try:
-        model = create_compositor(NetworkConfig())
-    finally:
-        torch.set_default_dtype(before)
+    model = create_compositor(NetworkConfig())
+    torch.set_default_dtype(torch.float32)
     module = CompositorModule(model, CompositorTrainConfig(gradient_checkpointing=checkpointing))
     draw = partial(torch.rand, generator=torch.Generator().manual_seed(0))
     noise = {

@@ -49,8 +49,6 @@ def measure_renderer(
     """Measure the renderer."""
     import torch
 
-    from datasets.scenes import render, sample_scene
-
     torch.set_num_threads(1)
     table = [
         rates(size, quality, window, count, device)
@@ -58,18 +56,7 @@ def measure_renderer(
         for size in (64, 96, 128)
         for quality in QUALITIES
     ]
-    # How the removed solids are seen, over training seeds, full views.
-    options, seeds = SceneOptions(size=(64, 64), smooth_edges=False, reference_size=(16, 16)), 12 * count
-    facts = [render([sample_scene(train_seed(index), options)], options).facts[0] for index in range(seeds)]
-    visible = torch.tensor([fact.visible[fact.removed] for fact in facts])
-    area = torch.tensor([fact.area[fact.removed] for fact in facts])
-    occlusion = {
-        "seeds": seeds,
-        "hidden_10_to_65_percent": round(float(((visible >= 0.35) & (visible <= 0.9)).float().mean()), 3),
-        "least_visible": round(float(visible.min()), 3),
-        "median_area": round(float(area.median()), 4),
-    }
-    write_results(out, {"rates": table, "occlusion": occlusion}, device)
+    write_results(out, {"rates": table}, device)
 
 
 build_app = single_app(measure_renderer)

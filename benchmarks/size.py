@@ -12,14 +12,16 @@ import logging
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
-from benchmarks.revision import checked_out
 from ldm.files import ROOT
 from ldm.settings.cli import run_module, single_app
 
@@ -27,6 +29,23 @@ log = logging.getLogger(__name__)
 
 BEFORE = "8f05625f09d1ae8e2b2ea4dfd9883812ddba6dfb"  # composites worked on whole images
 WORKS = {"before": ("image", "jobs 100"), "now": ("image", "jobs 100", "jobs 5000", "jobs 100000")}
+
+
+@contextmanager
+def checked_out(revision: str, repository: Path = ROOT) -> Iterator[Path]:
+    """A git worktree of a revision, for a while; ValueError where git or the revision is missing."""
+    git = ["git", "-C", str(repository), "worktree"]
+    with TemporaryDirectory() as tree:
+        try:
+            subprocess.run([*git, "add", "--detach", tree, revision], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = (getattr(error, "stderr", b"") or str(error).encode()).decode().strip().splitlines()[-1]
+            what = "cannot be checked out; a clone with its whole history is needed (git fetch --unshallow)"
+            raise ValueError(f"revision {revision} of {repository} {what}: {reason}") from None
+        try:
+            yield Path(tree)
+        finally:
+            subprocess.run([*git, "remove", "--force", tree], check=True, capture_output=True)
 
 
 def measure_size(

@@ -15,12 +15,7 @@ from typing import Any
 from PIL import Image
 
 ROOM, OBJECT = Path("assets/examples/tent/room.png"), Path("assets/examples/tent/object.png")
-JOB: dict[str, Any] = {
-    "background": ROOM,
-    "object": OBJECT,
-    "box": (0.17, 0.19, 0.51, 0.64),
-    "depth": (0.44,),
-}
+JOB: Any = {"background": ROOM, "object": OBJECT, "box": (0.17, 0.19, 0.51, 0.64), "depth": (0.44,)}
 
 
 def main(kind: str, count: str = "0") -> None:
@@ -37,9 +32,8 @@ def main(kind: str, count: str = "0") -> None:
         os._exit(0)
 
     if kind == "jobs":
-        jobs.write_text(
-            "\n".join(json.dumps({**JOB, "name": f"j{n}"}, default=str) for n in range(int(count)))
-        )
+        lines = (json.dumps({**JOB, "name": f"j{n}"}, default=str) for n in range(int(count)))
+        jobs.write_text("\n".join(lines))
         started, clock = time.process_time(), time.process_time
         batch = import_module("compose_batch" if old else "compose.batch")
         imported = clock()

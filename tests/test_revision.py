@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.revision import checked_out
+from benchmarks.size import checked_out
 
 
 @pytest.fixture
