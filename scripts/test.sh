@@ -12,4 +12,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$VENV_PY" -m ruff check .
 "$VENV_PY" -m ruff format --check --quiet .
 "$VENV_PY" -m mypy
+# One process a core, the tests of a file together: they share fixtures.
+[ $# -gt 0 ] || set -- -n auto --dist loadfile
 "$VENV_PY" -m pytest -q "$@"

@@ -29,6 +29,12 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("patient")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`: one for each core; each wants about 1.5 GiB of memory."""
+    return min(os.cpu_count() or 1, 4)
+
+
 def pytest_collection_finish() -> None:
     """What the imports made stays to the end; the garbage collector need not look through it again."""
     gc.freeze()

@@ -155,7 +155,9 @@ EXEMPT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("rule", "path", "bad", "good"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("rule", "path", "bad", "good"), CASES, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+)
 def test_rule_catches_the_bad_source_and_leaves_the_good_one(rule, path, bad, good):
     assert rule(path, bad)
     assert not rule(path, good)

@@ -165,6 +165,8 @@ def test_test_script_runs_the_checks_and_passes_arguments_on(checkout):
     checks = ["-m ruff check .", "-m ruff format --check --quiet .", "-m mypy"]
     assert checkout.calls("")[-4:] == [*checks, "-m pytest -q -k two words"]
     assert checkout.run("scripts/test.sh", STUB_RUFF="1")[0] == 1
+    assert checkout.run("scripts/test.sh")[0] == 0
+    assert checkout.calls("")[-1] == "-m pytest -q -n auto --dist loadfile"
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -172,8 +174,8 @@ def test_ci_runs_the_checks_once_and_both_suites(checkout, code):
     assert checkout.run(".ci/run", STUB_SLOW=str(code))[0] == code
     calls = checkout.calls("-m")
     assert [call for call in calls if call.startswith("-m pytest")] == [
-        "-m pytest -q",
-        "-m pytest -q -m slow",
+        "-m pytest -q -n auto --dist loadfile",
+        "-m pytest -q -m slow -n auto --dist loadfile",
     ]
     assert calls.count("-m mypy") == calls.count("-m ruff check .") == 1
 
