@@ -106,8 +106,6 @@ def check_levels(sizes: Any) -> None:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of every network of a compositor."""
-
     size: tuple[int, int] = setting((512, 512), help="(h, w) in pixels of the crop that the model paints")
     reference_size: int = setting(224, low=16, help="side of the reference image in pixels")
     block_channels: tuple[int, ...] = setting((320, 640, 1280, 1280), help="UNet width per level")
@@ -141,8 +139,6 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class ConvertSettings(CheckedSettings):
-    """One checkpoint in, one folder out."""
-
     source: Path = setting(help="checkpoint: .ckpt, .pth, .pt, .bin, .safetensors, or a folder of these")
     out: Path = setting(help="folder that is written; it appears when it is complete")
     dtype: str = setting("keep", choices=("keep", *FLOAT_TYPES), help="type written; keep: as in the file")
@@ -151,16 +147,12 @@ class ConvertSettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class CompositorSettings(ConvertSettings):
-    """The same for a whole compositor."""
-
     dinov2: Path | None = setting(None, help="DINOv2 file or transformers folder for a checkpoint without it")
     seed: int = setting(0, help="seed of the parts that start fresh")
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """One folder in, one file out."""
-
     source: Path = setting(help="compositor, DINOv2 or DPT folder")
     out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
     overwrite: bool = overwrite_setting()
@@ -177,8 +169,6 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings(CheckedSettings):
-    """What is measured and where the numbers go."""
-
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
     scenes: int = setting(300, low=2, help="scenes to measure")
     data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")

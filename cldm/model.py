@@ -149,7 +149,6 @@ class Compositor(nn.Module):
         self.check_parts()
 
     def check_parts(self) -> None:
-        """Refuse parts that do not fit together, with both numbers."""
         net = self.unet.config
         fits: dict[str, tuple[Any, Any]] = {
             "projector width": (self.identity.projector.out_features, net.cross_attention_dim),

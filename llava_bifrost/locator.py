@@ -55,9 +55,8 @@ class LocatorConfig:
     notice: str = ""
 
     def __post_init__(self) -> None:
-        if self.template is not None and self.template not in TEMPLATES:
-            allowed = ", ".join(TEMPLATES)
-            raise ValueError(f"unknown chat template {self.template!r}; allowed: {allowed}")
+        if self.template not in (None, *TEMPLATES):
+            raise ValueError(f"unknown chat template {self.template!r}; allowed: {', '.join(TEMPLATES)}")
         self.make_codec()
 
     def make_codec(self) -> Codec:
@@ -119,19 +118,14 @@ class Locator:
         questions = [self.question(text, self.understand(text)) for text in instructions]
         return self.answer([rgb_of(image) for image in images], questions)
 
-    def answer(
-        self,
-        images_u8: Sequence[np.ndarray],
-        questions: Sequence[str],
-    ) -> list[Candidate]:
+    def answer(self, images_u8: Sequence[np.ndarray], questions: Sequence[str]) -> list[Candidate]:
         """The greedy answers to questions that are worded already, one image each, as one batch."""
-        asks = [ChatExample(image, question) for image, question in zip(images_u8, questions, strict=True)]
+        asks = [ChatExample(*pair) for pair in zip(images_u8, questions, strict=True)]
         frames = [self.frame(image_u8) for image_u8 in images_u8]
         forms = [self.codec.form(frame).spelled_by(self.grammar) for frame in frames]
         batch = self.chat.prompts(asks)
-        return self._decoded(
-            batch, ConstrainedChoice(self.grammar, forms, batch["input_ids"].shape[1]), frames
-        )
+        choice = ConstrainedChoice(self.grammar, forms, batch["input_ids"].shape[1])
+        return self._decoded(batch, choice, frames)
 
     def draw(
         self,
@@ -153,14 +147,8 @@ class Locator:
             missing = candidates - len(found)
             for start in range(0, missing, AT_ONCE):
                 count, greedy = min(AT_ONCE, missing - start), int(not found)
-                choice = ConstrainedChoice(
-                    self.grammar,
-                    form,
-                    shared.length,
-                    greedy=greedy,
-                    temperature=temperature,
-                    generator=generator,
-                )
+                drawn: Any = {"greedy": greedy, "temperature": temperature, "generator": generator}
+                choice = ConstrainedChoice(self.grammar, form, shared.length, **drawn)
                 found += self._decoded(shared.rows(count), choice, [frame] * count)
             found = distinct(found)
         return found
@@ -184,10 +172,10 @@ class Locator:
     ) -> list[tuple[str, Place | None]]:
         """Greedy answers without a constraint, one image each, and the places that they say, if readable."""
         answers: list[tuple[str, Place | None]] = []
-        for start in range(0, len(questions), batch):
-            images, part = images_u8[start : start + batch], questions[start : start + batch]
-            asks = [ChatExample(image, question) for image, question in zip(images, part, strict=True)]
-            for image, reply in zip(images, generate(self.mllm, self.chat.prompts(asks)), strict=True):
+        pairs = list(zip(images_u8, questions, strict=True))
+        for part in (pairs[start : start + batch] for start in range(0, len(pairs), batch)):
+            replies = generate(self.mllm, self.chat.prompts([ChatExample(*pair) for pair in part]))
+            for (image, _), reply in zip(part, replies, strict=True):
                 place = None
                 with suppress(AnswerError):
                     place = self.codec.decode(reply.text, self.frame(image))

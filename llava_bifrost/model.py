@@ -41,7 +41,6 @@ class MergeLocator(CheckedSettings):
 
 
 def build_app() -> App:
-    """The command line."""
     app = new_app("Folders of locators.")
     app.command("convert")(command(ConvertLocator, later("llava_bifrost.training:convert_adapter")))
     app.command("merge")(command(MergeLocator, later("llava_bifrost.training:merge_adapter")))

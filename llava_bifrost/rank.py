@@ -64,7 +64,6 @@ def rank(candidates: Sequence[Candidate], evidence: Evidence) -> list[Candidate]
 
 
 def score_parts(location: Place, evidence: Evidence) -> dict[str, float]:
-    """The parts of the score by name."""
     request, depth_01 = evidence.request, evidence.depth_01
     touching = sum(edge < BORDER or edge > 1 - BORDER for edge in location.box01_xyxy)
     parts = {"in frame": TOUCHING**touching}

@@ -57,8 +57,6 @@ WITH_SENTENCE = {field.name: field.default for field in fields(LocatorOptions)} 
 
 @dataclass(frozen=True, kw_only=True)
 class LocatorSettings(LocatorOptions):
-    """Which locator, and how it is asked."""
-
     locator: str | None = setting(None, was=("model",), help=fields(LocatorOptions)[0].metadata["help"])
     sam: Path | None = setting(None, help="SAM folder: its mask of a detected object decides the depth")
     aspect: float = setting(1.0, low=0.02, high=50, help="geometric locator: width / height of the object")
@@ -71,8 +69,6 @@ class LocatorSettings(LocatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictImage(LocatorSettings):
-    """One image and one sentence."""
-
     image: Path = setting(help="image of the background")
     instruction: str = setting(help='what to place where: "Place the dog behind the sofa"')
     depth: Path | None = setting(None, help="depth map of the image, bright = near, to rank several places")
@@ -82,8 +78,6 @@ class PredictImage(LocatorSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJobs(LocatorSettings):
-    """Many images."""
-
     jobs: Path = setting(help="JSONL file: {id, image, instruction} a line; image relative to the file")
     out: Path | None = setting(None, help="JSONL file to append answers to; without it JOBS.answers.jsonl")
     batch: int = setting(8, low=1, help="greedy answers computed together")
@@ -92,8 +86,6 @@ class PredictJobs(LocatorSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class NamedBoxes(CheckedSettings):
-    """Objects of an image, as a person sees them."""
-
     objects: tuple[str, ...] = setting(
         aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",),
         help="name, box and, where known, depth (1 = nearest); fractions of the image, or pixels as in 120px",
@@ -104,8 +96,6 @@ class NamedBoxes(CheckedSettings):
 
 @dataclass(frozen=True)
 class LocatorEvaluation(CheckedSettings):
-    """What is measured and where the numbers go."""
-
     model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     overwrite: bool = overwrite_setting()
@@ -129,8 +119,6 @@ class LocatorEvaluation(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(CheckedSettings):
-    """What a locator is asked."""
-
     folder: Path = setting(aliases=("FOLDER",), help="locator folder, such as a released one after `convert`")
     images: Path = setting(Path("assets/examples"), help="folder of images, searched with its folders")
     sentences: tuple[str, ...] = setting((), help="what is asked; without it simple ones with names it knows")
@@ -159,15 +147,11 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class MergeShardsSettings(CheckedSettings):
-    """Which data set is put together."""
-
     out: Path = setting(help="folder that the shards were built into")
 
 
 @dataclass(frozen=True)
 class Thresholds(CheckedSettings):
-    """Which objects are removed and which are named."""
-
     target: tuple[float, float] = setting((0.02, 0.6), low=0, high=1, help="target's box over the image")
     anchor: float = setting(0.01, low=0, high=1, help="least box of an anchor, or of a rival for its name")
     solid: float = setting(0.3, low=0, high=1, help="least fraction of its box that the target's mask covers")
@@ -191,8 +175,6 @@ class RelationRules(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CocoBuild(OutputSettings):
-    """Questions from photographs with instance annotations."""
-
     images: Path = setting(help="folder of the images")
     annotations: Path = setting(help="instances JSON file in the format of COCO")
     eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
@@ -210,8 +192,6 @@ class CocoBuild(OutputSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ScenesBuild(OutputSettings):
-    """Questions from rendered scenes."""
-
     scenes: Path = setting(help="folder of shards made by `python -m datasets.scenes render`")
     questions: int = setting(3, low=0, help="most different Place questions of a scene")
     replace: int = setting(1, low=0, help="Replace questions of a scene, about solids that stand free")

@@ -21,8 +21,6 @@ from llava_bifrost.language.instruction import CODECS, FORMATS
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run of the locator."""
-
     model: Path = setting(help="folder of the model to start from, such as models/llava-1.5-7b-hf")
     data: Path = setting(help="dataset.json of `python -m llava_bifrost.build_dataset`")
     out: Path = setting(help="run folder")

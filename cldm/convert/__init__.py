@@ -1,1 +1,0 @@
-"""Published checkpoints to model folders, and back."""

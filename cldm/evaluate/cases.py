@@ -84,8 +84,6 @@ def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) 
 
 @dataclass(frozen=True, eq=False)
 class SceneCase:
-    """One scene ready to be painted and measured."""
-
     inputs: Inputs
     pair: Pair
     truth_u8: np.ndarray  # (h, w, 3)

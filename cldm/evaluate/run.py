@@ -9,7 +9,8 @@ with 95 % bootstrap intervals.
 """
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from tqdm.auto import tqdm
 
 from cldm.config import EvaluateSettings, Sampling
 from cldm.evaluate.cases import SceneCase, find_cases, nearest_candidate, order_is_right, rendered_candidates
-from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, make_tables, ranked, text_tables
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.pretrained import load_compositor
 from datasets.pairs import Pair, build_pair
@@ -29,6 +29,7 @@ from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import json_bytes
 from ldm.images import encode_png, from_pm1
+from ldm.metrics.intervals import Estimate, mean_interval
 from ldm.metrics.similarity import psnr_over, ssim_over
 from ldm.result import write_result
 from ldm.settings.config import to_plain
@@ -37,33 +38,48 @@ from ldm.sheet import grid
 logger = logging.getLogger(__name__)
 
 EVERYTHING = Weights()
+CUTOUT, DEFAULT = "cut-out as it is", "the model's own settings"
 BACKGROUND, CEILING = "background left alone", "autoencoder of the truth"  # images by name
 TRUTH, FLIPPED = "true render", "wrong one in front"
 COLUMNS = ("background", "reference", "cut-out", "result", "truth")
+ON_SHEET = 6  # scenes per sheet
+GROUPS = ("all", "same pose", "other pose")  # of scenes, by the pose of the reference
+TITLES = {  # of the tables in the text
+    "psnr_visible_db": "PSNR over the visible object, dB",
+    "ssim_visible": "SSIM over the visible object",
+    "gain_over_cutout_db": "PSNR above that of the cut-out in the same scene, dB",
+    "wins_against_cutout": "fraction of scenes closer to ground truth than the cut-out",
+    "identity_1_of_8": "fraction of scenes: the right one of 8 objects is nearest",
+    "ablations_psnr_db": "PSNR from noise without one part, dB",
+    "occlusion_order": "fraction of neighbours: the right one is seen in front",
+    "depth_order": "fraction of neighbours in the right order, re-estimated",
+    "depth_network": "depth network on the backgrounds",
+}
+POOLED = ("occlusion_order", "depth_order", "depth_network")  # tables without groups
+Table = dict[str, dict[str, Estimate]]
+
+
+@dataclass(eq=False)
+class SceneScores:
+    """What was measured on one scene; every table is by the name of an image."""
+
+    psnr: dict[str, float] = field(default_factory=dict)
+    ssim: dict[str, float] = field(default_factory=dict)
+    identity: dict[str, float] = field(default_factory=dict)
+    order: dict[str, list[bool]] = field(default_factory=dict)
+    occlusion: dict[str, list[bool]] = field(default_factory=dict)
+    changed_outside: int = 0  # pixels
+    default_u8: np.ndarray | None = None  # (h, w, 3) result with the model's own settings
+    cutout_u8: np.ndarray | None = None
 
 
 class Measurer:
-    """Paints and measures scenes with one model."""
-
     def __init__(self, settings: EvaluateSettings) -> None:
         self.options = read_options(shard_files(settings.data, "datasets.scenes render --split eval")[0])
         device = pick_device(settings.device)
         model, self.config = load_compositor(settings.model)
         self.settings, self.pipeline = settings, CompositorPipeline(model.to(device), device)
         self.estimator = DepthEstimator.load(settings.depth_model)
-
-    def variants(self) -> dict[str, Sampling]:
-        """Every sampler setting that is measured, by name (the fraction of detail is varied afterwards)."""
-        settings, base = self.settings, replace(self.config.sampling, steps=self.settings.steps)
-        named: dict[str, Sampling] = {}
-        for guidance in settings.guidance:
-            for steps in settings.noise_steps:
-                name = f"noise, {steps} steps, guidance {guidance:g}"
-                named[name] = replace(base, init="noise", steps=steps, guidance=guidance)
-            for strength in settings.strengths:
-                name = f"paste, strength {strength:g}, guidance {guidance:g}"
-                named[name] = replace(base, init="paste", strength=strength, guidance=guidance)
-        return named
 
     def paint(self, pair: Pair, sampling: Sampling, seed: int, weights: Weights = EVERYTHING) -> np.ndarray:
         return self.pipeline.paint(pair, [seed], sampling, weights, Monitor(progress=False))[0]
@@ -87,17 +103,24 @@ class Measurer:
             BACKGROUND: case.inputs.background_u8,
             CEILING: self.finish(case, ceiling, 0.0, scores),
         }
-        for name, sampling in self.variants().items():
+        settings, default = self.settings, self.config.sampling
+        base, starts = replace(default, steps=settings.steps), dict[str, Sampling]()
+        for guidance in settings.guidance:
+            for steps in settings.noise_steps:
+                name = f"noise, {steps} steps, guidance {guidance:g}"
+                starts[name] = replace(base, init="noise", steps=steps, guidance=guidance)
+            for strength in settings.strengths:
+                name = f"paste, strength {strength:g}, guidance {guidance:g}"
+                starts[name] = replace(base, init="paste", strength=strength, guidance=guidance)
+        for name, sampling in starts.items():
             painted = self.paint(case.pair, sampling, seed)
-            for detail in self.settings.details:
+            for detail in settings.details:
                 images[f"{name}, detail {detail:g}"] = self.finish(case, painted, detail, scores)
-        default = self.config.sampling
         painted = self.paint(case.pair, default, seed)
         images[DEFAULT] = self.finish(case, painted, default.detail, scores)
         return images
 
     def measure(self, case: SceneCase, seed: int) -> SceneScores:
-        """All numbers of one scene. seed: of the noise."""
         scores = SceneScores()
         images = self.images(case, seed, scores)
         scores.default_u8, scores.cutout_u8 = images[DEFAULT], images[CUTOUT]
@@ -125,10 +148,8 @@ class Measurer:
                 if either.any():
                     right = nearest_candidate(result, [case.truth_u8, wrong], either) == 0
                     scores.occlusion.setdefault(name, []).append(right)
-                if name == FLIPPED:
-                    depth, masks = self.estimator.estimate(wrong), flipped
-                else:
-                    depth, masks = depths[name], beside
+                depth = self.estimator.estimate(wrong) if name == FLIPPED else depths[name]
+                masks = flipped if name == FLIPPED else beside
                 seen = order_is_right(depth, masks.placed, masks.other, nearer)
                 if seen is not None:
                     scores.order.setdefault(name, []).append(seen)
@@ -154,6 +175,80 @@ class Measurer:
             result = self.finish(case, painted, 0.0, SceneScores())
             numbers[name] = psnr_over(result, case.truth_u8, case.visible)
         return numbers
+
+
+def by_pose(scenes: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Table:
+    """{image: {group: estimate}} of the first scenes, for all and apart by the pose of the reference."""
+    same = np.array(same_pose[: len(scenes)])
+    groups = dict(zip(GROUPS, (np.ones(len(scenes), bool), same, ~same), strict=True))
+    groups = {group: which for group, which in groups.items() if which.sum() > 1}
+    table: Table = {}
+    for name in scenes[0] if scenes else ():
+        values = np.array([scene[name] for scene in scenes])
+        table[name] = {group: mean_interval(values[which]) for group, which in groups.items()}
+    return table
+
+
+def pooled_rates(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, Estimate]:
+    """Fraction of right answers over the pairs of neighbours of all scenes."""
+    answers: dict[str, list[bool]] = {}
+    for scene in scenes:
+        for name, right in scene.items():
+            answers.setdefault(name, []).extend(right)
+    return {name: mean_interval(np.array(right, np.float64)) for name, right in answers.items()}
+
+
+def make_tables(
+    scores: Sequence[SceneScores], cases: Sequence[SceneCase], ablated: Sequence[dict[str, float]]
+) -> dict:
+    """All tables. ablated: PSNR of the first scenes without one part."""
+    same_pose = [case.same_pose for case in cases]
+    gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in scores]
+    wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
+    errors = {name: [case.depth_error[name] for case in cases] for name in ("mae", "order")}
+    return {
+        "changed_outside": sum(row.changed_outside for row in scores),
+        "psnr_visible_db": by_pose([row.psnr for row in scores], same_pose),
+        "ssim_visible": by_pose([row.ssim for row in scores], same_pose),
+        "gain_over_cutout_db": by_pose(gains, same_pose),
+        "wins_against_cutout": by_pose(wins, same_pose),
+        "identity_1_of_8": by_pose([row.identity for row in scores], same_pose),
+        "occlusion_order": pooled_rates([row.occlusion for row in scores]),
+        "depth_order": pooled_rates([row.order for row in scores]),
+        "ablations_psnr_db": by_pose(ablated, same_pose) if len(ablated) > 1 else {},
+        "depth_network": {name: mean_interval(values) for name, values in errors.items()},
+    }
+
+
+def text_tables(result: dict) -> str:
+    lines = []
+    for key, title in TITLES.items():
+        table = {name: {"all": row} for name, row in result[key].items()} if key in POOLED else result[key]
+        if not table and key not in POOLED:
+            continue
+        columns = GROUPS[:1] if key in POOLED else GROUPS
+        lines.append(
+            f"{title:58}" + "".join(f"{group:>{28 if i else 26}}" for i, group in enumerate(columns))
+        )
+        for name, groups in table.items():
+            line = f"{name:58}"
+            for i, numbers in enumerate(groups[group] for group in GROUPS if group in groups):
+                cell = f"- n = {numbers.get('n', 0)}"
+                if "mean" in numbers:
+                    interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"
+                    cell = f"{numbers['mean']:.3f} {interval:>18}"
+                line += f"{cell:>{28 if i else 26}}"
+            lines.append(line)
+        lines.append("")
+    return "\n".join([*lines, f"pixels changed outside the mask: {result['changed_outside']}"])
+
+
+def ranked(scores: Sequence[SceneScores], count: int = ON_SHEET) -> dict[str, list[int]]:
+    """Scenes by their gain in PSNR over the cut-out: the best, the middle and the worst `count`."""
+    gains = np.array([row.psnr[DEFAULT] - row.psnr[CUTOUT] for row in scores])
+    order = np.argsort(-gains, kind="stable").tolist()
+    middle = max(0, (len(order) - count) // 2)
+    return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
 
 
 def evaluate(settings: EvaluateSettings) -> None:

@@ -1,1 +1,0 @@
-"""What a training run of the compositor does besides its step: draws, loss, metrics, checkpoints, samples."""

@@ -107,11 +107,9 @@ class CompositorModule(pl.LightningModule):
             encoder.gradient_checkpointing_enable()
 
     def fresh_average(self) -> EMAModel | None:
-        """The running average of what trains, from here on."""
         return EMAModel(self.parameters_to_train, decay=self.config.ema) if self.config.ema else None
 
     def configure_model(self) -> None:
-        """Shard the parameters once, where the strategy asks for it."""
         if self.device_mesh is None or isinstance(self.model.unet, FSDPModule):
             return
         shard(self.model, self.device_mesh["data_parallel"])
@@ -146,7 +144,7 @@ class CompositorModule(pl.LightningModule):
             self.average.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """batch: fields of `datasets.examples.TrainingSample`, each (b, ...), see `cldm.training.data`."""
+        """batch: fields of `datasets.examples.TrainingSample`, each (b, ...)."""
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
         total, devices = len(self.noise_schedule), (self.global_rank, self.trainer.world_size)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -32,10 +32,6 @@ from ldm.images import from_pm1, write_png
 from ldm.sheet import grid
 from ldm.training.run import CsvLogger
 
-if TYPE_CHECKING:
-    from cldm.training.data import PairData
-    from cldm.training.module import CompositorModule
-
 log = logging.getLogger(__name__)
 
 PROBES = ("change_identity", "change_detail", "change_depth")
@@ -46,9 +42,7 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "samples_per_second", *PROBES)
 
 
 def watched_samples(trainer: pl.Trainer) -> list[TrainingSample]:
-    """The first samples of the run."""
-    data: PairData = trainer.datamodule  # type: ignore[attr-defined]
-    return [data.dataset[k] for k in range(COUNT)]
+    return [trainer.datamodule.dataset[k] for k in range(COUNT)]  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -112,25 +106,22 @@ class Metrics(pl.Callback):
             self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
-        module: CompositorModule = pl_module
-        self.loss_sum = self.loss_sum + module.last_loss
+        self.loss_sum = self.loss_sum + pl_module.last_loss
         self.loss_count += 1
-        if trainer.global_step > self.row_step and self.is_due(trainer.global_step):
-            self.write_row(trainer, module)
-
-    def write_row(self, trainer: pl.Trainer, module: CompositorModule) -> None:
         step, now = trainer.global_step, time.monotonic()
-        local = torch.as_tensor(self.loss_sum / self.loss_count, device=module.device)
+        if step <= self.row_step or not self.is_due(step):
+            return
+        local = torch.as_tensor(self.loss_sum / self.loss_count, device=pl_module.device)
         row = {
             "loss": float(trainer.strategy.reduce(local, reduce_op="mean")),
-            "lr": module.last_rate,
+            "lr": pl_module.last_rate,
             "grad_norm": float(self.grad_norm) if self.grad_norm is not None else float("nan"),
             "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
         }
         if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
             batch = collate_pairs(watched_samples(trainer))
-            on_device = {name: value.to(module.device) for name, value in batch.items()}
-            row |= condition_sensitivity(module.model, on_device)
+            on_device = {name: value.to(pl_module.device) for name, value in batch.items()}
+            row |= condition_sensitivity(pl_module.model, on_device)
         if trainer.is_global_zero:
             self.file.append({"step": step, **row})
             if trainer.logger is not None:
@@ -170,9 +161,9 @@ class RejectionCounter(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *ignored: object) -> None:
         if not trainer.is_global_zero or not self.accepted:
             return
-        data: PairData = trainer.datamodule  # type: ignore[attr-defined]
         body = {}
-        for k, name in enumerate(data.names):  # in the order of the settings
+        names = trainer.datamodule.names  # type: ignore[attr-defined]  # in the order of the settings
+        for k, name in enumerate(names):
             stats = RejectionStats(name, self.accepted[k], self.rejected[k])
             body[name] = {"accepted": stats.accepted, "refused": dict(stats.rejected)}
             log.info(stats.table())

@@ -1,29 +1,33 @@
-"""A training run of the compositor: the model it starts from, what it saves and records."""
+"""A training run of the compositor: its data, the model it starts from, what it saves and records."""
 
 import contextlib
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer import trainer as lightning
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cldm.config import CompositorConfig
 from cldm.create import create_compositor
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor, save_compositor
-from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
 from cldm.training.records import Metrics, RejectionCounter, Samples
-from cldm.training.settings import RunConfig
+from cldm.training.settings import DataConfig, RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
+from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
+from datasets.inputs import PairOptions
 from ldm.files import read_json, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
@@ -33,6 +37,51 @@ from ldm.training.run import Layout, read_files
 from ldm.training.signals import signals_noted
 
 logger = logging.getLogger(__name__)
+
+
+class RunLoader(DataLoader[TrainingSample]):
+    """Its place follows from the trainer's step (see RunBatches), so it has no state of its own to keep."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Nothing to restore."""
+
+
+class PairData(pl.LightningDataModule):
+    """All `batches` of a run; after an interruption it goes on where the trainer stands."""
+
+    def __init__(self, config: DataConfig, options: PairOptions, seed: int, batches: int) -> None:
+        super().__init__()
+        self.config, self.options, self.seed, self.batches = config, options, seed, batches
+        self.names: tuple[str, ...] = ()  # of the sources, once they are open
+
+    @cached_property
+    def dataset(self) -> PairDataset:
+        """All examples of the run by their number; opened at first use."""
+        sources, weights = self.config.open_sources()
+        self.names = tuple(sources)
+        return PairDataset(list(sources.values()), self.options, self.seed, weights)
+
+    @staticmethod
+    def collate(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
+        """The stacked tensors, and `rejected`: (source, reason) of every sample rejected on the way."""
+        rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.rejected]
+        return {**collate_pairs(drawn), "rejected": rejected}
+
+    def stands_at(self) -> int:
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
+
+    def train_dataloader(self) -> RunLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        workers = self.config.workers
+        return RunLoader(
+            self.dataset,
+            batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
+            collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
+            generator=torch.Generator(),  # the loader draws from it, no example does
+        )  # fmt: skip
 
 
 def starting_model(config: RunConfig) -> Compositor:
@@ -129,7 +178,6 @@ class SaveModel(pl.Callback):
                 average.restore(module.parameters_to_train)
 
     def write(self, model: Compositor, module: pl.LightningModule, steps: int) -> None:
-        """The folder, then its manifest."""
         config = self.config
         model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
         save_compositor(model, model_config, config.out / "model")

@@ -37,7 +37,6 @@ class DataConfig:
             )
 
     def open_sources(self) -> tuple[dict[str, ExampleSource], list[float]]:
-        """The sources that the configuration names, and their weights."""
         if self.datasets is not None:
             settings = load_config(DatasetsConfig, self.datasets)
             try:
@@ -106,8 +105,6 @@ class CompositorTrainConfig(CheckedSettings):
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """Settings of the Lightning trainer."""
-
     max_steps: int = setting(20000, low=1, help="optimizer steps")
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
     devices: int = setting(1, low=1, help="devices per node")
@@ -125,7 +122,6 @@ class TrainerConfig:
 
     @property
     def all_devices(self) -> int:
-        """Devices of all nodes."""
         return self.devices * self.nodes
 
     def __post_init__(self) -> None:
@@ -162,5 +158,4 @@ class RunConfig:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples of all devices in one optimizer step."""
         return self.data.batch * self.trainer.accumulate * self.trainer.all_devices

@@ -15,7 +15,6 @@ from llava_bifrost.settings import CocoBuild, MergeShardsSettings, ScenesBuild
 
 
 def build_app() -> App:
-    """The verbs of `python -m llava_bifrost.build_dataset`."""
     app = new_app("Training data of the locator.")
     build = later("llava_bifrost.build_dataset.files:build_questions")
     coco = later("llava_bifrost.build_dataset.coco:CocoSource")

@@ -31,9 +31,8 @@ from llava_bifrost.build_dataset.objects import (
     remove,
     unique_names,
 )
-from llava_bifrost.build_dataset.questions import PreparedPhotograph, make_samples
+from llava_bifrost.build_dataset.questions import PreparedPhotograph, make_samples, reaches
 from llava_bifrost.build_dataset.records import Built
-from llava_bifrost.build_dataset.relations import reaches
 from llava_bifrost.settings import CocoBuild
 
 log = logging.getLogger(__name__)
@@ -69,7 +68,6 @@ class CocoSource:
         }
 
     def prepare(self, indices: Sequence[int]) -> list[PreparedPhotograph]:
-        """Read the images and remove objects."""
         threads = self.settings.workers if self.eraser.kind == "opencv" else 1
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(self._prepare, (self.photographs[index] for index in indices)))

@@ -56,7 +56,6 @@ class Annotated:
         return coco.segment_mask(self.segmentation, self.size_hw, self.where)
 
     def tight_box(self, mask: np.ndarray) -> Box01:
-        """Box of the mask in fractions."""
         return box_to_01(bbox_of_mask(mask), self.size_hw)
 
 
@@ -64,7 +63,7 @@ class Annotated:
 class Photograph:
     """One record of an instances file with its objects."""
 
-    name: str  # of the item: the file name without folders' slashes and ending
+    name: str  # of the item: the file name without ending, its slashes as hyphens
     file: str
     id: int  # seeds its random choices
     size_hw: Size
@@ -79,20 +78,24 @@ def read_instances(document: Any, path: Path, images: Path | None = None) -> lis
     """
     categories = coco.records_by_id(document, "categories", path)
     records = coco.annotated_images(document, path, images, lambda entry: entry)
-    stems = Counter(item_name(record.file) for record in records)
+    names = {
+        record.file: PurePosixPath(record.file).with_suffix("").as_posix().replace("/", "-")
+        for record in records
+    }
+    times = Counter(names[record.file] for record in records)
 
     def photograph(record: coco.AnnotatedImage) -> Photograph:
-        (h, w), name, objects = record.size_hw, item_name(record.file), []
-        if stems[name] > 1:
-            raise ValueError(f"{stems[name]} images are called {name}")
+        (h, w), name, objects = record.size_hw, names[record.file], []
+        if times[name] > 1:
+            raise ValueError(f"{times[name]} images are called {name}")
         for entry in record.annotations:
             x, y, width, height = (float(value) for value in entry["bbox"])
             edges = x / w, y / h, (x + width) / w, (y + height) / h
-            x0, y0, x1, y1 = (min(max(value, 0.0), 1.0) for value in edges)
+            box: Any = tuple(min(max(value, 0.0), 1.0) for value in edges)
             shape, crowd = coco.packed_segmentation(entry["segmentation"]), coco.is_set(entry, "iscrowd")
             category = coco.lookup(categories, entry["category_id"], "category")["name"]
             words = " ".join(category.lower().replace("_", " ").split())
-            box, where = (x0, y0, x1, y1), f"{path}, image {record.file}"
+            where = f"{path}, image {record.file}"
             objects.append(Annotated(words, shape, box, crowd, record.size_hw, where))
         seed = int(record.id) if str(record.id).isdecimal() else seed_of(record.id)
         return Photograph(name, record.file, seed, record.size_hw, tuple(objects))
@@ -103,13 +106,7 @@ def read_instances(document: Any, path: Path, images: Path | None = None) -> lis
     return sorted(photographs, key=lambda photograph: photograph.name)
 
 
-def item_name(file: str) -> str:
-    """The file name without ending and without slashes."""
-    return PurePosixPath(file).with_suffix("").as_posix().replace("/", "-")
-
-
 def can_be_named(name: str) -> bool:
-    """Whether an instruction can hold the name."""
     try:
         Request(name, replace=True)
         Request(name, (("on", name),))  # as a target it cannot be described, "cup on the saucer"
@@ -149,8 +146,6 @@ def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
 
 @dataclass(frozen=True, eq=False)
 class Removal:
-    """One object taken out of its image."""
-
     index: int  # of the object
     mask: np.ndarray  # (h, w) bool
     hole: np.ndarray  # (h, w) bool, the mask dilated

@@ -54,7 +54,6 @@ class Built:
 
 
 def metadata_number(value: float) -> float:
-    """Rounded to the digits that the metadata holds."""
     return round(float(value), DIGITS)
 
 
@@ -66,7 +65,6 @@ def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float
 
 
 def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
-    """The record of a sample with its question and answer in format `fmt`."""
     location, request = sample.location, sample.request
     meta = {
         "request": asdict(request),

@@ -12,8 +12,8 @@ from datasets.scenes.store import SCENES_PER_SHARD, Shard, read_facts, read_opti
 from datasets.sources.readers import folder
 from datasets.sources.rendered import shard_files
 from ldm.settings.config import to_plain
+from llava_bifrost.build_dataset.questions import choose_facts, true_facts, word_request
 from llava_bifrost.build_dataset.records import Built, Sample, rounded_place
-from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.settings import ScenesBuild

@@ -1,5 +1,4 @@
-"""Where an object goes: a box and a depth, and the answer text that says so. The only place that formats and
-parses answers; instructions are in instruction.py.
+"""Where an object goes: a box and a depth, and the answer text that says so.
 
     center      [x1, y1, x2, y2], d.                  depth of the object's centre (the paper)
     maxmedmin   [x1, y1, x2, y2], dmax, dmed, dmin.   depths over the object (the released builder)

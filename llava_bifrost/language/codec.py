@@ -11,6 +11,7 @@ narrower one demands that the second lies right of it and below it, so every ans
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, floor
@@ -28,7 +29,6 @@ FAMILIES = dict.fromkeys(("llava", "llava_next", "smolvlm"), "bifrost")
 FAMILIES |= {"qwen2_5_vl": "pixels", "qwen3_vl": "thousand", "qwen3_5": "thousand"}
 THOUSAND = 1000
 LARGEST = 9999  # pixels
-_SPECIAL = set(r".[]{}()*+?|^$\-")
 _JSON = re.compile(r'"bbox_2d"\s*:\s*\[([^\]]*)\].*?"depth"\s*:\s*\[?([^\]}]*)', re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -63,13 +63,13 @@ class PlaceForm:
         """
         (x0, y0), (x1, y1) = self.low, self.high
         spans = [(x0, x1 - 1), (y0, y1 - 1), (x0 + 1, x1), (y0 + 1, y1)]
-        if (first := self.first_corner(text)) is not None:
+        if first := self.first_corner(text):
             x, y = first
             spans = [(x, x), (y, y), (x + 1, x1), (y + 1, y1)]
-        corners = literal(self.comma).join(span(a, b, self.decimals) for a, b in spans)
-        depth = span(0, 10**self.depth_decimals, self.depth_decimals)
-        depths = literal(self.comma).join([depth] * self.depths)
-        return f" ?{literal(self.head)}{corners}{literal(self.middle)}{depths}{literal(self.tail)}"
+        head, comma, middle, tail = map(re.escape, (self.head, self.comma, self.middle, self.tail))
+        corners = comma.join(span(a, b, self.decimals) for a, b in spans)
+        depths = comma.join([span(0, 10**self.depth_decimals, self.depth_decimals)] * self.depths)
+        return f" ?{head}{corners}{middle}{depths}{tail}"
 
     def narrow(self, text: str) -> str | None:
         """The pattern with the corners in order, as soon as the first corner is written."""
@@ -77,36 +77,35 @@ class PlaceForm:
 
     def crosses(self, text: str) -> bool:
         """Whether a part of the second corner stands in the text."""
-        match = self._first_corner(text)
+        match = self._corner.match(text)
         return match is not None and any(letter.isdigit() for letter in text[match.end() :])
 
     def first_corner(self, text: str) -> tuple[int, int] | None:
         """(x1, y1) in units, once both are complete in the text."""
-        match = self._first_corner(text)
-        if match is None:
+        if (match := self._corner.match(text)) is None:
             return None
         x, y = (round(float(value) * 10**self.decimals) for value in match.groups())
         (x0, y0), (x1, y1) = self.low, self.high
         return (x, y) if x0 <= x < x1 and y0 <= y < y1 else None
-
-    def _first_corner(self, text: str) -> re.Match[str] | None:
-        return self._corner.match(text)
 
     @cached_property
     def _corner(self) -> re.Pattern[str]:
         # A number without decimals is complete when something follows it.
         number, after = (rf"(\d\.\d{{{self.decimals}}})", "") if self.decimals else (r"(\d+)", self.comma[:1])
         parts = (self.head, number, self.comma, number, after)
-        head, _, comma, _, end = (literal(part) for part in parts)
+        head, _, comma, _, end = map(re.escape, parts)
         return re.compile(f" ?{head}{number}{comma}{number}{end}")
+
+    def text(self, corners: Sequence[int], depths: Sequence[float]) -> str:
+        """An answer. corners: in units of the last decimal."""
+        numbers = self.comma.join(number_text(value, self.decimals) for value in corners)
+        ends = self.comma.join(f"{depth:.{self.depth_decimals}f}" for depth in depths)
+        return f"{self.head}{numbers}{self.middle}{ends}{self.tail}"
 
     def sample(self) -> str:
         """One answer, to see how a tokenizer spells it."""
         middle = [(a + b) // 2 for a, b in zip(self.low, self.high, strict=True)]
-        corners = [number_text(value, self.decimals) for value in (*self.low, *middle)]
-        depth = number_text(10**self.depth_decimals // 2, self.depth_decimals)
-        depths = self.comma.join([depth] * self.depths)
-        return f"{self.head}{self.comma.join(corners)}{self.middle}{depths}{self.tail}"
+        return self.text((*self.low, *middle), [0.5] * self.depths)
 
     def spelled_by(self, grammar: Grammar) -> "PlaceForm":
         """This form as the tokens of a tokenizer spell it: some drop blanks, commas and the full stop.
@@ -155,27 +154,21 @@ class Codec:
         return self.name in ("pixels", "thousand")
 
     def form(self, frame: Frame) -> PlaceForm:
-        """What answers about this image look like."""
-        low, high = self._range(frame)
-        parts = ("[", ", ", "], ", ".")
+        (low, high), depths = self._range(frame), 1 if self.fmt == "center" else 3
+        parts, decimals = ("[", ", ", "], ", "."), self.decimals
         if self.as_json:
-            parts = ('{"bbox_2d": [', ", ", '], "depth": ', "}")
-            if self.fmt == "maxmedmin":
-                parts = (*parts[:2], '], "depth": [', "]}")
-        decimals = 0 if self.as_json else self.decimals
-        return PlaceForm(*parts, low, high, decimals, 1 if self.fmt == "center" else 3, self.decimals)
+            ends = ('], "depth": ', "}") if depths == 1 else ('], "depth": [', "]}")
+            parts, decimals = ('{"bbox_2d": [', ", ", *ends), 0
+        return PlaceForm(*parts, low, high, decimals, depths, self.decimals)
 
     def encode(self, location: Place, frame: Frame) -> str:
         """The answer that a model is trained to give."""
         if not self.as_json:
             box = to_square(location.box01_xyxy, frame) if self.name == "square" else location.box01_xyxy
             return format_answer(location.moved(box), self.fmt, self.decimals)
-        x0, y0, x1, y1 = location.box01_xyxy
-        w, h = self._range(frame)[1]
-        (left, right), (top, bottom) = _whole(x0, x1, w), _whole(y0, y1, h)
-        depths = ", ".join(f"{depth:.{self.decimals}f}" for depth in depths_of(location, self.fmt))
-        depths = depths if self.fmt == "center" else f"[{depths}]"
-        return f'{{"bbox_2d": [{left}, {top}, {right}, {bottom}], "depth": {depths}}}'
+        form, (x0, y0, x1, y1) = self.form(frame), location.box01_xyxy
+        (left, right), (top, bottom) = _whole(x0, x1, form.high[0]), _whole(y0, y1, form.high[1])
+        return form.text((left, top, right, bottom), depths_of(location, self.fmt))
 
     def decode(self, text: str, frame: Frame) -> Place:
         """Read an answer; AnswerError says what is wrong with it."""
@@ -275,9 +268,9 @@ def span(low: int, high: int, decimals: int) -> str:
 def _between(low: str, high: str) -> str:
     """All texts of digits (and points at the same places) from low to high, both of one length."""
     if low == high:
-        return literal(low)
+        return re.escape(low)
     if low[0] == high[0]:
-        return literal(low[0]) + f"({_between(low[1:], high[1:])})"
+        return re.escape(low[0]) + f"({_between(low[1:], high[1:])})"
     if len(low) == 1:
         return f"[{low}-{high}]"
     rest = low[1:]
@@ -287,8 +280,3 @@ def _between(low: str, high: str) -> str:
         any_rest = "".join(r"\." if c == "." else "[0-9]" for c in rest)
         parts.insert(1, f"[{int(low[0]) + 1}-{int(high[0]) - 1}]{any_rest}")
     return "|".join(parts)
-
-
-def literal(text: str) -> str:
-    """Text as a regular expression."""
-    return "".join("\\" + letter if letter in _SPECIAL else letter for letter in text)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORMATS = ("center", "maxmedmin")
-
+CODECS = ("bifrost", "square", "pixels", "thousand")
 PUBLISHED: dict[str, str] = {
     **dict.fromkeys(("below", "under", "beneath", "underneath"), "under"),
     **dict.fromkeys(("above", "over"), "above"),
@@ -62,7 +62,7 @@ ADJECTIVES = frozenset((
     "soft", "hard", "clean", "dirty", "shiny", "rusty", "wet", "dry", "wooden", "striped", "checkered",
     "dotted", "spotted", "plain",
 ))  # fmt: skip
-_NAME = re.compile(r"[\w'&/-]+(?: [\w'&/-]+)*")
+NAME = re.compile(r"[\w'&/-]+(?: [\w'&/-]+)*")
 
 
 class InstructionError(ValueError):
@@ -166,13 +166,10 @@ def _checked_name(name: str, anchor: bool) -> str:
     anchor: another relation may describe it, "chair behind the desk", and "and" joins adjectives only
     """
     plain = " ".join(name.lower().split())
-    readable = _NAME.fullmatch(plain) and not ARTICLE.match(plain + " ") and plain.split()[-1] not in SPOTS
+    readable = NAME.fullmatch(plain) and not ARTICLE.match(plain + " ") and plain.split()[-1] not in SPOTS
     relation = PHRASE.search(plain)
     if relation:
         readable = readable and anchor and relation.start() > 0
     if not readable or "but" in plain.split() or (anchor and split_list(plain) != [plain]):
         raise ValueError(f"{name!r} cannot name an object in an instruction: plain words without relations")
     return plain
-
-
-CODECS = ("bifrost", "square", "pixels", "thousand")

@@ -14,6 +14,7 @@ from llava_bifrost.language.instruction import (
     ADJECTIVES,
     ARTICLE,
     GROUND_NAMES,
+    NAME,
     PHRASE,
     PHRASES,
     SPOTS,
@@ -33,7 +34,6 @@ _POLITE = re.compile(
 )
 _THANKS = re.compile(r"[\s,]+(?:please|pls|thanks|thank you)$")
 _TAIL = re.compile(r"[\s,;.]*\boutput the bounding box\b.*$", re.IGNORECASE)
-_NAME = re.compile(r"[\w'&/-]+(?: [\w'&/-]+)*")
 _JOIN = re.compile(r"(?:\s*,\s*|\s+)(?:and|but|also|as well as)(?:\s+also)?\s*$|\s*,\s*$")
 _NEGATION = re.compile(r"\b(?:not|never|no|none|neither|nor|without|except|avoid|unless|cannot)\b|\b\w+n't\b")
 _OPEN = re.compile(
@@ -158,9 +158,8 @@ def _read_replace(verb: str, rest: str) -> Request:
     parts = re.split(r"\s+(with|by|for)\s+", _PARTICLE.sub("", rest), maxsplit=1)
     old, joint, new = (*parts, "", "")[:3]
     if verb == "substitute" and joint == "for":
-        raise ValueError(
-            f"{verb!r} ... 'for {new}' can be read both ways; write \"replace the X with the Y\""
-        )
+        both = f"{verb!r} ... 'for {new}' can be read both ways"
+        raise ValueError(f'{both}; write "replace the X with the Y"')
     if len(parts := split_list(old)) > 1:
         raise ValueError(f"{verb!r} takes one object, got {' and '.join(map(repr, parts))}")
     return Request(_name(_ITS_SIDE.sub(r"\2 \1", old), f"after {verb!r}", "anchor"), replace=True)
@@ -200,12 +199,11 @@ def _name(words: str, where: str, role: str) -> str:
     name = ARTICLE.sub("", words.strip() + " ").strip()
     if not name:
         raise ValueError(f"the name of an object is missing {where}")
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} {where} is not a name of plain words")
     if found := _UNREAD_OF[role].search(name) or _AMOUNT.search(name):
         raise ValueError(f"{found[0]!r} in {name!r} {where} is not a known relation")
-    several = re.search(r" and (?:the|a|an) ", name) if role == "target" else None
-    if several:
+    if role == "target" and re.search(r" and (?:the|a|an) ", name):
         raise ValueError(f"{name!r} {where}: one object at a time")
     if name.split()[-1] in SPOTS or set(name.split()) <= ADJECTIVES - {"orange"}:
         raise ValueError(f"{name!r} {where} is not the name of an object")
@@ -231,11 +229,8 @@ def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
     """
     if request.replace:
         head, described = _described(request.target)
-        return (
-            replace(request, target=head)
-            if described and request.target not in known and head in known
-            else request
-        )
+        resolved = described and request.target not in known and head in known
+        return replace(request, target=head) if resolved else request
     pairs: list[tuple[str, str]] = []
     rest = list(request.relations)
     while rest:
@@ -246,8 +241,7 @@ def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
             continue
         inner, anchor = described
         pairs.append((phrase, head))
-        true = anchor in known and holds(PHRASES[inner], known[head], known[anchor])
-        if not true:
+        if anchor not in known or not holds(PHRASES[inner], known[head], known[anchor]):
             rest.insert(0, described)
     grounded = tuple(pair for pair in pairs if pair[1] not in GROUND_NAMES)
     return replace(request, relations=grounded or tuple(pairs))
@@ -256,6 +250,4 @@ def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
 def _described(name: str) -> tuple[str, tuple[str, str] | None]:
     """ "chair behind the desk" -> "chair", ("behind", "desk")."""
     inner = PHRASE.search(name)
-    return (
-        (name, None) if inner is None else (name[: inner.start()].rstrip(), _pairs(name[inner.start() :])[0])
-    )
+    return (name[: inner.start()].rstrip(), _pairs(name[inner.start() :])[0]) if inner else (name, None)

@@ -54,8 +54,6 @@ class NoPlace(ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """What is known of the object itself."""
-
     aspect: float = 1.0  # width / height of its cut-out in pixels
     relative_size: float | None = None  # to the first anchor at equal distance; None: by neighbours, nouns
 

@@ -71,8 +71,6 @@ def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:
 
 @dataclass(frozen=True)
 class ObjectExtent:
-    """What is to be placed."""
-
     unit_px: float  # square root of its box's area, per unit of Ground.scale
     aspect: float  # width / height in pixels
     relief: float  # how much nearer than its contact point its middle is, in units of width and scale

@@ -1,1 +1,0 @@
-"""Ask a locator: one image, or a file of jobs."""

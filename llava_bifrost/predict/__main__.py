@@ -14,7 +14,6 @@ from llava_bifrost.settings import NamedBoxes, PredictImage, PredictJobs
 
 
 def build_app() -> App:
-    """The command line."""
     app = new_app("Where does an object go? Boxes and depths from an image and a sentence.")
     app.command("image")(command(PredictImage, later("llava_bifrost.predict.run:predict_image")))
     app.command("jsonl")(command(PredictJobs, later("llava_bifrost.predict.run:predict_jobs")))

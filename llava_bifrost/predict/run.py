@@ -93,7 +93,6 @@ def predict_image(settings: PredictImage) -> dict[str, Any]:
 
 
 def candidate_report(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as JSON."""
     where = candidate.location
     far, near = where.extent or (None, None)
     return {

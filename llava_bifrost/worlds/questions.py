@@ -54,7 +54,6 @@ class Question:
     named: tuple[int, ...]
 
     def mirrored(self) -> Question:
-        """The same question about the mirrored image."""
         x0, y0, x1, y1 = self.answer.box01_xyxy
         pairs = tuple((MIRRORED.get(phrase, phrase), name) for phrase, name in self.request.relations)
         box = (round(1 - x1, DECIMALS), y0, round(1 - x0, DECIMALS), y1)

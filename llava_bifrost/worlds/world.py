@@ -132,7 +132,6 @@ class World:
         return cls(scene.seed, scene.camera, scene.inverse_range, walls, solids, facts.removed, every)
 
     def without(self, index: int) -> World:
-        """The same world after solid `index` was taken away."""
         return replace(self, present=self.present & (np.arange(len(self.present)) != index))
 
     @cached_property
@@ -160,7 +159,6 @@ class World:
         return tuple(anchors)
 
     def place(self, index: int) -> Place:
-        """Box and depths of a solid."""
         d, far, near = (float(value) for value in self.solids.depths[index])
         x0, y0, x1, y1 = (float(value) for value in self.solids.box[index])
         return Place((x0, y0, x1, y1), d, far, near)

@@ -18,9 +18,8 @@ from cldm.evaluate.cases import (
     pixel_order,
     rendered_candidates,
     scene_image,
-)  # fmt: skip  # fmt: skip
-from cldm.evaluate.report import CUTOUT, DEFAULT, SceneScores, ranked
-from cldm.evaluate.run import CEILING, FLIPPED, TRUTH, evaluate
+)
+from cldm.evaluate.run import CEILING, CUTOUT, DEFAULT, FLIPPED, TRUTH, SceneScores, evaluate, ranked
 from datasets.scenes import sample_scene
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_options, read_shard, render_shards

@@ -24,8 +24,14 @@ from llava_bifrost.build_dataset.objects import (
     unique_names,
 )
 from llava_bifrost.build_dataset.published import large_objects, question, relation_phrases
-from llava_bifrost.build_dataset.questions import PreparedPhotograph, align_depth, make_samples
-from llava_bifrost.build_dataset.relations import choose_facts, true_facts, word_request
+from llava_bifrost.build_dataset.questions import (
+    PreparedPhotograph,
+    align_depth,
+    choose_facts,
+    make_samples,
+    true_facts,
+    word_request,
+)
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.settings import CocoBuild, RelationRules, Thresholds
