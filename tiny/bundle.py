@@ -1,14 +1,8 @@
 """Put trained parts into the tiny bundle, each only if it is better than what is there.
 
-python -m cldm.evaluate --model runs/tiny/bifrost/model --out runs/tiny/evaluation.json
-python -m tiny.bundle compositor --run runs/tiny/bifrost
-python -m tiny.bundle depth --run runs/tiny/depth
-python -m llava_bifrost.evaluate --model runs/tiny/locator/model --out benchmarks/results/locator.json
-python -m tiny.bundle locator --run runs/tiny/locator
-python -m tiny.inpainter.evaluate --run runs/tiny/inpainter
-python -m tiny.bundle inpainter --run runs/tiny/inpainter
-python -m tiny.prompter.evaluate --model runs/tiny/prompter/model
-python -m tiny.bundle prompter --run runs/tiny/prompter
+    python -m tiny.bundle inpainter --run runs/tiny/inpainter
+
+Where the evaluation of the part is missing, the error names the command that makes it.
 """
 
 import logging
@@ -63,7 +57,7 @@ def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> N
 
 
 def read_evaluation(path: Path, command: str) -> dict[str, Any]:
-    """The numbers of an evaluation; ValueError names the command that makes a missing file."""
+    """ValueError names the command that makes a missing file."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; `python -m {command}` makes it")
     return read_json(path)
@@ -135,14 +129,12 @@ def inpainter(
     measured = read_evaluation(evaluation, f"tiny.inpainter.evaluate --run {run} --out {evaluation.parent}")
     manifest = read_json(run / "painter" / MANIFEST)
     facts = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
-    stages = {stage: read_json(run / stage / MANIFEST) for stage in STAGES}
-    manifest |= {
-        "part": "inpainter",
-        "stages": {
-            stage: {name: made[name] for name in made if name in facts} for stage, made in stages.items()
-        },
-        "held_out": {name: value for name, value in measured.items() if name != "settings"},
-    }
+    stages = {}
+    for stage in STAGES:
+        made = read_json(run / stage / MANIFEST)
+        stages[stage] = {name: made[name] for name in made if name in facts}
+    held_out = {name: value for name, value in measured.items() if name != "settings"}
+    manifest |= {"part": "inpainter", "stages": stages, "held_out": held_out}
     with folder_written_whole(run / "bundle") as folder:
         shutil.copytree(run / "painter" / "model", folder, dirs_exist_ok=True)
         for name in ("rca", "plain"):

@@ -133,8 +133,8 @@ class LanguageTrainer(nn.Module):
         """Train projector and language model at `lr`, vision tower and readout at `vision_lr`."""
         inner = self.model.model
         inner.vision_tower.requires_grad_(settings.vision_lr > 0)
-        language = [*inner.multi_modal_projector.parameters(), *inner.language_model.parameters(),
-                    *self.model.lm_head.parameters()]  # fmt: skip
+        parts = inner.multi_modal_projector, inner.language_model, self.model.lm_head
+        language = [parameter for part in parts for parameter in part.parameters()]
         vision = [*inner.vision_tower.parameters(), *self.read.parameters()]
         groups = [([p for p in language if p.requires_grad], settings.lr), (vision, settings.vision_lr)]
         return llava_stage(name, self, settings, out, groups).train(loss)
@@ -175,11 +175,8 @@ def train_vision(
     stage = llava_stage("vision", trained, config.vision, config.out).train(loss)
     model.eval()
     with torch.inference_mode():
-        rows = []
-        for pixels, batch in held_out:
-            patches = project(model, pixels)
-            rows.append(vision_loss(patches, read(patches), batch)[1])
-    measures = rounded_means(rows)
+        projected = ((project(model, pixels), batch) for pixels, batch in held_out)
+        measures = rounded_means([vision_loss(rows, read(rows), batch)[1] for rows, batch in projected])
     log.info("vision: %s", measures)
     if config.blind:  # every image token becomes zero, for good
         for parameter in projector.linear_2.parameters():

@@ -91,19 +91,17 @@ class Stage:
             raise ValueError(f"{self.checkpoint} {wrong}")
         weights = next(state[key] for key in ("weights", "module", "model") if key in state)
         shapes = {name: value.shape for name, value in self.module.state_dict().items()}
-        if not self.weights.keys() <= weights.keys() or any(
-            shapes.get(name) != value.shape for name, value in weights.items()
-        ):
+        same = all(shapes.get(name) == value.shape for name, value in weights.items())
+        if not (same and self.weights.keys() <= weights.keys()):
             raise ValueError(f"{self.checkpoint} holds other weights than this model; choose another folder")
         self.module.load_state_dict(weights, strict=False)
         peaks = [group["peak"] for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
-            raise ValueError(
-                f"{self.checkpoint}: an earlier version trained other parameters in this stage; "
-                "remove the file to train the stage again, or choose another out="
-            ) from error
+            wrong = "an earlier version trained other parameters in this stage"
+            way = "remove the file to train the stage again, or choose another out="
+            raise ValueError(f"{self.checkpoint}: {wrong}; {way}") from error
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak
         if self.scheduler is not None:
@@ -150,10 +148,8 @@ class Stage:
         saved = self.seconds
         self.module.train()
         bar_format = "{l_bar}{bar}| {elapsed} {postfix}"
-        with (
-            signals_noted() as signals,
-            tqdm(total=100, desc=self.name, unit="%", bar_format=bar_format) as bar,
-        ):
+        bar = tqdm(total=100, desc=self.name, unit="%", bar_format=bar_format)
+        with signals_noted() as signals, bar:
             while not (self.done or signals):
                 self.recent.append(self._step(loss))
                 self.seconds = time.monotonic() - started

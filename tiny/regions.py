@@ -1,7 +1,6 @@
 """Rendered scenes as inpainting examples: boxes over solids, each with the words for what stands there.
 
 Masks are boxes, as in the paper's data. Furniture is never masked: it fills too much of the image.
-
 Legend: n scenes, b batch, r regions, h w pixels.
 """
 
@@ -44,8 +43,7 @@ class Views:
 
 def read_views(folder: Path, count: int | None = None) -> Views:
     """The first scenes of a folder of shards, as far as they have a solid to mask."""
-    images: list[np.ndarray] = []
-    regions: list[tuple[Region, ...]] = []
+    images, regions = [], list[tuple[Region, ...]]()
     for path in tqdm(shard_files(folder), desc=f"reading {folder.name}", leave=False):
         if count is not None and len(regions) >= count:
             break

@@ -17,37 +17,34 @@ from ldm.sheet import grid
 log = logging.getLogger(__name__)
 
 RESAMPLES = 1000
+Record = dict[str, Any]  # what was measured of one mask: `scene`, and values by name
 
 
 def scene_interval(
-    records: Sequence[Any], names: Sequence[str], statistic: Callable[[np.ndarray], float]
+    records: Sequence[Record], names: Sequence[str], statistic: Callable[[np.ndarray], float]
 ) -> dict[str, float]:
     """A statistic of (number of records, sum of each named value) with its 95 % interval.
 
-    records: one for each mask, with `scene` and the named values. Whole scenes are resampled, as
-    the masks of a scene are not independent.
+    Whole scenes are resampled, as the masks of a scene are not independent.
     """
-    scenes = {scene: row for row, scene in enumerate(dict.fromkeys(record.scene for record in records))}
+    scenes = {scene: row for row, scene in enumerate(dict.fromkeys(record["scene"] for record in records))}
     sums = np.zeros((len(scenes), 1 + len(names)))
     for record in records:
-        sums[scenes[record.scene]] += (1, *(getattr(record, name) for name in names))
-    low, high = percentile_interval(
-        lambda chosen: statistic(sums[chosen].sum(0)), len(sums), resamples=RESAMPLES
-    )
-    value = {"mean": statistic(sums.sum(0)), "low": low, "high": high}
-    return {name: round(float(number), 4) for name, number in value.items()}
+        sums[scenes[record["scene"]]] += (1, *(record[name] for name in names))
+    interval = percentile_interval(lambda rows: statistic(sums[rows].sum(0)), len(sums), resamples=RESAMPLES)
+    values = zip(("mean", "low", "high"), (statistic(sums.sum(0)), *interval), strict=True)
+    return {name: round(float(value), 4) for name, value in values}
 
 
-def scene_mean(records: Sequence[Any], measure: str) -> dict[str, float]:
+def scene_mean(records: Sequence[Record], measure: str) -> dict[str, float]:
     """Mean over records with its interval."""
     return scene_interval(records, (measure,), lambda sums: sums[1] / sums[0])
 
 
 def cell(number: Mapping[str, float]) -> str:
     """A mean, with its interval where there is one."""
-    if "low" not in number:
-        return f"{number['mean']:.3f}"
-    return f"{number['mean']:.3f} [{number['low']:.3f} {number['high']:.3f}]"
+    interval = f" [{number['low']:.3f} {number['high']:.3f}]" if "low" in number else ""
+    return f"{number['mean']:.3f}{interval}"
 
 
 def table_lines(

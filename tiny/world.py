@@ -115,7 +115,7 @@ class ArrayCache:
     def missing(self, files: Sequence[Path]) -> Iterator[Path]:
         """The shards whose arrays must be appended, none if they all were before.
 
-        Raises ValueError when there are too few scenes, or the cache was made from others.
+        ValueError when there are too few scenes, or the cache was made from others.
         """
         done = self.folder / "recipe.json"
         if done.exists():
@@ -167,5 +167,4 @@ def split_scenes(count: int, held_out: int, render: str) -> tuple[np.ndarray, np
     if held_out >= count:
         wrong = f"held_out={held_out} of {count} scenes leaves none to train"
         raise ValueError(f"{wrong}; choose a smaller held_out, or more scenes: `python -m {render}`")
-    train, last = np.split(np.arange(count), [count - held_out])
-    return train, last
+    return np.arange(count - held_out), np.arange(count - held_out, count)

@@ -21,7 +21,7 @@ from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import measures, training
 from tiny.inpainter.evaluate import EvaluationSampling, InpainterEvaluation
 from tiny.inpainter.examples import SMALL, Encoder, make_cases, several, single
-from tiny.inpainter.measures import MaskResult, paint_examples
+from tiny.inpainter.measures import paint_examples
 from tiny.inpainter.model import create_scheduler
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
 from tiny.loop import Stage
@@ -132,8 +132,9 @@ def test_questions_give_nothing_away(views: Views) -> None:
         colours = [name.colour for name in case.wanted]
         assert len(set(colours)) == len(colours) >= 2
         assert all(name.colour != old.colour for name, old in zip(case.wanted, case.stood, strict=True))
-        for small, (left, top, right, bottom) in zip(case.small, case.example.boxes, strict=True):
-            assert small == ((right - left, bottom - top) == (SMALL, SMALL))
+        for left, top, right, bottom in case.example.boxes:
+            sides = right - left, bottom - top
+            assert sides == (SMALL, SMALL) or max(sides) > SMALL - 2
     true = make_cases(views, "true", 2, 5, seed=1)
     assert [case.example.boxes for case in true] == [case.example.boxes for case in asked]
     assert all(case.wanted == case.stood for case in true)
@@ -251,9 +252,7 @@ def test_painting_depends_on_the_seed_and_not_on_the_batch(trained: Path, views:
 
 def test_share_of_masks_with_an_interval_over_scenes() -> None:
     records = [
-        MaskResult(scene, 2, False, False, colour=scene % 4 != 0, shape=True, other=False)
-        for scene in range(40)
-        for _ in range(2)
+        {"scene": scene, "colour": scene % 4 != 0, "shape": True} for scene in range(40) for _ in range(2)
     ]
     found = scene_mean(records, "colour")
     assert found["mean"] == 0.75

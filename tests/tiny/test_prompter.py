@@ -254,7 +254,7 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
 def test_bayes_optimal_answers_reach_the_gap(sets: Sets) -> None:
     cases = [case for scene in range(12) for seed in range(6) if (case := prompt_case(sets, scene, 5, seed))]
     found = caption_results(cases, [[caption_of(guess) for guess in case.guesses] for case in cases])
-    assert scene_mean(found, "colour")["mean"] == np.mean([one.bayes_colour for one in found]).round(4)
+    assert scene_mean(found, "colour")["mean"] == np.mean([one["bayes_colour"] for one in found]).round(4)
     truth = caption_results(cases, [[caption_of(name) for name in case.hidden] for case in cases])
     assert scene_mean(truth, "both")["mean"] == 1
     assert task_numbers({"prompter": truth})["gap"]["shape"]["mean"] > 1

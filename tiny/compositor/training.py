@@ -44,11 +44,11 @@ def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
 
 def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
     """The baseline: PSNR of each test image through the best linear map of factor x factor patches."""
-    train, test = (
-        rearrange(images, "n (h y) (w x) c -> n (h w) (y x c)", y=factor, x=factor).astype(np.float32) / 127.5
-        - 1
-        for images in (train_u8[:512], test_u8)
+    patches = (
+        rearrange(images_u8, "n (h y) (w x) c -> n (h w) (y x c)", y=factor, x=factor)
+        for images_u8 in (train_u8[:512], test_u8)
     )
+    train, test = (patch.astype(np.float32) / 127.5 - 1 for patch in patches)
     flat = rearrange(train, "n p d -> (n p) d")
     mean = flat.mean(0)
     basis = np.linalg.eigh((flat - mean).T @ (flat - mean))[1][:, -channels:]

@@ -1,9 +1,4 @@
-"""A classifier of crops: which colour and which shape stands here? For the evaluation only.
-
-Trained on rendered solids under their boxes; the shown crop is the mask and a rim around it.
-
-Legend: b batch, h w pixels.
-"""
+"""A classifier of crops, for the evaluation only: which colour and which shape stands here?"""
 
 from pathlib import Path
 
@@ -32,10 +27,9 @@ class SolidClassifier(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        widths = [width, 2 * width, 4 * width]
         layers: list[nn.Module] = []
         before = 3
-        for after in widths:
+        for after in (width, 2 * width, 4 * width):
             for inside in (before, after):
                 layers += [nn.Conv2d(inside, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
@@ -54,16 +48,13 @@ class SolidClassifier(nn.Module):
 def crop_pm1(image_u8: np.ndarray, box: Box) -> np.ndarray:
     """What the classifier sees of a mask: the box with a rim of a tenth, scaled to (3, 32, 32) in [-1, 1]."""
     rim = [max(1, round(0.1 * (box[2 + axis] - box[axis]))) for axis in (0, 1)]
-    left, top, right, bottom = grown(box, (*rim, *rim), (image_u8.shape[0], image_u8.shape[1]))
+    left, top, right, bottom = grown(box, (*rim, *rim), image_u8.shape)
     shown = cv2.resize(image_u8[top:bottom, left:right], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     return shown.transpose(2, 0, 1).astype(np.float32) / 127.5 - 1
 
 
 def train_classifier(config: ClassifierConfig, views: Views, out: Path) -> tuple[SolidClassifier, Stage]:
-    """Learn colour and shape from the solids of `views`; boxes have the margins that masks have.
-
-    Saves `out/judge.safetensors` in half precision; the sizes follow from the shapes.
-    """
+    """Learn colour and shape from the solids of `views`; saves `out/judge.safetensors` in half precision."""
     with drawing(config.loop.seed):
         network = SolidClassifier(config.width)
     solids = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]

@@ -2,13 +2,6 @@
 
     python -m tiny.inpainter.evaluate --run runs/tiny/inpainter --data data/scenes/views_eval
 
-plain           all prompts joined, read everywhere           (Stable Diffusion's inpainting model)
-rca             rectified cross-attention, each prompt encoded alone, nothing trained
-rca_joint       the same with all prompts in one token sequence, as published
-finetuned       LoRA on several masks, prompts joined
-rca_finetuned   LoRA on several masks, rectified cross-attention
-joint_finetuned LoRA on several masks, rectified cross-attention on one token sequence, as published
-
 Colour and shape are read by a classifier that was trained on renders of other seeds; what it makes of the
 true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues.
 """
@@ -23,7 +16,7 @@ from ldm.settings.later import later
 from tiny.inpainter.train import ADAPTERS
 from tiny.settings import PROMPTS
 
-# name -> (LoRA folder of the run, how prompts reach their masks)
+# name -> (LoRA folder of the run, how prompts reach their masks); see tiny.inpainter.train
 MODELS: dict[str, tuple[str, PaintOptions]] = {
     "plain": ("", ADAPTERS["plain"]),
     "rca_joint": ("", ADAPTERS["joint"]),

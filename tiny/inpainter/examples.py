@@ -56,8 +56,7 @@ def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Genera
     else:
         scene = int(rng.integers(len(views)))
         index = int(rng.integers(len(views.regions[scene])))
-    region = views.regions[scene][index]
-    return make_example(views, scene, [region], rng)
+    return make_example(views, scene, [views.regions[scene][index]], rng)
 
 
 def several(views: Views, most: int, rng: np.random.Generator) -> Example:
@@ -118,11 +117,6 @@ class PaintCase:
     wanted: tuple[Name, ...]
     stood: tuple[Name, ...]
 
-    @property
-    def small(self) -> tuple[bool, ...]:
-        """Which masks have SMALL pixels a side."""
-        return tuple((box[2] - box[0], box[3] - box[1]) == (SMALL, SMALL) for box in self.example.boxes)
-
 
 def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
     """One case for every scene with at least `fewest` solids whose masks hardly overlap.
@@ -138,12 +132,9 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
         if len(chosen) < fewest:
             continue
         count = max(int(rng.integers(fewest, len(chosen) + 1)) for _ in range(2))
-        stood = tuple(region.name for region in chosen[:count])
-        wanted: list[Name] = []
-        for name in stood:
-            if prompts == "true":
-                wanted.append(name)
-                continue
+        stood = [region.name for region in chosen[:count]]
+        wanted = list(stood) if prompts == "true" else []
+        for name in stood[len(wanted) :]:
             taken = {name.colour, *(other.colour for other in wanted)}
             free = [colour for colour in COLOUR_WORDS if colour not in taken]
             pattern = str(rng.choice(PATTERNED)) if rng.random() < PATTERN_FRACTION else ""
@@ -157,5 +148,5 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
             top = min(max(0, (top + bottom - SMALL) // 2), h - SMALL)
             boxes.append((left, top, left + SMALL, top + SMALL))
         example = Example(scene, image_u8, tuple(boxes), tuple(caption_of(name) for name in wanted))
-        cases.append(PaintCase(example, tuple(wanted), stood))
+        cases.append(PaintCase(example, tuple(wanted), tuple(stood)))
     return cases

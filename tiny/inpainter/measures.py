@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -20,9 +20,9 @@ from ldm.settings.config import to_plain
 from tiny.compositor.training import round_trip_db
 from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
 from tiny.inpainter.evaluate import MODELS, InpainterEvaluation
-from tiny.inpainter.examples import Example, PaintCase, make_cases
+from tiny.inpainter.examples import SMALL, Example, PaintCase, make_cases
 from tiny.regions import box_masks, read_views, refuse_training_scenes
-from tiny.report import alternating, cell, scene_mean, table_lines, write_evaluation
+from tiny.report import Record, alternating, cell, scene_mean, table_lines, write_evaluation
 from tiny.world import COLOUR_WORDS, SHAPE_WORDS
 
 MEASURES = ("colour", "shape", "both", "other")
@@ -33,38 +33,21 @@ RIM = {  # of the masks on the sheet
 ON_SHEET = 10  # images
 
 
-@dataclass(frozen=True)
-class MaskResult:
-    """What the classifier says of one mask. other: its colour is that of another mask's prompt (leakage)."""
-
-    scene: int
-    masks: int
-    small: bool
-    patterned: bool
-    colour: bool
-    shape: bool
-    other: bool
-
-    @property
-    def both(self) -> bool:
-        return self.colour and self.shape
-
-
-GROUPS: dict[str, Callable[[MaskResult], bool]] = {
+GROUPS: dict[str, Callable[[Record], bool]] = {
     "all": lambda mask: True,
-    "1 mask": lambda mask: mask.masks == 1,
-    "2 masks": lambda mask: mask.masks == 2,
-    "3 masks": lambda mask: mask.masks == 3,
-    "4 masks": lambda mask: mask.masks == 4,
-    "5 masks": lambda mask: mask.masks == 5,
-    "3 or more": lambda mask: mask.masks >= 3,
-    "24-px masks": lambda mask: mask.small,
-    "one colour": lambda mask: not mask.patterned,
-    "with a pattern": lambda mask: mask.patterned,
+    "1 mask": lambda mask: mask["masks"] == 1,
+    "2 masks": lambda mask: mask["masks"] == 2,
+    "3 masks": lambda mask: mask["masks"] == 3,
+    "4 masks": lambda mask: mask["masks"] == 4,
+    "5 masks": lambda mask: mask["masks"] == 5,
+    "3 or more": lambda mask: mask["masks"] >= 3,
+    "24-px masks": lambda mask: mask["small"],
+    "one colour": lambda mask: not mask["patterned"],
+    "with a pattern": lambda mask: mask["patterned"],
 }
 
 
-def by_group(results: Sequence[MaskResult]) -> dict[str, dict[str, Any]]:
+def by_group(results: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Group -> measure -> fraction of masks with its 95 % interval; groups without masks are left out."""
     groups = {name: [mask for mask in results if belongs(mask)] for name, belongs in GROUPS.items()}
     return {
@@ -96,8 +79,7 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
         "judge_on_true_renders": ceiling,
         "models": groups,
     }
-    # The table: one block per kind of prompts, one line per group.
-    text = []
+    text = []  # of the table: one block per kind of prompts, one line per group
     for kind, chosen in cases.items():
         models = {name: by[kind] for name, by in groups.items()}
         text.append(f"prompts: {kind}, {len(chosen)} images; fraction of masks [95 % interval]")
@@ -120,8 +102,7 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
         for (x0, y0, x1, y1), colour in zip(case.example.boxes, RIM.values(), strict=False):
             cv2.rectangle(outlined, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
         cells.append([outlined, *(results[number] for results in images.values())])
-        named = zip(RIM, case.wanted, strict=False)
-        labels.append("; ".join(f"{rim}: {solid.text}" for rim, solid in named))
+        labels.append("; ".join(f"{rim}: {solid.text}" for rim, solid in zip(RIM, case.wanted, strict=False)))
     write_evaluation(config.out / "inpainter.json", report, text, cells, ["masks", *images], labels, 192)
 
 
@@ -134,19 +115,16 @@ def painted_images(
     base = config.run / "painter" / "model"
     stored_at = config.run / "evaluation" / f"{name}_{kind}.npz"
     weights = [hash_folder(base), hash_folder(lora) if lora else {}]
-    recipe = json.dumps(
-        [to_plain(config.sampling), config.seed, config.masks, config.scenes, len(cases), weights]
-    )
+    sampling = config.sampling
+    recipe = json.dumps([to_plain(sampling), config.seed, config.masks, config.scenes, len(cases), weights])
     if stored_at.exists():
         with np.load(stored_at) as stored:
             if str(stored["recipe"]) == recipe:
                 return stored["images"]
     seeds = [config.seed * 1_000_003 + index for index in range(len(cases))]
-    examples = [case.example for case in cases]
-    options = replace(prompting, steps=config.sampling.steps, guidance=config.sampling.guidance)
-    painted = paint_examples(
-        load_inpainter(base, lora, device="cpu"), examples, seeds, options, config.sampling.batch
-    )
+    examples, pipe = [case.example for case in cases], load_inpainter(base, lora, device="cpu")
+    options = replace(prompting, steps=sampling.steps, guidance=sampling.guidance)
+    painted = paint_examples(pipe, examples, seeds, options, sampling.batch)
     with written_whole(stored_at) as partial, partial.open("wb") as handle:
         np.savez_compressed(handle, images=painted, recipe=recipe)
     return painted
@@ -170,21 +148,24 @@ def paint_examples(
 @torch.inference_mode()
 def mask_results(
     classifier: SolidClassifier, cases: Sequence[PaintCase], painted: np.ndarray | None
-) -> list[MaskResult]:
-    """One per mask; without painted images (n, h, w, 3) the renders themselves are classified."""
+) -> list[Record]:
+    """What the classifier says of each mask, under the names of MEASURES; beside it what GROUPS asks for.
+
+    other: the colour is that of another mask's prompt (leakage)
+    painted: (n, h, w, 3); None: the renders themselves are classified
+    """
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
     results = []
     for case, image in zip(cases, shown, strict=True):
         crops = torch.from_numpy(np.stack([crop_pm1(image, box) for box in case.example.boxes]))
         answers = (scores.argmax(1).tolist() for scores in classifier(crops))
-        for name, small, seen_colour, seen_shape in zip(case.wanted, case.small, *answers, strict=True):
-            colour, shape = COLOUR_WORDS[seen_colour], SHAPE_WORDS[seen_shape]
+        for name, box, seen_colour, seen_shape in zip(case.wanted, case.example.boxes, *answers, strict=True):
+            colour, shape = COLOUR_WORDS[seen_colour] == name.colour, SHAPE_WORDS[seen_shape] == name.shape
             others = {other.colour for other in case.wanted} - {name.colour}
-            results.append(
-                MaskResult(
-                    scene=case.example.scene, masks=len(case.wanted), small=small,
-                    patterned=bool(name.pattern), colour=colour == name.colour, shape=shape == name.shape,
-                    other=colour in others,
-                )
-            )  # fmt: skip
+            results.append({
+                "scene": case.example.scene, "masks": len(case.wanted),
+                "small": (box[2] - box[0], box[3] - box[1]) == (SMALL, SMALL),
+                "patterned": bool(name.pattern), "colour": colour, "shape": shape, "both": colour and shape,
+                "other": COLOUR_WORDS[seen_colour] in others,
+            })  # fmt: skip
     return results

@@ -1,12 +1,9 @@
 """The networks of the small inpainter, created from sizes, in Stable Diffusion's inpainting layout.
 
-UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked image), CLIP text encoder, CLIP
-tokenizer, scheduler with v-prediction and zero terminal SNR (Lin et al. 2024), and a first stage of its own:
-AutoencoderTiny, f4, 4 latent channels. Stable Diffusion's pipelines know one scaling factor and no statistics
-per channel. So the latents are held near zero mean and equal deviation while the autoencoder learns, and one
-factor is enough for all of them.
-
-Legend: n images, h w pixels.
+UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked image), CLIP text encoder and tokenizer,
+scheduler with v-prediction and zero terminal SNR (Lin et al. 2024), and a first stage of its own:
+AutoencoderTiny, f4, 4 latent channels. Stable Diffusion's pipelines know one scaling factor for all channels,
+so the latents are held near zero mean and equal deviation while the autoencoder learns.
 """
 
 from pathlib import Path
@@ -38,7 +35,7 @@ NOTICE = "small inpainter: it knows rendered solids and their words only; photog
 
 
 class PainterNetworks(nn.Module):
-    """What is trained: the UNet and the text encoder; with the tokenizer that the encoder reads."""
+    """What is trained."""
 
     def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -106,10 +103,10 @@ def save_folder(
         "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
     }  # fmt: skip
-    recommended = InpainterConfig(
-        name="small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0)
+    sampling = Recommended(steps=8, guidance=2.0)
+    write_config(
+        folder / INPAINTER_FILE, InpainterConfig("small inpainter", notice=NOTICE, sampling=sampling)
     )
-    write_config(folder / INPAINTER_FILE, recommended)
     write_json(folder / "model_index.json", index)
 
 

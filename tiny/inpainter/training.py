@@ -42,20 +42,18 @@ def train_inpainter(config: InpainterTraining) -> None:
         if (folder / "manifest.json").exists():
             logger.info("%s: done before", name)
             continue
-        trained: tuple[nn.Module, Stage]
+        model: nn.Module
         if name == "first_stage":
-            trained = networks.train_autoencoder(config.first_stage, views.images_u8, folder)
+            model, stage = networks.train_autoencoder(config.first_stage, views.images_u8, folder)
         elif name == "judge":
-            trained = train_classifier(config.classifier, views, folder)
+            model, stage = train_classifier(config.classifier, views, folder)
+        elif name == "painter":
+            model, stage = train_painter(config, views)
         else:
-            trained = (
-                train_painter(config, views) if name == "painter" else train_adapter(config, views, name)
-            )
-        model, stage = trained
+            model, stage = train_adapter(config, views, name)
         assert isinstance(stage.settings, DiffusionStage)
         manifest = stages_manifest(name, model, [stage], config, stage.settings.seed)
-        # Written last: its presence marks a finished stage.
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "manifest.json", manifest)  # last: its presence marks a finished stage
 
 
 def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, Stage]:
@@ -66,12 +64,8 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
     vae = load_part(AutoencoderTiny, vae_folder).to(memory_format=torch.channels_last).requires_grad_(False)
     model, tokenizer = networks.create(config.network, settings.seed)
     encoder, scheduler = Encoder(vae), networks.create_scheduler()
-    plain = [
-        (scene, index)
-        for scene, regions in enumerate(views.regions)
-        for index, region in enumerate(regions)
-        if not region.name.pattern
-    ]
+    solids = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]
+    plain = [(scene, index) for scene, index in solids if not views.regions[scene][index].name.pattern]
 
     @torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -127,8 +121,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         plans = []
         for example in batch:  # as published, words are dropped for single masks only
             dropped = len(example.prompts) == 1 and rng.random() < DROP_PROMPT
-            prompts = [""] if dropped else example.prompts
-            encoding = options.encoding or "separate"
+            prompts, encoding = [""] if dropped else example.prompts, options.encoding or "separate"
             plans.append(plan_tokens(prompts, tokenizer, encoding=encoding, regions=options.rca))
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)

@@ -35,7 +35,6 @@ from tiny.locator.vision import ImageDraw
 from tiny.world import BEGIN, COLOUR_WORDS, IMAGE, PAD, PATTERN_NAMES, SHAPE_WORDS, SPECIAL, word_tokenizer
 
 FURNITURE = ("table", "low platform")
-
 NUMBERS = tuple(f"{i / 100:.2f}" for i in range(101))
 PHRASES = (
     "to the left of", "to the right of", "left of", "right of", "in front of", "behind",
@@ -70,9 +69,8 @@ NUMBER_AT = np.array([-7, -6, -5, -4, -2])  # of x1, y1, x2, y2, d, from the end
 FIRST_NUMBER = VOCABULARY.index(NUMBERS[0])
 PREFIX = (VOCABULARY.index(BEGIN), VOCABULARY.index("USER:"))
 MIRROR_TOKEN = np.arange(len(VOCABULARY), dtype=np.int16)  # token -> its counterpart in the mirrored image
-MIRROR_TOKEN[[VOCABULARY.index(phrase) for phrase in MIRRORED]] = list(
-    map(VOCABULARY.index, MIRRORED.values())
-)
+for phrase, counterpart in MIRRORED.items():
+    MIRROR_TOKEN[VOCABULARY.index(phrase)] = VOCABULARY.index(counterpart)
 FORMAT = 3
 
 
@@ -196,9 +194,8 @@ def pack_questions(
             names += [(i, at + int(place), int(solid)) for solid, place in pairs if solid >= 0]
             at += count
             questions.append((i, at - 1))
-    width = start + max(sum(map(len, text)) for text in texts)
-    tokens, block = np.zeros((len(texts), width), np.int64), np.full((len(texts), width), -1)
-    position = np.zeros((len(texts), width), np.int64)
+    shape = len(texts), start + max(sum(map(len, text)) for text in texts)
+    (tokens, position), block = np.zeros((2, *shape), np.int64), np.full(shape, -1)
     tokens[:, : len(PREFIX)], tokens[:, len(PREFIX) : start] = PREFIX, VOCABULARY.index(IMAGE)
     block[:, :start], position[:, :start] = 0, np.arange(start)
     for i, text in enumerate(texts):

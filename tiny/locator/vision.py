@@ -1,10 +1,6 @@
 """What the small locator sees: scenes as arrays, batches of images, the loss of the vision stage.
 
-Each scene gives two images: 0 as rendered, 1 without its removed solid. In the vision stage, before any
-language, a single linear map of every projected patch must tell what it shows: shape, colour and pattern of
-the solid that owns the patch, its whole box and depth, and the depth of the patch itself. Projected patches
-are kept at unit scale, which is that of word embeddings.
-
+Each scene gives two images: 0 as rendered, 1 without its removed solid.
 Legend: n scenes, v the two images, b images of a batch, h w pixels, p patches (row-major), s solids (padded),
 c channels.
 """
@@ -144,7 +140,11 @@ def labelled_images(
 
 
 def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Tensor, dict[str, float]]:
-    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures."""
+    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures.
+
+    A linear map of every patch must tell shape, colour and pattern of the solid that owns it, its whole box
+    and depth, and the depth of the patch. Patches are kept at unit scale, which is that of word embeddings.
+    """
     fraction, owner = batch.cover.max(-1)  # (b, p)
     owned = (fraction > OWNED) & batch.known
     rows = torch.arange(len(owner))[:, None].expand_as(owner)
@@ -163,5 +163,4 @@ def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Te
     )
     scale = (patches.float().square().mean(-1) - 1).abs().mean()
     total = sum(losses) + BOX_WEIGHT * off + DEPTH_WEIGHT * depth_off + solid + SCALE_WEIGHT * scale
-    measures |= {"box_l1": off.item(), "depth_l1": depth_off.item(), "solid": solid.item()}
-    return total, measures
+    return total, measures | {"box_l1": off.item(), "depth_l1": depth_off.item(), "solid": solid.item()}

@@ -1,8 +1,5 @@
 """Scenes whose solids come in sets, as painted images with questions: arrays, masks, batches.
 
-A mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image hardly
-overlap, and every solid without a mask stays mostly visible.
-
 Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major).
 """
 
@@ -17,7 +14,7 @@ from datasets.scenes.store import read_shard
 from datasets.sources.rendered import shard_files
 from inpainting.prompts import rgb_of_color
 from tiny.prompter.sets import side_of
-from tiny.regions import box_area, overlap
+from tiny.regions import box_area, grown, overlap
 from tiny.settings import MASK_COLORS, PATCH
 from tiny.world import COLOUR_WORDS, KINDS, ArrayCache, pooled
 
@@ -46,9 +43,9 @@ class Sets:
 
 
 def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
-    """The first `scenes` scenes of a folder of shards, as memory-mapped arrays made once in `folder`.
+    """The first scenes of a folder of shards, as memory-mapped arrays made once in `folder`.
 
-    Raises ValueError when there are fewer, or the arrays were made from other shards.
+    ValueError when there are fewer, or the arrays were made from other shards.
     """
     files = shard_files(data, "tiny.prompter.scenes")
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
@@ -84,7 +81,11 @@ class DrawnMasks:
 
 
 def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> DrawnMasks:
-    """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free."""
+    """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free.
+
+    A mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image
+    hardly overlap, and every solid without a mask stays mostly visible.
+    """
     movable = np.flatnonzero(sets.colour[scene] >= 0)
     instances, pixels = sets.instances_u8[scene], sets.pixels[scene].astype(np.int64)
     count = int(rng.integers(1, max(1, min(most, len(movable) - 2)) + 1))
@@ -97,19 +98,14 @@ def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> D
         tight = sets.boxes[scene, solid].tolist()
         sides = (tight[2] - tight[0], tight[3] - tight[1])
         wanted = rng.uniform(*MASK_SIDES, 2) * max(sides)
-        ends = []
-        for axis in range(2):
-            spare = max(2 * MARGIN, int(round(wanted[axis])) - sides[axis])
-            before = int(rng.integers(MARGIN, spare - MARGIN + 1))
-            stop = min(instances.shape[1 - axis], tight[axis + 2] + spare - before)
-            ends.append((max(0, tight[axis] - before), stop))
-        box = (ends[0][0], ends[1][0], ends[0][1], ends[1][1])
+        spare = [max(2 * MARGIN, int(round(wanted[axis])) - sides[axis]) for axis in (0, 1)]
+        before = [int(rng.integers(MARGIN, spare[axis] - MARGIN + 1)) for axis in (0, 1)]
+        box = grown(tight, (*before, spare[0] - before[0], spare[1] - before[1]), instances.shape)
         under = instances[box[1] : box[3], box[0] : box[2]]
         left = visible - np.bincount(under.ravel(), minlength=SOLIDS + 1)[1:]
         others = [other for other in movable if other != solid and other not in solids]
-        if all(left[other] >= KEPT * pixels[other] for other in others) and all(
-            overlap(box, other) <= OVERLAP for other in boxes
-        ):
+        apart = all(overlap(box, other) <= OVERLAP for other in boxes)
+        if apart and all(left[other] >= KEPT * pixels[other] for other in others):
             solids.append(int(solid))
             boxes.append(box)
             visible = left

@@ -18,7 +18,7 @@ from tiny.prompter.data import DrawnMasks, Sets, draw_masks, open_sets
 from tiny.prompter.evaluate import PrompterEvaluation
 from tiny.prompter.sets import best_guess, predictive
 from tiny.regions import box_masks, refuse_training_scenes
-from tiny.report import alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
+from tiny.report import Record, alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
 from tiny.settings import MASK_COLORS
 from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
@@ -27,38 +27,6 @@ DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; 
 BY_CHANCE = {"colour": 1 / len(COLOUR_WORDS), "shape": 1 / len(SHAPE_WORDS)}
 PRIOR = {**BY_CHANCE, "both": BY_CHANCE["colour"] * BY_CHANCE["shape"], "root": BY_CHANCE["shape"]}
 VISIBLE = ("colour by visible mates", "shape by visible solids")
-
-
-@dataclass(frozen=True)
-class CaptionResult:
-    """What is right about one caption. root: the published rule, the noun's root anywhere in the text.
-
-    bayes_*: whether the Bayes-optimal guess is right; ceiling_*: how often it is, given what is visible
-    """
-
-    scene: int
-    last: bool
-    mates: int  # visible solids in the same half
-    shapes: int  # visible solids
-    colour: bool
-    shape: bool
-    root: bool
-    ceiling_colour: float
-    ceiling_shape: float
-    bayes_colour: bool
-    bayes_shape: bool
-
-    @property
-    def both(self) -> bool:
-        return self.colour and self.shape
-
-    @property
-    def ceiling_both(self) -> float:
-        return self.ceiling_colour * self.ceiling_shape
-
-    @property
-    def ceiling_root(self) -> float:
-        return self.ceiling_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,22 +69,21 @@ def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | No
 
 def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
     """Captions by vote of the most similar boxes of other scenes: what the boxes alone give away."""
-    known, scenes, colours, shapes = [], [], [], []
+    known, rows = [], []
     for scene in range(len(sets)):
         for draw in range(DRAWS):
             drawn = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
             for solid, box in zip(drawn.solids, drawn.boxes, strict=True):
                 known.append(_described(box))
-                scenes.append(scene)
-                colours.append(sets.colour[scene, solid])
-                shapes.append(sets.kind[scene, solid])
-    votes = ((np.array(colours), COLOUR_WORDS), (np.array(shapes), SHAPE_WORDS))
+                rows.append((scene, sets.colour[scene, solid], sets.kind[scene, solid]))
+    scenes, colours, shapes = np.array(rows).T
     descriptions, scale = np.array(known), np.std(known, 0)
 
     def answer(case: PromptCase, box: Box) -> str:
-        same = np.array(scenes) == case.scene
+        same = scenes == case.scene
         distance = np.square((descriptions - _described(box)) / scale).sum(1) + 1e9 * same
         near = np.argpartition(distance, NEIGHBOURS)[:NEIGHBOURS]
+        votes = (colours, COLOUR_WORDS), (shapes, SHAPE_WORDS)
         colour, shape = (words[int(np.bincount(given[near]).argmax())] for given, words in votes)
         return caption_of(Name("", colour, shape))
 
@@ -129,26 +96,30 @@ def _described(box: Box) -> np.ndarray:
     return np.array([w, h, 32 * np.log(w / h), (box[0] + box[2]) / 4, box[1] / 2, box[3] / 2])
 
 
-def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]]) -> list[CaptionResult]:
-    """One per mask."""
+def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]]) -> list[Record]:
+    """What is right about the caption of each mask, under the names of PRIOR; what is visible beside it.
+
+    root: the published rule, the noun's root anywhere in the text. bayes_*: whether the Bayes-optimal guess
+    is right; ceiling_*: how often it is, given what is visible. mates: visible solids in the same half;
+    shapes: all visible solids
+    """
     results = []
     for case, captions in zip(cases, answers, strict=True):
         for text, name, guess, mates in zip(captions, case.hidden, case.guesses, case.mates, strict=True):
-            words = text.split()
-            results.append(
-                CaptionResult(
-                    scene=case.scene, last=name is case.hidden[-1],
-                    mates=len(mates), shapes=len(case.shapes),
-                    colour=name.colour in words, shape=name.shape in words, root=name.shape in text,
-                    ceiling_colour=float(predictive(mates, COLOUR_WORDS).max()),
-                    ceiling_shape=float(predictive(case.shapes, SHAPE_WORDS).max()),
-                    bayes_colour=guess.colour == name.colour, bayes_shape=guess.shape == name.shape,
-                )
-            )  # fmt: skip
+            colour, shape = name.colour in text.split(), name.shape in text.split()
+            most_colour = float(predictive(mates, COLOUR_WORDS).max())
+            most_shape = float(predictive(case.shapes, SHAPE_WORDS).max())
+            results.append({
+                "scene": case.scene, "last": name is case.hidden[-1], "mates": len(mates),
+                "shapes": len(case.shapes), "colour": colour, "shape": shape, "both": colour and shape,
+                "root": name.shape in text, "ceiling_colour": most_colour, "ceiling_shape": most_shape,
+                "ceiling_both": most_colour * most_shape, "ceiling_root": most_shape,
+                "bayes_colour": guess.colour == name.colour, "bayes_shape": guess.shape == name.shape,
+            })  # fmt: skip
     return results
 
 
-def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, Any]:
+def task_numbers(by_reader: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Accuracies of every reader, ceiling, prior, gap, and the model's accuracy by what is visible."""
     mine = by_reader["prompter"]
     rows: dict[str, Any] = {
@@ -157,26 +128,26 @@ def task_numbers(by_reader: Mapping[str, Sequence[CaptionResult]]) -> dict[str, 
     }
     rows["ceiling"] = {measure: scene_mean(mine, f"ceiling_{measure}") for measure in PRIOR}
     rows["prior"] = {measure: {"mean": round(prior, 4)} for measure, prior in PRIOR.items()}
-    gap = {}  # fraction of the way from the prior to the ceiling
+    gap = {}
     for measure, prior in PRIOR.items():
 
-        def fraction(sums: np.ndarray, prior: float = prior) -> float:
+        def way(sums: np.ndarray, prior: float = prior) -> float:  # from the prior to the ceiling
             return (sums[1] - prior * sums[0]) / (sums[2] - prior * sums[0])
 
-        gap[measure] = scene_interval(mine, (measure, f"ceiling_{measure}"), fraction)
+        gap[measure] = scene_interval(mine, (measure, f"ceiling_{measure}"), way)
     by_visible: dict[str, dict[str, Any]] = {}
     for title, key, measure in zip(VISIBLE, ("mates", "shapes"), ("colour", "shape"), strict=True):
         by_visible[title] = {}
-        for count in sorted({getattr(result, key) for result in mine}):
-            group = [result for result in mine if getattr(result, key) == count]
+        for count in sorted({result[key] for result in mine}):
+            group = [result for result in mine if result[key] == count]
             ceiling = scene_mean(group, f"ceiling_{measure}")["mean"]
             numbers = {"masks": len(group), "model": scene_mean(group, measure), "ceiling": ceiling}
             by_visible[title][str(count)] = numbers
-    wrong = {of: [row for row in mine if not getattr(row, f"bayes_{of}")] for of in ("colour", "shape")}
+    wrong = {of: [row for row in mine if not row[f"bayes_{of}"]] for of in ("colour", "shape")}
     leak = {of: scene_mean(group, of) for of, group in wrong.items() if group}
     return {
         "masks": len(mine),
-        "images": len({result.scene for result in mine}),
+        "images": len({result["scene"] for result in mine}),
         "accuracy": rows,
         "gap": gap,
         **by_visible,
@@ -190,7 +161,7 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
     sets = open_sets(config.data, config.data / f"cache-{config.scenes}", config.scenes)
     folders = {"prompter": config.model} | ({"trained blind": config.blind} if config.blind else {})
     writers = {name: PromptWriter.load(path, device="cpu", dtype="fp32") for name, path in folders.items()}
-    results: dict[str, dict[str, list[CaptionResult]]] = {}
+    results: dict[str, dict[str, list[Record]]] = {}
     for task, most in (("1mask", 1), ("multimask", config.most)):
         scenes = range(config.scenes)
         cases = [case for scene in scenes if (case := prompt_case(sets, scene, most, config.seed))]
@@ -205,10 +176,8 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         if "trained blind" in writers:
             answers["trained blind"] = writers["trained blind"].write(images, masks, batch=config.batch)
         results[task] = {reader: caption_results(cases, captions) for reader, captions in answers.items()}
-    results["multimask last"] = {
-        reader: [result for result in captions if result.last]
-        for reader, captions in results["multimask"].items()
-    }
+    several = results["multimask"].items()
+    results["multimask last"] = {reader: [row for row in rows if row["last"]] for reader, rows in several}
     tasks = {task: task_numbers(by_reader) for task, by_reader in results.items()}
     report = {"settings": to_plain(config), "weights": hash_folder(config.model), "tasks": tasks}
     text = []

@@ -5,6 +5,7 @@ Legend: k possible words.
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -65,10 +66,8 @@ def sample_sets(seed: int, options: SceneOptions) -> Scene:
     rng = np.random.default_rng((seed, SALT))
     shapes, colours = draw_contents(rng, int(rng.integers(options.objects[0], options.objects[1] + 1)))
     for attempt in range(ATTEMPTS):
-        try:
+        with suppress(SceneRejected):
             return _attempt(seed, np.random.default_rng((seed, SALT, attempt)), shapes, colours, options)
-        except SceneRejected:
-            continue
     raise SceneRejected(f"seed {seed}: no geometry fits in {ATTEMPTS} attempts")
 
 

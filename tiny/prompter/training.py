@@ -78,17 +78,12 @@ def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tenso
         + SCALE_WEIGHT * scale
     )
     named = colour >= 0
-    measures = {
-        "shape": right_fraction(kind_logits[solid], kind),
-        "colour": right_fraction(colour_logits[solid][named], colour[named]),
-        "mask": right_fraction(mask_logits.flatten(0, 1), paint.flatten()),
-        "box_l1": off.item(),
+    right = {
+        "shape": kind_logits[solid].argmax(-1) == kind,
+        "colour": colour_logits[solid][named].argmax(-1) == colour[named],
+        "mask": mask_logits.argmax(-1) == paint,
     }
-    return total, measures
-
-
-def right_fraction(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(-1) == labels).float().mean().item()
+    return total, {name: hits.float().mean().item() for name, hits in right.items()} | {"box_l1": off.item()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +149,8 @@ def writing_loss(
     total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
     places = (("colour", COLOUR), ("shape", SHAPE))
     measures = {f"loss_{name}": losses[place].item() for name, place in places}
-    measures |= {name: right_fraction(logits[:, place], right[:, place]) for name, place in places}
+    hits = (logits.argmax(-1) == right).float().mean(0)
+    measures |= {name: hits[place].item() for name, place in places}
     attention_weight, vision_weight = weights
     if attention_weight:
         attention, masses = evidence_loss(trainer.attention, packed, painted)
