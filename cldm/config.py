@@ -1,7 +1,5 @@
-"""What must be known of a compositor besides its weights: the configuration of its folder, and the presets.
-
-The configuration says how images were prepared in training and which sampler settings suit the model, so a
-small model and the full-size one differ in files, never in code.
+"""What must be known of a compositor besides its weights: how images were prepared in training, which sampler
+settings suit it, how large its networks are; and the pre-processing of the published systems.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Fresh, untrained compositors of any size: SD-2.1 at full size, or the widths of a YAML.
+"""Fresh, untrained compositors of any size.
 
 The defaults are the published architecture: SD-2.1-base UNet, two ControlNets, DINOv2-g, f8 KL autoencoder.
 """

@@ -2,7 +2,6 @@
 
 All networks are stock diffusers / transformers objects. What the papers add is small: the control branches
 never see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
-
 Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, r side of the
 reference, t tokens (CLS first, then patches).
 """
@@ -40,8 +39,7 @@ class IdentityEncoder(nn.Module):
         given, taken = encoder.config.hidden_size, projector.in_features
         if given != taken:
             raise ValueError(f"projector takes {taken} features, the encoder gives {given}")
-        self.encoder = encoder
-        self.projector = projector
+        self.encoder, self.projector = encoder, projector
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
@@ -140,11 +138,8 @@ class Compositor(nn.Module):
         scheduler_config: dict,
     ) -> None:
         super().__init__()
-        self.unet = unet
-        self.detail = ControlBranch(detail)
-        self.depth = ControlBranch(depth)
-        self.identity = identity
-        self.latent_space = latent_space
+        self.unet, self.detail, self.depth = unet, ControlBranch(detail), ControlBranch(depth)
+        self.identity, self.latent_space = identity, latent_space
         self.scheduler_config = dict(scheduler_config)
         self.check_parts()
 

@@ -83,10 +83,7 @@ class CompositorPipeline:
 
     @staticmethod
     def known_region(pair: Pair, background: Tensor, noise: Tensor) -> Known:
-        """Latent pixels that hold no pixel of the edit region keep the background.
-
-        background: (1, c, h, w). noise: (n, c, h, w) that the latents start from.
-        """
+        """Latent pixels that hold no pixel of the edit region keep the background (1, c, h, w)."""
         edit = pair.edit_mask.float().to(background)[None]
         touched = nn.functional.adaptive_max_pool2d(edit, background.shape[-2:])
         return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)

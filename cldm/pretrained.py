@@ -1,8 +1,6 @@
 """A compositor folder: one sub-folder per network in `save_pretrained` layout, and a configuration.
 
-    unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
-
-Its configuration is in `cldm.config`.
+unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 """
 
 from pathlib import Path
@@ -33,10 +31,7 @@ def save_compositor(
 
 
 def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Compositor, CompositorConfig]:
-    """A compositor on the CPU in eval mode, strictly loaded.
-
-    Raises ValueError naming the folder or file and what is missing, unexpected or mis-shaped.
-    """
+    """On the CPU in eval mode, strictly loaded: ValueError names what is missing, unexpected, mis-shaped."""
     config = load_compositor_config(folder)
     model = Compositor(
         load_part(UNet2DConditionModel, folder / "unet", dtype),

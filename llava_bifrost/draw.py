@@ -1,7 +1,4 @@
-"""Proposed places drawn on an image: a numbered box each, with its depth.
-
-Legend: h w pixels.
-"""
+"""Proposed places drawn on an image (h, w, 3): a numbered box each, with its depth."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,10 +20,7 @@ PAD = 4  # pixels around a label
 def draw_candidates(
     rgb_u8: np.ndarray, candidates: Sequence[Candidate], anchors: Mapping[str, Place] | None = None
 ) -> np.ndarray:
-    """The image (h, w, 3), at least 640 pixels long, with the proposals; the best is drawn last, on top.
-
-    Each label says rank, depth, and where there is one the score. Anchors are drawn thin and white.
-    """
+    """The image, at least 640 pixels long, with rank, depth and score; the best is drawn last, on top."""
     scale = max(1.0, SIDE / max(rgb_u8.shape[:2]))
     h, w = round(rgb_u8.shape[0] * scale), round(rgb_u8.shape[1] * scale)
     canvas = Image.fromarray(resize(rgb_u8, (h, w), how="linear"))

@@ -98,9 +98,8 @@ class Locator:
         """Up to `candidates` different places, best first.
 
         image: RGB (h, w, 3) uint8, path, or PIL image. One candidate is the greedy answer, without a
-        score. Of several the others are drawn at `temperature`, and all are ranked by geometry: with the
-        depth map (h, w), 1 = nearest, where given, and the anchors' places; anchors that are not given are
-        asked of the locator itself.
+        score. Of several the others are drawn at `temperature`, and all are ranked by geometry: depth_01
+        (h, w), 1 = nearest, where given, and the anchors' places; the locator is asked for those not given.
         Raises InstructionError or UnknownWord for a sentence that it cannot be asked.
         """
         if candidates < 1:
@@ -135,10 +134,7 @@ class Locator:
         generator: torch.Generator,
         temperature: float,
     ) -> list[Candidate]:
-        """Up to `candidates` different answers to one question: the greedy one first, the others drawn.
-
-        The model sees image and question once; AT_ONCE answers are written together.
-        """
+        """Different answers to one question, the greedy one first; the model sees image and question once."""
         frame = self.frame(rgb_u8)
         form = self.codec.form(frame).spelled_by(self.grammar)
         shared = SharedPrompt(self.mllm, self.chat.prompts([ChatExample(rgb_u8, question)]))
@@ -233,11 +229,7 @@ class Locator:
 
 
 def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", load_in: str = "") -> Locator:
-    """A locator from a `save_pretrained` folder of a model and its processor.
-
-    device, dtype, load_in: see `load_mllm`
-    Raises ValueError for other folders; one in the original LLaVA layout is converted first, see model.py.
-    """
+    """A locator from a `save_pretrained` folder; ValueError for others. Options as of `load_mllm`."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no locator there (config.json is missing){how_to_get(folder)}")

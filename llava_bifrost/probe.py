@@ -1,9 +1,6 @@
 """What does a locator of unknown training expect, and does it look? Before it is used, ask it.
 
-    python -m llava_bifrost.probe FOLDER [--images PHOTOGRAPHS] [--out REPORT.json]
-
-Reports the format, decimals and chat template with which most answers can be read without constraint, whether
-the tokens around the image are those of the original code, and whether answers change with the image.
+python -m llava_bifrost.probe FOLDER [--images PHOTOGRAPHS] [--out REPORT.json]
 """
 
 from ldm.settings.cli import command, run_module, single_app

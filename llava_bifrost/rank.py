@@ -34,10 +34,7 @@ FLOATING = "above"  # relation of objects that need no support
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known about the image besides the proposals.
-
-    request: what was asked. anchors: name -> place, all that is known. depth_01: (h, w), 1 = nearest.
-    """
+    """What is known besides the proposals: the request, places by name, and depth (h, w), 1 = nearest."""
 
     request: Request | None = None
     anchors: Mapping[str, Place] = field(default_factory=dict)

@@ -1,13 +1,10 @@
 """Published checkpoints <-> our folders, strictly and with a report.
 
-    python -m cldm.convert anydoor --source epoch=1-step=8687.ckpt --out models/anydoor
-    python -m cldm.convert bifrost --source bifrost.ckpt --out models/bifrost --report models/bifrost.json
-    python -m cldm.convert sd21 --source v2-1_512-ema-pruned.ckpt --dinov2 dinov2_vitg14_pretrain.pth --out models/bifrost_start
-    python -m cldm.convert dinov2 | dpt --source FILE --out FOLDER
-    python -m cldm.convert export --source models/bifrost --out bifrost.safetensors
-
-The whole plan is made before the first byte is written, weights are then moved one at a time, and the folder
-appears only when it is complete.
+python -m cldm.convert anydoor --source epoch=1-step=8687.ckpt --out models/anydoor
+python -m cldm.convert bifrost --source bifrost.ckpt --out models/bifrost --report models/bifrost.json
+python -m cldm.convert sd21 --source v2-1_512-ema-pruned.ckpt --dinov2 dinov2_vitg14_pretrain.pth --out models/bifrost_start
+python -m cldm.convert dinov2 | dpt --source FILE --out FOLDER
+python -m cldm.convert export --source models/bifrost --out bifrost.safetensors
 """  # noqa: E501
 
 from functools import partial

@@ -29,10 +29,7 @@ class Piece:
 
 
 def original_pieces(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Piece]:
-    """For every weight of a stock network, its place in the original file (without the file's prefix).
-
-    names: of the weights where they are not the model's own, but the hub's
-    """
+    """Weight -> its place in the original file, without prefix. names: the hub's, if not the model's own."""
     for kind, rule in RULES.items():
         if isinstance(model, kind):
             return {key: rule(key, model.config) for key in names or model.state_dict()}

@@ -168,10 +168,7 @@ def plan_single(model: nn.Module, file: WeightFile) -> Plan:
 
 
 def plan_network(model: nn.Module, prefix: str | None, check: KeyCheck) -> dict[str, Origin]:
-    """Every weight of a network from its own keys in the file.
-
-    prefix None: a control branch that copies the UNet's encoder; hint stack and zero convolutions are fresh
-    """
+    """Every weight of a network. prefix None: a control branch that copies the UNet, its hints are fresh."""
     is_linear = isinstance(model, nn.Linear)
     pieces = {key: Piece(key) for key in model.state_dict()} if is_linear else original_pieces(model)
     origins = {}

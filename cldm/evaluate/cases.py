@@ -1,7 +1,7 @@
 """Held-out scenes as a user gives them to the compositor, with ground truth, and what is measured on them.
 
-Candidates are rendered from the stored scene's own description. Identity: eight objects at the same place
-under the same light, one of them the right one. Depth order: the same two objects, the wrong one in front.
+Identity: eight objects at the same place under the same light, one of them the right one, rendered from the
+stored scene's own description. Depth order: the same two objects, the wrong one in front.
 Legend: h w pixels of the background.
 """
 
@@ -66,10 +66,7 @@ class Neighbour:
 
 
 def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list[Neighbour]:
-    """Neighbours of the removed solid, furniture and what it stands on left out.
-
-    instances_u8: (h, w), amodal: (n, h, w) bool
-    """
+    """Those of the removed solid, without furniture and its support. amodal: (n, h, w) bool."""
     placed, found = facts.removed, []
     for index in range(len(facts.names)):
         overlap = amodal[placed] & amodal[index]
@@ -186,10 +183,7 @@ def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray]
 def order_is_right(
     depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, placed_is_nearer: bool
 ) -> bool | None:
-    """Whether the median depths beside the common border show this order.
-
-    None where either side shows fewer than MIN_ZONE pixels.
-    """
+    """Whether median depths beside the common border show this order; None: less than MIN_ZONE pixels."""
     if not placed.any() or not other.any():
         return None
     first, second = (  # pixels of each mask near the other one

@@ -1,16 +1,14 @@
 """Measure a compositor on held-out rendered scenes, through the path that inference takes.
 
-The model gets the background, its estimated depth, the reference image, the box and one depth number, never
-the target's mask or depth.  Every start (noise, paste), strength and fraction of detail is measured beside
-baselines (depth-tested cut-out as it is, background left alone, autoencoder of the true image): PSNR and SSIM
-over the pixels where the object is visible in both the true image and the placed cut-out; identity among
-eight candidates; depth order re-estimated on the output.  Then ablations, and the depth network itself, all
-with 95 % bootstrap intervals.
+The model gets what a user has, never the target's mask or depth. Every start (noise, paste), strength and
+fraction of detail is measured beside baselines, over the pixels where the object is visible in both the true
+image and the placed cut-out (docs/compositor.md, "Evaluating").
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,32 +189,9 @@ def by_pose(scenes: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Ta
 
 def pooled_rates(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, Estimate]:
     """Fraction of right answers over the pairs of neighbours of all scenes."""
-    answers: dict[str, list[bool]] = {}
-    for scene in scenes:
-        for name, right in scene.items():
-            answers.setdefault(name, []).extend(right)
-    return {name: mean_interval(np.array(right, np.float64)) for name, right in answers.items()}
-
-
-def make_tables(
-    scores: Sequence[SceneScores], cases: Sequence[SceneCase], ablated: Sequence[dict[str, float]]
-) -> dict:
-    """All tables. ablated: PSNR of the first scenes without one part."""
-    same_pose = [case.same_pose for case in cases]
-    gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in scores]
-    wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
-    errors = {name: [case.depth_error[name] for case in cases] for name in ("mae", "order")}
+    names = dict.fromkeys(name for scene in scenes for name in scene)
     return {
-        "changed_outside": sum(row.changed_outside for row in scores),
-        "psnr_visible_db": by_pose([row.psnr for row in scores], same_pose),
-        "ssim_visible": by_pose([row.ssim for row in scores], same_pose),
-        "gain_over_cutout_db": by_pose(gains, same_pose),
-        "wins_against_cutout": by_pose(wins, same_pose),
-        "identity_1_of_8": by_pose([row.identity for row in scores], same_pose),
-        "occlusion_order": pooled_rates([row.occlusion for row in scores]),
-        "depth_order": pooled_rates([row.order for row in scores]),
-        "ablations_psnr_db": by_pose(ablated, same_pose) if len(ablated) > 1 else {},
-        "depth_network": {name: mean_interval(values) for name, values in errors.items()},
+        name: mean_interval([right for scene in scenes for right in scene.get(name, ())]) for name in names
     }
 
 
@@ -260,7 +235,22 @@ def evaluate(settings: EvaluateSettings) -> None:
     scores = [measurer.measure(case, seed) for seed, case in enumerate(tqdm(cases, desc="scenes"))]
     few = cases[: settings.ablations]
     ablated = [measurer.ablate(case, seed) for seed, case in enumerate(tqdm(few, desc="ablations"))]
-    result = make_tables(scores, cases, ablated)
+    same_pose = [case.same_pose for case in cases]
+    gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in scores]
+    wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
+    errors = {name: [case.depth_error[name] for case in cases] for name in ("mae", "order")}
+    result: dict[str, Any] = {
+        "changed_outside": sum(row.changed_outside for row in scores),
+        "psnr_visible_db": by_pose([row.psnr for row in scores], same_pose),
+        "ssim_visible": by_pose([row.ssim for row in scores], same_pose),
+        "gain_over_cutout_db": by_pose(gains, same_pose),
+        "wins_against_cutout": by_pose(wins, same_pose),
+        "identity_1_of_8": by_pose([row.identity for row in scores], same_pose),
+        "occlusion_order": pooled_rates([row.occlusion for row in scores]),
+        "depth_order": pooled_rates([row.order for row in scores]),
+        "ablations_psnr_db": by_pose(ablated, same_pose) if len(ablated) > 1 else {},
+        "depth_network": {name: mean_interval(values) for name, values in errors.items()},
+    }
     text = text_tables(result)
     logger.info("%s", text)
     if settings.out is not None:

@@ -1,8 +1,7 @@
 """Training step of the compositor (Lightning): noise a target, predict, weighted squared error.
 
 All randomness of a step comes from (seed, number of the batch), so a resumed run repeats what an
-uninterrupted one would have done. The numbers are drawn for the batches of all devices together and each
-device takes its part, so their number changes nothing for an example.
+uninterrupted one would have done; it is drawn for all devices together, of which each takes its part.
 Legend: b batch, c latent channels, h w latent pixels.
 """
 
@@ -60,10 +59,7 @@ class StepRandomness:
         return cls(noise[mine], uniform[mine], drops[:, mine], free[mine])
 
     def timesteps_by_dynamics(self, dynamics: Tensor, timesteps: int) -> Tensor:
-        """(b,) int64: the early half for moving sources, the late half for still ones, in 7 cases of 10.
-
-        dynamics: (b,) of `datasets.base`; sources that are BOTH take all timesteps
-        """
+        """(b,) int64: early for MOVING sources, late for STILL ones, in 7 cases of 10. dynamics: (b,)."""
         half = self.timesteps // 2  # uniform over the late half, where little noise is left
         early, late = half + timesteps // 2, half
         bound = self.free >= FREE

@@ -49,8 +49,7 @@ def watched_samples(trainer: pl.Trainer) -> list[TrainingSample]:
 def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int = 0) -> dict[str, float]:
     """How far the prediction moves when a hint is blanked as in condition dropout, relative to its own size.
 
-    Root mean square over the edit region's latents of the targets, noised to PROBE_AT with noise of `seed`;
-    0 = the hint is ignored.
+    Root mean square over the edit region's latents of the targets at PROBE_AT; 0 = the hint is ignored.
     """
     latents = model.latent_space.encode(batch["target_pm1"])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
@@ -73,10 +72,7 @@ def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int
 
 
 class Metrics(pl.Callback):
-    """A row every `every` steps: mean loss since the last row, learning rate, gradient norm before clipping.
-
-    probe_every: steps between measurements of how much the prediction changes without each hint; 0 = never
-    """
+    """A row every `every` steps, measurements of the hints every `probe_every`, 0 = never; see COLUMNS."""
 
     def __init__(self, path: Path, every: int, samples_per_step: int, probe_every: int) -> None:
         self.file, self.every, self.probe_every = CsvLogger(path, COLUMNS), every, probe_every
@@ -131,10 +127,7 @@ class Metrics(pl.Callback):
 
 
 class RejectionCounter(pl.Callback):
-    """Counts accepted and rejected samples; at the end of a run, also an early one, writes and logs them.
-
-    Of several devices the first one counts its own part of the samples.
-    """
+    """Counts samples (of the first device); at the end of a run, also an early one, writes and logs them."""
 
     state_key = "Refusals"  # type: ignore[assignment]  # in checkpoints of every version
 

@@ -33,11 +33,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_p
 
 
 def shard(model: Compositor, mesh: DeviceMesh) -> None:
-    """Shard every parameter over a one-dimensional mesh, but those of the autoencoder, which is small.
-
-    Units are the blocks of the three UNet halves and the layers of the image encoder: as much as one device
-    holds whole at a time.
-    """
+    """Shard all but the small autoencoder, by the blocks of the UNets and layers of the image encoder."""
     branches = (model.detail, model.depth)
     units: list[nn.Module] = []
     for net in (model.unet, *(branch.net for branch in branches)):

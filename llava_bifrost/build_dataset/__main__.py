@@ -1,10 +1,8 @@
 """Training data of the locator: questions about places, from photographs or rendered scenes.
 
-    python -m llava_bifrost.build_dataset coco --images val2017 --annotations instances_val2017.json --out DIR
-    python -m llava_bifrost.build_dataset scenes --scenes data/scenes/views_train --out DIR
-    python -m llava_bifrost.build_dataset merge --out DIR          after --shard i/n on several machines
-
-The same command again continues an interrupted run and ends with the same files. Records: records.py.
+python -m llava_bifrost.build_dataset coco --images val2017 --annotations instances_val2017.json --out DIR
+python -m llava_bifrost.build_dataset scenes --scenes data/scenes/views_train --out DIR
+python -m llava_bifrost.build_dataset merge --out DIR          after --shard i/n on several machines
 """
 
 from functools import partial

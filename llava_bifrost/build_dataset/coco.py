@@ -1,16 +1,13 @@
 """Counterfactual questions from annotated photographs: remove an object, ask where it was.
 
-The object is cut out by its own segmentation, dilated; the hole is filled; depth is estimated on the filled
-and on the original image and brought into the frame of the filled one, which is what the compositor gets
-as background. Removal: objects.py, questions: questions.py, published rules: published.py.
-
+Depth is estimated on the filled and on the original image and brought into the frame of the filled one,
+which is what the compositor gets as background.
 Legend: h w pixels.
 """
 
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +20,7 @@ from ldm.experts.erase import Eraser
 from ldm.files import hash_folder, read_json, same_file
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
-from llava_bifrost.build_dataset.objects import (
-    Photograph,
-    Removal,
-    can_be_named,
-    read_instances,
-    remove,
-    unique_names,
-)
+from llava_bifrost.build_dataset.objects import Photograph, can_be_named, read_instances, remove, unique_names
 from llava_bifrost.build_dataset.questions import PreparedPhotograph, make_samples, reaches
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.settings import CocoBuild
@@ -112,9 +102,8 @@ class CocoSource:
         except (Rejected, ValueError) as error:
             prepared.drop(error)
             return prepared
-        removals: list[Removal] = []  # of the first objects in this order that can be removed
-        for index in order:
-            if len(removals) == settings.targets:
+        for index in order:  # until enough could be removed
+            if len(prepared.removals) == settings.targets:
                 break
             target, others = objects[index], [other for at, other in enumerate(objects) if at != index]
             boxes = [others[at].box01_xyxy for at in unique_names(others, settings.thresholds.anchor)]
@@ -124,11 +113,12 @@ class CocoSource:
                 continue
             seed = int(rng.integers(2**31))
             try:
-                removals.append(remove(rgb_u8, index, target, settings.thresholds, self.eraser, seed))
+                removal = remove(rgb_u8, index, target, settings.thresholds, self.eraser, seed)
+                prepared.removals.append(removal)
             except (Rejected, ValueError) as error:
                 prepared.drop(error)
         named = candidates if settings.published else unique_names(objects, settings.thresholds.anchor)
         replaced = next((index for index in order if index in named), None) if asks_replace else None
-        if not removals and replaced is None:
-            return prepared
-        return replace(prepared, rgb_u8=rgb_u8, removals=tuple(removals), replaced=replaced)
+        if prepared.removals or replaced is not None:
+            prepared.rgb_u8, prepared.replaced = rgb_u8, replaced
+        return prepared

@@ -55,9 +55,8 @@ class QuestionSource(Protocol):
 def build_questions(
     make_source: Callable[[Any], QuestionSource], settings: OutputSettings
 ) -> dict[str, Any] | None:
-    """Build this run's shard and log the result: what the commands `coco` and `scenes` do.
+    """Build this run's shard of what `make_source` makes of the settings: the commands `coco` and `scenes`.
 
-    make_source: the items that the settings describe
     returns: the statistics of the finished data set; None for one shard of several
     """
     source, start = make_source(settings), time.perf_counter()

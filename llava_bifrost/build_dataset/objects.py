@@ -1,7 +1,5 @@
 """Annotated objects of a photograph: what each is called so that its name fits no other one, and its removal.
 
-Removal takes an object out of its photograph and rejects what would leave a trace of it.
-
 Legend: h w pixels.
 """
 
@@ -29,10 +27,7 @@ SAME = 6  # largest change of a channel, of 255, of a pixel that counts as uncha
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """One annotation. box01_xyxy is the annotated box, clipped to the image.
-
-    segmentation: run lengths, or polygons as flat arrays, which take a fraction of the memory of lists
-    """
+    """One annotation, its box clipped to the image. segmentation: run lengths, or polygons as flat arrays."""
 
     category: str
     segmentation: Any
@@ -155,11 +150,7 @@ class Removal:
 def remove(
     rgb_u8: np.ndarray, index: int, target: Annotated, rules: Thresholds, eraser: Eraser, seed: int
 ) -> Removal:
-    """Cut object number `index` out of RGB (h, w, 3) and fill; Rejected when it cannot be done cleanly.
-
-    Nothing of the segmentation stays outside the hole, which contains it; what the filling puts there must
-    not look as before.
-    """
+    """Cut object `index` out of RGB (h, w, 3) and fill; Rejected where that would leave a trace of it."""
     mask = target.mask()
     box_area = max(target.area * mask.size, 1.0)
     if not mask.any() or mask.sum() < rules.solid * box_area:

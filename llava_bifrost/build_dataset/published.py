@@ -1,8 +1,7 @@
 """The published rules of the data set builder, for parity: filters, relations of 2D boxes, depth of a box.
 
-What was published and is not restored here, because it made the data useless: questions without <image>, and
-removal of a segment prompted by one point. Differences and reasons: docs/locator.md.
-
+What is not restored, because it made the data useless: questions without <image>, and removal of a segment
+prompted by one point. Differences and reasons: docs/locator.md.
 Legend: x y w h are fractions of the image; a gap is a signed distance, negative where boxes overlap.
 """
 
@@ -51,10 +50,7 @@ def measured_place(item: Annotated, depth_01: np.ndarray) -> Place:
 def question(
     photograph: Photograph, index: int, depth_01: np.ndarray, rng: np.random.Generator
 ) -> tuple[Place, Request, dict[str, Place]]:
-    """Answer, instruction and anchors for a removed object; Rejected without a relation.
-
-    depth_01: of the original image, as published
-    """
+    """Answer, instruction, anchors; Rejected without a relation. depth_01: of the original, as published."""
     objects, target = photograph.objects, photograph.objects[index]
     order = rng.permutation([other for other in large_objects(objects) if other != index])
     most = min(int(rng.integers(MOST_RELATIONS[0], MOST_RELATIONS[1] + 1)), len(objects))

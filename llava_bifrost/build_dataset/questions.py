@@ -2,12 +2,11 @@
 
 The answer's depth is in the frame of the image that the question shows: the filled one for "Place ...", the
 original for "Replace ...". It is that of the object's own pixels, never of its box.
-
 Legend: h w pixels; a fact is (relation of datasets.relations, names of its anchors).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -101,7 +100,7 @@ def word_request(target: str, facts: Sequence[Fact], rng: np.random.Generator) -
     return Request(target, tuple(pairs))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PreparedPhotograph:
     """One image before depth is known. rgb_u8 is None when there is nothing to ask."""
 
@@ -109,7 +108,7 @@ class PreparedPhotograph:
     rng: np.random.Generator
     dropped: list[str]
     rgb_u8: np.ndarray | None = None
-    removals: tuple[Removal, ...] = ()
+    removals: list[Removal] = field(default_factory=list)
     replaced: int | None = None  # index of the object that is asked to be replaced
 
     def drop(self, error: Rejected | ValueError) -> None:

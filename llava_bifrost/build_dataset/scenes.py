@@ -50,8 +50,7 @@ class SceneSource:
         return read_shard(self.files[number], slice(start, start + len(indices)))
 
     def finish(self, prepared: Shard) -> list[Built]:
-        """Place questions on the scenes without their removed solids, Replace questions on the whole scenes,
-        and Place questions about objects that the scenes never had."""
+        """Place questions about the removed solids and new ones, Replace questions on the whole scenes."""
         settings, items = self.settings, []
         scenes = zip(prepared.facts, prepared.image_u8, prepared.without_u8, strict=True)
         for fact, image_u8, without_u8 in scenes:

@@ -1,5 +1,4 @@
-"""What is right about one answer: rules of the instruction, of the room, and distance from one right answer;
-and of many: a text table of their means with intervals.
+"""What is right about one answer: rules of the instruction, of the room, and distance from one right answer.
 
 An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out.
 """
@@ -51,10 +50,9 @@ class LocatorCase:
 
 
 def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
-    """All measures of an answer. Those of the room are there only for a case with a world.
+    """All measures of an answer (None: unreadable); those of the room only for a case with a world.
 
-    where: None for an unreadable answer, which breaks every rule. Distances are to one right answer; for a
-    place to put something, other answers are right too.
+    Distances are to one right answer; for a place to put something, other answers are right too.
     """
     if where is None:
         errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
@@ -115,8 +113,7 @@ def published(where: Place, ground_truth: Place) -> Measures:
 
 
 def format_table(title: str, table: Table) -> str:
-    """A table of the main measures, the intervals of its first row, one of single relations, and the three
-    numbers of the paper's Table 2, as its code computes them."""
+    """Main measures, intervals of the first row, single relations, and the numbers of the paper's Table 2."""
     lines = [f"{title:44}{'n':>6}" + "".join(f"{short:>9}" for short in COLUMNS.values())]
     for name, row in table.items():
         cells = "".join(f"{row[key]['mean']:9.3f}" if key in row else f"{'-':>9}" for key in COLUMNS)

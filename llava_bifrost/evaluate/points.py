@@ -34,10 +34,7 @@ Answers = list[Place | None]
 
 
 def read_points(path: Path) -> list[dict[str, Any]]:
-    """Records of a JSONL or JSON file or of a folder of RefSpatial-Bench: sentence, paths of image and mask.
-
-    None of a file without masks. ValueError names the line, key or file that is wrong or missing.
-    """
+    """Records; none of a file without masks. ValueError names the line, key or file that is wrong."""
     file = path / "question.json" if path.is_dir() else path
     rows: list[Any] = []
     for number, line in numbered_lines(file) if file.suffix == ".jsonl" else ():

@@ -1,9 +1,7 @@
 """Evaluation of a locator: its greedy answer beside controls, with 95 % bootstrap intervals.
 
 The headline is the network's single greedy answer: no re-ranking, no anchor boxes. On rendered scenes all
-rules are decided exactly (measures.py); on a dataset file those of the instruction. The controls are the same
-questions about another image, one constant answer, a network trained without images; and, on scenes, another
-right answer (the ceiling of every distance to one right answer) and answers that ignore third objects.
+rules are decided exactly (measures.py), on a dataset file those of the sentence. Controls: docs/locator.md.
 """
 
 import logging
@@ -29,25 +27,12 @@ from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
-from llava_bifrost.evaluate.points import (
-    GREEDY,
-    SHUFFLED,
-    Answers,
-    evaluate_points,
-    greedy_answers,
-    read_points,
-)
+from llava_bifrost.evaluate.points import GREEDY, SHUFFLED, evaluate_points, greedy_answers, read_points
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.settings import LocatorEvaluation
-from llava_bifrost.worlds.questions import (
-    PROPOSALS,
-    Pool,
-    place_questions,
-    replace_questions,
-    standing_places,
-)
+from llava_bifrost.worlds import questions
 from llava_bifrost.worlds.world import SHAPE_NAMES, world_of
 
 log = logging.getLogger(__name__)
@@ -79,10 +64,8 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
         chosen = [case for case in cases if case.kind == kind]
         if not chosen:
             continue
-        images, asked = (
-            [case.image_u8 for case in chosen],
-            [make_instruction(case.request) for case in chosen],
-        )
+        images = [case.image_u8 for case in chosen]
+        asked = [make_instruction(case.request) for case in chosen]
         other = np.roll(np.arange(len(chosen)), len(chosen) // 2)  # no image stays with its question
         answers = {
             GREEDY: greedy_answers(locator, asked, images, config.batch),
@@ -131,11 +114,9 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
 
 
 def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
-    """The first records of the dataset file, or one question that places something and one that replaces
-    something per held-out scene.
+    """Records of the dataset file, or a Place and a Replace question per held-out scene, rendered if missing.
 
-    Scenes that are not there yet are rendered. Every other scene is asked about as it is, the rest without
-    their removed solid. ValueError names what a record lacks.
+    Every other scene is asked about as it is, the rest without their removed solid.
     """
     cases: list[LocatorCase] = []
     if (path := config.dataset) is not None:
@@ -159,7 +140,8 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
                 world, image = world.without(fact.removed), shard.without_u8[i]
             anchors = {world.solids.names[j]: world.place(j) for j in world.anchors}
             rng = np.random.default_rng((config.seed, fact.seed))
-            for question in (*place_questions(world, rng, 1), *replace_questions(world, rng, 1)):
+            placing = questions.place_questions(world, rng, 1)
+            for question in placing + questions.replace_questions(world, rng, 1):
                 request, answer = question.request, question.answer
                 cases.append(LocatorCase(str(world.seed), image, request, answer, anchors, world))
     return cases
@@ -168,17 +150,16 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
 def place_rows(
     locator: Locator, cases: Sequence[LocatorCase], config: LocatorEvaluation
 ) -> dict[str, list[Measures]]:
-    """Further rows of questions that place something: of several answers the first after ranking with anchors
-    that the locator finds itself, and the best; in rendered scenes, right answers that are drawn as the
-    questions' own are, once from a world that holds nothing but the named objects and furniture.
+    """Further rows of Place questions: of several answers the first after ranking and the best.
 
-    Cases for which no such answer is found are left out.
+    In rendered scenes also other right answers, once from a world that holds nothing but the named objects
+    and furniture. Cases for which none is found are left out.
     """
     rows: dict[str, list[Measures]] = defaultdict(list)
     if config.candidates > 1:
         for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):
             text = make_instruction(case.request)
-            places: Answers = [None]  # also for a sentence with an unknown word
+            places: list[Place | None] = [None]  # also for a sentence with an unknown word
             with suppress(ValueError):
                 found = locator.locate(case.image_u8, text, config.candidates, config.seed)
                 places = [candidate.location for candidate in found]
@@ -201,10 +182,10 @@ def place_rows(
                    for phrase, anchors in request.clauses]  # fmt: skip
         shape = SHAPE_NAMES.index(request.target.split()[-1])
         for attempt in range(ROUNDS):
-            objects = standing_places(world, rng, PROPOSALS * 2**attempt, shape)
+            objects = questions.standing_places(world, rng, questions.PROPOSALS * 2**attempt, shape)
             if not len(objects.d):
                 continue
-            pool = Pool(world, objects)
+            pool = questions.Pool(world, objects)
             chosen = pool.best(rng, clauses, np.ones(len(objects.d), bool))
             if chosen is not None and all(satisfies(pool.answer(chosen), request, known).values()):
                 rows[name].append(measure_answer(case, pool.answer(chosen)))

@@ -28,9 +28,8 @@ class AnswerError(ValueError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposal for a place.
+    """One proposal. log_probability: of the answer's tokens, 0 for a rule. text: the answer as it was given.
 
-    log_probability: of the answer's tokens under the model; 0 for a rule. text: the answer as it was given.
     score: rank by geometry, larger is better; None before ranking.
     """
 
@@ -68,10 +67,8 @@ def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
 def parse_answer(text: str) -> Place:
     """Read an answer of either format; AnswerError says what is wrong with it.
 
-    Any number of decimals, other brackets or none, missing blanks, full stop or words around it are accepted.
-    One depth or three. Rules of repair: numbers up to 0.25 outside [0, 1] are clamped; corners in the wrong
-    order are exchanged; three depths are sorted. Refused: numbers farther outside (pixels, per cent), a box
-    without area after clamping, and any other count of numbers.
+    Any number of decimals, other brackets or none, missing blanks or words around it are accepted. Numbers up
+    to 0.25 outside [0, 1] are clamped, corners in the wrong order exchanged, three depths sorted.
     """
     corners, depths = _numbers(text)
     x0, y0, x1, y1 = (_clamped(number, text) for number in corners)

@@ -57,10 +57,7 @@ class PlaceForm:
         return replace(self, low=(0, 0), high=(most, most)).pattern()
 
     def pattern(self, text: str = "") -> str:
-        """A regular expression of all answers with x1 < x2 and y1 < y2 that can follow `text`.
-
-        The order of the corners is only demanded once the first corner stands in `text`.
-        """
+        """A regular expression; x1 < x2 and y1 < y2 are demanded once the first corner stands in `text`."""
         (x0, y0), (x1, y1) = self.low, self.high
         spans = [(x0, x1 - 1), (y0, y1 - 1), (x0 + 1, x1), (y0 + 1, y1)]
         if first := self.first_corner(text):
@@ -108,10 +105,7 @@ class PlaceForm:
         return self.text((*self.low, *middle), [0.5] * self.depths)
 
     def spelled_by(self, grammar: Grammar) -> "PlaceForm":
-        """This form as the tokens of a tokenizer spell it: some drop blanks, commas and the full stop.
-
-        Raises ValueError if the tokenizer cannot write such answers at all.
-        """
+        """As a tokenizer spells it: some drop blanks, commas, the full stop. ValueError where none can."""
         spelled = grammar.spelling_of(self.sample())
         for dropped in ("", " ", " ,"):
             drop = str.maketrans("", "", dropped)
@@ -133,10 +127,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Codec:
-    """Places to texts and back.
-
-    name: one of CODECS. fmt: center or maxmedmin, one depth or three. decimals: of fractions and depths.
-    """
+    """Places to texts and back: one of CODECS, one of FORMATS, and the decimals of fractions and depths."""
 
     name: str = "bifrost"
     fmt: str = "center"
@@ -252,10 +243,7 @@ def number_text(units: int, decimals: int) -> str:
 
 @lru_cache(maxsize=10_000)
 def span(low: int, high: int, decimals: int) -> str:
-    """A regular expression of all numbers from low to high, in units of the last decimal.
-
-    Numbers with decimals have one digit before the point.
-    """
+    """A regular expression of all numbers from low to high in units of the last decimal, as 0.456."""
     if decimals:
         return f"({_between(number_text(low, decimals), number_text(high, decimals))})"
     parts = []

@@ -161,10 +161,7 @@ def split_list(words: str) -> list[str]:
 
 
 def _checked_name(name: str, anchor: bool) -> str:
-    """A name that an instruction can hold and that reads back as itself.
-
-    anchor: another relation may describe it, "chair behind the desk", and "and" joins adjectives only
-    """
+    """A name that reads back as itself; of an `anchor` "chair behind the desk" does, "cup and plate" not."""
     plain = " ".join(name.lower().split())
     readable = NAME.fullmatch(plain) and not ARTICLE.match(plain + " ") and plain.split()[-1] not in SPOTS
     relation = PHRASE.search(plain)

@@ -1,11 +1,8 @@
 """Ask a locator where an object goes: an image and a sentence in, boxes and depths out.
 
-    python -m llava_bifrost.predict image --image F --instruction "Place the dog behind the sofa"
-    python -m llava_bifrost.predict jsonl --jobs JOBS.jsonl --out ANSWERS.jsonl
-    python -m llava_bifrost.predict anchors "sofa=0.1,0.4,0.6,0.9" --image F --out anchors.json
-
-Answers always have a valid form. With `--candidates K` several places are proposed, ranked by geometry and
-drawn on the image.
+python -m llava_bifrost.predict image --image F --instruction "Place the dog behind the sofa"
+python -m llava_bifrost.predict jsonl --jobs JOBS.jsonl --out ANSWERS.jsonl
+python -m llava_bifrost.predict anchors "sofa=0.1,0.4,0.6,0.9" --image F --out anchors.json
 """
 
 from ldm.settings.cli import App, command, new_app, run_module

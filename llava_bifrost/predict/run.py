@@ -61,10 +61,7 @@ def load_networks(settings: LocatorSettings) -> SimpleNamespace:
 def known_and_proposed(
     settings: LocatorSettings, networks: Any, rgb_u8: np.ndarray, text: str, depth_01: Any, anchors: Any
 ) -> tuple[dict[str, Place], list[Candidate]]:
-    """The known places, and the candidates for a sentence.
-
-    networks: what `load_networks` gave. anchors: a path, parsed JSON, or None
-    """
+    """Known places, and candidates for a sentence. anchors: a path, parsed JSON, or None."""
     if depth_01 is None and networks.depth is not None:
         depth_01 = networks.depth.estimate(rgb_u8)
     item = Item(settings.aspect, settings.relative_size)
@@ -133,12 +130,12 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     index, count = shard_of(settings.shard)
     jobs: list[Job] = []
     for number, line in numbered_lines(settings.jobs):
+        where = f"{settings.jobs}:{number}"
         try:
             job = parse_line(line)
         except ValueError as error:
-            raise ValueError(f"{settings.jobs}:{number}: {error}") from None
+            raise ValueError(f"{where}: {error}") from None
         if any(not isinstance(job.get(key), str) for key in ("image", "instruction")):
-            where = f"{settings.jobs}:{number}"
             raise ValueError(f"{where}: a job has an image and an instruction, got {excerpt(job)}")
         jobs.append({**job, "id": str(job.get("id", number)), "folder": settings.jobs.parent})
     for name, times in sorted(Counter(job["id"] for job in jobs).items()):

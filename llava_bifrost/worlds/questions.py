@@ -1,10 +1,8 @@
 """Questions about a world with one right answer each, drawn from what is true in it.
 
 "Place the dotted red cone behind the table ..." is answered by a typical cone at a place where all stated
-relations hold, nothing is touched and the cone is in the image. Of such places the one with the largest
-margins that deviates least from the usual meaning of the words is taken, so that answers are alike where the
-room allows. "Replace the blue egg ..." is answered by the egg's own place.
-
+relations hold, nothing is touched and the cone is in the image: of such places the one with large margins
+that deviates least from the usual meaning of the words. "Replace the blue egg ...": the egg's own place.
 Legend: k proposals (places where an object can stand: in the image, touching nothing), m anchors.
 """
 
@@ -187,10 +185,7 @@ class Pool:
 
 
 def standing_places(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
-    """Places where something can stand, about a third of `count`.
-
-    shape: index into SHAPE_NAMES; None draws one for each.
-    """
+    """Places where something can stand, about a third of `count`; of one of SHAPE_NAMES, or None: of all."""
     solids, surfaces = world.solids, world.surfaces
     shapes = rng.integers(len(SHAPE_NAMES), size=count) if shape is None else np.full(count, shape)
     kinds = ["floor" if top.index == FLOOR else "solid" if solids.movable[top.index] else "furniture"

@@ -147,7 +147,7 @@ def test_answers_are_in_the_frame_of_the_filled_image() -> None:
     hole = grow(near.mask(), 0.02)
     removal = Removal(0, near.mask(), hole, np.zeros((*SIZE, 3), np.uint8))
     asking = replace(OPTIONS, thresholds=Thresholds(remaining=0.1))
-    one = PreparedPhotograph(photograph, np.random.default_rng(0), [], removal.filled_u8, (removal,))
+    one = PreparedPhotograph(photograph, np.random.default_rng(0), [], removal.filled_u8, [removal])
     (sample,) = make_samples(one, original, [filled], asking).samples
     assert sample.location.d == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
     assert sample.request == Request("cat", (("in front of", "dog"),))
@@ -238,7 +238,7 @@ def test_published_questions_measure_the_whole_box() -> None:
     assert where.d == pytest.approx(38.5 / 59, abs=1e-4)
     assert anchors["sofa"].box01_xyxy == (0.2, 0.1, 0.9, 0.7)
     removal = Removal(0, objects[0].mask(), objects[0].mask(), np.zeros((*SIZE, 3), np.uint8))
-    one = PreparedPhotograph(photograph, rng, [], removal.filled_u8, (removal,), replaced=1)
+    one = PreparedPhotograph(photograph, rng, [], removal.filled_u8, [removal], replaced=1)
     options = replace(OPTIONS, published=True)
     asked = make_samples(one, depth, [depth], options).samples
     assert [sample.request for sample in asked] == [request, Request("sofa", replace=True)]
