@@ -28,9 +28,7 @@ def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         **backbone(config),
         sample_size=config.size[0] // 2 ** (len(config.autoencoder.channels) - 1),
-        up_block_types=tuple(
-            "CrossAttnUpBlock2D" if on else "UpBlock2D" for on in reversed(config.attention)
-        ),
+        up_block_types=tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in config.attention[::-1]),
         out_channels=config.autoencoder.latent_channels,
     )
 

@@ -160,9 +160,8 @@ class Compositor(nn.Module):
 
     def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
         """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""
-        return Conditions(
-            self.identity(reference_01), self.detail.embed(detail_pm1), self.depth.embed(depth_01)
-        )
+        detail, depth = self.detail.embed(detail_pm1), self.depth.embed(depth_01)
+        return Conditions(self.identity(reference_01), detail, depth)
 
     def residuals(
         self, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0

@@ -108,7 +108,7 @@ class Locator:
         question = self.question(instruction, request)
         if candidates == 1:
             return self.answer([rgb_u8], [question])
-        proposals = self.draw(rgb_u8, question, candidates, torch.Generator().manual_seed(seed), temperature)
+        proposals = self.draw(rgb_u8, question, candidates, seed, temperature)
         places = self.find_anchors(rgb_u8, request) if anchors is None else anchors
         return rank(proposals, Evidence(request, places, depth_01))
 
@@ -127,15 +127,10 @@ class Locator:
         return self._decoded(batch, choice, frames)
 
     def draw(
-        self,
-        rgb_u8: np.ndarray,
-        question: str,
-        candidates: int,
-        generator: torch.Generator,
-        temperature: float,
+        self, rgb_u8: np.ndarray, question: str, candidates: int, seed: int, temperature: float
     ) -> list[Candidate]:
         """Different answers to one question, the greedy one first; the model sees image and question once."""
-        frame = self.frame(rgb_u8)
+        frame, generator = self.frame(rgb_u8), torch.Generator().manual_seed(seed)
         form = self.codec.form(frame).spelled_by(self.grammar)
         shared = SharedPrompt(self.mllm, self.chat.prompts([ChatExample(rgb_u8, question)]))
         found: list[Candidate] = []
@@ -155,9 +150,7 @@ class Locator:
             raise ValueError(f"an image is RGB uint8 (h, w, 3), got {rgb_u8.dtype} {rgb_u8.shape}")
         return frame_of(self.mllm.processor, (rgb_u8.shape[0], rgb_u8.shape[1]))
 
-    def _decoded(
-        self, batch: Mapping[str, Any], choice: ConstrainedChoice, frames: Sequence[Frame]
-    ) -> list[Candidate]:
+    def _decoded(self, batch: Any, choice: ConstrainedChoice, frames: Sequence[Frame]) -> list[Candidate]:
         return [
             Candidate(self.codec.decode(answer.text, frame), round(answer.log_probability, 4), answer.text)
             for answer, frame in zip(generate(self.mllm, batch, choice), frames, strict=True)

@@ -65,9 +65,8 @@ def fine_tune_locator(config: TrainConfig) -> None:
     processor = load_processor(config.model)
     base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)
     answers = locator_config(config, str(base.config.model_type))
-    model = training.make_trainable(
-        training.prepared(base, config.gradient_checkpointing), config.lora, config.fit.seed
-    )
+    base = training.prepared(base, config.gradient_checkpointing)
+    model = training.make_trainable(base, config.lora, config.fit.seed)
     if accelerator.is_main_process:
         write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)

@@ -87,11 +87,9 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
 def joined(pieces: list[tuple[Piece, str]], file: WeightFile) -> Entry:
     """One original weight from its chunks in order."""
     keys = [key for _, key in sorted(pieces, key=lambda pair: pair[0].index)]
-    shape = file.shapes[keys[0]]
+    shape, dtype = file.shapes[keys[0]], file.dtypes[keys[0]]
     whole = (shape[0] * len(keys), *shape[1:], *(1,) * pieces[0][0].ones) if shape else shape
-    return Entry(
-        whole, file.dtypes[keys[0]], lambda: torch.cat([file.read(key) for key in keys]).reshape(whole)
-    )
+    return Entry(whole, dtype, lambda: torch.cat([file.read(key) for key in keys]).reshape(whole))
 
 
 def full_positions(folder: Path, file: WeightFile, named: Path | None) -> Tensor:

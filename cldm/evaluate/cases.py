@@ -122,11 +122,9 @@ def find_cases(
         window, layers = pair.geometry.window, pair.geometry.native_layers
         visible = source.silhouette(index) & window.embed(layers.visible)
         if visible.sum() >= MIN_PIXELS and shown.target_u8 is not None:
-            beside = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
+            near = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
             truth_u8 = shown.target_u8
-            cases.append(
-                SceneCase(inputs, pair, truth_u8, visible, facts.same_pose, facts.seed, beside, error)
-            )
+            cases.append(SceneCase(inputs, pair, truth_u8, visible, facts.same_pose, facts.seed, near, error))
         if len(cases) == count:
             break
     return cases
@@ -196,11 +194,9 @@ def order_is_right(
     return (difference > 0) == placed_is_nearer and difference != 0
 
 
-def pixel_order(
-    estimated_01: np.ndarray, truth_01: np.ndarray, rng: np.random.Generator, pairs: int = 2000
-) -> float:
-    """Fraction of random pixel pairs, at least SURE apart, that the estimate puts in the right order."""
-    first, second = rng.integers(truth_01.size, size=(2, pairs))
+def pixel_order(estimated_01: np.ndarray, truth_01: np.ndarray, rng: np.random.Generator) -> float:
+    """Fraction of 2000 random pixel pairs, at least SURE apart, that the estimate puts in the right order."""
+    first, second = rng.integers(truth_01.size, size=(2, 2000))
     true = truth_01.ravel()[first] - truth_01.ravel()[second]
     estimated = estimated_01.ravel()[first] - estimated_01.ravel()[second]
     sure = np.abs(true) >= SURE

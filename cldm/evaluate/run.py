@@ -82,12 +82,10 @@ class Measurer:
     def paint(self, pair: Pair, sampling: Sampling, seed: int, weights: Weights = EVERYTHING) -> np.ndarray:
         return self.pipeline.paint(pair, [seed], sampling, weights, Monitor(progress=False))[0]
 
-    def finish(
-        self, case: SceneCase, painted_u8: np.ndarray, detail: float, scores: SceneScores
-    ) -> np.ndarray:
+    def finish(self, case: SceneCase, crop_u8: np.ndarray, detail: float, scores: SceneScores) -> np.ndarray:
         """The painted crop in the background; drift is counted."""
         scale = self.config.sampling.detail_scale
-        stitched = stitch(case.pair.geometry, painted_u8, detail=detail, detail_scale=scale)
+        stitched = stitch(case.pair.geometry, crop_u8, detail=detail, detail_scale=scale)
         changed = (stitched.result_u8 != case.inputs.background_u8).any(axis=2) & ~stitched.edit_mask
         scores.changed_outside += int(changed.sum())
         return stitched.result_u8
@@ -190,9 +188,7 @@ def by_pose(scenes: Sequence[dict[str, float]], same_pose: Sequence[bool]) -> Ta
 def pooled_rates(scenes: Sequence[dict[str, list[bool]]]) -> dict[str, Estimate]:
     """Fraction of right answers over the pairs of neighbours of all scenes."""
     names = dict.fromkeys(name for scene in scenes for name in scene)
-    return {
-        name: mean_interval([right for scene in scenes for right in scene.get(name, ())]) for name in names
-    }
+    return {name: mean_interval([right for row in scenes for right in row.get(name, ())]) for name in names}
 
 
 def text_tables(result: dict) -> str:
@@ -201,10 +197,8 @@ def text_tables(result: dict) -> str:
         table = {name: {"all": row} for name, row in result[key].items()} if key in POOLED else result[key]
         if not table and key not in POOLED:
             continue
-        columns = GROUPS[:1] if key in POOLED else GROUPS
-        lines.append(
-            f"{title:58}" + "".join(f"{group:>{28 if i else 26}}" for i, group in enumerate(columns))
-        )
+        shown = GROUPS[:1] if key in POOLED else GROUPS
+        lines.append(f"{title:58}" + "".join(f"{group:>{28 if i else 26}}" for i, group in enumerate(shown)))
         for name, groups in table.items():
             line = f"{name:58}"
             for i, numbers in enumerate(groups[group] for group in GROUPS if group in groups):

@@ -169,11 +169,9 @@ class CompositorModule(pl.LightningModule):
         masks = rearrange(keep, "k b -> k b 1 1 1")
         return self.model.conditions(*(value * mask for value, mask in zip(given, masks, strict=True)))
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
         """A step of the optimizer, then of the average: before any checkpoint of this step is written."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
         self.last_rate = float(optimizer.param_groups[0]["lr"])
         if self.average is not None:
             self.average.step(self.parameters_to_train)

@@ -137,7 +137,7 @@ class RejectionCounter(pl.Callback):
         self.rejected: defaultdict[int, Counter[str]] = defaultdict(Counter)  # source -> reason -> count
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: dict, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: dict, *ignored: Any
     ) -> None:
         self.accepted.update(batch["source"].tolist())
         for source, reason in batch["rejected"]:

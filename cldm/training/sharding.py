@@ -56,17 +56,13 @@ class Sharded(ModelParallelStrategy):
     lightning_restore_optimizer = True  # type: ignore[assignment]
 
     def __init__(self, devices: int) -> None:
-        super().__init__(
-            data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
+        super().__init__(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         return get_model_state_dict(self.module, options=WHOLE)
 
-    def load_checkpoint(
-        self, checkpoint_path: str | Path, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+    def load_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        return Strategy.load_checkpoint(self, path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         set_model_state_dict(self.module, dict(checkpoint["state_dict"]), options=WHOLE)
@@ -88,14 +84,12 @@ class Sharded(ModelParallelStrategy):
         return self.lightning_module
 
 
-def rekeyed(optimizer_state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
+def rekeyed(state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
     """An optimizer's state with other keys for its parameters; an empty one stays empty."""
-    if not optimizer_state:
+    if not state:
         return {}
-    groups = [
-        {**group, "params": [new[k] for k in group["params"]]} for group in optimizer_state["param_groups"]
-    ]
-    return {"state": {new[k]: v for k, v in optimizer_state["state"].items()}, "param_groups": groups}
+    groups = [{**group, "params": [new[k] for k in group["params"]]} for group in state["param_groups"]]
+    return {"state": {new[k]: v for k, v in state["state"].items()}, "param_groups": groups}
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -106,14 +100,12 @@ def step_folders(folder: Path) -> list[Path]:
 class SplitCheckpoint(CheckpointIO):
     """checkpoints/step-00000250/ with weights.safetensors, average.safetensors and state.pt."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "average")}
         write_checkpoint(Path(path), Layout(), checkpoint["state_dict"], state, checkpoint.get("average"))
 
     def load_checkpoint(
-        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+        self, path: Any, map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
         """The checkpoint as it was given to `save_checkpoint`, on the CPU. Nothing but data is unpickled."""
         weights, state, average = read_files(Path(path), Layout())

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import typer
 from PIL import Image
 from tqdm.auto import tqdm
@@ -52,14 +51,12 @@ class QuestionSource(Protocol):
     def finish(self, prepared: Any) -> list[Built]: ...
 
 
-def build_questions(
-    make_source: Callable[[Any], QuestionSource], settings: OutputSettings
-) -> dict[str, Any] | None:
-    """Build this run's shard of what `make_source` makes of the settings: the commands `coco` and `scenes`.
+def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSettings) -> dict[str, Any] | None:
+    """Build this run's shard of what `make` makes of the settings: the commands `coco` and `scenes`.
 
     returns: the statistics of the finished data set; None for one shard of several
     """
-    source, start = make_source(settings), time.perf_counter()
+    source, start = make(settings), time.perf_counter()
     shard, shards = shard_of(settings.shard)
     names, size = source.names, source.chunk
     output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
@@ -89,9 +86,7 @@ def build_questions(
                 for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
                     buffer = io.BytesIO()
                     if not name.endswith(".png"):
-                        Image.fromarray(np.ascontiguousarray(rgb_u8)).save(
-                            buffer, "JPEG", quality=JPEG_QUALITY
-                        )
+                        Image.fromarray(rgb_u8).save(buffer, "JPEG", quality=JPEG_QUALITY)
                     write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
                 numbers = settings.format, settings.decimals
                 records = [make_record(sample, *numbers) for sample in built.samples]

@@ -136,9 +136,9 @@ def make_samples(
     """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
     photograph, index = prepared.photograph, prepared.replaced
     samples: list[Sample] = []
-    for count, (removal, depth_01) in enumerate(zip(prepared.removals, filled_01, strict=True)):
+    for count, depth_01 in enumerate(filled_01):
         try:
-            samples.append(_place_sample(prepared, removal, original_01, depth_01, options, count))
+            samples.append(_place_sample(prepared, count, original_01, depth_01, options))
         except Rejected as error:
             prepared.drop(error)
     if index is None:
@@ -165,14 +165,13 @@ def make_samples(
 
 def _place_sample(
     prepared: PreparedPhotograph,
-    removal: Removal,
+    count: int,
     original_01: np.ndarray,
     filled_01: np.ndarray,
     options: CocoBuild,
-    count: int,
 ) -> Sample:
     """ "Place the X ..." on the image without X."""
-    photograph, rules = prepared.photograph, options.thresholds
+    photograph, removal, rules = prepared.photograph, prepared.removals[count], options.thresholds
     target, facts = photograph.objects[removal.index], dict[str, Any]()
     if options.published:
         location, request, anchors = published.question(photograph, removal.index, original_01, prepared.rng)

@@ -141,9 +141,8 @@ def read_records(path: Path) -> list[LocatorRecord]:
                     request = parse_instruction(question)
             anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
                        for key, place in meta.get("anchors", {}).items()}  # fmt: skip
-            records.append(
-                LocatorRecord(name, files[0], question, location, format_of(answer), request, anchors)
-            )
+            form = format_of(answer)
+            records.append(LocatorRecord(name, files[0], question, location, form, request, anchors))
         except ValueError as error:
             raise ValueError(f"{path}: record {name}: {error}") from error
     return records

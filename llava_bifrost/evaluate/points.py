@@ -47,9 +47,7 @@ def read_points(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for number, row in enumerate(rows, 1):
-        record: dict[str, Any] = {
-            key: next((row[name] for name in names if row.get(name)), None) for key, names in NAMES.items()
-        }
+        record = {key: next(filter(None, map(row.get, names)), None) for key, names in NAMES.items()}
         if lacking := [key for key, value in record.items() if value is None]:
             raise ValueError(f"{file}: record {number} lacks {', '.join(lacking)}")
         record |= {key: file.parent / record[key] for key in ("image", "mask")}
@@ -88,9 +86,7 @@ def greedy_answers(
     return answers
 
 
-def evaluate_points(
-    config: LocatorEvaluation, locator: Locator, records: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
+def evaluate_points(config: LocatorEvaluation, locator: Locator, records: list[dict]) -> dict[str, Any]:
     """The fraction of answers whose point lies in the mask, beside the same about another image."""
     images = [read_image(record["image"]).rgb_u8 for record in records]
     pairs = zip(records, images, strict=True)

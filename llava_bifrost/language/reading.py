@@ -36,9 +36,7 @@ _THANKS = re.compile(r"[\s,]+(?:please|pls|thanks|thank you)$")
 _TAIL = re.compile(r"[\s,;.]*\boutput the bounding box\b.*$", re.IGNORECASE)
 _JOIN = re.compile(r"(?:\s*,\s*|\s+)(?:and|but|also|as well as)(?:\s+also)?\s*$|\s*,\s*$")
 _NEGATION = re.compile(r"\b(?:not|never|no|none|neither|nor|without|except|avoid|unless|cannot)\b|\b\w+n't\b")
-_OPEN = re.compile(
-    r"\b(?:or|either|maybe|perhaps|possibly|if|any\w+|every\w+|what|where|which|who|how|why)\b"
-)
+_ANY = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|if|any\w+|every\w+|what|where|which|who|how|why)\b")
 # Relations that have no phrase here; an anchor's own "in the corner" or "with a hat" only describes it.
 _WITHIN = "in|inside|into|within"
 _UNREAD = "against|around|at|towards?|across|opposite|outside|through|from|away|off|along|among|closer|that"
@@ -109,7 +107,7 @@ def _read(text: str) -> Request:
     plain = _plain(text)
     if not plain:
         raise ValueError("the instruction is empty")
-    if found := _NEGATION.search(plain) or _OPEN.search(plain):
+    if found := _NEGATION.search(plain) or _ANY.search(plain):
         raise ValueError(f"{found[0]!r} in {text.strip()!r}: only one definite place is read, no negation")
     if somebody := _SOMEBODY.match(plain):
         plain = somebody[1]

@@ -48,9 +48,8 @@ Job = dict[str, Any]
 def load_networks(settings: LocatorSettings) -> SimpleNamespace:
     """The networks that the settings name; the depth network ranks several places, or is needed."""
     name, folder = settings.locator_name, settings.depth_model
-    locator = (
-        None if name == GEOMETRIC else load_locator(name, settings.device, settings.dtype, settings.load_in)
-    )
+    how = settings.device, settings.dtype, settings.load_in
+    locator = None if name == GEOMETRIC else load_locator(name, *how)
     detector = None if settings.detector is None else Detector.load(settings.detector)
     needed = name == GEOMETRIC or settings.anchors is not None or settings.detector is not None
     ranking = settings.candidates > 1 and folder is not None
@@ -73,9 +72,8 @@ def predict_image(settings: PredictImage) -> dict[str, Any]:
     image = read_image(settings.image)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
     networks = load_networks(settings)
-    anchors, candidates = known_and_proposed(
-        settings, networks, image.rgb_u8, settings.instruction, depth_01, settings.anchors
-    )
+    given = image.rgb_u8, settings.instruction, depth_01, settings.anchors
+    anchors, candidates = known_and_proposed(settings, networks, *given)
     if settings.out is not None:
         drawn_u8 = draw_candidates(image.rgb_u8, candidates, anchors)
         write_result({settings.out: encode_png(drawn_u8)}, settings.overwrite)
