@@ -62,16 +62,12 @@ def load_strict(
 
 @loading()
 def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.float32) -> Network:
-    """One stock diffusers or transformers model from its folder, strictly, in `dtype`, in eval mode.
-
-    Parameters are created empty and replaced by the file's tensors, so that no time goes into
-    random initialisation and peak memory stays near one copy.
-    """
+    """One stock diffusers or transformers model from its folder, strictly, in `dtype`, in eval mode."""
     config = read_json(folder / "config.json")
     named = config.get("_class_name", (config.get("architectures") or [kind.__name__])[0])
     if named != kind.__name__:
         raise ValueError(f"{folder}/config.json: describes a {named}, expected a {kind.__name__}")
-    with empty_parameters():
+    with empty_parameters():  # no time for random weights, and memory for one copy
         model = build_model(kind, config, folder)
     stored = read_weights(folder)
     for name, keys in stored_names(model).items():  # the hub's names become those that the model has
@@ -125,8 +121,7 @@ def save_model_config(model: nn.Module, folder: Path) -> Path:
     if isinstance(model, ConfigMixin):
         model.save_config(folder)
         return folder / "diffusion_pytorch_model.safetensors"
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"{type(model).__name__} is neither a diffusers nor a transformers model")
+    assert isinstance(model, PreTrainedModel)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     return folder / "model.safetensors"

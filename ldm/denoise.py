@@ -22,9 +22,8 @@ from ldm.device import check_finite
 log = logging.getLogger(__name__)
 
 UNET = "denoising network (UNet)"  # as errors call it
-AT_ONCE = (
-    8  # images that go through a UNet together; chosen: with guidance 512 px take 12 GB in half precision
-)
+# Images that go through a UNet together; chosen: with guidance 512 px take 12 GB in half precision.
+AT_ONCE = 8
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 
 

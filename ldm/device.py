@@ -34,10 +34,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_dtype(
-    name: str,
-    device: torch.device,
-    folder: Path | str | None = None,
-    undeclared: str = "bf16",
+    name: str, device: torch.device, folder: Path | str | None = None, undeclared: str = "bf16"
 ) -> torch.dtype:
     """auto: on CUDA the type that the config.json of a checkpoint's folder declares, else `undeclared`; fp16
     where the device lacks bf16. Single precision on other devices.

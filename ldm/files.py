@@ -27,17 +27,9 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 SHIPPED = ("assets", "configs")  # folders of it that commands read
-LOADED = (
-    ".safetensors",
-    ".onnx",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".json",
-    ".txt",
-    ".jinja",
-)  # endings in model folders
-NOT_LOADED = ("manifest.json", "hashes.json")  # of model folders: how a model was made, where it came from
+# Of model folders: endings of what is loaded, and files that say how a model was made and where it came from.
+LOADED = (".safetensors", ".onnx", ".bin", ".pt", ".pth", ".json", ".txt", ".jinja")
+NOT_LOADED = ("manifest.json", "hashes.json")
 _HASHES: dict[tuple[int, ...], str] = {}
 KEPT_HASHES = ".sha256.json"  # beside weight files: name -> size, time stamp, SHA-256
 KEPT_SIZE = 1 << 26  # bytes, from which reading a file takes longer than looking into that file (chosen)

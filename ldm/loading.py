@@ -19,17 +19,8 @@ _LOCK = threading.RLock()
 _EMPTY = threading.local()
 CPU = torch.device("cpu")
 RUNNING: list[str] = []  # precisions of the trainings of this process
-FACTORIES = {
-    torch.empty,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.eye,
-    torch.rand,
-    torch.randn,
-    torch.tensor,
-}
-FACTORIES |= {torch.arange, torch.linspace}
+FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.tensor}
+FACTORIES |= {torch.rand, torch.randn, torch.arange, torch.linspace}
 
 
 class _ThreadDtype(TorchFunctionMode):

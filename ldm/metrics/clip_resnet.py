@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.loading import loading
-from ldm.metrics.clip import MEAN, STD, quality
+from ldm.metrics.clip import MEAN, STD, quality, unit
 from ldm.metrics.weights import fill, read_weight_file
 
 HEAD_CHANNELS = 64  # channels of one attention head
@@ -38,9 +38,7 @@ class Bottleneck(nn.Module):
         self.stride = stride
         self.downsample: nn.Sequential | None = None
         if stride > 1 or before != after:
-            self.downsample = nn.Sequential()
-            self.downsample.add_module("0", nn.Conv2d(before, after, 1, bias=False))
-            self.downsample.add_module("1", nn.BatchNorm2d(after))
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
@@ -102,21 +100,17 @@ class Resnet(nn.Module):
 
 
 class TextBlock(nn.Module):
-    """One layer of the text side."""
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(width, width // HEAD_CHANNELS, batch_first=True)
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mlp = nn.Sequential()
-        self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.ln_1(x)
         x = x + self.attn(y, y, y, need_weights=False, attn_mask=mask)[0]
-        inner = self.mlp.get_submodule("c_fc")(self.ln_2(x))
-        return x + self.mlp.get_submodule("c_proj")(inner * torch.sigmoid(1.702 * inner))
+        inner = self.mlp["c_fc"](self.ln_2(x))
+        return x + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
 
 
 class ResnetClip(nn.Module):
@@ -129,10 +123,8 @@ class ResnetClip(nn.Module):
         places = weights["visual.attnpool.positional_embedding"].shape[0]
         width, after = weights["text_projection"].shape
         self.visual = Resnet(weights["visual.layer1.0.conv1.weight"].shape[0], blocks, places, after)
-        self.layers = len({key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")})
-        self.transformer = nn.ModuleDict(
-            {"resblocks": nn.ModuleList(TextBlock(width) for _ in range(self.layers))}
-        )
+        layers = {key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")}
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(TextBlock(width) for _ in layers)})
         self.token_embedding = nn.Embedding(weights["token_embedding.weight"].shape[0], width)
         self.positional_embedding = nn.Parameter(torch.zeros(weights["positional_embedding"].shape))
         self.ln_final = nn.LayerNorm(width)
@@ -144,14 +136,14 @@ class ResnetClip(nn.Module):
         tokens = torch.tensor(ids, device=self.text_projection.device)
         x = (self.token_embedding(tokens) + self.positional_embedding[: len(ids)])[None]
         mask = torch.full((len(ids), len(ids)), float("-inf"), device=x.device).triu(1)
-        for number in range(self.layers):
-            x = self.transformer.get_submodule(f"resblocks.{number}")(x, mask)
+        for block in self.transformer["resblocks"].children():
+            x = block(x, mask)
         return self.ln_final(x)[0, -1] @ self.text_projection
 
     @torch.inference_mode()
     def quality(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
         """RGB (h, w, 3) uint8 each, of any size -> (b,) in [0, 1]: CLIP-IQA (Wang et al. 2023)."""
-        return quality(*(F.normalize(one, dim=-1).cpu().numpy() for one in self.features(images_u8)))
+        return quality(*map(unit, self.features(images_u8)))
 
     def features(self, images_u8: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Of the images (b, c), and of the two texts (2, c)."""
@@ -168,9 +160,8 @@ class ResnetClip(nn.Module):
         rows: dict[int, Tensor] = {}
         for group in groups.values():
             rows |= zip(group, self.visual(torch.stack(list(group.values())).to(device)), strict=True)
-        return torch.stack([rows[number] for number in range(len(images_u8))]), torch.stack(
-            [self.text(GOOD_IDS), self.text(BAD_IDS)]
-        )
+        texts = torch.stack([self.text(GOOD_IDS), self.text(BAD_IDS)])
+        return torch.stack([rows[number] for number in range(len(images_u8))]), texts
 
 
 @loading()

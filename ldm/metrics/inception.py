@@ -6,6 +6,7 @@ Legend: b images, h w pixels.
 """
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,6 @@ FORKED = (
 
 
 class Conv(nn.Module):
-    """Convolution, normalisation, ReLU."""
-
     def __init__(self, before: int, after: int, kernel: Kernel, stride: int = 1, padding: Kernel = 0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, after, kernel, stride, padding, bias=False)
@@ -67,10 +66,9 @@ class Mixed(nn.Module):
                 for name, count, kernel in (fork.split() for fork in forks):
                     high, wide = (int(side) for side in (kernel.split("x") * 2)[:2])
                     padding = 0 if ends else (high // 2, wide // 2)
+                    convolution = Conv(channels, int(count), (high, wide), 2 if ends else 1, padding)
+                    self.add_module(f"branch{name}", convolution)
                     names.append(f"branch{name}")
-                    self.add_module(
-                        names[-1], Conv(channels, int(count), (high, wide), 2 if ends else 1, padding)
-                    )
                     after += int(count)
                 channels = after
                 chain.append(names)
@@ -141,17 +139,12 @@ def inception_features(
     network: nn.Module, images_u8: Iterable[np.ndarray], device: torch.device
 ) -> np.ndarray:
     """(n, 2048) float32 of n images (h, w, 3) uint8 of any size, BATCH of them at a time."""
-    rows, batch = [], []
+    rows = []
+    tensors = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] for image in images_u8)
+    resized = (resize_like_tensorflow(one.to(device).float(), INCEPTION_SIDE) for one in tensors)
     with torch.inference_mode():
-        for image_u8 in images_u8:
-            pixels = torch.from_numpy(np.ascontiguousarray(image_u8)).permute(2, 0, 1)[None].to(device)
-            batch.append(
-                resize_like_tensorflow(pixels.float(), INCEPTION_SIDE)
-            )  # a second time changes nothing
-            if len(batch) == BATCH:
-                rows.append(network(torch.cat(batch)).float().cpu().numpy())
-                batch = []
-        rows += [network(torch.cat(batch)).float().cpu().numpy()] if batch else []
+        while batch := list(islice(resized, BATCH)):  # the network's own resizing changes nothing of them
+            rows.append(network(torch.cat(batch)).float().cpu().numpy())
     return np.concatenate(rows)
 
 

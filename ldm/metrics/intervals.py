@@ -13,16 +13,14 @@ Estimate = dict[str, float | int]
 WIDTH = 1.96  # standard errors on each side of a 95 % interval
 
 
-def mean_interval(values: Sequence[float] | np.ndarray, seed: int = 0) -> Estimate:
+def mean_interval(values: Sequence[float] | np.ndarray) -> Estimate:
     """Number, mean and 95 % percentile-bootstrap interval; without an interval below two values."""
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return {"n": len(array), **({"mean": round(float(array[0]), 4)} if len(array) else {})}
-    rng = np.random.default_rng(seed)
-    interval = bootstrap(
-        (array,), np.mean, method="percentile", n_resamples=BOOTSTRAPS, rng=rng
-    ).confidence_interval
-    numbers = {"mean": array.mean(), "low": interval.low, "high": interval.high}
+    found = bootstrap((array,), np.mean, method="percentile", n_resamples=BOOTSTRAPS, rng=0)
+    low, high = found.confidence_interval
+    numbers = {"mean": array.mean(), "low": low, "high": high}
     return {"n": len(array), **{name: round(float(value), 4) for name, value in numbers.items()}}
 
 

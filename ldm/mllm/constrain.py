@@ -28,6 +28,7 @@ from ldm.mllm.model import Mllm, end_token
 
 LANGUAGE_MODEL = "language model"  # as errors call it
 PREFIX = "past_key_values"  # transformers' name of what is known of the first tokens
+MOST_RULES = 4096  # compiled expressions that are kept
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -36,12 +37,10 @@ class Grammar:
 
     Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
     tokens that are plain words. Special tokens have no text.
-    most_rules: how many compiled expressions are kept
     """
 
-    def __init__(self, tokenizer: Any, most_rules: int = 4096) -> None:
-        self.tokenizer, self.most_rules = tokenizer, most_rules
-        self.end = end_token(tokenizer)
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.end = tokenizer, end_token(tokenizer)
         self._rules: dict[str, Rule] = {}
         special = {int(token) for token in tokenizer.all_special_ids}
         special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -72,7 +71,7 @@ class Grammar:
         """
         if pattern not in self._rules:
             tokens = self._tokens if within is None else within.used
-            if len(self._rules) >= self.most_rules:
+            if len(self._rules) >= MOST_RULES:
                 self._rules.clear()
             # Anchored: else an alternative ends the search for longer ones, and tokens that end inside of a
             # character are lost behind a complete answer (findings/answers_cut_short.sh).
@@ -105,10 +104,9 @@ class Rule:
         # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
         matched = {text: [token for token in named if token in seen] for text, named in tokens.items()}
         self.used = {text: named for text, named in matched.items() if named}
-        self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(self._allowed)
-
-    def _allowed(self, state: int) -> list[int]:
-        return sorted(self.index.get_allowed_tokens(state) or [])
+        self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(
+            lambda state: sorted(index.get_allowed_tokens(state) or [])
+        )
 
     def walk(self, tokens: Sequence[int]) -> int | None:
         """The state after tokens, None if they leave the expression."""
@@ -118,37 +116,15 @@ class Rule:
         return state
 
 
-@dataclass(frozen=True)
-class AnswerForm:
-    """The form of an answer: one expression of what its tokens spell (`Grammar.spell`).
-
-    A derived form may have a narrower expression once the beginning of an answer is known.
-    """
-
-    expression: str
-
-    def pattern(self) -> str:
-        """The expression of all answers."""
-        return self.expression
-
-    def family(self) -> str:
-        """A wider expression that forms of one kind share: only its tokens are looked at after it."""
-        return self.pattern()
-
-    def narrow(self, text: str) -> str | None:
-        """A narrower expression of the answers that begin with this text, where there is one."""
-        return None
-
-    def crosses(self, text: str) -> bool:
-        """Whether this text went past the point from which a narrower expression holds."""
-        return False
-
-
 class ConstrainedChoice(LogitsProcessor):
     """Chooses every next token among those that the form allows; `generate` follows it greedily.
 
-    forms: an `AnswerForm`, or one per row. prompt: tokens before the answer. The first `greedy` rows take the
-    most probable token (None: all); the others draw at `temperature` with `generator`.
+    forms: one, or a list of one per row: an expression of what an answer's tokens spell (`Grammar.spell`), or
+        an object that gives it by pattern(); by family() a wider one that forms of one kind share, of which
+        only the tokens are looked at; by narrow(text) a narrower one of the answers that begin so, where
+        there is one; by crosses(text) whether a text went past the point from which the narrower one holds
+    prompt: tokens before the answer. The first `greedy` rows take the most probable token (None: all); the
+        others draw at `temperature` with `generator`
     log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form.
     """
 
@@ -194,21 +170,20 @@ class ConstrainedChoice(LogitsProcessor):
 
     def allowed(self, row: int, tokens: list[int]) -> Tensor:
         """The tokens (n,) that may follow those of a row's answer."""
-        form = self.forms[row] if isinstance(self.forms, Sequence) else self.forms
-        wide = self.grammar.rule(form.pattern(), within=self.grammar.rule(form.family()))
-        text = self.grammar.spell(tokens)
-        narrower = form.narrow(text)
-        if narrower is not None:
+        form: Any = self.forms[row] if isinstance(self.forms, list) else self.forms
+        text, plain = self.grammar.spell(tokens), isinstance(form, str)
+        family = None if plain else self.grammar.rule(form.family())
+        wide = self.grammar.rule(form if plain else form.pattern(), within=family)
+        if not plain and (narrower := form.narrow(text)) is not None:
             rule = self.grammar.rule(narrower, within=wide)
-            state = rule.walk(tokens)
-            if state is not None:
+            if (state := rule.walk(tokens)) is not None:
                 return torch.tensor(rule.allowed(state))
         state = wide.walk(tokens)
         found = [] if state is None else wide.allowed(state)
-        # A token may spell more than the part after which the narrower expression holds.
-        good = [token for token in found if not form.crosses(text + self.grammar.spell([token]))]
         if not found:
             raise ValueError(f"no token continues {text!r}")
+        # A token may spell more than the part after which the narrower expression holds.
+        good = [token for token in found if plain or not form.crosses(text + self.grammar.spell([token]))]
         return torch.tensor(good or found)
 
 
@@ -232,11 +207,9 @@ class Answer:
 
 def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Tensors on the device, floating ones as dtype."""
-    return {
-        key: value.to(device, dtype if value.is_floating_point() else None)
-        for key, value in batch.items()
-        if isinstance(value, Tensor)
-    }
+    tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+    kinds = {key: dtype if value.is_floating_point() else None for key, value in tensors.items()}
+    return {key: value.to(device, kinds[key]) for key, value in tensors.items()}
 
 
 class SharedPrompt:

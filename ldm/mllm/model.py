@@ -26,14 +26,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
-    BitsAndBytesConfig,
-    Idefics3Processor,
     LlavaProcessor,
     ProcessorMixin,
-    SmolVLMProcessor,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
@@ -108,8 +104,10 @@ def load_quantised(
     compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
     """
     folder = Path(folder)
-    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
-    way = BitsAndBytesConfig(**{f"load_in_{load_in}": True}, **(nf4 if load_in == "4bit" else {}))
+    options: dict[str, Any] = {f"load_in_{load_in}": True}
+    if load_in == "4bit":
+        options |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    way = transformers.BitsAndBytesConfig(**options)
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype or "auto", quantization_config=way, device_map=device_map,
         local_files_only=True,
@@ -142,13 +140,13 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     try:
         kind = getattr(transformers, named, None)
         if kind is None:
-            kind = AutoProcessor
+            kind = transformers.AutoProcessor
         elif not is_torchvision_available():
             kind = images_only(kind)
         processor = kind.from_pretrained(folder, local_files_only=True)
         images = getattr(processor, "image_processor", None)
         if images is not None and not type(images).__name__.endswith("Pil"):
-            processor.image_processor = AutoImageProcessor.from_pretrained(
+            processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
                 folder, backend="pil", local_files_only=True
             )
     except (OSError, KeyError, ImportError) as error:
@@ -181,9 +179,9 @@ def images_only(kind: Any) -> Any:
     """A processor class without its video part, which needs torchvision; the class itself if it has none."""
     if "video_processor" not in inspect.signature(kind.__init__).parameters:
         return kind
-    if issubclass(kind, SmolVLMProcessor):
+    if issubclass(kind, transformers.SmolVLMProcessor):
         # The same processor of images, before it learnt videos; the name is what a saved folder says.
-        return type(kind.__name__, (Idefics3Processor,), {})
+        return type(kind.__name__, (transformers.Idefics3Processor,), {})
     # The family's own __init__ passes three parts on; WithoutVideos comes next in line and takes two.
     return type(kind.__name__, (kind, WithoutVideos), {"__init__": WithoutVideos.begin})
 

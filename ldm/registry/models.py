@@ -46,8 +46,6 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """One entry of the registry."""
-
     about: str = setting(help="what it is")
     folder: str = setting(help="its folder below the models folder")
     needs: tuple[str, ...] = setting(help="patterns of the files that make it complete")
@@ -61,8 +59,6 @@ class Model:
 
 @dataclass(frozen=True)
 class Registry:
-    """The whole file."""
-
     models: dict[str, Any] = setting(help="name -> Model")
 
     def __post_init__(self) -> None:

@@ -17,10 +17,7 @@ NO_MEMORY = re.compile(  # torch, CUDA, OpenCV, safetensors
     r"out of memory|insufficient memory|(?:can't|cannot|unable to) allocate|bad_alloc", re.I
 )
 COSTS = {"num_samples", "batch", "batch_size", "size", "resolution", "chunk", "candidates", "workers"}
-SAVERS = {
-    "gradient_checkpointing": "",
-    "offload": "CUDA|HIP|MPS|XPU",
-}  # switch -> errors it helps with
+SAVERS = {"gradient_checkpointing": "", "offload": "CUDA|HIP|MPS|XPU"}  # switch -> errors it helps with
 OUTPUTS = {"out", "out_dir", "output_dir", "llava_output_dir", "project_dir", "report", "table", "failures"}
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, Grammar, generate
+from ldm.mllm.constrain import ConstrainedChoice, Grammar, generate
 from ldm.mllm.model import Chat, ChatExample, Mllm
 from tests.ldm.small_mllm import TAIL, build_small, byte_level, llama_like, word_level
 
@@ -47,7 +47,7 @@ def test_answers_match_the_expression(family: str):
     generator = torch.Generator().manual_seed(0)
     choice = ConstrainedChoice(
         grammar,
-        AnswerForm(expression),
+        expression,
         batch["input_ids"].shape[1],
         greedy=1,
         temperature=3.0,
@@ -68,9 +68,9 @@ def test_probability_is_that_of_the_restricted_model():
     ids = [processor.tokenizer.convert_tokens_to_ids(name) for name in ("0.12", "0.50")]
     wanted = torch.log_softmax(logits[ids], dim=0)
     for name, expected in zip(("0.12", "0.50"), wanted, strict=True):
-        choice = ConstrainedChoice(grammar, AnswerForm(f"0\\.{name[2:]}"), batch["input_ids"].shape[1])
+        choice = ConstrainedChoice(grammar, f"0\\.{name[2:]}", batch["input_ids"].shape[1])
         assert generate(Mllm(model, processor, Path()), batch, choice)[0].log_probability == 0.0
-        both = AnswerForm(r"0\.(12|50)")
+        both = r"0\.(12|50)"
         choice = ConstrainedChoice(grammar, both, batch["input_ids"].shape[1])
         answer = generate(Mllm(model, processor, Path()), batch, choice)[0]
         if answer.spelled == name:
@@ -89,7 +89,7 @@ def test_draws_follow_their_generator_alone():
     model, processor = build_small("llava_words")
     chat, grammar = Chat(processor), Grammar(processor.tokenizer)
     batch = chat.prompts([ASK] * 3)
-    form = AnswerForm(r"\[(0\.[0-9]{2}){4}\]")
+    form = r"\[(0\.[0-9]{2}){4}\]"
 
     def draw(seed: int) -> list[str]:
         generator = torch.Generator().manual_seed(seed)
@@ -147,7 +147,7 @@ def test_alternatives_that_begin_alike_are_all_drawn(expression: str, answers: s
     generator = torch.Generator().manual_seed(0)
     length = batch["input_ids"].shape[1]
     choice = ConstrainedChoice(
-        grammar, AnswerForm("|".join(answers)), length, greedy=0, temperature=5.0, generator=generator
+        grammar, "|".join(answers), length, greedy=0, temperature=5.0, generator=generator
     )
     assert {one.spelled for one in generate(Mllm(model, processor, Path()), batch, choice)} == set(answers)
 
@@ -159,7 +159,7 @@ def test_refused_forms():
     with pytest.raises(ValueError, match=r"the form allows an answer without a character: '\(red\)\?'"):
         grammar.rule(r"(red)?")
     with pytest.raises(ValueError, match="temperature must be positive"):
-        ConstrainedChoice(grammar, AnswerForm("x"), 0, temperature=0.0)
+        ConstrainedChoice(grammar, "x", 0, temperature=0.0)
     grammar.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="end-of-sequence"):
         Grammar(grammar.tokenizer)

@@ -38,7 +38,7 @@ from inpainting.prompts import (
 )
 from ldm.files import located, read_json
 from ldm.metrics.weights import hash_of
-from ldm.mllm.constrain import AnswerForm, ConstrainedChoice, FiniteScores, Grammar, generate, to_device
+from ldm.mllm.constrain import ConstrainedChoice, FiniteScores, Grammar, generate, to_device
 from ldm.mllm.model import Chat, ChatExample, Mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
@@ -234,7 +234,7 @@ class TagChoice(ConstrainedChoice):
     ) -> None:
         super().__init__(
             grammar,
-            [AnswerForm(pattern) for pattern in patterns],
+            patterns,
             prompt,
             greedy=0 if temperature else None,
             temperature=temperature or 1.0,
