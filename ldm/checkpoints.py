@@ -41,10 +41,8 @@ def check_weights(needed: Mapping[str, Tensor], weights: Mapping[str, Tensor], w
     missing = sorted(needed.keys() - weights.keys())
     unexpected = sorted(filter(is_live, weights.keys() - needed.keys()))
     if missing or unexpected:
-        raise ValueError(
-            f"{where}: {len(missing)} weights missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}"
-        )
+        others = f"{len(unexpected)} unexpected {unexpected[:3]}"
+        raise ValueError(f"{where}: {len(missing)} weights missing {missing[:3]}, {others}")
     for key, value in needed.items():
         have, need = tuple(weights[key].shape), tuple(value.shape)
         if have != need:
@@ -54,7 +52,6 @@ def check_weights(needed: Mapping[str, Tensor], weights: Mapping[str, Tensor], w
 def load_strict(
     model: nn.Module, weights: Mapping[str, Tensor], where: Path | str, *, assign: bool = False
 ) -> None:
-    """Fill `model` with `weights`, all of them and no others."""
     needed = model.state_dict()
     check_weights(needed, weights, where)
     model.load_state_dict({key: weights[key] for key in needed}, strict=True, assign=assign)

@@ -54,8 +54,7 @@ class LoadedImage:
     dpi: tuple[float, float] | None = None
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(h, w)"""
+    def size(self) -> tuple[int, int]:  # (h, w)
         return self.rgb_u8.shape[0], self.rgb_u8.shape[1]
 
     @property
@@ -178,9 +177,8 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
                     image.info[SIXTEEN_BITS] = handle.seek(0) or handle.read()
         except Image.DecompressionBombError as error:
             claims = re.sub(r".*?\((\d+ pixels)\).*", r"\1", first_line(error))
-            raise ValueError(
-                f"{path} claims {claims}, more than {MAX_PIXELS / 1e6:.0f} million; make it smaller first"
-            ) from None
+            most = f"more than {MAX_PIXELS / 1e6:.0f} million; make it smaller first"
+            raise ValueError(f"{path} claims {claims}, {most}") from None
         except DECODER_ERRORS:
             reason = f"is not an image, or is damaged at its start; readable are {', '.join(RASTER_FORMATS)}"
             if image is not None:

@@ -1,7 +1,6 @@
-"""The one sampling loop: guidance in one batch, per-image noise, a known region, previews, cancelling.
+"""The one sampling loop, for any network: guidance in one batch, a known region, previews, cancelling; and
+what such a network learns: the target of its prediction, and the loss weight of each timestep.
 
-Both diffusion products call it; it knows a scheduler and a function that predicts, and no network. What such
-a network learns stands here too: the target of its prediction, and the loss weight of each timestep.
 Legend: b images, c latent channels, h w latent pixels.
 """
 
@@ -32,10 +31,8 @@ class Cancelled(Exception):
 
 
 class Schedule(NamedTuple):
-    """A prepared scheduler and the timesteps to run."""
-
-    scheduler: Any  # a diffusers scheduler
-    timesteps: Tensor  # (steps,)
+    scheduler: Any  # a diffusers scheduler, prepared
+    timesteps: Tensor  # (steps,), to run
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ What networks give is checked here too: half precision overflows, and what follo
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"unknown device {name!r}; allowed: {', '.join(DEVICES)}")
     if not present[kind]:
         there = ", ".join(kind for kind, there in present.items() if there)
-        raise ValueError(
-            f"device {name} is not available to this PyTorch ({torch.__version__}); available: {there}"
-        )
+        wrong = f"device {name} is not available to this PyTorch ({torch.__version__})"
+        raise ValueError(f"{wrong}; available: {there}")
     return torch.device(name)
 
 
@@ -57,26 +57,22 @@ def pick_dtype(
 def check_finite(values: Tensor, network: str) -> Tensor:
     """The values as given; ValueError naming the network where one is NaN or infinite."""
     if not bool(values.isfinite().all()):
-        raise ValueError(
-            f"the {network} gave NaN or infinite numbers: give --dtype bf16 or fp32 (from Python dtype=). "
-            "Damaged weights give them in every precision"
-        )
+        wrong = f"the {network} gave NaN or infinite numbers: give --dtype bf16 or fp32 (from Python dtype=)"
+        raise ValueError(f"{wrong}. Damaged weights give them in every precision")
     return values
 
 
-def describe_hardware(device: torch.device | str = "cpu") -> dict[str, str | int | float | dict[str, str]]:
+def describe_hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
     """What a measurement ran on. The load average belongs to it: on a busy machine every time is longer."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    named: dict[str, str | int | float | dict[str, str]] = {
+    named: dict[str, Any] = {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count() or 0,
-        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count() or 0, "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else -1.0,
-        "python": platform.python_version(),
-        "versions": library_versions(),
-    }
+        "python": platform.python_version(), "versions": library_versions(),
+    }  # fmt: skip
     if torch.device(device).type == "cuda":
         named["gpu"] = torch.cuda.get_device_name(device)
     return named

@@ -16,7 +16,6 @@ from ldm.registry.models import folder_of, load_registry, missing_files, models_
 from ldm.result import library_versions
 from ldm.settings.cli import run_module, single_app
 
-GIGABYTE = 2**30
 SMALL_NETWORKS = Path("assets/tiny")  # the small networks that come with the code
 COMMANDS = {  # what runs with each of them
     "compositor": "run_inference.py image, replay, batch, dreambooth",
@@ -50,10 +49,10 @@ def report_sections() -> dict[str, list[str]]:
     import torch
 
     registry = load_registry()
-    missing = {name: missing_files(model) for name, model in registry.items()}
-    devices = [
-        f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())
-    ]
+    missing = {name: ", ".join(missing_files(model)) for name, model in registry.items()}
+    states = {name: f"missing {names}" if names else "complete" for name, names in missing.items()}
+    cards = range(torch.cuda.device_count())
+    devices = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in cards]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     root = models_root()
     there = next(folder for folder in (root, *root.resolve().parents) if folder.exists())
@@ -61,9 +60,9 @@ def report_sections() -> dict[str, list[str]]:
     works = [f"{user}: with {SMALL_NETWORKS / part}" for part, user in COMMANDS.items() if part in small]
     if absent := COMMANDS.keys() - small:
         works.append(f"{SMALL_NETWORKS} lacks {', '.join(sorted(absent))}: git checkout -- assets/tiny")
-    agents = "compose.serve, for agents: "
-    gains = [agents + lacks_mcp()] if lacks_mcp() else []
-    works += [] if gains else [f"{agents}/mcp"]
+    lack = lacks_mcp()
+    gains = [f"compose.serve, for agents: {lack}"] if lack else []
+    works += [] if lack else ["compose.serve, for agents: /mcp"]
     for name, model in registry.items():
         users = ", ".join(model.used_by)
         if users and missing[name]:
@@ -78,13 +77,9 @@ def report_sections() -> dict[str, list[str]]:
             f"python {platform.python_version()} on {platform.platform()}",
             ", ".join(f"{name} {version}" for name, version in library_versions().items()),
             f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}",
-            f"models folder: {root} ({shutil.disk_usage(there).free / GIGABYTE:.0f} GB free)",
+            f"models folder: {root} ({shutil.disk_usage(there).free / 2**30:.0f} GB free)",
         ],
-        "models": [
-            f"{name}: {folder_of(model)}: "
-            + ("missing " + ", ".join(missing[name]) if missing[name] else "complete")
-            for name, model in registry.items()
-        ],
+        "models": [f"{name}: {folder_of(model)}: {states[name]}" for name, model in registry.items()],
     }
 
 

@@ -1,4 +1,4 @@
-"""The border between image files and arrays: the only place where files become pixels and back.
+"""The only place where image files become arrays and back.
 
 Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and white = edit in a file,
 depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
@@ -157,7 +157,6 @@ def normalize(values: np.ndarray) -> np.ndarray:
 
 
 def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -> None:
-    """Refuse a map whose (h, w) differs from its image's."""
     if size is not None and values.shape != tuple(size):
         (h, w), (want_h, want_w) = values.shape, size
         raise ValueError(f"{what} is {w} x {h} pixels, its image is {want_w} x {want_h} (width x height)")

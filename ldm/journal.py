@@ -1,10 +1,9 @@
 """JSON Lines: files of jobs, files that grow line by line, and the journal of a bulk step.
 
-`parse_line` reads one line, also of what users write; `append_line` and `read_lines` are a file that survives
-a kill: only whole lines count. A `Journal` says what a step has done so far: one line per item. The
-first line holds the inputs of the step; a journal of other inputs is no journal of this work. An item is
-done, or left out with a reason (damaged annotation, missing image): the step goes on without it, and its
-journal is the list of what was left out. The last line says that every item was looked at.
+`append_line` and `read_lines` are a file that survives a kill: only whole lines count. A `Journal` says what
+a step has done so far. Its first line holds the inputs of the step; a journal of other inputs is none of this
+work. Then comes a line per item, which is done, or left out with a reason (damaged annotation, missing
+image). The last line says that every item was looked at.
 """
 
 import json
@@ -33,7 +32,7 @@ SHOWN_AT_END = 3  # of these, named again
 
 
 def parse_line(line: str | bytes) -> dict[str, Any]:
-    """The JSON object on a line."""
+    """The JSON object on a line, also of what users write."""
     try:
         value = json.loads(line)
     except ValueError as error:
@@ -104,8 +103,6 @@ class JournalReader:
 
 
 class Journal(JournalReader):
-    """The journal of a step at work."""
-
     def __init__(
         self, path: Path, inputs: Mapping[str, Any], *, redo: bool = False, keep: bool = False
     ) -> None:

@@ -1,7 +1,7 @@
 """Pixels <-> latents, and schedulers by name.
 
-Two autoencoders of diffusers are known: AutoencoderKL (SD) and AutoencoderTiny. Diffusion wants latents of
-zero mean and unit variance; SD has one scaling factor, the tiny autoencoder needs statistics per channel.
+Diffusion wants latents of zero mean and unit variance: SD's AutoencoderKL has one scaling factor for it,
+AutoencoderTiny needs statistics per channel.
 
 Legend: b batch, c latent channels, h w pixels, f downsampling factor.
 """
@@ -40,11 +40,9 @@ class LatentSpace(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        vae: AutoencoderKL | AutoencoderTiny,
-        mean: Sequence[float] | None = None,
+        self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """mean, std: one number per latent channel; without them the config's scaling factor is used."""
         super().__init__()
         self.vae = vae
@@ -52,9 +50,8 @@ class LatentSpace(nn.Module):
         mean = [0.0] * channels if mean is None else mean
         std = [1.0 / vae.config.scaling_factor] * channels if std is None else std
         if len(mean) != channels or len(std) != channels:
-            raise ValueError(
-                f"latent statistics: got {len(mean)} means and {len(std)} stds for {channels} channels"
-            )
+            got = f"{len(mean)} means and {len(std)} stds for {channels} channels"
+            raise ValueError(f"latent statistics: got {got}")
         self.register_buffer("mean", torch.tensor(mean)[None, :, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[None, :, None, None], persistent=False)
 
@@ -105,9 +102,8 @@ class LatentSpace(nn.Module):
         """
         name = read_json(folder / "config.json").get("_class_name")
         if name not in AUTOENCODERS:
-            raise ValueError(
-                f"{folder}/config.json: unknown autoencoder {name!r}; allowed: {', '.join(AUTOENCODERS)}"
-            )
+            allowed = ", ".join(AUTOENCODERS)
+            raise ValueError(f"{folder}/config.json: unknown autoencoder {name!r}; allowed: {allowed}")
         vae = load(AUTOENCODERS[name], folder, dtype)
         if not (folder / STATISTICS).exists():
             return cls(vae)
@@ -144,9 +140,7 @@ def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
     known = inspect.signature(kind.__init__).parameters
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         # diffusers would drop the rescaling without a warning (findings/zero_snr_dropped.sh).
-        raise ValueError(
-            f"scheduler {name!r} cannot keep the zero terminal SNR that this model was trained with; "
-            "use ddim, ddpm, euler, euler-a, dpm++ or unipc"
-        )
+        wrong = f"scheduler {name!r} cannot keep the zero terminal SNR that this model was trained with"
+        raise ValueError(f"{wrong}; use ddim, ddpm, euler, euler-a, dpm++ or unipc")
     # Stable Diffusion's own setting: the Runge-Kutta warm-up needs more steps than users ask for.
     return kind.from_config({"skip_prk_steps": True, **config} if "skip_prk_steps" in known else config)

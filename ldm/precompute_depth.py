@@ -4,8 +4,7 @@
     python -m ldm.precompute_depth IMAGES DEPTH --model models/depth --shard 3/8
 
 OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest. A map that is there is kept, so the
-same command continues an interrupted run, and several at once divide the images; an image that cannot be read
-is named and left out. Reading and writing happen beside the network, in threads. Batches are fixed parts of
+same command continues an interrupted run, and several at once divide the images. Batches are fixed parts of
 the list, so an interruption changes no map.
 """
 
@@ -36,8 +35,6 @@ TAKEN = 8  # batches that a process takes at a time, so that it can read ahead
 
 @dataclass(frozen=True)
 class DepthSettings:
-    """What is estimated and how."""
-
     images: Path = setting(aliases=("IMAGE_TREE",), help="tree of images")
     out: Path = setting(aliases=("OUT_TREE",), help="tree of depth maps")
     model: str = setting(DEFAULT_MODEL.as_posix(), help="folder or hub name")
@@ -52,9 +49,8 @@ class DepthSettings:
         check_settings(self)
         shard_of(self.shard)
         if self.out.resolve().is_relative_to(self.images.resolve()):
-            raise ValueError(
-                f"OUT_TREE {self.out} lies in {self.images}, so its maps would be read as images"
-            )
+            where = f"OUT_TREE {self.out} lies in {self.images}"
+            raise ValueError(f"{where}, so its maps would be read as images")
 
 
 def all_there(paths: Iterable[Path]) -> bool:
@@ -86,9 +82,8 @@ def estimate_tree(settings: DepthSettings) -> None:
     record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
     known = read_json(record_path) if record_path.is_file() else record
     if known != record and (known["weights"] != record["weights"] or not record["weights"]):
-        raise ValueError(
-            f"{settings.out} was made with {known['model']}; choose another OUT_TREE for {settings.model}"
-        )
+        made = f"{settings.out} was made with {known['model']}"
+        raise ValueError(f"{made}; choose another OUT_TREE for {settings.model}")
     if not all_there(paths):
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits

@@ -43,7 +43,6 @@ class StageTimer:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the body of the `with`; also when it fails."""
         start = time.perf_counter()
         try:
             yield
@@ -157,18 +156,14 @@ def log_result(
         log.info("image:   %s\nreport:  %s", *result_paths(path))
     if sheet is not None:
         log.info("sheet:   %s", sheet)
-    seconds, device = report["seconds"]["total"], report["device"]
-    log.info("%s, %.1f s on %s", summary, seconds, device)
+    log.info("%s, %.1f s on %s", summary, report["seconds"]["total"], report["device"])
     return {**report, "files": [path.as_posix() for path in paths]}
 
 
 def save_result(
-    path: Path | str,
-    image: LoadedImage | np.ndarray,
-    recipe: Mapping[str, Any],
-    report: Mapping[str, Any],
+    path: Path | str, image: LoadedImage | np.ndarray, recipe: Mapping[str, Any], report: Mapping[str, Any],
     overwrite: bool = False,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path]:  # fmt: skip
     """Write the image with its recipe, then the report beside it, which names the image's SHA-256.
 
     image:     or RGB (h, w, 3) uint8; the suffix of the path is its format, one of `OUTPUT_FORMATS`
@@ -202,9 +197,8 @@ def read_recipe(png: Path | str) -> dict[str, Any]:
             raise ValueError(f"{png} is no PNG that could carry a recipe, and {path} does not hold it")
         return report["recipe"]
     if RECIPE_CHUNK not in text:
-        raise ValueError(
-            f"{png} carries no recipe: it was not written here, or a program removed its text chunks"
-        )
+        why = "it was not written here, or a program removed its text chunks"
+        raise ValueError(f"{png} carries no recipe: {why}")
     try:
         return parse_line(text[RECIPE_CHUNK])
     except ValueError as error:

@@ -1,7 +1,4 @@
-"""Labelled contact sheets: a grid of images with a title per column and a label per row.
-
-Legend: h w pixels.
-"""
+"""Labelled contact sheets: a grid of images with a title per column and a label per row (h w pixels)."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,7 @@
 """Foreign checkpoints, read without trusting them, and safetensors written one tensor at a time.
 
-A pickle is only ever opened by torch's restricted unpickler. Configurations, arguments and other objects that
-training left beside the weights are replaced by inert ones: no name of theirs is imported. Names of Python's
-own library that are more than data are refused.
+A pickle is only ever opened by torch's restricted unpickler. Objects that training left beside the weights
+are replaced by inert ones. Names of Python's own library that are more than data are refused.
 """
 
 import json
@@ -134,10 +133,7 @@ class Inert(metaclass=_Kind):
             return Inert
         return [] if cls.__name__ == "deque" else object.__new__(cls)
 
-    def ignore(self, *args: Any) -> None:
-        """Nothing is kept."""
-
-    __init__ = __setstate__ = __setitem__ = ignore
+    __init__ = __setstate__ = __setitem__ = lambda self, *args: None
 
 
 def _open_pickle(path: Path) -> WeightFile:
@@ -160,15 +156,12 @@ def _open_pickle(path: Path) -> WeightFile:
             if not foreign:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:  # its message goes without the advice to run the code
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-        raise ValueError(
-            f"{path}: refused by torch's safe unpickler: {reason.splitlines()[0]}; "
-            "where it was made, save it as .safetensors"
-        ) from None
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().splitlines()[0]
+        wrong = f"refused by torch's safe unpickler: {reason}; where it was made, save it as .safetensors"
+        raise ValueError(f"{path}: {wrong}") from None
     except Exception as error:  # whatever a damaged pickle ends in
-        raise ValueError(
-            f"{path}: not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
-        ) from None
+        wrong = f"not a readable checkpoint, perhaps an incomplete download ({first_line(error)})"
+        raise ValueError(f"{path}: {wrong}") from None
     if foreign:
         raise ValueError(
             f"{path}: refused: loading it would run code by the names {', '.join(foreign[:5])}; "

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from ldm.files import written_whole
-from ldm.training.manifest import Effort, make_manifest
+from ldm.training.manifest import make_manifest
 from ldm.training.run import CsvLogger
 from ldm.training.signals import signals_noted
 from tiny.settings import StageSettings
@@ -200,7 +200,8 @@ def stages_manifest(
     """The manifest of a network that was trained in these stages. more: see `make_manifest`."""
     samples = sum(stage.step * stage.settings.batch for stage in stages)
     steps, seconds = sum(stage.step for stage in stages), sum(stage.seconds for stage in stages)
-    manifest = make_manifest(part, model, settings, Effort(seed, steps, samples, seconds), **more)
+    effort = {"seed": seed, "steps": steps, "samples": samples}
+    manifest = make_manifest(part, model, settings, effort, seconds, **more)
     if len(stages) > 1:
         manifest["stages"] = {
             stage.name: {"steps": stage.step, "minutes": round(stage.seconds / 60, 1)} for stage in stages

@@ -32,7 +32,7 @@ from ldm.files import read_json, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
 from ldm.settings.config import dump_yaml
-from ldm.training.manifest import Effort, make_manifest
+from ldm.training.manifest import make_manifest
 from ldm.training.run import Layout, read_files
 from ldm.training.signals import signals_noted
 
@@ -181,8 +181,9 @@ class SaveModel(pl.Callback):
         config = self.config
         model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
         save_compositor(model, model_config, config.out / "model")
-        effort = Effort(config.seed, steps, steps * config.samples_per_step, self.state_dict()["seconds"])
-        manifest = make_manifest("compositor", model, config, effort, device=module.device)
+        effort = {"seed": config.seed, "steps": steps, "samples": steps * config.samples_per_step}
+        seconds = self.state_dict()["seconds"]
+        manifest = make_manifest("compositor", model, config, effort, seconds, device=module.device)
         write_json(config.out / "manifest.json", manifest)
 
 

@@ -1,7 +1,6 @@
-"""Expert networks, array in and array out: relative inverse depth of an image.
+"""Relative inverse depth of an image: depth_01 (h, w) float32, per-image min-max, 1 = nearest.
 
-Legend: b batch, h w pixels of the image, n m pixels of the network. depth_01 (h, w) float32 is relative
-inverse depth, per-image min-max, 1 = nearest.
+Legend: b batch, h w pixels of the image, n m pixels of the network.
 """
 
 import contextlib
@@ -76,9 +75,8 @@ class DepthEstimator:
         """Load a `save_pretrained` folder, or a hub name that is in the local cache or can be downloaded."""
         is_hub_name = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
         if not Path(source).is_dir() and not is_hub_name:
-            raise ValueError(
-                f"depth model {source} is neither a folder nor a hub name of the form owner/name"
-            )
+            wrong = "is neither a folder nor a hub name of the form owner/name"
+            raise ValueError(f"depth model {source} {wrong}")
         try:
             config = AutoConfig.from_pretrained(str(source))
         except (OSError, ValueError) as error:

@@ -37,16 +37,12 @@ OUTLIER_TAIL = 0.05  # fraction of the depths at either end that counts as noise
 
 @dataclass(frozen=True)
 class Detection:
-    """One detection."""
-
     name: str
     box01_xyxy: Box01
     score: float  # in [0, 1], the network's own
 
 
 class Detector:
-    """A detector that takes names."""
-
     def __init__(self, model: nn.Module, processor: Any, kind: str, least_score: float | None = None) -> None:
         self.model, self.processor = model.eval(), processor
         self.words, default = KINDS[kind]

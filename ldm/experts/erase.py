@@ -1,7 +1,5 @@
-"""Removing an object: fill a hole of an image from what is around it.
-
-Three ways behind one function: LaMa as a TorchScript file, a stock diffusers inpainting folder (Stable
-Diffusion 2 inpainting), or OpenCV when neither is given. Only masked pixels change.
+"""Removing an object: fill a hole of an image from what is around it, by LaMa as a TorchScript file, by a
+stock diffusers inpainting folder (Stable Diffusion 2 inpainting), or by OpenCV when neither is given.
 
 Legend: h w pixels of the image, n m pixels of the network.
 """
@@ -20,7 +18,7 @@ from torch.nn import functional
 
 from ldm.device import check_finite
 from ldm.files import file_sha256, first_line, hash_folder
-from ldm.images import resize, to_01
+from ldm.images import fitted, resize, to_01
 from ldm.loading import loading
 
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
@@ -76,13 +74,11 @@ class Eraser:
         if self.fill is not None:
             filled = self.fill(rgb_u8, mask, seed)
         else:  # Telea's fast marching, at most OPENCV_SIDE pixels wide and high
-            h, w = mask.shape
-            scale = min(1.0, OPENCV_SIDE / max(h, w))
-            size = max(1, round(h * scale)), max(1, round(w * scale))
+            size = fitted(mask.shape, OPENCV_SIDE)
             # Any touched pixel is filled, or the object's colour would bleed in at the hole's edge.
             hole = (resize(mask.astype(np.float32), size) > 0).astype(np.uint8)
             filled = cv2.inpaint(resize(rgb_u8, size), hole, TELEA_RADIUS, cv2.INPAINT_TELEA)
-            filled = resize(filled, (h, w), how="linear")
+            filled = resize(filled, mask.shape, how="linear")
         return np.where(mask[..., None], filled, rgb_u8)
 
 

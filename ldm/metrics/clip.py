@@ -29,9 +29,7 @@ DINO_SIDE = 224  # pixels
 class Clip:
     """A CLIP model that sees whole images, squeezed to its square (published for CLIPSim)."""
 
-    def __init__(
-        self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, device: torch.device | str) -> None:
         self.model, self.tokenizer, self.device = model.eval().to(device), tokenizer, torch.device(device)
         self.side = int(model.config.vision_config.image_size)
         self.window = int(model.config.text_config.max_position_embeddings)
@@ -55,9 +53,8 @@ class Clip:
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """(t, d), of length 1; texts that are too long are cut."""
-        tokens = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.window, return_tensors="pt"
-        ).to(self.device)
+        options = {"padding": "max_length", "truncation": True, "max_length": self.window}
+        tokens = self.tokenizer(list(texts), return_tensors="pt", **options).to(self.device)
         return unit(self.model.get_text_features(**tokens))
 
     def quality(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
@@ -73,7 +70,6 @@ class Dino:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Dino:
-        """A `save_pretrained` folder."""
         read_json(folder / "config.json")
         return cls(load_pretrained(AutoModel, folder, may_lack="pooler.", local_files_only=True), device)
 

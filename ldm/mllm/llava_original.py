@@ -1,9 +1,8 @@
 """Adapters merged into a transformers folder, one weight in memory at a time, every tensor accounted for.
 
 A folder in the original LLaVA layout holds adapter_config.json, adapter_model.bin or .safetensors (LoRA
-matrices of the language model) and non_lora_trainables.bin (the projector). Its names differ from those of
-transformers, so peft would load nothing of it, with no more than a warning; here each tensor is used or named
-in an error.
+matrices of the language model) and non_lora_trainables.bin (the projector), under other names than those of
+transformers: peft would load nothing of it, with no more than a warning.
 """
 
 import logging
@@ -46,6 +45,7 @@ RENAMES = (
 EXTRA = "non_lora_trainables"  # file of what LLaVA trains beside the LoRA matrices
 PROJECTOR = "model.multi_modal_projector."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
+NOT_ORIGINAL = "not an adapter in the original LLaVA layout"
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 # Settings of peft that change what a pair of matrices means; none of LLaVA's adapters uses them.
 PLAIN = {"use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
@@ -87,8 +87,7 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
     Raises ValueError for a folder of another layout, for half a pair, and for settings that are not LLaVA's.
     """
     settings = read_json(folder / "adapter_config.json")
-    odd = {key: settings[key] for key, plain in PLAIN.items() if settings.get(key) not in (plain, None)}
-    if odd:
+    if odd := {key: settings[key] for key, plain in PLAIN.items() if settings.get(key) not in (plain, None)}:
         raise ValueError(f"{folder}/adapter_config.json: {odd} is not supported; LLaVA's adapters have none")
     rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
@@ -102,34 +101,28 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
         extra = {key: value for key, value in stored.items() if key not in adapter}
     halves: dict[str, dict[str, str]] = {}  # target -> A and B -> their names
     for key in adapter:
-        found = _LORA.fullmatch(key)
-        if found is None:
-            raise ValueError(
-                f"{folder}: {key} is no LoRA matrix; not an adapter in the original LLaVA layout"
-            )
+        if (found := _LORA.fullmatch(key)) is None:
+            raise ValueError(f"{folder}: {key} is no LoRA matrix; {NOT_ORIGINAL}")
         halves.setdefault(found[1], {})[found[2]] = key
-    single = [target for target, half in halves.items() if len(half) != 2]
-    if single:
+    if single := [target for target, half in halves.items() if len(half) != 2]:
         raise ValueError(f"{folder}: {len(single)} LoRA matrices without their partner, such as {single[0]}")
     changes = {}
     for target, half in halves.items():
         down, up = adapter[half["A"]], adapter[half["B"]]
-        shape = up.shape[0], down.shape[1]
-        change = Change((half["A"], half["B"]), shape, lora=(down, up, scale))
-        changes[today(target + ".weight")] = change
+        shape, sources = (up.shape[0], down.shape[1]), (half["A"], half["B"])
+        changes[today(target + ".weight")] = Change(sources, shape, lora=(down, up, scale))
     for key, value in extra.items():
-        name = today(key)
-        if name in changes:
+        if (name := today(key)) in changes:
             raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
         changes[name] = Change((key,), tuple(value.shape), value)
     return changes
 
 
 def _first(folder: Path, *names: str) -> Path:
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
-        raise ValueError(f"{folder}: {names[0]} is missing; not an adapter in the original LLaVA layout")
-    return found
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder}: {names[0]} is missing; {NOT_ORIGINAL}")
 
 
 def merge_into(
@@ -142,12 +135,10 @@ def merge_into(
     Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
     """
     changes = read_changes(adapter, original)
-    files = visible_files(existing_folder(base), "*.safetensors")
-    if not files:
-        raise ValueError(
-            f"{base}: no *.safetensors; --base is a transformers LLaVA folder such as llava-1.5-7b-hf"
-        )
-    shards = [open_weights(file) for file in files]
+    shards = [open_weights(file) for file in visible_files(existing_folder(base), "*.safetensors")]
+    if not shards:
+        wanted = "--base is a transformers LLaVA folder such as llava-1.5-7b-hf"
+        raise ValueError(f"{base}: no *.safetensors; {wanted}")
     # Name of a weight -> its file and its name there.
     places = {today(key): (shard, key) for shard in shards for key in shard.shapes}
     unused = [source for name, change in changes.items() if name not in places for source in change.sources]
@@ -159,9 +150,8 @@ def merge_into(
         have, want = shard.shapes[key], change.shape
         shorter = change.value is not None and have[1:] == want[1:] and want[0] <= have[0]
         if have != want and not shorter:
-            raise ValueError(
-                f"{adapter}: {change.sources[0]} is for a weight of shape {want}, {key} has {have}"
-            )
+            wrong = f"{change.sources[0]} is for a weight of shape {want}, {key} has {have}"
+            raise ValueError(f"{adapter}: {wrong}")
     report: dict[str, Any] = {
         "adapter": adapter.name,
         "adapter_tensors": sum(len(change.sources) for change in changes.values()),
@@ -190,13 +180,10 @@ def merge_into(
             config = read_json(base / "config.json") | {"dtype": str(dtype).removeprefix("torch.")}
             write_json(folder / "config.json", {key: config[key] for key in config if key != "torch_dtype"})
         for shard in shards:
-            types = {
-                key: dtype if dtype and old.is_floating_point else old for key, old in shard.dtypes.items()
-            }
-            entries = {
-                key: Entry(shape, types[key], partial(changed, shard, key))
-                for key, shape in shard.shapes.items()
-            }
+            entries = {}
+            for key, old in shard.dtypes.items():
+                kind = dtype if dtype and old.is_floating_point else old
+                entries[key] = Entry(shard.shapes[key], kind, partial(changed, shard, key))
             write_safetensors(folder / shard.path.name, entries, progress=True)
         write_json(folder / "conversion.json", report)
     return report

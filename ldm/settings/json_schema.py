@@ -17,11 +17,8 @@ def type_schema(hint: Any, rule: dict[str, Any]) -> dict[str, Any]:
         return {"anyOf": [type_schema(kind, rule) for kind in kinds]}
     inner = get_args(kinds[0])
     if get_origin(kinds[0]) in (tuple, list):
-        size = (
-            {}
-            if inner[-1] is Ellipsis or len(inner) == 1
-            else {"minItems": len(inner), "maxItems": len(inner)}
-        )
+        some = inner[-1] is Ellipsis or len(inner) == 1
+        size = {} if some else {"minItems": len(inner), "maxItems": len(inner)}
         return {"type": "array", "items": type_schema(inner[0], rule), **size}
     if get_origin(kinds[0]) is dict:
         return {"type": "object", "additionalProperties": type_schema(inner[1], rule)}

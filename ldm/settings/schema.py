@@ -77,35 +77,26 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
     """
     is_node = isinstance(node, DictConfig)
     for field, section in limited_fields(schema):
-        if is_node and (
-            OmegaConf.is_missing(node, field.name) or OmegaConf.is_interpolation(node, field.name)
-        ):
+        name = field.name
+        if is_node and (OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)):
             continue
-        if (value := getattr(node, field.name)) is None:
+        if (value := getattr(node, name)) is None:
             continue
         if section is not None:
-            check_values(section, value, spell, f"{prefix}{field.name}.")
+            check_values(section, value, spell, f"{prefix}{name}.")
             continue
-        items: Iterable[Any] = [value]
-        if not isinstance(value, str | int | float):
-            items = (
-                value.values()
-                if isinstance(value, Mapping)
-                else value
-                if isinstance(value, Sequence)
-                else items
-            )
-        name, choices = spell(prefix + field.name), field.metadata.get("choices")
-        low, high = field.metadata.get("low"), field.metadata.get("high")
+        items: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
+        if isinstance(value, str) or not isinstance(value, Mapping | Sequence):
+            items = [value]
+        choices, low, high = (field.metadata.get(limit) for limit in ("choices", "low", "high"))
+        lowest, highest = -math.inf if low is None else low, math.inf if high is None else high
         for item in items:
             if choices is not None and item is not None and item not in choices:
-                raise ValueError(nearest(item, choices, name))
-            # The comparison is written so that NaN fails it.
-            ranged = isinstance(item, int | float) and (low is not None or high is not None)
-            if ranged and not (
-                (-math.inf if low is None else low) <= item <= (math.inf if high is None else high)
-            ):
-                raise ValueError(f"{name} must be {range_name(field.metadata)}, got {item}")
+                raise ValueError(nearest(item, choices, spell(prefix + name)))
+            # Written so that NaN is refused where there is a limit.
+            limited = isinstance(item, int | float) and (low is not None or high is not None)
+            if limited and not lowest <= item <= highest:
+                raise ValueError(f"{spell(prefix + name)} must be {range_name(field.metadata)}, got {item}")
 
 
 @cache
@@ -136,20 +127,17 @@ def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]
     hints = type_hints(schema)
     for field in sorted(dataclasses.fields(schema), key=lambda field: bool(field.kw_only)):
         found[prefix + field.name] = (field, hints[field.name])
-        section = section_of(hints[field.name])
-        if section is not None:
+        if (section := section_of(hints[field.name])) is not None:
             found |= flat_settings(section, f"{prefix}{field.name}.")
     return found
 
 
 def former_names(schema: type, prefix: str = "") -> dict[str, str]:
     """Former key -> today's key of every setting that was renamed."""
-    flat = flat_settings(schema, prefix).items()
-    return {
-        key.removesuffix(field.name) + old: key
-        for key, (field, _) in flat
-        for old in field.metadata.get("was", ())
-    }
+    found = {}
+    for key, (field, _) in flat_settings(schema, prefix).items():
+        found |= {key.removesuffix(field.name) + old: key for old in field.metadata.get("was", ())}
+    return found
 
 
 @cache

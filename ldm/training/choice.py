@@ -17,10 +17,8 @@ def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
     foreign = [path for path in numbered_folders(out) if path not in own and any(path.iterdir())]
     foreign += [out / name for name in results if not own and (out / name).exists()]
     if foreign:
-        raise ValueError(
-            f"{foreign[0]} was not trained here: this run cannot go on from it, and would overwrite it; "
-            f"choose another {advice}"
-        )
+        wrong = "was not trained here: this run cannot go on from it, and would overwrite it"
+        raise ValueError(f"{foreign[0]} {wrong}; choose another {advice}")
 
 
 def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
@@ -33,8 +31,7 @@ def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
     if name == "best":
         trained = [path for path in there if (path / STATE).is_file()]
         state = torch.load(trained[-1] / STATE, "cpu", weights_only=True) if trained else {}
-        step = state.get("progress", {}).get("best_step", 0)
-        if not step:
+        if not (step := state.get("progress", {}).get("best_step", 0)):
             raise ValueError(f"checkpoint=best: no training in {out} has measured a validation loss")
         wanted = f"{CHECKPOINT_PREFIX}{step}"
     found = there[-1:] if name == "latest" else [path for path in there if path.name == wanted]

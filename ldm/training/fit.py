@@ -3,9 +3,8 @@
     def loss(model, batch, seeds): return model(**batch).loss
     fit(config, Path("runs/x"), model, Task(loss, dataset, collate, held_out=validation_set))
 
-Everything random follows from (seed, epoch, example) or (seed, epoch, batch): a run that was interrupted
-and started again by the same call ends as if nothing had happened. Runs under `accelerate launch` and
-`torchrun` on several processes; only the first one writes.
+Everything random follows from (seed, epoch, example) or (seed, epoch, batch), so an interruption changes
+nothing. Runs under `accelerate launch` and `torchrun` on several processes; only the first one writes.
 """
 
 import contextlib
@@ -85,8 +84,6 @@ def fit(
 
 
 class TrainingRun:
-    """One training run; made by `fit`."""
-
     def __init__(
         self, config: FitConfig, out: Path, accelerator: Accelerator, model: nn.Module, task: Task
     ) -> None:
@@ -121,7 +118,6 @@ class TrainingRun:
         return self.progress.stopped or self.progress.step >= self.total
 
     def checkpoint(self, step: int) -> Path:
-        """The checkpoint folder of a step."""
         return self.out / f"{CHECKPOINT_PREFIX}{step}"
 
     def start(self, newest: Path | None) -> None:
@@ -195,7 +191,6 @@ class TrainingRun:
                 return
 
     def one_step(self) -> None:
-        """The optimizer's step, and what is due after it."""
         config, progress = self.config, self.progress
         self.grad_norm = self.accelerator.clip_grad_norm_(self.weights.values(), config.clip or math.inf)
         rate = float(self.schedule.get_last_lr()[0])
@@ -227,10 +222,8 @@ class TrainingRun:
         """Of the batches since the last row, over all processes; a loss that is not finite ends the run."""
         value = float(self.accelerator.reduce(self.loss_sum.clone(), "mean"))
         if not math.isfinite(value):
-            raise ValueError(
-                f"the loss is not finite after step {self.progress.step}: lower the learning rate, "
-                "or use bf16 instead of fp16"
-            )
+            advice = "lower the learning rate, or use bf16 instead of fp16"
+            raise ValueError(f"the loss is not finite after step {self.progress.step}: {advice}")
         return value
 
     def write_row(self, rate: float) -> None:
@@ -269,7 +262,6 @@ class TrainingRun:
         self.record("val", self.validation_rows, row)
 
     def record(self, group: str, table: CsvLogger, row: dict[str, float]) -> None:
-        """Add a row to its table, and send it to the tracker where there is one."""
         if self.is_main:
             table.append(row)
         if self.config.tracker != "none":

@@ -2,22 +2,14 @@
 
 import contextlib
 import subprocess
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from ldm.device import describe_hardware
 from ldm.settings.config import to_plain
-
-
-class Effort(NamedTuple):
-    """What a training took. samples: of all steps together, with repetitions."""
-
-    seed: int
-    steps: int
-    samples: int
-    seconds: float
 
 
 def code_revision() -> str:
@@ -29,22 +21,17 @@ def code_revision() -> str:
 
 
 def make_manifest(
-    part: str,
-    model: nn.Module,
-    settings: Any,
-    effort: Effort,
-    *,
-    device: torch.device | str = "cpu",
-    held_out: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    part: str, model: nn.Module, settings: Any, effort: Mapping[str, float], seconds: float, *,
+    device: torch.device | str = "cpu", held_out: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """All that one needs to know to trust or to repeat a training.
 
-    held_out: numbers measured on data that the training never saw.
+    effort: its seed, steps, and samples of all steps together, with repetitions
+    held_out: numbers measured on data that the training never saw
     """
     return {
         "part": part, "trained_on": "rendered scenes",
-        "parameters": sum(parameter.numel() for parameter in model.parameters()), "seed": effort.seed,
-        "steps": effort.steps, "samples": effort.samples, "minutes": round(effort.seconds / 60, 1),
-        "code_revision": code_revision(), "hardware": describe_hardware(device),
-        "held_out": held_out or {}, "settings": to_plain(settings),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()), **effort,
+        "minutes": round(seconds / 60, 1), "code_revision": code_revision(),
+        "hardware": describe_hardware(device), "held_out": held_out or {}, "settings": to_plain(settings),
     }  # fmt: skip

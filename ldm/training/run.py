@@ -48,7 +48,6 @@ class Layout:
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
@@ -70,19 +69,15 @@ def chosen_checkpoint(out: Path, resume: str) -> Path | None:
     overwritten.
     """
     found = checkpoint_folders(out)
-    if resume == "latest":
-        return found[-1] if found else None
-    if resume == "none":
-        if found:
-            raise ValueError(f"resume=none, but {out} holds {found[-1].name}: choose another folder")
-        return None
-    named = [path for path in found if path.name == resume]
-    if not named:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ValueError(f"resume={resume}: no such checkpoint in {out}; there: {names}; or latest, none")
-    if named[0] != found[-1]:
-        raise ValueError(f"resume={resume}: {out} holds the newer {found[-1].name}; move it away first")
-    return named[0]
+    names = [path.name for path in found]
+    if resume == "none" and found:
+        raise ValueError(f"resume=none, but {out} holds {names[-1]}: choose another folder")
+    if resume not in ("latest", "none", *names):
+        there = ", ".join(names) or "none"
+        raise ValueError(f"resume={resume}: no such checkpoint in {out}; there: {there}; or latest, none")
+    if resume in names[:-1]:
+        raise ValueError(f"resume={resume}: {out} holds the newer {names[-1]}; move it away first")
+    return found[-1] if found else None
 
 
 def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path | None:
@@ -146,12 +141,9 @@ def read_checkpoint(
     """
     stored, state, average = read_files(folder, layout)
     keys = {name: layout.key(name) for name in names}
-    wrong = sorted(stored.keys() ^ set(keys.values()))
-    if wrong:
-        raise ValueError(
-            f"{folder}: not a checkpoint of this configuration: {len(wrong)} weights differ, "
-            f"such as {wrong[:3]}"
-        )
+    if wrong := sorted(stored.keys() ^ set(keys.values())):
+        differ = f"{len(wrong)} weights differ, such as {wrong[:3]}"
+        raise ValueError(f"{folder}: not a checkpoint of this configuration: {differ}")
     named = {name: stored[key] for name, key in keys.items()}
     return named, state, None if average is None else {name: average[key] for name, key in keys.items()}
 
@@ -196,9 +188,6 @@ class CsvLogger:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(shown)
 
 
-LossFunction = Callable[[nn.Module, Any, list[int]], Tensor]
-
-
 @dataclass(frozen=True)
 class Task:
     """What a model learns from which examples, and what is measured meanwhile.
@@ -211,7 +200,7 @@ class Task:
     rates(name): learning rate of a parameter; metrics.csv shows the first one
     """
 
-    loss: LossFunction
+    loss: Callable[[nn.Module, Any, list[int]], Tensor]
     data: Dataset
     collate: Callable[[list], Any] = default_collate
     held_out: Dataset | None = None
@@ -220,14 +209,10 @@ class Task:
     rates: Callable[[str], float] | None = None
 
     def loader(self, data: Dataset, batches: list[list[int]], workers: int) -> DataLoader:
-        """Reads the examples of each batch, in up to `workers` processes."""
         return DataLoader(
-            data,
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=min(workers, len(batches)),
+            data, batch_sampler=batches, collate_fn=self.collate, num_workers=min(workers, len(batches)),
             generator=torch.Generator().manual_seed(0),  # the loader draws from it, no example does
-        )
+        )  # fmt: skip
 
     def optimizer(self, config: FitConfig, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """AdamW over weights by name, grouped by learning rate."""
@@ -275,17 +260,15 @@ class FitOutcome:
 
 def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
     """The processes and the device of a run, for callers that place other models beside the trained one."""
-    package = None if config.tracker == "none" else importlib.util.find_spec(config.tracker)
+    tracker = None if config.tracker == "none" else config.tracker
+    package = importlib.util.find_spec(tracker) if tracker else None
     # A folder of that name, which a tracker's runs may leave behind, has a spec too, but no origin.
-    if config.tracker != "none" and (package is None or package.origin is None):
-        raise ValueError(
-            f"tracker={config.tracker} needs a package that is not installed: "
-            f"pip install {config.tracker} (requirements-extras.txt)"
-        )
+    if tracker and (package is None or package.origin is None):
+        advice = f"pip install {tracker} (requirements-extras.txt)"
+        raise ValueError(f"tracker={tracker} needs a package that is not installed: {advice}")
     cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     if cpu and config.precision == "fp16":
         raise ValueError("precision=fp16 needs a GPU; on a CPU set precision to bf16 or no")
-    tracker = None if config.tracker == "none" else config.tracker
     with loading():
         if AcceleratorState._shared_state.get("_mixed_precision") != config.precision:
             with in_precision(config.precision):  # a process may run one training after another

@@ -17,9 +17,8 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 class ResumableSampler:
     """Which examples form which batch, from (seed, epoch) alone.
 
-    The batches of all processes together are consecutive parts of one permutation of the examples; process
-    r takes the r-th part of each. So several processes see what one with a larger batch would see, in the
-    same order. The last batch of an epoch is smaller; it is filled up from the start where processes need it.
+    Several processes see what one with a larger batch would see, in the same order: process r takes the r-th
+    part of each. The last batch of an epoch is smaller, and filled up from the start where processes need it.
     """
 
     examples: int
@@ -29,12 +28,10 @@ class ResumableSampler:
     world: int = 1
 
     @property
-    def batches(self) -> int:
-        """Per epoch and process."""
+    def batches(self) -> int:  # per epoch and process
         return -(-self.examples // (self.batch * self.world))
 
     def epoch(self, number: int) -> list[list[int]]:
-        """The batches of this process, as lists of examples."""
         order = np.random.default_rng((self.seed, number)).permutation(self.examples)
         whole = self.batch * self.world
         found = []
@@ -86,8 +83,6 @@ class FitConfig(CheckedSettings):
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands."""
-
     step: int = 0  # optimizer steps done
     epoch: int = 0
     batch: int = 0  # batches of this epoch done, per process
@@ -116,12 +111,11 @@ class TrainingProgress:
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 INITS = ("uniform", "gaussian")
+INITS = ("uniform", "gaussian")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What of the model is trained."""
-
     rank: int = setting(128, low=0, help="rank of the LoRA matrices; 0: the language model itself is trained")
     alpha: int = setting(256, low=1, help="LoRA scale is alpha / rank")
     dropout: float = setting(0.05, low=0.0, high=0.9, help="LoRA dropout")
