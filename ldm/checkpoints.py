@@ -81,8 +81,7 @@ def load_pretrained(
 ) -> Any:
     """`kind.from_pretrained`, in eval mode; weights that are missing or of another shape are a ValueError.
 
-    source: a folder or hub name. exact: weights that fit nothing are refused too. may_lack: part of the names
-    of weights that need not be there.
+    exact: weights that fit nothing are refused too. may_lack: part of the names of what need not be there
     """
     try:
         model, report = kind.from_pretrained(

@@ -221,12 +221,10 @@ def deep_to_u8(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def sixteen_bit_rgb(image: Image.Image, path: Path) -> np.ndarray | None:
-    """(h, w, 3) uint16, upright, of a file with several channels of 16 bits; None for all other files.
-
-    Pillow keeps 8 bits of such files, OpenCV all.
-    """
+    """(h, w, 3) uint16, upright, of a file with several channels of 16 bits; None for all other files."""
     if (data := image.info.get(SIXTEEN_BITS)) is None:
         return None
+    # Pillow keeps 8 bits, OpenCV all.
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != image.size[::-1]:
         raise ValueError(f"{path}: its 16-bit channels cannot be decoded; save it as a 16-bit gray PNG")

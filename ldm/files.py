@@ -61,10 +61,8 @@ def read_text(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`.
-
-    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
-    """
+    """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`."""
+    # Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -229,15 +227,13 @@ def failure_reason(error: OSError) -> str:
 
 
 def file_sha256(path: Path | str, *, anew: bool = False) -> str:
-    """Hex SHA-256 of a file; remembered for as long as its size and time stamp stay the same; anew: read it.
-
-    Of large weight files it is also remembered in a hidden file beside them, where that can be written.
-    """
+    """Hex SHA-256 of a file; remembered while its size and time stamp stay the same, unless read `anew`."""
     path = same_file(Path(path))
     try:
         status = path.stat()
         stamp = [status.st_size, status.st_mtime_ns]
         key = (status.st_dev, status.st_ino, *stamp)
+        # Of large weight files it is also remembered in a hidden file beside them.
         large = path.suffix in (*LOADED, ".ckpt") and status.st_size >= KEPT_SIZE
         kept = read_json(book) if large and (book := path.with_name(KEPT_HASHES)).is_file() else {}
         if kept.get(path.name, [])[:2] == stamp:

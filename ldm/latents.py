@@ -96,10 +96,7 @@ class LatentSpace(nn.Module):
     def from_pretrained(
         cls, folder: Path, dtype: torch.dtype = torch.float32, load: Callable[..., Any] = load_part
     ) -> LatentSpace:
-        """A VAE folder, with or without our statistics file beside it (SD folders have none).
-
-        load: load(class, folder, dtype), for folders that `load_part` does not read
-        """
+        """A VAE folder, with or without our statistics file. load(class, folder, dtype): reads it."""
         name = read_json(folder / "config.json").get("_class_name")
         if name not in AUTOENCODERS:
             allowed = ", ".join(AUTOENCODERS)
@@ -131,9 +128,8 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
 
 
 def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
-    """A scheduler by name with the trained model's noise schedule.
+    """A scheduler by name with the noise schedule of the trained model's scheduler config.
 
-    config: the model's scheduler config (betas, prediction type, zero-terminal SNR, spacing)
     ValueError for a scheduler that cannot keep the zero terminal SNR of the model.
     """
     kind = scheduler_class(name)

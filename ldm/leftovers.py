@@ -23,10 +23,7 @@ def owner() -> str:
 
 @functools.cache
 def remove_leftovers(folder: Path, start: str = "") -> None:
-    """Once in a process: remove temporary files and folders that dead processes of this machine left there.
-
-    start: of their names, before the dot of a hidden file
-    """
+    """Once in a process: remove temporary files and folders, `start`.*, that dead processes left there."""
     import psutil
 
     for leftover in folder.glob(f"{start}.*.tmp"):
@@ -39,9 +36,6 @@ def remove_leftovers(folder: Path, start: str = "") -> None:
 
 
 def own_folder(start: str) -> tempfile.TemporaryDirectory:
-    """An empty folder below the system's temporary one; it goes with its object, or with the next such call.
-
-    start: of its name
-    """
+    """An empty temporary folder named `start`...; it goes with its object, or with the next such call."""
     remove_leftovers(Path(tempfile.gettempdir()), start)
     return tempfile.TemporaryDirectory(prefix=f"{start}.{owner()}.", suffix=".tmp")

@@ -92,10 +92,7 @@ def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tu
 def wrap_text(
     text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, cut: bool = False
 ) -> str:
-    """Break a text at spaces and underscores so that its lines fit `width` pixels where they can.
-
-    cut: break longer words anywhere, so that every line fits
-    """
+    """Break a text at spaces and underscores into lines of `width` pixels; cut: longer words too."""
     lines: list[str] = []
     for word in text.replace("_", "_ ").split():
         joined = f"{lines[-1]} {word}".replace("_ ", "_") if lines else word

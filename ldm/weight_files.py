@@ -47,10 +47,7 @@ DTYPE_NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The tensors of a checkpoint, read one by one.
-
-    others: what else the file holds (optimizer state, counters), by name; it is not read.
-    """
+    """The tensors of a checkpoint, read one by one; others: names of what else is in the file."""
 
     path: Path
     shapes: Mapping[str, TensorShape]
@@ -60,10 +57,7 @@ class WeightFile:
 
 
 def open_weights(path: Path) -> WeightFile:
-    """A .safetensors file, a .ckpt / .pth / .pt / .bin file, or a folder that holds some of these.
-
-    A dictionary wrapped in `state_dict` is unwrapped. ValueError names the file and what is wrong with it.
-    """
+    """A .safetensors file, a .ckpt / .pth / .pt / .bin file (`state_dict` unwrapped), or a folder of some."""
     if path.is_dir():
         owner: dict[str, WeightFile] = {}
         for file in map(open_weights, weight_files(path)):

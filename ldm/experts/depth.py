@@ -115,13 +115,12 @@ class DepthEstimator:
 
     @torch.inference_mode()
     def estimate_many(self, images: Sequence[Any], *, batch_size: int = 8) -> list[np.ndarray]:
-        """Depth of many images of any sizes; those that share a network size run together.
+        """Depth of many images of any sizes; on a GPU those that share a network size run together.
 
-        On a CPU every image runs alone, which is as fast for networks of full size: its depth is then the
-        same in any company. On a GPU it depends on the batch in the last of 16 bits.
+        There the depth of an image depends on its batch in the last of 16 bits.
         """
         images_u8 = [rgb_of(image) for image in images]
-        if next(self.model.parameters()).device.type == "cpu":
+        if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
             batch_size = 1
         groups: dict[tuple[int, int], list[int]] = {}
         for index, rgb_u8 in enumerate(images_u8):

@@ -61,10 +61,7 @@ class Eraser:
         )
 
     def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
-        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled; the others are returned as given.
-
-        seed: of a diffusion model's noise. ValueError when nothing is left to fill from.
-        """
+        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled. seed: of a diffusion's noise."""
         if mask.shape != rgb_u8.shape[:2] or mask.dtype != bool:
             raise ValueError(f"the mask must be bool {rgb_u8.shape[:2]}, got {mask.dtype} {mask.shape}")
         if not mask.any():
@@ -144,10 +141,7 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
 
 
 def window_around(mask: np.ndarray, least: int) -> tuple[int, int, int, int]:
-    """Pixels x0, y0, x1, y1 of a square around the hole, cut only where the image is smaller.
-
-    Its side is 1.6 times the hole's longer side, and at least `least`.
-    """
+    """Pixels x0, y0, x1, y1 of a square around the hole, at least `least` wide if the image is so large."""
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1

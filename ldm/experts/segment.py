@@ -116,10 +116,7 @@ def mask_doubts(rgb_u8: np.ndarray, mask: np.ndarray) -> list[str]:
 
 
 def mask_at(rgb_u8: np.ndarray, point01: tuple[float, float]) -> np.ndarray:
-    """Mask (h, w) of what an image (h, w, 3) shows at a point, x and y in fractions; not empty.
-
-    GrabCut: the colours near the point against those of the rest, the piece that holds the point.
-    """
+    """Mask (h, w), by GrabCut, of what an image (h, w, 3) shows at a point (x, y) in fractions; not empty."""
     (h, w), small_u8 = rgb_u8.shape[:2], resize(rgb_u8, fitted(rgb_u8.shape[:2], GRABCUT_SIDE))
     n, m = small_u8.shape[:2]
     x, y = min(int(point01[0] * m), m - 1), min(int(point01[1] * n), n - 1)

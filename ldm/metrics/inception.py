@@ -121,10 +121,7 @@ class Inception(nn.Module):
 
 
 def resize_like_tensorflow(images: Tensor, side: int) -> Tensor:
-    """Bilinear, pixel i of the result lies at i * scale (TensorFlow 1).
-
-    images: (b, c, h, w) -> (b, c, side, side)
-    """
+    """(b, c, h, w) -> (b, c, side, side), bilinear; pixel i lies at i * scale (TensorFlow 1)."""
     for axis in (2, 3):
         size = images.shape[axis]
         place = torch.arange(side, device=images.device, dtype=images.dtype) * (size / side)

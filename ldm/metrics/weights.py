@@ -40,10 +40,7 @@ class MetricNetworks:
 
 
 def read_weight_file(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, of a PyTorch file or of a TorchScript archive.
-
-    Nothing but data is unpickled, and nothing of a script is run.
-    """
+    """Tensors of a .safetensors file, a PyTorch file or a TorchScript archive; nothing of a script is run."""
     if not path.is_file():
         more = how_to_get(path) or "; `python -m ldm.registry list` names what can be pulled"
         raise ValueError(f"{path} does not exist{more}")

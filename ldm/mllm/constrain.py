@@ -1,7 +1,7 @@
 """Answers of a model, free or of a given form: decoding constrained by a regular expression (outlines-core).
 
-The expression speaks about what the tokens spell: the texts of an answer's tokens, one after the other. For
-most tokenizers that is the answer itself; one whose tokens are words drops blanks and commas (see `spell`).
+The expression speaks about what the tokens spell, one after the other. For most tokenizers that is the answer
+itself; one whose tokens are words drops blanks and commas.
 
 Legend: b rows of a batch, v vocabulary.
 """
@@ -213,10 +213,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 
 
 class SharedPrompt:
-    """One prompt of several answers: its image and its tokens but the last go through the model once.
-
-    batch: of one row, as `Chat.prompts` makes it
-    """
+    """One prompt (`Chat.prompts`) of several answers: the model reads it once, but for its last token."""
 
     def __init__(self, mllm: Mllm, batch: Mapping[str, Any]) -> None:
         inputs = to_device(batch, mllm.device, mllm.dtype)

@@ -91,10 +91,7 @@ def current_name(name: str) -> str:
 
 @loading()
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
-    """An adapter folder on its base model: each tensor is used and each matrix filled, or it is a ValueError.
-
-    peft itself only warns when names do not fit, as those of the original LLaVA layout do.
-    """
+    """An adapter folder on its base model; ValueError where a tensor is not used or a matrix not filled."""
     stored = read_adapter(folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on

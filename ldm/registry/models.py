@@ -148,10 +148,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth")  # not needed where the same weights lie th
 
 
 def local_or_hub_folder(model_id: str, ignore: Sequence[str] = (*OTHER_FRAMEWORKS, *PICKLED)) -> Path:
-    """The folder of a model: itself, or the hub's copy, which is fetched unless the hub is set offline.
-
-    ignore: patterns of files that are not fetched
-    """
+    """The folder of a model: itself, or the hub's copy, which is fetched, less `ignore`, unless offline."""
     return Path(model_id) if Path(model_id).is_dir() else hub_files(model_id, ignore_patterns=list(ignore))
 
 

@@ -151,10 +151,7 @@ def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer
 
 
 def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
-    """The `__main__` part of a command: run the app on the command line and exit with its code.
-
-    Messages are plain lines on standard error.
-    """
+    """The `__main__` part of a command: run the app on the command line and exit with its code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("httpx", "torch"):  # torch prints statistics at its end where its import was interrupted
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -260,10 +257,7 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 
 def _described(key: str, field: Field, hint: Any, layers: Sequence[Layer]) -> tuple[str, str]:
-    """What is typed for a setting, and its meaning with its range and the value that holds without it.
-
-    That value is the layers' or the dataclass's; nothing is shown for None.
-    """
+    """What is typed for a setting, and its meaning with its range and the value of the layers or the schema."""
     rule = field.metadata
     value: Any = field.default if field.default_factory is MISSING else field.default_factory()
     for layer in layers:

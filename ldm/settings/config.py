@@ -116,10 +116,7 @@ def flag_name(key: str) -> str:
 
 
 def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layers of a YAML file: its chain of bases, most basic first, then the file itself.
-
-    above: the resolved files that led here by `base:`.
-    """
+    """The layers of a YAML file: its bases first. above: the resolved files that led here by `base:`."""
     path = located(path)
     if path.resolve() in above:
         raise ValueError(f"{path}: its chain of `base:` files comes back to it")

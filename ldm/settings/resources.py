@@ -84,10 +84,7 @@ def resources_named(settings: Any) -> Iterator[None]:
 
 
 def check_places(body: Any) -> None:
-    """Let a command whose options typer itself reads refuse places that cannot be written, before its work.
-
-    body: typer's command. Options of settings are texts still; `resources_named` checks those.
-    """
+    """Let a typer command whose options are no settings (`resources_named`) refuse unwritable places."""
     work = body.callback
 
     def checked(**given: Any) -> Any:

@@ -71,10 +71,7 @@ def check_settings(settings: Any) -> None:
 
 
 def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, prefix: str = "") -> None:
-    """Ranges and choices of a dataclass instance, or of the OmegaConf node that becomes one.
-
-    spell: how the error names a key.
-    """
+    """Ranges and choices of a dataclass, or of the OmegaConf node that becomes one. spell: a key in errors."""
     is_node = isinstance(node, DictConfig)
     for field, section in limited_fields(schema):
         name = field.name
@@ -148,10 +145,7 @@ def members(hint: Any) -> tuple[Any, ...]:
 
 
 def from_text(hint: Any, text: str) -> Any:
-    """A typed value, prepared for a field of this type: `1,2` for tuples and lists, `a=1,b=2` for dicts.
-
-    Numbers stay text here: OmegaConf converts and checks them.
-    """
+    """The value of a typed text: `1,2` for tuples and lists, `a=1,b=2` for dicts; numbers stay text."""
     kinds = members(hint)
     if type(None) in get_args(hint) and text.lower() in ("none", "null"):
         return None

@@ -135,10 +135,7 @@ def read_files(
 def read_checkpoint(
     folder: Path, layout: Layout, names: Iterable[str]
 ) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
-    """The same with weights by parameter name.
-
-    Raises ValueError for a damaged checkpoint, and for one whose weights are not those called `names`.
-    """
+    """The same with weights by parameter name; ValueError where they are not those called `names`."""
     stored, state, average = read_files(folder, layout)
     keys = {name: layout.key(name) for name in names}
     if wrong := sorted(stored.keys() ^ set(keys.values())):
@@ -149,10 +146,9 @@ def read_checkpoint(
 
 
 class CsvLogger:
-    """Rows of numbers in the order of their steps.
+    """Rows of numbers in the order of their steps, `step` among them.
 
-    columns: their names, `step` among them; those of a file that is there count, and without either the
-    first row decides.
+    columns: those of a file that is there count, and without either the first row decides
     """
 
     def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:

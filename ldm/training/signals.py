@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 def signals_noted() -> Iterator[list[int]]:
     """Yields the list of signals that came: the loop looks there after each step, saves, and ends.
 
-    At the end of the `with` the first of them does what it would have done at once. A second one does so
-    without waiting.
+    At the end of the `with` the first one does what it would have done at once, as a second one does.
     """
     came: list[int] = []
     before: dict[int, Any] = {}
