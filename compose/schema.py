@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ldm.files import ROOT, read_text, visible_files
-from ldm.settings.json_schema import setting_schemas, type_schema
-from ldm.settings.schema import flat_settings, nearest
+from ldm.settings.schema import flat_settings, nearest, setting_schemas, type_schema
 
 FOLDERS = ("", "compose", "cldm", "llava_bifrost", "inpainting", "tiny", "datasets", "ldm", "scripts")
 

@@ -114,15 +114,10 @@ def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Te
 
 @torch.inference_mode()
 def denoise(
-    predict: Predict,
-    latents: Tensor,
-    schedule: Schedule,
-    *,
-    guidance: float = 1.0,
-    generators: list[torch.Generator] | None = None,
-    known: Known | None = None,
+    predict: Predict, latents: Tensor, schedule: Schedule, *, guidance: float = 1.0,
+    generators: list[torch.Generator] | None = None, known: Known | None = None,
     monitor: Monitor = Monitor(),
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Run a schedule from `latents` (b, c, h, w); returns noise-free latents.
 
     predict(x, t, guided): with guidance != 1 x is (2b, c, h, w), unconditional half first, else (b, c, h, w).

@@ -20,8 +20,8 @@ from ldm.mllm.llava_original import merge_into
 from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
 from ldm.registry.models import existing_folder
 from ldm.settings.config import dump_yaml, write_config
-from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
+from ldm.training.run import refuse_foreign
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.codec import Codec, frame_of

@@ -5,7 +5,7 @@ from typing import Any
 from compose import ComposeSettings
 from compose.serve.settings import COMPOSE_FIELDS, COMPOSE_IMAGES, MOST_IMAGES, PAINT_FIELDS
 from inpainting.dream import DreamSettings
-from ldm.settings.json_schema import setting_schemas
+from ldm.settings.schema import setting_schemas
 from llava_bifrost.settings import WITH_SENTENCE
 
 MADE = {"result": "a composite made here before, a PNG with its recipe"}

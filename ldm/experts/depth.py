@@ -61,9 +61,8 @@ class DepthEstimator:
     """A monocular depth network from transformers (DPT, Depth Anything) behind one function."""
 
     def __init__(self, model: nn.Module, depth_input: DepthInput, metric: bool = False) -> None:
-        self.model = model.eval()
-        self.input = depth_input
-        self.metric = metric  # the network predicts distance, which is inverted
+        # metric: the network predicts distance, which is inverted
+        self.model, self.input, self.metric = model.eval(), depth_input, metric
         if isinstance(model, DPTForDepthEstimation) and model.backbone is None:
             # The stock class takes its own patch grid for square; with the true one it runs at any aspect.
             model.neck.register_forward_pre_hook(self._add_patch_grid)

@@ -5,6 +5,8 @@ weights as safetensors; sizes follow from it.
 Legend: b images, h w pixels, t tokens, c channels.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -163,14 +165,14 @@ class ResnetClip(nn.Module):
         texts = torch.stack([self.text(GOOD_IDS), self.text(BAD_IDS)])
         return torch.stack([rows[number] for number in range(len(images_u8))]), texts
 
-
-@loading()
-def load_resnet_clip(path: Path, device: torch.device | str = "cpu") -> ResnetClip:
-    """RN50.pt as OpenAI distributes it, or its weights as safetensors."""
-    weights = read_weight_file(path)
-    floats = {key: value.float() for key, value in weights.items() if key not in NOT_WEIGHTS}
-    try:
-        network = ResnetClip(floats)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: not the weights of a CLIP with a ResNet ({error})") from None
-    return fill(network, floats, path).to(device)
+    @classmethod
+    @loading()
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> ResnetClip:
+        """RN50.pt as OpenAI distributes it, or its weights as safetensors."""
+        weights = read_weight_file(path)
+        floats = {key: value.float() for key, value in weights.items() if key not in NOT_WEIGHTS}
+        try:
+            network = cls(floats)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"{path}: not the weights of a CLIP with a ResNet ({error})") from None
+        return fill(network, floats, path).to(device)

@@ -1,5 +1,7 @@
 """LPIPS with SqueezeNet 1.1 (Zhang et al. 2018), without torchvision. Legend: b images, h w pixels."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch
@@ -69,12 +71,12 @@ class Lpips(nn.Module):
         parts = [F.interpolate(part, size, mode="bilinear") for part in self.parts(one_pm1, other_pm1)]
         return torch.stack(parts).sum(0)[:, 0]
 
-
-@loading()
-def load_lpips(path: Path) -> Lpips:
-    """path: SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors); its classifier is ignored."""
-    stored = read_weight_file(path)
-    weights = {key: value for key, value in stored.items() if not key.startswith("classifier.")}
-    for key, value in read_weight_file(Path(torchmetrics.__file__).parent / HEAD_WEIGHTS).items():
-        weights[f"heads.{key.removeprefix('lin').split('.')[0]}.weight"] = value
-    return fill(Lpips(), weights, path)
+    @classmethod
+    @loading()
+    def load(cls, path: Path) -> Lpips:
+        """path: SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors); its classifier is ignored."""
+        stored = read_weight_file(path)
+        weights = {key: value for key, value in stored.items() if not key.startswith("classifier.")}
+        for key, value in read_weight_file(Path(torchmetrics.__file__).parent / HEAD_WEIGHTS).items():
+            weights[f"heads.{key.removeprefix('lin').split('.')[0]}.weight"] = value
+        return fill(cls(), weights, path)

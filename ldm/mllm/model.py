@@ -122,19 +122,15 @@ def load_processor(folder: Path, config: Any = None) -> Any:
         if (folder / file).is_file():
             said = read_json(folder / file)
             given = {key: value for key, value in {**said, **given}.items() if value is not None}
-    named = str(given.get("processor_class") or "")  # class
     try:
-        kind = getattr(transformers, named, None)
-        if kind is None:
-            kind = transformers.AutoProcessor
-        elif not is_torchvision_available():
+        kind = getattr(transformers, str(given.get("processor_class")), transformers.AutoProcessor)
+        if not is_torchvision_available():
             kind = images_only(kind)
         processor = kind.from_pretrained(folder, local_files_only=True)
         images = getattr(processor, "image_processor", None)
         if images is not None and not type(images).__name__.endswith("Pil"):
-            processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True
-            )
+            found: Any = transformers.AutoImageProcessor
+            processor.image_processor = found.from_pretrained(folder, backend="pil", local_files_only=True)
     except (OSError, KeyError, ImportError) as error:
         raise ValueError(f"{folder}: no usable processor files: {first_line(error)}") from error
     if not isinstance(processor, ProcessorMixin):

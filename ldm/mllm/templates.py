@@ -5,14 +5,11 @@ that the published inference script picked by the folder's name. `llava_hub` is 
 weights.
 """
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
+VICUNA_SYSTEM = LLAVA_SYSTEM.replace("human", "user")
 _PARTS = (
     "{% for part in message.content %}{% if part.type == 'image' %}<image>\n{% else %}{{ part.text }}"
     "{% endif %}{% endfor %}"

@@ -62,12 +62,10 @@ def command(
     parameters = [] if "config" in settings else [_parameter("config", Annotated[Path | None, config_option])]
     for key, (field, hint) in settings.items():
         if section_of(hint) is None:
-            parameters.append(_option(key, field, hint, below))
-            names[parameters[-1].name] = (key, hint)
-            for old in field.metadata.get("was", ()):
-                former = key.removesuffix(field.name) + old
-                parameters.append(_option(former, field, hint, (), hidden=True))
-                names[parameters[-1].name] = (former, hint)
+            former = [key.removesuffix(field.name) + old for old in field.metadata.get("was", ())]
+            for name in (key, *former):
+                parameters.append(_option(name, field, hint, below, hidden=name in former))
+                names[parameters[-1].name] = (name, hint)
 
     def verb(**given: Any) -> Any:
         config = None if "config" in names else given.pop("config")
@@ -130,9 +128,12 @@ def takes_keys(schema: type) -> type[TyperCommand]:
 
 def key_rows(schema: type) -> list[tuple[str, str]]:
     """`key TYPE` and meaning, with range and default, of all settings that `key=value` sets."""
-    flat = [(key, *entry) for key, entry in flat_settings(schema).items() if section_of(entry[1]) is None]
-    described = ((key, *_described(key, field, hint, [])) for key, field, hint in flat)
-    return [(f"{key} {kind}", text) for key, kind, text in described]
+    rows = []
+    for key, (field, hint) in flat_settings(schema).items():
+        if section_of(hint) is None:
+            kind, text = _described(key, field, hint, [])
+            rows.append((f"{key} {kind}", text))
+    return rows
 
 
 def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
@@ -257,7 +258,7 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 
 def _described(key: str, field: Field, hint: Any, layers: Sequence[Layer]) -> tuple[str, str]:
-    """What is typed for a setting, and its meaning with its range and the value of the layers or the schema."""
+    """What is typed for a setting, and its meaning with its range and the value of layers or schema."""
     rule = field.metadata
     value: Any = field.default if field.default_factory is MISSING else field.default_factory()
     for layer in layers:

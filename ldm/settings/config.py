@@ -31,6 +31,7 @@ from ldm.settings.schema import (
     other_unit,
     section_of,
     setting,
+    to_plain,
     type_hints,
     type_name,
 )
@@ -71,21 +72,6 @@ def read_config(schema: type[T], path: Path, missing: T | None = None) -> T:
 def write_config(path: Path, config: Any) -> None:
     """The JSON file that `read_config` reads back, as a whole."""
     write_json(path, to_plain(config))
-
-
-def to_plain(value: Any) -> Any:
-    """A dataclass, or any nest of mappings and sequences, as JSON-able dicts, lists and scalars."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    if isinstance(value, Path):
-        return value.as_posix()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise ValueError(f"cannot write a {type(value).__name__} as plain settings: {value!r}")
 
 
 def dump_yaml(settings: Any) -> str:

@@ -19,19 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 type_hints = cache(get_type_hints)  # of a schema; not to be changed
+JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 LISTED_NAMES = 24  # names shown in an error before the list is cut
 
 
 def setting(
-    default: Any = MISSING,
-    *,
-    help: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: Iterable[str] | None = None,
-    aliases: Sequence[str] = (),
-    was: Sequence[str] = (),
-) -> Any:
+    default: Any = MISSING, *, help: str = "", low: float | None = None, high: float | None = None,
+    choices: Iterable[str] | None = None, aliases: Sequence[str] = (), was: Sequence[str] = (),
+) -> Any:  # fmt: skip
     """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
 
     Without a default the setting is required. A list, dict or dataclass as default is copied for every use.
@@ -71,7 +66,7 @@ def check_settings(settings: Any) -> None:
 
 
 def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, prefix: str = "") -> None:
-    """Ranges and choices of a dataclass, or of the OmegaConf node that becomes one. spell: a key in errors."""
+    """Ranges and choices of a dataclass, or of the OmegaConf node that becomes one. spell: keys in errors"""
     is_node = isinstance(node, DictConfig)
     for field, section in limited_fields(schema):
         name = field.name
@@ -186,3 +181,50 @@ def range_name(rule: Mapping[str, Any]) -> str:
     if low is not None and high is not None:
         return f"in [{low}, {high}]"
     return "" if low is high else f"at least {low}" if high is None else f"at most {high}"
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass, or any nest of mappings and sequences, as JSON-able dicts, lists and scalars."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"cannot write a {type(value).__name__} as plain settings: {value!r}")
+
+
+def type_schema(hint: Any, rule: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of one type with the range and the choices of its setting."""
+    kinds = members(hint)
+    if len(kinds) > 1:
+        return {"anyOf": [type_schema(kind, rule) for kind in kinds]}
+    inner = get_args(kinds[0])
+    if get_origin(kinds[0]) in (tuple, list):
+        some = inner[-1] is Ellipsis or len(inner) == 1
+        size = {} if some else {"minItems": len(inner), "maxItems": len(inner)}
+        return {"type": "array", "items": type_schema(inner[0], rule), **size}
+    if get_origin(kinds[0]) is dict:
+        return {"type": "object", "additionalProperties": type_schema(inner[1], rule)}
+    return {"type": JSON_TYPES.get(kinds[0], "object"), **rule}
+
+
+def setting_schemas(schema: type) -> dict[str, dict[str, Any]]:
+    """Key -> JSON Schema of every setting; keys of sections are dotted. Required ones have no default."""
+    found = {}
+    for key, (field, hint) in flat_settings(schema).items():
+        if section_of(hint) is not None:
+            continue
+        names = {"minimum": "low", "maximum": "high", "enum": "choices"}
+        rule = {name: field.metadata.get(was) for name, was in names.items()}
+        one = type_schema(hint, {name: value for name, value in rule.items() if value is not None})
+        one["description"] = field.metadata.get("help", "")
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if default is not MISSING and default is not None:
+            one["default"] = default
+        found[key] = to_plain(one)
+    return found

@@ -32,6 +32,7 @@ from ldm.training.settings import FitConfig
 
 STATE, AVERAGE = "state.pt", "average.safetensors"
 CHECKPOINT_PREFIX = "checkpoint-"
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,39 @@ def chosen_checkpoint(out: Path, resume: str) -> Path | None:
     return found[-1] if found else None
 
 
+def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
+    """ValueError where a run in `out` would overwrite weights that no training has written there.
+
+    results: names in `out` of what a run writes at its end. advice: follows the name of what was found
+    """
+    own = checkpoint_folders(out)
+    foreign = [path for path in numbered_folders(out) if path not in own and any(path.iterdir())]
+    foreign += [out / name for name in results if not own and (out / name).exists()]
+    if foreign:
+        wrong = "was not trained here: this run cannot go on from it, and would overwrite it"
+        raise ValueError(f"{foreign[0]} {wrong}; choose another {advice}")
+
+
+def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
+    """A checkpoint folder of a run. file: what it must hold.
+
+    name: best (lowest validation loss), latest, or that of the folder. ValueError lists those that are there.
+    """
+    there = [path for path in numbered_folders(out) if (path / file).exists()]
+    wanted = name
+    if name == "best":
+        trained = [path for path in there if (path / STATE).is_file()]
+        state = torch.load(trained[-1] / STATE, "cpu", weights_only=True) if trained else {}
+        if not (step := state.get("progress", {}).get("best_step", 0)):
+            raise ValueError(f"checkpoint=best: no training in {out} has measured a validation loss")
+        wanted = f"{CHECKPOINT_PREFIX}{step}"
+    found = there[-1:] if name == "latest" else [path for path in there if path.name == wanted]
+    if not found:
+        names = ", ".join(path.name for path in there) or "none"
+        raise ValueError(f"checkpoint={name}: {out} holds no such checkpoint (there: {names}){advice}")
+    return found[0]
+
+
 def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path | None:
     """What `chosen_checkpoint` gives the first process; ValueError on all where one does not see it."""
     answer: list[Any] = [None, ""]
@@ -100,12 +134,9 @@ def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path 
 
 
 def write_checkpoint(
-    folder: Path,
-    layout: Layout,
-    weights: Mapping[str, Tensor],
-    state: Mapping[str, Any],
+    folder: Path, layout: Layout, weights: Mapping[str, Tensor], state: Mapping[str, Any],
     average: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """All files of a checkpoint. weights, average: by parameter name; state: plain values and tensors."""
     with folder_written_whole(folder) as partial:
         files = {layout.file: weights} | ({} if average is None else {AVERAGE: average})
@@ -120,9 +151,7 @@ def write_checkpoint(
         torch.save(dict(state), partial / STATE)
 
 
-def read_files(
-    folder: Path, layout: Layout
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
+def read_files(folder: Path, layout: Layout) -> Checkpoint:
     """(weights, state, average or None) on the CPU, as they are in the files. Only data is unpickled."""
     try:
         state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
@@ -132,9 +161,7 @@ def read_files(
         raise ValueError(f"{folder}: a damaged checkpoint; remove it to go on from the one before") from None
 
 
-def read_checkpoint(
-    folder: Path, layout: Layout, names: Iterable[str]
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]:
+def read_checkpoint(folder: Path, layout: Layout, names: Iterable[str]) -> Checkpoint:
     """The same with weights by parameter name; ValueError where they are not those called `names`."""
     stored, state, average = read_files(folder, layout)
     keys = {name: layout.key(name) for name in names}
@@ -226,8 +253,7 @@ class Task:
         mine = range(len(data))[accelerator.process_index :: accelerator.num_processes]
         batches = [list(mine[start : start + config.batch]) for start in range(0, len(mine), config.batch)]
         sums = torch.zeros(2, device=accelerator.device)
-        loader = self.loader(data, batches, config.workers)
-        for items, batch in zip(batches, loader, strict=True):
+        for items, batch in zip(batches, self.loader(data, batches, config.workers), strict=True):
             seeds = [seed_of(config.seed, "held out", item) for item in items]
             with drawing(seeds[0], accelerator.device), accelerator.autocast():
                 loss = self.loss(model, send_to_device(batch, accelerator.device), seeds)

@@ -19,7 +19,7 @@ from inpainting.models.text_to_image.lora import train_lora
 from inpainting.models.text_to_image.train_text_to_image_lora import TrainLoraConfig
 from ldm.files import file_sha256
 from ldm.settings.config import load_config
-from ldm.training.choice import named_checkpoint
+from ldm.training.run import named_checkpoint
 from tests.conftest import ROOT
 from tests.inpainting.small_paintings import SIDE, write_inpainter, write_paintings
 from tests.inpainting.test_lora_training import recipe

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inpainting.models.metrics.measure import Backbones, InpaintedImage, in_batches, measure_images
 from ldm.metrics.clip import Clip
 from ldm.metrics.inception import INCEPTION_SIDE, inception_features
-from ldm.metrics.lpips import load_lpips
+from ldm.metrics.lpips import Lpips
 from tests.ldm.small_metrics import write_clip, write_squeezenet
 
 
@@ -46,7 +46,7 @@ def test_a_batch_is_measured_as_its_images_alone_and_together(
     rng = np.random.default_rng(0)
     clip = Clip.load(write_clip(tmp_path / "clip"))
     networks = Backbones(
-        lpips=load_lpips(write_squeezenet(tmp_path / "squeezenet.pth")), clip=clip, clip_iqa=clip,
+        lpips=Lpips.load(write_squeezenet(tmp_path / "squeezenet.pth")), clip=clip, clip_iqa=clip,
         inception=Means(),
     )  # fmt: skip
     images = []

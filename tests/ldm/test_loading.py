@@ -28,7 +28,7 @@ from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import load_pretrained, save_part
 from ldm.loading import RUNNING, drawing, in_precision, loading
 from ldm.metrics.inception import load_inception
-from ldm.metrics.lpips import load_lpips
+from ldm.metrics.lpips import Lpips
 from ldm.mllm.training import load_adapter, make_trainable
 from ldm.settings.config import load_config
 from ldm.training.run import make_accelerator
@@ -77,7 +77,7 @@ def built_later(folder: Path, kind: str) -> Build:
         return lambda: load_inception(file)
     if kind == "lpips":
         file = small_metrics.write_squeezenet(folder / "a.pth")
-        return lambda: load_lpips(file)
+        return lambda: Lpips.load(file)
     if kind == "inpainter":
         write_inpainter(folder)
         return lambda: load_inpainter(folder).unet

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ldm.metrics.clip import BAD, GOOD, Clip, Dino, quality
-from ldm.metrics.clip_resnet import AttentionPool, load_resnet_clip
+from ldm.metrics.clip_resnet import AttentionPool, ResnetClip
 from ldm.metrics.inception import Inception, load_inception, resize_like_tensorflow
 from ldm.metrics.intervals import centred_interval, mean_interval, percentile_interval
-from ldm.metrics.lpips import Lpips, load_lpips
+from ldm.metrics.lpips import Lpips
 from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance, psnr_over, squared_error
 from ldm.metrics.weights import hash_of, read_weight_file
 from tests.ldm.small_metrics import (
@@ -110,7 +110,7 @@ def test_inception_has_the_published_layers(tmp_path: Path):
 
 
 def test_lpips_is_the_sum_of_weighted_differences(tmp_path: Path):
-    network = load_lpips(write_squeezenet(tmp_path / "squeezenet.pth"))
+    network = Lpips.load(write_squeezenet(tmp_path / "squeezenet.pth"))
     one, other = torch.rand(2, 2, 3, 48, 40) * 2 - 1
     with torch.inference_mode():
         distance = network(one, other)
@@ -140,7 +140,7 @@ def test_clip_squeezes_images_and_cuts_long_texts(tmp_path: Path):
 
 
 def test_quality_by_a_resnet_takes_images_of_any_size(tmp_path: Path):
-    network = load_resnet_clip(write_resnet_clip(tmp_path / "RN50.pt"))
+    network = ResnetClip.load(write_resnet_clip(tmp_path / "RN50.pt"))
     samples = [RNG.integers(0, 256, size, np.uint8) for size in ((64, 96, 3), (100, 64, 3), (5, 9, 3))]
     found = network.quality(samples)
     images, texts = (F.normalize(one, dim=-1) for one in network.features(samples))
@@ -148,7 +148,7 @@ def test_quality_by_a_resnet_takes_images_of_any_size(tmp_path: Path):
     assert np.allclose(found, expected.detach().numpy(), atol=1e-4)
     assert np.allclose(network.quality(samples[1:]), found[1:], atol=1e-5)
     with pytest.raises(ValueError, match="not the weights of a CLIP with a ResNet"):
-        load_resnet_clip(write_squeezenet(tmp_path / "squeezenet.pth"))
+        ResnetClip.load(write_squeezenet(tmp_path / "squeezenet.pth"))
 
 
 def test_attention_pool_is_attention_of_the_mean():

@@ -31,12 +31,13 @@ from ldm.mllm.training import (
 )
 from ldm.registry.models import local_or_hub_folder
 from ldm.settings.config import dump_yaml, write_config
-from ldm.training.choice import named_checkpoint, refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
 from ldm.training.run import (
     STATE,
     Layout,
+    named_checkpoint,
     read_checkpoint,
+    refuse_foreign,
     trained,
 )
 from ldm.training.settings import LoraSettings, ResumableSampler

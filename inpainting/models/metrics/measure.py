@@ -20,9 +20,9 @@ from datasets.geometry import bbox_of_mask
 from inpainting.models.text_to_image.config import BackboneFiles
 from ldm.images import to_pm1
 from ldm.metrics.clip import Clip
-from ldm.metrics.clip_resnet import ResnetClip, load_resnet_clip
+from ldm.metrics.clip_resnet import ResnetClip
 from ldm.metrics.inception import inception_features, load_inception
-from ldm.metrics.lpips import Lpips, load_lpips
+from ldm.metrics.lpips import Lpips
 from ldm.metrics.similarity import squared_error
 from ldm.metrics.weights import MetricNetworks
 
@@ -45,13 +45,13 @@ class Backbones(MetricNetworks):
         """Every network whose file is there and intact."""
 
         def load_clip_iqa(path: Path) -> Clip | ResnetClip:
-            return Clip.load(path, device) if path.is_dir() else load_resnet_clip(path, device)
+            return Clip.load(path, device) if path.is_dir() else ResnetClip.load(path, device)
 
         models = cls()
         models.inception = models.get(
             "inception", files.inception, lambda path: load_inception(path).to(device)
         )
-        models.lpips = models.get("squeezenet", files.squeezenet, lambda path: load_lpips(path).to(device))
+        models.lpips = models.get("squeezenet", files.squeezenet, lambda path: Lpips.load(path).to(device))
         models.clip = models.get("clip", files.clip, lambda path: Clip.load(path, device))
         models.clip_iqa = models.get("clip_iqa", files.clip_iqa, load_clip_iqa)
         return models

@@ -25,9 +25,8 @@ from ldm.files import write_atomic
 from ldm.loading import drawing
 from ldm.seeds import seed_of
 from ldm.settings.config import dump_yaml
-from ldm.training.choice import refuse_foreign
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.run import Layout, trained
+from ldm.training.run import Layout, refuse_foreign, trained
 
 log = logging.getLogger(__name__)
 

@@ -30,8 +30,7 @@ from ldm.images import from_pm1, write_png
 from ldm.mllm.training import ADAPTER_CONFIG
 from ldm.seeds import seed_of
 from ldm.settings.config import to_plain
-from ldm.training.choice import named_checkpoint
-from ldm.training.run import numbered_folders
+from ldm.training.run import named_checkpoint, numbered_folders
 
 Item = dict[str, Any]
 GENERATED_WITH = "generated_with.json"  # beside the images
