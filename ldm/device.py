@@ -1,7 +1,4 @@
-"""Which device and precision to use when the user leaves the choice to us, and what machine this is.
-
-What networks give is checked here too: half precision overflows, and what follows is no number.
-"""
+"""Which device and precision to use when the user leaves the choice to us, and what machine this is."""
 
 import os
 import platform
@@ -55,7 +52,7 @@ def pick_dtype(
 
 
 def check_finite(values: Tensor, network: str) -> Tensor:
-    """The values as given; ValueError naming the network where one is NaN or infinite."""
+    """The values as given; ValueError where one is NaN or infinite, as half precision overflows."""
     if not bool(values.isfinite().all()):
         wrong = f"the {network} gave NaN or infinite numbers: give --dtype bf16 or fp32 (from Python dtype=)"
         raise ValueError(f"{wrong}. Damaged weights give them in every precision")

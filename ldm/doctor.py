@@ -1,7 +1,4 @@
-"""What works on this machine, what each command would gain by which model, then versions, devices, models.
-
-python -m ldm.doctor
-"""
+"""What works on this machine, what each command would gain by which model, then versions, devices, models."""
 
 import contextlib
 import platform

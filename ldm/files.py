@@ -159,8 +159,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
 
-    Missing parent folders are made. ValueError names the file that cannot be written: UnwritableError if its
-    name is not the reason, OSError where the disk is full. What was prepared for the others is removed.
+    ValueError names the file that cannot be written: UnwritableError if its name is not the reason, OSError
+    where the disk is full. What was prepared for the others is removed.
     """
     path = Path()
     try:

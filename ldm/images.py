@@ -45,9 +45,8 @@ def distinct_values(values: np.ndarray) -> str:
 
 
 def read_image(path: Any, data: bytes | None = None) -> decode.LoadedImage:
-    """Read any common image file as 8-bit sRGB plus its alpha; 16-bit values are scaled, not clipped.
+    """Read any common image file (or what `as_file` takes) as 8-bit sRGB plus its alpha; 16 bits are scaled.
 
-    path: or a PIL image or an array, see `as_file`; so for masks and depth maps
     data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
     """
     path = as_file(path, "image")

@@ -1,8 +1,5 @@
 """Pixels <-> latents, and schedulers by name.
 
-Diffusion wants latents of zero mean and unit variance: SD's AutoencoderKL has one scaling factor for it,
-AutoencoderTiny needs statistics per channel.
-
 Legend: b batch, c latent channels, h w pixels, f downsampling factor.
 """
 
@@ -34,7 +31,7 @@ LOOP_METHODS = ("set_timesteps", "step", "scale_model_input", "add_noise")  # wh
 
 
 class LatentSpace(nn.Module):
-    """An autoencoder and the statistics that normalise its latents: z = (E(x) - mean) / std."""
+    """An autoencoder and what makes zero mean and unit variance of its latents: z = (E(x) - mean) / std."""
 
     mean: Tensor
     std: Tensor
@@ -43,7 +40,7 @@ class LatentSpace(nn.Module):
         self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        """mean, std: one number per latent channel; without them the config's scaling factor is used."""
+        """mean, std: one number per latent channel; without them SD's one scaling factor, of the config."""
         super().__init__()
         self.vae = vae
         channels = vae.config.latent_channels

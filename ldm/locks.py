@@ -1,6 +1,6 @@
 """One writer: a run folder is held by one process, and processes that share items take each of them once.
 
-The locks are those of the operating system (library `filelock`), so that of a dead process holds nothing.
+The locks are those of the operating system, so that of a dead process holds nothing.
 """
 
 import contextlib
@@ -75,10 +75,7 @@ def alone(
 
 
 def taken(items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T], Path]) -> Iterator[T]:
-    """The items that are not done, each held while it is worked on; those that others hold come last.
-
-    path_of: a result of the item; the lock lies beside it
-    """
+    """The items that are not done, each held by a lock beside its path; those that others hold come last."""
     busy: list[T] = []
     for wait, part in ((False, items), (True, busy)):
         for item in part:

@@ -17,8 +17,7 @@ IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # modes of Pillow th
 def as_file(image: Any, name: str) -> Path:
     """The path of an image: its own, or for an image in memory a file named by the hash of its contents.
 
-    image: path; PIL image; uint8 (h, w), (h, w, 3) RGB or (h, w, 4); mask (h, w) bool; depth (h, w) float in
-           [0, 1]. ValueError names the setting and what it is instead
+    image: path; PIL image; uint8 (h, w), (h, w, 3) RGB or (h, w, 4); mask (h, w) bool; depth (h, w) in [0, 1]
     """
     if isinstance(image, str | Path):
         return Path(image)

@@ -170,7 +170,6 @@ def save_result(
     recipe:    all that decides the pixels; JSON values, paths and numpy scalars
     report:    what was measured; the JSON file is the report with `recipe` and `image_sha256`
     overwrite: another result that is there is replaced instead of renamed
-    returns:   the paths of the image and of the JSON
     """
     png, beside = result_paths(path)
     text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: ", ".join(_readable(recipe))}

@@ -1,7 +1,4 @@
-"""Relative inverse depth of an image: depth_01 (h, w) float32, per-image min-max, 1 = nearest.
-
-Legend: b batch, h w pixels of the image, n m pixels of the network.
-"""
+"""Relative inverse depth (b batch, h w pixels of the image, n m of the network): depth_01 (h, w) float32."""
 
 import contextlib
 import logging

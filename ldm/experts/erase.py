@@ -1,7 +1,5 @@
-"""Removing an object: fill a hole of an image from what is around it, by LaMa as a TorchScript file, by a
-stock diffusers inpainting folder (Stable Diffusion 2 inpainting), or by OpenCV when neither is given.
-
-Legend: h w pixels of the image, n m pixels of the network.
+"""Removing an object: fill a hole of an image from what is around it, by LaMa, a stock inpainting folder of
+diffusers (Stable Diffusion 2), or OpenCV. Legend: h w pixels of the image, n m pixels of the network.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which pixels of an object's image are the object: its alpha, SAM, U2-Netp, or GrabCut.
-
-Legend: h w pixels; masks are bool (h, w), True = object.
-"""
+"""Which pixels (h, w) of an object's image are the object: its alpha, SAM, U2-Netp, or GrabCut."""
 
 import math
 from pathlib import Path
@@ -130,10 +127,7 @@ def mask_at(rgb_u8: np.ndarray, point01: tuple[float, float]) -> np.ndarray:
 
 
 def corrected_mask(rgb_u8: np.ndarray, mask: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    """A mask (h, w) that GrabCut finds from another one and a user's marks, which hold.
-
-    marks: (h, w) uint8, 0 none, 1 object, 2 background
-    """
+    """What GrabCut makes of a mask (h, w) and a user's marks (h, w) uint8: 0 none, 1 object, 2 background."""
     size = fitted(mask.shape, GRABCUT_SIDE)
     small_u8, near = resize(rgb_u8, size), resize(mask, size)
     start = np.where(near, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)

@@ -1,7 +1,4 @@
-"""Images as features: in CLIP's space, with texts and quality by a pair of opposite texts; and in DINO's.
-
-Legend: b images, t texts, d features.
-"""
+"""Images (b) as features (d) in CLIP's space, with texts (t), quality by two opposite texts; and in DINO's."""
 
 from __future__ import annotations
 

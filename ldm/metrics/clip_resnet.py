@@ -1,8 +1,6 @@
 """CLIP with a ResNet, as published for CLIP-IQA: images of any size, no positions in the last pooling.
 
-The weight file is OpenAI's RN50.pt (a TorchScript archive, of which only the weights are taken) or the same
-weights as safetensors; sizes follow from it.
-Legend: b images, h w pixels, t tokens, c channels.
+Sizes follow from the weight file. Legend: b images, h w pixels, t tokens, c channels.
 """
 
 from __future__ import annotations

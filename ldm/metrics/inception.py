@@ -1,8 +1,7 @@
-"""The Inception-v3 of FID, (b, 2048) features, without torchvision.
+"""The Inception-v3 of FID, features (b, 2048) of images (h, w), without torchvision.
 
 The network and its keys are those of the ported TensorFlow graph inception-2015-12-05, whose average pools
 leave the padding out and whose last block pools by maximum.
-Legend: b images, h w pixels.
 """
 
 from collections.abc import Iterable

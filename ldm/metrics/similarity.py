@@ -1,7 +1,4 @@
-"""Similarity of two images without a network, and of two sets by their features.
-
-Legend: h w pixels, n m images, d features; images are RGB (h, w, 3) uint8.
-"""
+"""Similarity of two images, RGB (h, w, 3) uint8, and of two sets of n and m images by their d features."""
 
 import numpy as np
 import torch
@@ -60,7 +57,7 @@ def _root(features: np.ndarray) -> np.ndarray:
 def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """KID (Binkowski et al. 2018): unbiased squared MMD with the kernel (x y / d + 1)^3.
 
-    real (n, d), fake (m, d). Unlike FID its expectation does not depend on the number of images.
+    Unlike that of FID its expectation does not depend on the number of images.
     """
     n, m, d = len(real), len(fake), real.shape[1]
     if min(n, m) < 2:

@@ -1,8 +1,7 @@
 """Chat templates of the LLaVA family.
 
-`vicuna_v1` is what LLaVA-1.5 and the Bifrost locator were trained with. `llava_v1` has the system sentence
-that the published inference script picked by the folder's name. `llava_hub` is the form of the converted
-weights.
+vicuna_v1 is what LLaVA-1.5 and the Bifrost locator were trained with, llava_v1 what the published inference
+script picked by the folder's name, and llava_hub the form of the converted weights.
 """
 
 LLAVA_SYSTEM = (

@@ -1,7 +1,6 @@
 """Training of image-and-text models: LoRA on the language model, the projector beside it (peft), the loss.
 
-Adapter folders are peft's own: adapter_config.json and adapter_model.safetensors, so peft loads them too.
-Legend: b rows of a batch, t tokens.
+Adapter folders are peft's own, so peft loads them too. Legend: b rows of a batch, t tokens.
 """
 
 import re
@@ -36,8 +35,7 @@ OLD_NAMES = {
 def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.Module:
     """The model with LoRA (a PeftModel), or itself for rank 0; only what is trained requires gradients.
 
-    seed: of the initial LoRA matrices. Trained weights are single precision, whatever the rest is.
-    ValueError if a name matches nothing.
+    seed: of the initial LoRA matrices. Trained weights are single precision. ValueError for an unknown name.
     """
     projectors = [name for name, _ in model.named_modules() if is_projector(f"{name}.")]
     if not projectors:

@@ -3,8 +3,7 @@
     python -m ldm.registry list | show NAME | where NAME | verify [NAME]
     python -m ldm.registry pull NAME [--from DIR] | register NAME FILE
 
-Models lie below $BIFROST_MODELS, by default ./models. A model is put together in a folder beside its own and
-renamed when it is whole, so what is there is complete. Hashes are recorded on the first pull.
+Models lie below $BIFROST_MODELS, by default ./models.
 """
 
 import contextlib

@@ -50,8 +50,7 @@ def command(
 
     Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
     YAML file of defaults, by default `default_config` where that file exists, unless the schema has a field
-    `config`. A flag that is not given leaves the YAML's or the dataclass's value, which the help text shows.
-    What `function` returns is the object that `--json` prints; without it that names `out` of the settings.
+    `config`. What `function` returns is the object that `--json` prints; without it that names `out`.
     """
     found = None if default_config is None or not located(default_config).is_file() else default_config
     below = [] if found is None else yaml_layers(found)
@@ -171,11 +170,9 @@ def _terminate(number: int, frame: Any) -> NoReturn:
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     """Build the app, run it on argv, return its exit code.
 
-    What a user can fix (ValueError, a file error, wrong usage, memory that is used up) is one line on stderr
-    and code 2; its traceback goes to the log at level DEBUG. Ctrl-C is code 130, SIGTERM code 143, a report
-    whose `failed` holds something code 1. Any other error raises. Every command has `--version` and `--json`:
-    standard output is then one object, the verb's report or {"error": message}, and all else goes to
-    standard error.
+    What a user can fix (`user_message`) is one line on stderr and code 2; its traceback goes to the log at
+    level DEBUG. Ctrl-C is code 130, SIGTERM code 143, a report whose `failed` holds something code 1. Another
+    error raises. With `--json` standard output is one object, the verb's report or {"error": message}.
     """
     if "--json" not in argv:
         if "--version" in argv:

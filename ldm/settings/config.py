@@ -46,8 +46,7 @@ log = logging.getLogger(__name__)
 def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
     """Fill `schema` from its defaults, the YAML file at `path` with its bases, then `key=value` texts.
 
-    An unknown key, a wrong type, a missing value or a value out of range is a one-line ValueError that names
-    the file (or the override) and the key.
+    Whatever is wrong is a one-line ValueError that names the file (or the override) and the key.
     """
     layers = [] if path is None else yaml_layers(Path(path))
     for text in overrides:
@@ -60,10 +59,7 @@ def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = (
 
 
 def read_config(schema: type[T], path: Path, missing: T | None = None) -> T:
-    """The JSON configuration of a model folder, such as compositor.json; ValueError names file and key.
-
-    missing: what holds where there is no such file; without it a missing file is an error.
-    """
+    """The JSON configuration of a model folder, or `missing` where there is none; ValueError names the key."""
     if missing is not None and not path.is_file():
         return missing
     return merge_layers(schema, [Layer(read_json(path), f"{path}: ")], where=f"{path}: ")

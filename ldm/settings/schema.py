@@ -29,11 +29,10 @@ def setting(
 ) -> Any:  # fmt: skip
     """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
 
-    Without a default the setting is required. A list, dict or dataclass as default is copied for every use.
-    low, high and choices hold for every element of a tuple, list or dict. aliases: more spellings as flags;
-    one without dashes, such as IMAGE_TREE, means that the setting is typed by position under this name; one
-    that begins with /, such as /--keep, is the opposite of a flag, instead of --no-NAME.
-    was: former names; as keys and flags they are still read, with one log line that says the new name.
+    Without a default the setting is required; low, high and choices hold for every element of a collection.
+    aliases: more spellings as flags; one without dashes, such as IMAGE_TREE, is typed by position; one that
+    begins with /, such as /--keep, is the opposite of a flag, instead of --no-NAME.
+    was: former names, which are still read, with one log line that says the new name.
     """
     metadata = {"help": help, "low": low, "high": high, "aliases": tuple(aliases), "was": tuple(was)}
     metadata["choices"] = None if choices is None else tuple(choices)

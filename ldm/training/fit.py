@@ -53,10 +53,9 @@ def fit(
 ) -> FitOutcome:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
 
-    The process group stays open; `accelerator.end_training()` is the caller's last act on several processes.
-    At the end the model holds the averaged weights where `config.ema` keeps them. Ctrl-C and SIGTERM save a
-    checkpoint of their step, which the next one replaces.
-    Raises ValueError for an empty data set, a damaged or foreign checkpoint, a loss that is not finite.
+    `accelerator.end_training()` is the caller's last act on several processes. At the end the model holds the
+    averaged weights where `config.ema` keeps them. Ctrl-C and SIGTERM save a checkpoint of their step, which
+    the next one replaces. ValueError for an empty data set, a foreign checkpoint, a loss that is not finite.
     """
     accelerator = accelerator or make_accelerator(config, out)
     if not len(task.data):  # type: ignore[arg-type]
