@@ -1,4 +1,4 @@
-"""Images (b) as features (d) in CLIP's space, with texts (t), quality by two opposite texts; and in DINO's."""
+"""Images as features in CLIP's space, with texts and quality by two opposite texts, and in DINO's."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = (
 
 
 def read_config(schema: type[T], path: Path, missing: T | None = None) -> T:
-    """The JSON configuration of a model folder, or `missing` where there is none; ValueError names the key."""
+    """The JSON configuration of a model folder, `missing` where there is none; ValueError names the key."""
     if missing is not None and not path.is_file():
         return missing
     return merge_layers(schema, [Layer(read_json(path), f"{path}: ")], where=f"{path}: ")
