@@ -94,8 +94,7 @@ def load_pretrained(
         "mismatched": sorted(str(item[0]) for item in report["mismatched_keys"]),
         "unexpected": sorted(filter(is_live, report["unexpected_keys"])) if exact else [],
     }
-    listed = [f"{len(keys)} {name} keys {keys[:3]}" for name, keys in wrong.items() if keys]
-    if listed:
+    if listed := [f"{len(keys)} {name} keys {keys[:3]}" for name, keys in wrong.items() if keys]:
         raise ValueError(f"{source}: its weights do not fit its config.json: {'; '.join(listed)}")
     return model.eval()
 

@@ -90,8 +90,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     rows = []
     try:
         reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
-        lacking = [name for name in columns if header.count(name) != 1]
-        if lacking:
+        if lacking := [name for name in columns if header.count(name) != 1]:
             shown = ", ".join(header) or "none"
             raise ValueError(f"{path}: the table needs one column {lacking[0]}; its columns are {shown}")
         for row in reader:

@@ -89,8 +89,7 @@ class JournalReader:
         with path.open("rb") as file, suppress(ValueError):
             for line in takewhile(lambda line: line.endswith(b"\n"), file):
                 entry = parse_line(line)
-                item = entry.pop("item", None)
-                if item is None:
+                if (item := entry.pop("item", None)) is None:
                     self.inputs = entry.get("inputs", self.inputs)
                     self.complete = "complete" in entry
                 elif "left_out" in entry:

@@ -107,8 +107,7 @@ class LatentSpace(nn.Module):
 
 def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
     """A diffusers scheduler by short name or class name, if it can drive the sampling loop."""
-    kind = getattr(diffusers, scheduler_name(name), None)
-    if kind is None:
+    if (kind := getattr(diffusers, scheduler_name(name), None)) is None:
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
     try:
         usable = all(hasattr(kind, method) for method in LOOP_METHODS)

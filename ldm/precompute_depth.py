@@ -70,10 +70,9 @@ def estimate_tree(settings: DepthSettings) -> None:
         if image.suffix.lower() not in kinds:
             continue
         path = settings.out / image.relative_to(settings.images).with_suffix(".png")
-        if path in images_of:
+        if images_of.setdefault(path, image) != image:
             both = f"{images_of[path]} and {image.name} would have one depth map"
             raise ValueError(f"{both}; choose one kind of file: --suffix {image.suffix}")
-        images_of[path] = image
     if not images_of:
         raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({', '.join(kinds)})")
     index, every = shard_of(settings.shard)

@@ -24,8 +24,7 @@ def grid(
     rows:    (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
     returns: (h, w, 3) uint8
     """
-    columns = max((len(row) for row in rows), default=0)
-    if columns == 0:
+    if (columns := max((len(row) for row in rows), default=0)) == 0:
         raise ValueError("a sheet needs at least one image")
     if len(titles) not in (0, columns) or len(row_labels) not in (0, len(rows)):
         expected = f"{columns} titles and {len(rows)} row labels"

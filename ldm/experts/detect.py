@@ -89,8 +89,7 @@ class Detector:
     def find_names(self, rgb_u8: np.ndarray, names: Sequence[str]) -> dict[str, Detection]:
         """The best box of every name. ValueError lists the names that were not found."""
         found = {name: self.find_all(rgb_u8, name) for name in names}
-        absent = [name for name, boxes in found.items() if not boxes]
-        if absent:
+        if absent := [name for name, boxes in found.items() if not boxes]:
             raise ValueError(
                 f"the detector finds no {' and no '.join(absent)} in the background (least score "
                 f"{self.least_score:g}); name a visible object, or give --anchors FILE.json, or --box"

@@ -49,8 +49,7 @@ def centred_interval(
 def format_estimate(number: Mapping[str, float] | None, digits: str = ".2f", factor: int = 1) -> str:
     """Mean or value times `factor` with its interval, if it has one: `15.32 [15.01, 15.63]`; `-` for none."""
     number = number or {}
-    value = number.get("mean", number.get("value"))
-    if value is None:
+    if (value := number.get("mean", number.get("value"))) is None:
         return "-"
     spread = ", ".join(f"{factor * number[key]:{digits}}" for key in ("low", "high") if key in number)
     return f"{factor * value:{digits}}" + (f" [{spread}]" if spread else "")

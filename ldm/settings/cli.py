@@ -211,8 +211,7 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
             raise
         result = TERMINATED
     except Exception as error:
-        message = user_message(error)
-        if message is None:
+        if (message := user_message(error)) is None:
             raise
         log.debug("user error", exc_info=True)
         sys.stderr.write(f"error: {message}\n")

@@ -140,8 +140,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
         except (ValueError, OmegaConfBaseException) as error:
             raise ValueError(f"{layer.source}{_one_line(error)}") from error
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
+        if missing := sorted(OmegaConf.missing_keys(config)):
             about, last = {}, layers[-1] if layers else Layer({})
             for key in missing:  # what is typed by position goes by another name
                 rule = flat_settings(schema)[key][0].metadata

@@ -15,8 +15,7 @@ def later(name: str) -> Callable[..., Any]:
     spec = importlib.util.find_spec(module)
     tree = ast.parse("" if spec is None else Path(str(spec.origin)).read_text(encoding="utf-8"))
     found = (node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
-    node = next((node for node in found if node.name == wanted), None)
-    if node is None:
+    if (node := next((node for node in found if node.name == wanted), None)) is None:
         raise ValueError(f"{name}: no such function")
 
     def work(*given: Any, **named: Any) -> Any:
