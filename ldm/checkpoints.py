@@ -84,9 +84,8 @@ def load_pretrained(
     exact: weights that fit nothing are refused too. may_lack: part of the names of what need not be there
     """
     try:
-        model, report = kind.from_pretrained(
-            str(source), output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = kind.from_pretrained(str(source), **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from error
     wrong = {

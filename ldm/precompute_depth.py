@@ -91,10 +91,9 @@ def estimate_tree(settings: DepthSettings) -> None:
             write_json(record_path, record)
         batches = [paths[start : start + settings.batch] for start in range(0, len(paths), settings.batch)]
         parts = [batches[start : start + TAKEN] for start in range(0, len(batches), TAKEN)]
-        with (
-            ThreadPoolExecutor(settings.workers) as writers,
-            tqdm(parts, desc="depth", unit_scale=settings.batch * TAKEN, disable=None) as bar,
-        ):
+        unit = settings.batch * TAKEN
+        bar = tqdm(parts, desc="depth", unit_scale=unit, disable=None)
+        with ThreadPoolExecutor(settings.workers) as writers, bar:
             for part in taken(bar, lambda part: all(map(all_there, part)), lambda part: part[0][0]):
                 todo = [batch for batch in part if not all_there(batch)]
                 images = attempt_in_order(

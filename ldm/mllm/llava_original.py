@@ -24,24 +24,15 @@ from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
 
-# Original names, and those of transformers before 5, each as a beginning -> today's.
-RENAMES = (
-    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
-    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
-    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
-    ("model.vision_tower.vision_model.", "model.vision_tower."),
-    ("vision_tower.vision_model.", "model.vision_tower."),
-    ("vision_tower.", "model.vision_tower."),
-    ("language_model.model.", "model.language_model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.lm_head.", "lm_head."),
-    ("multi_modal_projector.", "model.multi_modal_projector."),
-    ("model.embed_tokens.", "model.language_model.embed_tokens."),
-    ("model.layers.", "model.language_model.layers."),
-    ("model.norm.", "model.language_model.norm."),
-    ("image_newline", "model.image_newline"),
-    ("visual.", "model.visual."),  # Qwen2.5-VL
-)
+# Beginnings of the original names, and of those of transformers before 5 -> today's.
+RENAMES = {
+    r"model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"(?:model\.)?vision_tower\.(?:(?:vision_tower\.)?vision_model\.)?": "model.vision_tower.",
+    r"language_model\.model\.|model\.(?=(?:embed_tokens|layers|norm)\.)": "model.language_model.",
+    r"(?:language_)?model\.lm_head\.": "lm_head.",
+    r"(?=multi_modal_projector\.|image_newline|visual\.)": "model.",  # the last is Qwen2.5-VL's
+}
 EXTRA = "non_lora_trainables"  # file of what LLaVA trains beside the LoRA matrices
 PROJECTOR = "model.multi_modal_projector."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
@@ -74,9 +65,8 @@ def today(key: str) -> str:
     name = key.removeprefix("base_model.")
     while name.startswith("model.model."):
         name = name.removeprefix("model.")
-    for old, new in RENAMES:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
+    for old, new in RENAMES.items():
+        name = re.sub(f"^(?:{old})", new, name)
     return name
 
 

@@ -248,9 +248,8 @@ class Chat:
             answers |= torch.as_tensor(encoded["assistant_masks"]).bool()
         batch["labels"] = torch.where(answers & real, batch["input_ids"], IGNORED)
         for ask, labels in zip(asks, batch["labels"], strict=True):
-            if len(
-                ends := (labels == self.end).nonzero()
-            ):  # a template may write more behind it, such as a line break
+            # A template may write more behind the end, such as a line break.
+            if len(ends := (labels == self.end).nonzero()):
                 labels[int(ends[-1]) + 1 :] = IGNORED
             if not (labels != IGNORED).any():
                 raise ValueError(f"the chat template leaves nothing of the answer {ask.answer!r} to learn")

