@@ -28,7 +28,6 @@ from ldm.mllm.model import Mllm, end_token
 
 LANGUAGE_MODEL = "language model"  # as errors call it
 PREFIX = "past_key_values"  # transformers' name of what is known of the first tokens
-MOST_RULES = 4096  # compiled expressions that are kept
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -36,11 +35,11 @@ class Grammar:
     """The tokens of one tokenizer as texts, and the expressions compiled against them.
 
     Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
-    tokens that are plain words. Special tokens have no text.
+    tokens that are plain words. Special tokens have no text. most_rules: compiled expressions that are kept
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.end = tokenizer, end_token(tokenizer)
+    def __init__(self, tokenizer: Any, most_rules: int = 4096) -> None:
+        self.tokenizer, self.end, self.most_rules = tokenizer, end_token(tokenizer), most_rules
         self._rules: dict[str, Rule] = {}
         special = {int(token) for token in tokenizer.all_special_ids}
         special |= {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -71,7 +70,7 @@ class Grammar:
         """
         if pattern not in self._rules:
             tokens = self._tokens if within is None else within.used
-            if len(self._rules) >= MOST_RULES:
+            if len(self._rules) >= self.most_rules:
                 self._rules.clear()
             # Anchored: else an alternative ends the search for longer ones, and tokens that end inside of a
             # character are lost behind a complete answer (findings/answers_cut_short.sh).

@@ -125,7 +125,7 @@ def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]
 
 def former_names(schema: type, prefix: str = "") -> dict[str, str]:
     """Former key -> today's key of every setting that was renamed."""
-    found = {}
+    found: dict[str, str] = {}
     for key, (field, _) in flat_settings(schema, prefix).items():
         found |= {key.removesuffix(field.name) + old: key for old in field.metadata.get("was", ())}
     return found
