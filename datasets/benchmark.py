@@ -20,7 +20,6 @@ from datasets.sources import coco
 from datasets.sources.readers import alpha_mask, images_in, subfolders
 from ldm.files import file_sha256, read_json
 from ldm.result import write_result
-from ldm.settings.schema import nearest
 
 FORMAT = 1
 RELATIONS = ("left of", "right of", "in front of", "behind")
@@ -94,8 +93,9 @@ class Instances:
         """(h, w) bool outline of an annotation."""
         if str(annotation) not in self.annotations:
             raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
-        entry, where = self.annotations[str(annotation)], f"{self.path}: annotation {annotation}"
+        entry = self.annotations[str(annotation)]
         image = coco.lookup(self.images, entry["image_id"], "image")
+        where = f"{self.path}: annotation {annotation}"
         return coco.segment_mask(entry["segmentation"], image.size_hw, where)
 
     def _anchors(self, image: coco.AnnotatedImage) -> tuple[int | str, list[Anchor]]:
@@ -169,10 +169,8 @@ def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Gen
         middle = x1 + gap + wide / 2
     elif relation == "in front of":
         foot = y1 + rng.uniform(0.05, 0.15)
-    elif relation == "behind":
+    else:  # behind
         foot = y1 - rng.uniform(0.2, 0.5) * (y1 - y0)
-    else:
-        raise ValueError(nearest(relation, RELATIONS, "relation"))
     corners = middle - wide / 2, foot - tall, middle + wide / 2, foot
     rounded = tuple(round(value, 4) for value in corners)
     return check_box01(rounded) if min(rounded) >= 0 and max(rounded) <= 1 else None
@@ -211,10 +209,8 @@ def draw_cases(
             cases += fitting
             taken += 1
     if taken < backgrounds:
-        raise ValueError(
-            f"{instances.path} has {taken} images where every object fits beside a named object, "
-            f"{backgrounds} were asked for"
-        )
+        number = f"{taken} images where every object fits beside a named object"
+        raise ValueError(f"{instances.path} has {number}, {backgrounds} were asked for")
     return tuple(sorted(cases, key=lambda case: case.id))
 
 

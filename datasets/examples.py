@@ -21,8 +21,6 @@ MAX_TRIES = 16  # samples of one example before the run stops; chosen
 
 @dataclass(frozen=True, eq=False)
 class TrainingSample(Pair):
-    """A pair of a training run."""
-
     dynamics: Tensor  # () int64, of the source
     source: Tensor  # () int64, which source of the mixture it came from
     rejected: tuple[str, ...] = ()  # why samples were rejected before this one was taken

@@ -143,15 +143,10 @@ def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
 def hidden_object(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str) -> np.ndarray:
     """(h, w) bool: where the background of depth_01 (h, w) hides the object.
 
-    "near": where it is nearer than the object's nearest point, so the ground that the object stands on, a
-    little nearer than the object's middle, does not eat its foot.
+    "near": where it is nearer than the object's nearest point: the ground does not eat the object's foot.
     "pixel": where it is nearer than the object's own pixel (published).
     """
-    if occlusion not in OCCLUSIONS:
-        raise ValueError(f"unknown occlusion {occlusion!r}; allowed: {', '.join(OCCLUSIONS)}")
-    if occlusion == "pixel":
-        return depth_01 >= placed.depth_01
-    return occluders(depth_01, near)
+    return depth_01 >= placed.depth_01 if occlusion == "pixel" else occluders(depth_01, near)
 
 
 def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size | None = None) -> np.ndarray:
@@ -196,9 +191,7 @@ def mask_level(
 ) -> np.ndarray:
     """The region to edit: one of the five levels of a silhouette (h, w) bool; level "box" is `region`.
 
-    They go from the silhouette itself to its box (Bifrost, App. B.2), so that one model follows an exact
-    shape as well as a rough region.
-
+    From the silhouette itself to its box (Bifrost, App. B.2): one model follows exact and rough regions.
     amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
     """
     if level not in LEVELS:
@@ -216,13 +209,11 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Depth (h, w) without what stands in region (h, w) bool: each row interpolated across its gaps."""
     if not region.any() or region.all():
         return depth_01
-    flat, known = depth_01.ravel().astype(np.float64), ~region.ravel()
     # One interpolation over the rows laid end to end; a gap at a border takes the side that it has.
-    h, w = depth_01.shape
+    (h, w), flat = depth_01.shape, depth_01.ravel().astype(np.float64)
     row = np.repeat(np.arange(h), w)
-    where = np.flatnonzero(known)
-    after = np.minimum(np.searchsorted(where, np.flatnonzero(~known)), len(where) - 1)
-    gap = np.flatnonzero(~known)
+    gap, where = np.flatnonzero(region), np.flatnonzero(~region)
+    after = np.minimum(np.searchsorted(where, gap), len(where) - 1)
     right, left = where[after], where[np.maximum(after - 1, 0)]
     right = np.where(row[right] == row[gap], right, left)
     left = np.where(row[left] == row[gap], left, right)

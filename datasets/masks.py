@@ -57,10 +57,9 @@ def perturb_mask(mask: np.ndarray, rng: np.random.Generator, *, whole: bool = Fa
     scale = min(1.0, PERTURB_SIDE / max(window.shape))
     small_size = max(3, round(window.shape[0] * scale)), max(3, round(window.shape[1] * scale))
     small = resize(window * 255, small_size) > 127
-    rough = largest_piece(_deform(small.astype(np.uint8), target, rng))
+    rough = largest_piece(_deform(small.astype(np.uint8), target, rng)).astype(np.uint8)
     result = mask.astype(bool)
-    grown = resize(rough.astype(np.uint8) * 255, (bottom - top, right - left), how="linear") > 127
-    result[top:bottom, left:right] |= grown
+    result[top:bottom, left:right] |= resize(rough * 255, window.shape, how="linear") > 127
     return result
 
 

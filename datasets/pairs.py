@@ -1,11 +1,9 @@
 """Pre-processing, once, for training and inference: images become what the compositor reads.
 
 `Geometry` decides once per composite where the object goes: box, region, crop, cut-out. Its `layers` say what
-lies where in a frame: `pair_of` reads them in the crop at the size of the model, `datasets.pasteback.stitch`
-in the crop at the size of the background.
-Training gives the true image as target and the counterfactual (the scene without the object) as background;
-sources without a counterfactual give the target itself as background, and the object's mask. Inference gives
-no target. The rest is the same call. `PairOptions` names the switches that restore the published behaviour.
+lies where in a frame: `pair_of` reads them at the size of the model, `datasets.pasteback.stitch` at that of
+the background. Training gives the true image as target and the counterfactual (the scene without the object)
+as background, or the target itself and the object's mask. Inference gives no target.
 Legend: h w pixels of the frame; r pixels of the reference view.
 """
 
@@ -43,8 +41,6 @@ LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpai
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """The contents of one frame."""
-
     background_u8: np.ndarray  # (h, w, 3)
     depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
     placed: fusion.PlacedCutout  # the object before anything hides it
@@ -135,7 +131,6 @@ class Geometry:
 
     @cached_property
     def native_layers(self) -> Layers:
-        """The contents of the window."""
         return self.layers(self.window)
 
     def fitted_box(self, crop: Crop) -> Box01:
@@ -150,7 +145,6 @@ class Geometry:
         return centre - width / 2, y1 - height, centre + width / 2, y1
 
     def layers(self, crop: Crop) -> Layers:
-        """The contents of the frame of a crop."""
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
         frame = self.crop.native.size if crop is self.window else crop.size  # of which dilation is a fraction
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)

@@ -2,9 +2,8 @@
 
 One set of rules serves a single pair (`holds`, `relation`) and many pairs at once (`relation_margins`). Each
 rule is a list of inequalities. Its margin is the smallest slack among them, each in units of its scale, and
-the relation holds where the margin is positive. The rules serve rendered scenes (exact boxes and depths, and
-exact knowledge of what stands on what) and photographs (annotated boxes, estimated depth). Depth is relative
-inverse depth, 1 = nearest. The thresholds are chosen, by looking at rendered rooms and photographs.
+the relation holds where the margin is positive. Depth is relative inverse depth, 1 = nearest. The thresholds
+are chosen, by looking at rendered rooms (exact boxes and depths) and photographs (annotated and estimated).
 """
 
 from __future__ import annotations
@@ -63,18 +62,18 @@ class Place(_Edges):
     near: float
 
     def __post_init__(self) -> None:
-        depths = self.far, self.d, self.near
         object.__setattr__(self, "box01_xyxy", check_box01(self.box01_xyxy))
         if not 0 <= self.far <= self.d <= self.near <= 1:
+            depths = self.far, self.d, self.near
             raise ValueError(f"depths must satisfy 0 <= far <= d <= near <= 1, got {depths}")
 
     @classmethod
     def of(cls, box01_xyxy: Box01, d: float, far: float | None = None, near: float | None = None) -> Place:
         """A place; an extent that is not given follows from the size of the box."""
-        if (far is None) != (near is None):
-            raise ValueError("far and near are given together or not at all")
-        if far is None or near is None:
+        if far is None and near is None:
             far, near = depth_extent(d, check_box01(box01_xyxy))
+        if far is None or near is None:
+            raise ValueError("far and near are given together or not at all")
         return cls(box01_xyxy, d, far, near)
 
     @property
@@ -143,11 +142,9 @@ def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
 
     on: whether a stands on b where that is known. None: whether a's lower edge lies on the upper part of b, a
-    sticks out above b's top edge or lies in b's box and is less than half as high, and their depths meet;
-    never true both ways, as each lower edge would lie above the other.
+    sticks out above b's top edge or lies in b's box and is less than half as high, and their depths meet.
     What stands on an object is not also beside, before or behind it; the caller asks relation(b, a, on=False)
-    for the converse, which then follows from position alone. Left / right and in front / behind are
-    antisymmetric, next to is symmetric.
+    for the converse. Left / right and in front / behind are antisymmetric, next to is symmetric.
     """
     if on is None:
         on = bool(max(_on(a, b), _lies_on(a, b)) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)

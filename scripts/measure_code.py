@@ -61,9 +61,8 @@ THOUGHTS: dict[str, tuple[int, str]] = {
         ldm/mllm/constrain.py: ConstrainedChoice Grammar
     """),
     "the small locator": (12, """
-        tiny/locator/training.py: train_small_locator Training
+        tiny/locator/training.py: train_small_locator Training open_scenes labelled_images patch_loss
         tiny/locator/train.py: LocatorTraining
-        tiny/locator/vision.py: open_scenes SceneArrays labelled_images patch_loss
         tiny/locator/questions.py: open_questions pack_questions QuestionCache locator_tokenizer
         tiny/world.py: ArrayCache word_tokenizer
         tiny/llava.py: create_llava train_vision LanguageTrainer save_llava

@@ -74,8 +74,6 @@ class SmallConfig(CheckedSettings):
 
 @dataclass(frozen=True)
 class LlavaStage(StageSettings):
-    """A stage of a small LLaVA."""
-
     extra: int = setting(0, help="images per step without questions, for the vision loss alone", low=0)
     vision_lr: float = setting(0.0, help="learning rate of the vision transformer; 0: frozen", low=0)
 
@@ -117,8 +115,6 @@ class DepthNetwork(CheckedSettings):
 
 @dataclass(frozen=True)
 class InpainterNetworks(CheckedSettings):
-    """Sizes of the UNet and the text encoder."""
-
     latent_size: int = setting(32, low=4, help="side of the latents; 4 pixels each")
     block_channels: tuple[int, ...] = setting((32, 64, 128), help="UNet width per level")
     heads: tuple[int, ...] = setting((1, 2, 4), help="attention heads per level")

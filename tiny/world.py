@@ -62,10 +62,9 @@ def caption_of(name: Name) -> str:
 def make_tokenizer() -> CLIPTokenizer:
     """The tokenizer of the small inpainter: 77 tokens, padded like Stable Diffusion 2 (byte 0).
 
-    The vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mark, merges, begin, end), so
-    any text can be written; every word of the world is one token, any other falls apart into letters. The
-    merges join each word, and nothing that another word's merges would break: the most frequent pair over all
-    words first, as in training such a vocabulary; ties are broken by spelling, so the words alone decide.
+    The vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mark, merges, begin, end):
+    every word of the world is one token, any other falls apart into letters. The most frequent pair over all
+    words is merged first, as in training such a vocabulary; ties are broken by spelling.
     """
     spelled = [" ".join(word) + "</w>" for word in ONE_TOKEN]
     merges: list[tuple[str, str]] = []
@@ -134,7 +133,6 @@ class ArrayCache:
         write_json(done, self.recipe)
 
     def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write the arrays of one more shard."""
         start, stop = self.filled, min(self.count, self.filled + len(next(iter(arrays.values()))))
         for name, values in arrays.items():
             if name not in self.arrays:

@@ -1,8 +1,4 @@
-"""Rendered tabletop scenes with exact masks, depth, relations and counterfactuals.
-
-options = SceneOptions(size=(128, 128))
-batch = render([sample_scene(train_seed(i), options) for i in range(8)], options)
-"""
+"""Rendered tabletop scenes with exact masks, depth, relations and counterfactuals: docs/scenes.md."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,4 @@
-"""Commands of the renderer.
-
-python -m datasets.scenes render --out DIR --count N --size 96,96 --window object
-python -m datasets.scenes sheet --out sheet.png --count 8
-"""
+"""Commands of the renderer: python -m datasets.scenes render --out DIR --count N, or sheet."""
 
 from datasets.scenes.settings import SheetSettings, StoreSettings
 from ldm.settings.cli import App, command, new_app, run_module
@@ -10,7 +6,6 @@ from ldm.settings.later import later
 
 
 def build_app() -> App:
-    """The verbs of `python -m datasets.scenes`."""
     app = new_app("Rendered tabletop scenes with exact masks, depth and counterfactuals.")
     app.command("render")(command(StoreSettings, later("datasets.scenes.store:render_shards")))
     app.command("sheet")(command(SheetSettings, later("datasets.scenes.sheet:write_scene_sheet")))

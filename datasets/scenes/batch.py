@@ -1,5 +1,4 @@
-"""What `render` returns: tensors of a batch of scenes, and what is known about each scene in words and
-numbers.
+"""Scenes -> tensors, and what is known about each scene in words and numbers.
 
 Legend: b scenes, n solids (padded to the largest scene), h w pixels, r reference size.
 """
@@ -7,11 +6,10 @@ Legend: b scenes, n solids (padded to the largest scene), h w pixels, r referenc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.geometry import Box01
+from datasets.geometry import Box01, bbox_of_mask, box_to_01
 from datasets.relations import Place, relation
 from datasets.scenes.describe import Scene
 from datasets.scenes.image import draw_views
@@ -111,12 +109,6 @@ def _render(
     )  # fmt: skip
 
 
-def _ends(line: np.ndarray) -> tuple[float, float]:
-    """First and one past the last set entry, as fractions."""
-    set_at = np.flatnonzero(line)
-    return (set_at[0] / len(line), (set_at[-1] + 1) / len(line)) if len(set_at) else (0.0, 0.0)
-
-
 def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor) -> tuple[SceneFacts, ...]:
     """Numbers of all scenes in a few tensor operations, then words."""
     h, w = owner.shape[1:]
@@ -126,16 +118,16 @@ def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor
     nearest = depth.amax((2, 3)).clamp(0, 1)
     farthest = torch.where(amodal, depth, 9.0).amin((2, 3)).clamp(0, 1)
     mean = (depth.sum((2, 3)) / count.clamp(min=1)).clamp(0, 1)
-    columns, rows = amodal.any(2).cpu().numpy(), amodal.any(3).cpu().numpy()
+    masks = amodal.cpu().numpy()
     table = torch.stack([count / (h * w), seen, mean, farthest, nearest]).double().cpu().numpy()  # (5, b, n)
     facts = []
     for i, scene in enumerate(scenes):
         boxes, depths = [], []
         area, visible, *extents = table[:, i, : len(scene.solids)].tolist()
         for k, (d, far, near) in enumerate(zip(*extents, strict=True)):
-            (x0, x1), (y0, y1) = _ends(columns[i, k]), _ends(rows[i, k])
-            boxes.append((float(x0), float(y0), float(x1), float(y1)))
-            depths.append((min(max(d, far), near), far, near) if x1 else (0.0, 0.0, 0.0))
+            in_frame = bool(area[k])
+            boxes.append(box_to_01(bbox_of_mask(masks[i, k]), (h, w)) if in_frame else (0.0,) * 4)
+            depths.append((min(max(d, far), near), far, near) if in_frame else (0.0, 0.0, 0.0))
         supports = tuple(solid.support for solid in scene.solids)
         names = [f"{'an' if solid.name[0] in 'aeiou' else 'a'} {solid.name}" for solid in scene.solids]
         places = {k: Place(box, *depths[k]) for k, box in enumerate(boxes) if box[2]}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.random import Generator
 
 from datasets.scenes import palette
 from datasets.scenes.describe import Finish, Light, Part, Room, Solid, extent, upright
@@ -47,11 +48,11 @@ def linear(srgb: np.ndarray) -> np.ndarray:
     return np.asarray(srgb, np.float64) ** 2.2
 
 
-def _tone(rng: np.random.Generator, tones: Sequence[tuple[float, float, float]]) -> np.ndarray:
+def _tone(rng: Generator, tones: Sequence[tuple[float, float, float]]) -> np.ndarray:
     return palette.jitter(tones[int(rng.integers(len(tones)))], rng, 0.8)
 
 
-def room(rng: np.random.Generator) -> Room:
+def room(rng: Generator) -> Room:
     """Muted floor and walls, so that the solids stand out."""
     floor = palette.FLOORS[int(rng.integers(len(palette.FLOORS)))]
     wall = palette.WALLS[int(rng.choice(len(palette.WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
@@ -86,19 +87,17 @@ def room(rng: np.random.Generator) -> Room:
     )  # fmt: skip
 
 
-def lamp(rng: np.random.Generator, place: Room) -> Light:
+def lamp(rng: Generator, place: Room) -> Light:
     """A ball lamp above the camera's side of the room, warm to cool."""
     origin = np.array([rng.uniform(-2.3, 2.3), rng.uniform(-2.6, 0.8), rng.uniform(2.6, 4.2)])
     tone = WARM + (COOL - WARM) * rng.random()
     sky = (COOL + WARM) / 2 + (COOL - WARM) * rng.uniform(-0.3, 0.6)
     strength = rng.uniform(0.27, 0.48)
     bounce = place.floor_rgb[0] * rng.uniform(0.35, 0.6) + 0.05
-    return Light(
-        origin, float(rng.uniform(0.12, 0.45)), tone * rng.uniform(0.75, 1.1), sky * strength, bounce
-    )
+    return Light(origin, rng.uniform(0.12, 0.45), tone * rng.uniform(0.75, 1.1), sky * strength, bounce)
 
 
-def finish_of(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
+def finish_of(rng: Generator, colour: str, pattern: str) -> Finish:
     """A surface of a named colour and pattern; second colour and gloss are drawn."""
     first = palette.jitter(palette.COLOURS[colour], rng)
     bright = float(first.mean()) > 0.45
@@ -110,7 +109,7 @@ def finish_of(rng: np.random.Generator, colour: str, pattern: str) -> Finish:
     return Finish(colour, pattern, linear(first), other, frequency, gloss, float(10 + 90 * gloss))
 
 
-def furniture(rng: np.random.Generator, probability: float) -> tuple[Solid, ...]:
+def furniture(rng: Generator, probability: float) -> tuple[Solid, ...]:
     """Nothing, a table, or a raised block; it stands on the floor near the middle of the room."""
     if rng.random() >= probability:
         return ()
@@ -132,9 +131,7 @@ def furniture(rng: np.random.Generator, probability: float) -> tuple[Solid, ...]
     return (Solid(shape, name, tuple(parts), finish, radius, centre, 0.0, top, movable=False),)
 
 
-def size_on(
-    rng: np.random.Generator, limits: tuple[float, float], host: int, solids: Sequence[Solid]
-) -> float:
+def size_on(rng: Generator, limits: tuple[float, float], host: int, solids: Sequence[Solid]) -> float:
     """Half the side of a solid in metres: smaller on furniture, and no wider than a solid below it."""
     size = rng.uniform(*limits) * (1.0 if host < 0 else 0.82)
     if host >= 0 and solids[host].movable:
@@ -143,7 +140,7 @@ def size_on(
 
 
 def solid_at(
-    rng: np.random.Generator,
+    rng: Generator,
     spot: np.ndarray,
     host: int,
     solids: Sequence[Solid],
@@ -154,13 +151,12 @@ def solid_at(
 
     wide: at times a compound with the finish of that solid, at times a further pattern
     """
-    shape = shape or _SHAPE_NAMES[int(rng.integers(len(palette.SHAPES)))]
+    shape = shape or _SHAPE_NAMES[rng.integers(len(_SHAPE_NAMES))]
     form = palette.SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
     size = size_on(rng, (0.28, 0.46), host, solids)
-    yaw = rng.uniform(0, 2 * np.pi)
-    axes = upright(yaw)
+    axes = upright(rng.uniform(0, 2 * np.pi))
     if rng.random() < form.lies:  # the part's own z axis is horizontal
         axes = np.stack([axes[0], axes[2], -axes[1]])
     if shape == "sphere":  # turned by a unit quaternion, uniform over rotations
@@ -174,7 +170,7 @@ def solid_at(
     ground = solids[host].top if host >= 0 else 0.0
     centre = np.array([*spot, ground + down])
     parts, bottom, top = [replace(part, centre=centre)], float(centre[2] - down), float(centre[2] + up)
-    colour = _COLOUR_NAMES[int(rng.integers(len(palette.COLOURS)))]
+    colour = _COLOUR_NAMES[rng.integers(len(_COLOUR_NAMES))]
     pattern = palette.PATTERNS[int(np.searchsorted(_PATTERN_STEPS, rng.random()))]
     finish = finish_of(rng, colour, pattern)
     if wide and rng.random() < COMPOUND:
@@ -192,9 +188,8 @@ def solid_at(
         bottom, centre = ground, np.array([*spot, (ground + top) / 2])
     if wide and rng.random() < PATTERNED:
         pattern = list(palette.WIDE_PATTERNS)[int(rng.integers(len(palette.WIDE_PATTERNS)))]
-        colour = list(palette.COLOURS)[int(rng.integers(len(palette.COLOURS)))]
+        colour = _COLOUR_NAMES[rng.integers(len(_COLOUR_NAMES))]
         finish = finish_of(rng, colour, pattern)
-    name = " ".join(
-        word for word in ((palette.PATTERN_WORDS | palette.WIDE_PATTERNS)[pattern], colour, shape) if word
-    )
+    words = (palette.PATTERN_WORDS | palette.WIDE_PATTERNS)[pattern], colour, shape
+    name = " ".join(word for word in words if word)
     return Solid(shape, name, tuple(parts), finish, radius, centre, bottom, top, support=host)

@@ -1,8 +1,7 @@
 """Views -> pixels: light on surfaces, the image, the image without one solid, owner and depth of each pixel.
 
-One ball lamp with soft shadows, light of the sky and of the floor, contact darkening, gloss. Every quantity
-that the removed solid can change (lamp visibility, sky visibility) is computed twice from the same ray casts,
-with it and without it; where both agree the two images agree to the last bit.
+Every quantity that the removed solid can change (lamp and sky visibility) is computed twice from the same ray
+casts, with it and without it; where both agree the two images agree to the last bit.
 Legend: b views, h w pixels, p part slots per view; m n rays or pixels of a flat list.
 """
 
@@ -144,10 +143,7 @@ def _rough(display: Tensor) -> Tensor:
 
 
 def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean over four rays in each of the pixels (m,): light (3, m), light without, coverage (m,).
-
-    rays: through the centres of all pixels
-    """
+    """Means over four rays in some of the pixels of `rays`: light (3, m), light without, coverage (m,)."""
     four = pixel.repeat(4)
     offset = torch.tensor(SUBPIXELS, device=pixel.device).T.repeat_interleave(pixel.numel(), 1)
     near = rays.near.index_select(1, four)
@@ -159,13 +155,9 @@ def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[T
 
 
 def draw_views(
-    views: Sequence[SceneView],
-    size: tuple[int, int],
-    supersample: int,
-    smooth_edges: bool,
+    views: Sequence[SceneView], size: tuple[int, int], supersample: int, smooth_edges: bool,
     device: torch.device | str,
-) -> RenderedViews:
-    """Render some views at once."""
+) -> RenderedViews:  # fmt: skip
     h, w = size
     packed = pack(views, device)
     near, grid = trace.covers(packed, size), (packed.count, h, w)
@@ -186,15 +178,11 @@ def draw_views(
             without[:, rough_wo] = fine_wo[:, rough_wo[index]]
             coverage[index] = covered
     part = rays.view * packed.slots + hit.slot.clamp(min=0)
-    part_inverse = torch.where(depth < FAR, 1 / depth, 0.0)
+    owner = torch.where(hit.slot >= 0, packed.parts.owner[part], -1)
+    image, wo = (to_display(linear).view(3, *grid).transpose(0, 1) for linear in (light, without))
+    inverse, inverse_wo = (torch.where(z < FAR, 1 / z, 0.0).view(grid) for z in (hit.depth, hit_wo.depth))
+    part_inverse = torch.where(depth < FAR, 1 / depth, 0.0).view(packed.slots, *grid).transpose(0, 1)
     return RenderedViews(
-        to_display(light).view(3, *grid).transpose(0, 1),
-        to_display(without).view(3, *grid).transpose(0, 1),
-        torch.where(hit.slot >= 0, packed.parts.owner[part], -1).view(grid),
-        (depth < FAR).view(packed.slots, *grid).transpose(0, 1),
-        packed.parts.owner.view(packed.count, -1),
-        part_inverse.view(packed.slots, *grid).transpose(0, 1),
-        torch.where(hit.depth < FAR, 1 / hit.depth, 0.0).view(grid),
-        torch.where(hit_wo.depth < FAR, 1 / hit_wo.depth, 0.0).view(grid),
-        coverage.view(grid),
-    )
+        image, wo, owner.view(grid), part_inverse > 0, packed.parts.owner.view(packed.count, -1),
+        part_inverse, inverse, inverse_wo, coverage.view(grid),
+    )  # fmt: skip

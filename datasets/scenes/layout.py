@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.random import Generator
 
 from datasets.scenes import describe
 from datasets.scenes.describe import Camera, Light, Room, Scene, SceneRejected, Solid, outline
@@ -27,15 +28,11 @@ MIN_VISIBLE = 0.36  # of the removed solid; above the promised 0.3, the grid is 
 HIDDEN = (0.36, 0.90)  # visible fraction of a "partly hidden" solid
 MIN_AREA = {"full": 0.02, "object": 0.008}  # of the full view that the removed solid covers
 MAX_AREA = 0.3  # all chosen: the solid is well seen, and much of the scene remains
-Draw = Callable[[np.random.Generator, np.ndarray, int, Sequence[Solid]], Solid]  # see furnish.solid_at
+Draw = Callable[[Generator, np.ndarray, int, Sequence[Solid]], Solid]  # see furnish.solid_at
 
 
 def sample_scene(seed: int, options: SceneOptions) -> Scene:
-    """The scene of this seed.
-
-    Raises SceneRejected when no attempt gives a usable scene; two in five attempts fail, so with the default
-    options that does not happen.
-    """
+    """The scene of this seed; SceneRejected when no attempt gives a usable one, hardly ever by default."""
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     reasons = []
@@ -47,7 +44,7 @@ def sample_scene(seed: int, options: SceneOptions) -> Scene:
     raise SceneRejected(f"seed {seed}: no scene in {ATTEMPTS} attempts: {'; '.join(sorted(set(reasons)))}")
 
 
-def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scene:
+def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
     place = room(rng)
     solids = [*furniture(rng, options.furniture)]
     camera = camera_of(rng, place, solids, options)
@@ -77,9 +74,7 @@ def _attempt(seed: int, rng: np.random.Generator, options: SceneOptions) -> Scen
     return Scene(seed, tuple(solids), place, camera, light, removed, *reference, inverse_range, same)
 
 
-def camera_of(
-    rng: np.random.Generator, place: Room, solids: Sequence[Solid], options: SceneOptions
-) -> Camera:
+def camera_of(rng: Generator, place: Room, solids: Sequence[Solid], options: SceneOptions) -> Camera:
     """A camera that looks at the furniture, or at the middle of the floor where there is none."""
     height = solids[0].top if solids else 0.0
     middle = solids[0].centre[:2] if solids else np.array([0.0, 0.4])
@@ -97,7 +92,7 @@ def camera_of(
 
 
 def place_solid(
-    rng: np.random.Generator, solids: list[Solid], camera: Camera, place: Room, draw: Draw = solid_at
+    rng: Generator, solids: list[Solid], camera: Camera, place: Room, draw: Draw = solid_at
 ) -> Solid | None:
     """One more solid that touches nothing, mostly in view; half of them before or behind another one."""
     names = {solid.name for solid in solids}
@@ -115,7 +110,7 @@ def place_solid(
     return None
 
 
-def _spot(rng: np.random.Generator, solids: Sequence[Solid], camera: Camera) -> tuple[int, np.ndarray]:
+def _spot(rng: Generator, solids: Sequence[Solid], camera: Camera) -> tuple[int, np.ndarray]:
     """Index of what the next solid stands on, -1 the floor, and the place (2,) of its foot."""
     taken = {solid.support for solid in solids}
     flat = [
@@ -167,7 +162,7 @@ def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
 
 
 def choose_removed(
-    rng: np.random.Generator, view: SceneView, options: SceneOptions
+    rng: Generator, view: SceneView, options: SceneOptions
 ) -> tuple[int, float, tuple[float, float]]:
     """Removed solid, its amodal fraction of the full view, and the range of inverse depth without it."""
     fractions, front = solid_fractions(view)
@@ -209,9 +204,7 @@ def solid_fractions(view: SceneView) -> tuple[list[tuple[float, float]], torch.T
     return fractions, torch.stack([*front, behind])
 
 
-def reference_setup(
-    rng: np.random.Generator, solid: Solid, camera: Camera, same: bool
-) -> tuple[Camera, Light]:
+def reference_setup(rng: Generator, solid: Solid, camera: Camera, same: bool) -> tuple[Camera, Light]:
     """Square view of the solid alone, and another lamp for it."""
     target = np.array([*solid.centre[:2], (solid.bottom + solid.top) / 2])
     yaw, lift = np.radians(rng.uniform(8, 30) * rng.choice([-1, 1])), np.radians(rng.uniform(-8, 8))
@@ -227,8 +220,7 @@ def reference_setup(
     warm = rng.uniform(0.9, 1.1)
     tone = np.array([warm, 1.0, 2 - warm])
     light = Light(
-        target + away / np.linalg.norm(away) * 3.6, float(rng.uniform(0.2, 0.6)),
-        tone * rng.uniform(0.6, 0.85), np.full(3, rng.uniform(0.38, 0.55)),
-        np.full(3, rng.uniform(0.2, 0.35)),
+        target + away / np.linalg.norm(away) * 3.6, rng.uniform(0.2, 0.6), tone * rng.uniform(0.6, 0.85),
+        np.full(3, rng.uniform(0.38, 0.55)), np.full(3, rng.uniform(0.2, 0.35)),
     )  # fmt: skip
     return replace(camera, window01_xyxy=window), light

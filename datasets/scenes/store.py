@@ -1,9 +1,7 @@
 """Rendered scenes on disk: shards of 256 scenes, one safetensors file each, written whole or not at all.
 
 Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and
-made with the same settings is skipped, so an interrupted run continues where it stopped and `--shard i/n`
-splits the work; so do several processes at once. The scenes of an unfinished shard are kept in hidden parts.
-
+made with the same settings is skipped. The scenes of an unfinished shard are kept in hidden parts.
 Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
 """
 
@@ -68,16 +66,17 @@ def render_shards(
 ) -> list[Path]:
     """Render scenes into shards; run again to continue."""
     # What decides the contents of a shard, as JSON text beside its seeds.
-    names = [field.name for field in fields(SceneOptions) if field.name != "chunk"]
+    names = {field.name for field in fields(SceneOptions)} - {"chunk"}
     options = {name: value for name, value in to_plain(settings).items() if name in names}
     if options["world"] == "plain":
         del options["world"]  # as shards were named before there was another
     common = {"format": FORMAT, "options": options} | ({"law": variant} if variant else {})
-    index, every = shard_of(settings.shard)
-    files = range(index, -(-settings.count // SCENES_PER_SHARD), every)
-    paths = {settings.out / f"shard-{j:05d}.safetensors": _seeds(settings, j) for j in files}
-    parts = {path: common | {"seeds": [seeds[0], seeds[-1]]} for path, seeds in paths.items()}
-    recipes = {path: json.dumps(part, sort_keys=True) for path, part in parts.items()}
+    seed_of, (index, every) = eval_seed if settings.split == "eval" else train_seed, shard_of(settings.shard)
+    seeds, paths, recipes = [seed_of(settings.first_seed + i) for i in range(settings.count)], {}, {}
+    for j in range(index, -(-settings.count // SCENES_PER_SHARD), every):
+        path = settings.out / f"shard-{j:05d}.safetensors"
+        paths[path] = own = seeds[j * SCENES_PER_SHARD : (j + 1) * SCENES_PER_SHARD]
+        recipes[path] = json.dumps(common | {"seeds": [own[0], own[-1]]}, sort_keys=True)
 
     def is_done(path: Path) -> bool:
         if not path.exists():
@@ -132,12 +131,6 @@ def _render_shard(
 def _drop_parts(path: Path) -> None:
     for part in path.parent.glob(f".{path.stem}.*.part"):
         part.unlink(missing_ok=True)
-
-
-def _seeds(settings: StoreSettings, j: int) -> list[int]:
-    seed_of = eval_seed if settings.split == "eval" else train_seed
-    start, stop = j * SCENES_PER_SHARD, min((j + 1) * SCENES_PER_SHARD, settings.count)
-    return [seed_of(settings.first_seed + i) for i in range(start, stop)]
 
 
 def _rendered(batch: SceneBatch) -> Rendered:
@@ -220,5 +213,4 @@ def _header(path: Path | str) -> dict[str, Any]:
 
 
 def _as_tuples(value: Any) -> Any:
-    """JSON lists -> tuples."""
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

@@ -44,7 +44,6 @@ class Rays:
         return self.at(table[..., columns])
 
     def subset(self, index: Tensor) -> "Rays":
-        """Some of the rays."""
         footprint = self.footprint[index] if self.footprint.numel() > 1 else self.footprint
         return Rays(self.packed, self.view[index], self.direction[:, index], self.near[:, index], footprint)
 
@@ -79,10 +78,10 @@ def pixel_rays(
     offset: tuple[float, float] | Tensor,
     scale: float = 1.0,
 ) -> Rays:
-    """Rays through flat pixels (n,) of the b * h * w grid, at `offset` (x, y) in [-0.5, 0.5] from their
-    centres.
+    """Rays through flat pixels (n,) of the b * h * w grid.
 
-    near: (p, n) bool, `covers` of these pixels. offset: (x, y), or a tensor (2, n). scale: width in pixels.
+    near: (p, n) bool, `covers` of these pixels. offset: from their centres, in [-0.5, 0.5], (x, y) or a
+    tensor (2, n). scale: width in pixels.
     """
     h, w = size
     view, inside = pixel // (h * w), pixel % (h * w)
@@ -131,15 +130,14 @@ def cast_parts(rays: Rays) -> Tensor:
 
 def cast_room(rays: Rays) -> Hit:
     """Floor or wall behind everything; nothing when the views have no room."""
-    packed = rays.packed
-    if packed.room is None:
+    room = rays.packed.room
+    if room is None:
         nothing = torch.full_like(rays.view, NOTHING)
         return Hit(nothing, torch.full(nothing.shape, FAR, device=nothing.device))
-    origin = rays.at(packed.origin)
+    origin = rays.at(rays.packed.origin)
     dx, dy, dz = rays.direction
-    walls = [-origin[2] / dz]
-    for name, axis in (("back", 1), ("left", 0), ("right", 0)):
-        walls.append((rays.at(packed.room[name]) - origin[axis]) / (dy if axis else dx))
+    sides = (rays.at(room[name]) - origin[0] for name in ("left", "right"))
+    walls = [-origin[2] / dz, (rays.at(room["back"]) - origin[1]) / dy, *(side / dx for side in sides)]
     depth = torch.stack([torch.where(t > NEAREST, t, FAR) for t in walls])
     nearest = depth.min(0)
     return Hit(-1 - nearest.indices, nearest.values)

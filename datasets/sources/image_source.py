@@ -2,7 +2,6 @@
 
 A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and draws
 reference and target among them (`draw`). `ImageSource` makes a `datasets.base.ExampleSource` of any section.
-Layouts, addresses and licences of the public datasets: docs/datasets.md.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ Item = tuple[Any, ...]  # its name, unique in the source and equal on every mach
 
 
 def motion(default: int) -> Any:
-    """The setting that says how much a reference differs from its target."""
     return setting(default, low=0, high=2, help="0: still, 1: video, 2: new view")
 
 

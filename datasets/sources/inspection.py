@@ -1,7 +1,4 @@
-"""Inspection of a source: samples with a count of every rejection, and a check of all of its files.
-
-A rejection is counted under the start of its message, up to the colon.
-"""
+"""Inspection of a source: samples with a count of every rejection, and a check of all of its files."""
 
 import logging
 from collections import Counter
@@ -69,8 +66,6 @@ def accepted_samples(
 
 @dataclass
 class Report:
-    """What the check of a source found."""
-
     objects: RejectionStats  # by the rules of the source
     sound: list[str] = field(default_factory=list)  # items without any problem
     problems: dict[str, list[str]] = field(default_factory=dict)  # by item

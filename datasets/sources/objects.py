@@ -1,15 +1,8 @@
 """Objects with images of their own, and places for them: garments on persons, the DreamBooth test set.
 
 Garments (VITON-HD, DressCode, FashionTryon): the target is a person who wears the garment. A garment may fill
-its image, so the target's size is not limited.
-
-The DreamBooth test set, in both published layouts, has objects to put into prepared backgrounds:
-
-cut-outs  OBJECTS/CONCEPT/*.png with transparency, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
-masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME.jpg, NAME_mask.jpg (black = to fill)
-
-The second layout is read where `object_masks` is set. The backgrounds show something else where the object
-goes, so there is no ground truth to train on: the source serves tests and evaluation.
+its image, so the target's size is not limited. The backgrounds of the DreamBooth test set show something else
+where the object goes, so there is no ground truth to train on: the source serves tests and evaluation.
 """
 
 from collections.abc import Iterator
@@ -44,8 +37,6 @@ class ObjectConfig(SourceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TryOnConfig(ObjectConfig, ImagesConfig):
-    """What garment sources have in common."""
-
     dynamics: int = motion(2)
     rules: readers.Rules = setting(
         readers.Rules(max_side=1.0, sides="both"), help="which objects are rejected"
@@ -121,7 +112,11 @@ class FashionTryonConfig(TryOnConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBoothConfig(ObjectConfig):
-    """Objects, backgrounds and the depth of the backgrounds. An item is a concept; a background is drawn."""
+    """An item is a concept; a background is drawn. With `object_masks` the second published layout.
+
+    cut-outs  OBJECTS/CONCEPT/*.png, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
+    masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME.jpg, NAME_mask.jpg (black)
+    """
 
     objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with `object_masks`")
     backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME.jpg with NAME_mask.jpg")
@@ -136,14 +131,14 @@ class DreamBoothConfig(ObjectConfig):
         readers.folder(self.objects, "objects")
         if self.object_masks is not None:
             masks, images = readers.folder(self.object_masks, "object_masks"), readers.images_in(self.objects)
-            views = [(image, partial(read_mask, masks / image.name)) for image in images]
-            objects = [(image.stem, readers.ObjectView(image, mask)) for image, mask in views]
-        else:  # the first cut-out of each concept
+            views = (readers.ObjectView(image, partial(read_mask, masks / image.name)) for image in images)
+            objects = [(view.image.stem, view) for view in views]
+        else:
             objects = []
             for concept in readers.subfolders(self.objects):
-                for image in readers.images_in(concept, (".png",))[:1]:
-                    cut_out = partial(readers.alpha_mask, image)
-                    objects.append((concept.name, readers.ObjectView(image, cut_out)))
+                for image in readers.images_in(concept, (".png",))[:1]:  # the first cut-out
+                    view = readers.ObjectView(image, partial(readers.alpha_mask, image))
+                    objects.append((concept.name, view))
         mask_files = [mask for mask in readers.images_in(self.backgrounds) if mask.stem.endswith("_mask")]
         places = []
         for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in mask_files}.items()):

@@ -54,8 +54,8 @@ class Rules(CheckedSettings):
         areas = [cv2.contourArea(contour) for contour in contours]
         whole = max(areas) / sum(areas) if np.count_nonzero(mask) >= 10 and sum(areas) > 0 else 0.0
         if whole < self.whole:
-            message = f"the largest is {whole:.0%} of it, at least {self.whole:.0%}"
-            raise Rejected(f"reference in pieces: {message}")
+            least = f"at least {self.whole:.0%}"
+            raise Rejected(f"reference in pieces: the largest is {whole:.0%} of it, {least}")
         if self.one_piece and len(contours) != 1:
             raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
         x0, y0, x1, y1 = bbox_of_mask(mask)
@@ -72,8 +72,7 @@ class Rules(CheckedSettings):
             raise Rejected(f"target too large: {x1 - x0} x {y1 - y0} pixels of {w} x {h}")
 
     def _check_area(self, mask: np.ndarray, what: str) -> None:
-        low, high = self.area
-        fraction = np.count_nonzero(mask) / mask.size
+        (low, high), fraction = self.area, np.count_nonzero(mask) / mask.size
         if not low <= fraction <= high:
             size = "small" if fraction < low else "large"
             message = f"covers {fraction:.1%} of its image, allowed {low:.0%} to {high:.0%}"
@@ -91,14 +90,12 @@ class Tree:
     depth: Path | None
 
     def check(self) -> None:
-        """Refuse folders that are not there."""
         folder(self.images, "images")
         if self.depth is not None and not self.depth.is_dir():
             raise ValueError(f"depth: there is no folder {self.depth}; `{self.command}` makes the depth maps")
 
     @property
     def command(self) -> str:
-        """What makes the depth maps."""
         return f"python -m ldm.precompute_depth {self.images} {self.depth}"
 
 
@@ -214,8 +211,5 @@ def id_mask(path: Path, label: int | None, ids: np.ndarray | None = None) -> np.
 
 
 def dark_mask(path: Path, channel: Callable[..., np.ndarray], limit: int, message: str) -> np.ndarray:
-    """Bool (h, w): the darkest (np.min) or lightest (np.max) channel is at most the limit.
-
-    Rejected with the message if empty.
-    """
+    """(h, w) bool: the darkest (np.min) or lightest (np.max) channel is at most `limit`; Rejected if none."""
     return require_mask(channel(read_image(path).rgb_u8, axis=2) <= limit, message)

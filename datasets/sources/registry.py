@@ -1,9 +1,4 @@
-"""Sources by name, and the settings file that says where their data are (configs/datasets.yaml).
-
-config = load_config(DatasetsConfig, Path("configs/datasets.yaml"))
-source = open_source(config, "mose")
-sources, weights = open_mixture(config)     # for datasets.examples.PairDataset
-"""
+"""Sources by name, and the settings file that says where their data are (configs/datasets.yaml)."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,13 +12,10 @@ from ldm.settings.config import check_settings, nearest, setting
 
 @dataclass(frozen=True)
 class RenderedConfig:
-    """Rendered scenes."""
-
     folder: Path = setting(help="folder of shards (python -m datasets.scenes render)")
     augment: bool = setting(True, help="mirror and permute the colours of whole examples")
 
     def open(self, index: Path | None = None) -> ExampleSource:
-        """The source."""
         if index is not None:
             raise ValueError(f"rendered scenes have no index, got {index}")
         from datasets.sources.rendered import RenderedScenes

@@ -5,8 +5,6 @@ alone under another lamp, box and depth range = the true ones.  The depth hint i
 with the reference's, as at inference; the target's own depth is shown only by option.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from itertools import accumulate
@@ -67,7 +65,6 @@ class RenderedScenes:
         return self.shards[which], index - (self.ends[which - 1] if which else 0)
 
     def facts(self, index: int) -> SceneFacts:
-        """What is known about a scene."""
         shard, row = self.locate(index)
         return shard.facts[row]
 
@@ -85,17 +82,15 @@ class RenderedScenes:
         shard, row = self.locate(index)
         fact = shard.facts[row]
         return Inputs(
-            reference_u8=shard.array("reference_u8", row),
-            reference_mask=shard.array("reference_mask", row),
+            reference_u8=shard.array("reference_u8", row), reference_mask=shard.array("reference_mask", row),
             background_u8=shard.array("without_u8", row),
             background_depth_01=depth_01(shard.array("without_depth_u16", row)),
-            box01_xyxy=fact.boxes01[fact.removed],
-            depth_range=fact.depths[fact.removed][1:],  # far, near
+            box01_xyxy=fact.boxes01[fact.removed], depth_range=fact.depths[fact.removed][1:],  # far, near
             target_u8=shard.array("image_u8", row),
             target_depth_01=depth_01(shard.array("depth_u16", row)) if self.true_depth else None,
             reference_depth_01=depth_01(shard.array("reference_depth_u16", row)) if own_depth else None,
             target_mask=self.silhouette(index) if silhouette else None,
-        )
+        )  # fmt: skip
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         """Inputs with random decisions: outline of the cut-out or the true one, symmetries of the whole."""

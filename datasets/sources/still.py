@@ -1,15 +1,7 @@
 """Images with annotated or masked objects: LVIS, COCO panoptic, SA-1B, saliency sets, one's own images.
 
 Reference and target are the same image; augmentation alone changes the reference. An item of an annotated set
-is an image, and one of its objects is drawn. One's own images are in `images/`, `masks/`, optional `depth/`,
-with an optional list `pairs.txt`.
-
-    images/cup.jpg  masks/cup.png  depth/cup.png
-    images/hat.jpg  masks/hat_1.png  masks/hat_2.png  depth/hat.png
-
-A mask is white where the object is. Without pairs.txt the object of a mask is reference and target; with it
-every line names the mask of the reference and the mask of the target: `cup_left cup_right`. Names with blanks
-stand in quotes, or a tab is between the two.
+is an image, and one of its objects is drawn. The layout of one's own images: docs/datasets.md.
 """
 
 import csv
@@ -44,11 +36,11 @@ class LvisConfig(ImagesConfig):
             large = coco.is_large(entry, self.min_pixels)
             return coco.packed_segmentation(entry["segmentation"]) if large else None
 
-        path = self.annotations
-        objects: dict[str, list[tuple]] = defaultdict(list)
+        path, objects = self.annotations, defaultdict[str, list[tuple]](list)
         for image in coco.annotated_images(read_json(path), path, self.images, large_shape):
-            large = [(shape, image.size_hw) for shape in image.annotations if shape is not None]
-            objects[image.file] += large
+            objects[image.file] += [
+                (shape, image.size_hw) for shape in image.annotations if shape is not None
+            ]
         items = sorted(item for item in objects.items() if item[1])
         return readers.require(items, f"objects above {self.min_pixels} pixels in {path}")
 
@@ -107,11 +99,11 @@ class SamConfig(ImagesConfig):
         return readers.require(items, f"JSON files in the folders of {self.images}")
 
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
-        path, entry = item[1], partial(coco.json_entry, read_json(item[1]), path=item[1])
+        path, document = item[1], read_json(item[1])
         try:
-            size = entry("image")["height"], entry("image")["width"]
-            large = [shape for shape in entry("annotations") if coco.is_large(shape, self.min_pixels)]
-            segments = [shape["segmentation"] for shape in large]
+            image, shapes = (coco.json_entry(document, key, path) for key in ("image", "annotations"))
+            size = image["height"], image["width"]
+            segments = [each["segmentation"] for each in shapes if coco.is_large(each, self.min_pixels)]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an annotation file of SA-1B: {error} is missing") from None
         for segment in segments:
@@ -145,9 +137,8 @@ class SaliencyConfig(SourceConfig):
                 tree.check()
                 masked = masked_images(tree, part.masks)
                 items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
-        return readers.require(
-            items, "part of the saliency source is set: msra, duts_train, duts_test or hflickr"
-        )
+        parts = "msra, duts_train, duts_test or hflickr"
+        return readers.require(items, f"part of the saliency source is set: {parts}")
 
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
         yield item[1]
@@ -164,13 +155,13 @@ class FolderConfig(SourceConfig):
     pairs: Path | None = setting(None, help="list of pairs; not set: ROOT/pairs.txt where it exists")
 
     def read(self) -> list[Item]:
-        depth = self.depth or self.root / "depth"
-        has_depth = depth.is_dir()
-        if self.depth is not None and not has_depth:
-            raise ValueError(f"depth: there is no folder {depth}")
-        if not has_depth:
+        depth: Path | None = self.depth or self.root / "depth"
+        if depth is not None and not depth.is_dir():
+            if self.depth is not None:
+                raise ValueError(f"depth: there is no folder {depth}")
             log.warning("%s has no folder depth: a constant depth is shown to the model", self.root)
-        tree = readers.Tree(self.root / "images", depth if has_depth else None)
+            depth = None
+        tree = readers.Tree(self.root / "images", depth)
         masked = masked_images(tree, self.root / "masks")
         readers.require(masked, f"masks with images in {self.root}")
         objects = {nfc(mask.stem): view for mask, view in masked}
@@ -204,8 +195,7 @@ def masked_images(tree: readers.Tree, masks: Path) -> list[tuple[Path, readers.O
     """(mask, view) for every mask of a folder, sorted; masks without an image are named and left out."""
     suffixes = tuple(suffix for suffix in readers.IMAGES if suffix != ".png" or masks != tree.images)
     images = readers.images_in(readers.folder(tree.images, "images"), suffixes)
-    by_stem = {nfc(image.stem): image for image in images}
-    views, alone = [], []
+    by_stem, views, alone = {nfc(image.stem): image for image in images}, [], []
     for mask in readers.images_in(readers.folder(masks, "masks"), (".png",)):
         image = by_stem.get(nfc(mask.stem)) or by_stem.get(nfc(mask.stem).rpartition("_")[0])
         if image is None:

@@ -22,14 +22,11 @@ VIPSEG_STUFF, VIPSEG_LARGEST = 124, 12499
 
 
 def apart(default: int) -> Any:
-    """The setting that says how far apart reference and target are."""
     return setting(default, low=1, help="two frames are at least 1/interval of the video apart")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig(ImagesConfig):
-    """What all videos have in common."""
-
     interval: int = apart(10)
     dynamics: int = motion(1)
     rules: readers.Rules = setting(readers.Rules(sides="both"), help="which objects are rejected")
@@ -167,10 +164,8 @@ class UvoConfig(VideoConfig):
             segments = [pair for pair in pairs if pair[1] and not coco.is_set(entry, "iscrowd")]
             return f"{entry['video_id']}/{entry['id']}", (video["height"], video["width"]), segments
 
-        annotations = sorted(
-            coco.records_by_id(document, "annotations", path).values(),
-            key=lambda entry: (str(entry.get("video_id")), coco.id_order(entry["id"])),
-        )
+        annotations = list(coco.records_by_id(document, "annotations", path).values())
+        annotations.sort(key=lambda entry: (str(entry.get("video_id")), coco.id_order(entry["id"])))
         items = coco.usable(annotations, shown, path, "annotations")
         return readers.require([item for item in items if item[2]], f"annotated objects in {path}")
 

@@ -18,9 +18,9 @@ from datasets.scenes.store import render_shards
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
 from tiny.inpainter import measures
-from tiny.inpainter.classifier import load_classifier
 from tiny.inpainter.examples import PaintCase, make_cases
 from tiny.inpainter.measures import paint_examples
+from tiny.inpainter.model import load_classifier
 from tiny.regions import box_masks, read_views
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny" / "inpainter"

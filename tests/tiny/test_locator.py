@@ -30,6 +30,7 @@ from tiny.locator.questions import (
     ANSWER,
     NUMBERS,
     VOCABULARY,
+    ImageDraw,
     QuestionCache,
     locator_tokenizer,
     mirrored_questions,
@@ -37,8 +38,7 @@ from tiny.locator.questions import (
     pack_questions,
 )
 from tiny.locator.train import LocatorTraining
-from tiny.locator.training import train_small_locator
-from tiny.locator.vision import ImageDraw, labelled_images, open_scenes
+from tiny.locator.training import labelled_images, open_scenes, train_small_locator
 from tiny.settings import PATCH, LlavaStage, SmallConfig
 
 TINY = SmallConfig(

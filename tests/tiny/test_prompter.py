@@ -17,14 +17,21 @@ from inpainting.prompts import discover_question, paint_masks, target_text
 from ldm.mllm.model import Chat, ChatExample
 from tests.conftest import ROOT
 from tiny.llava import create_llava, last_states, pixel_values, project
-from tiny.prompter.data import KEPT, OVERLAP, SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.evaluate import PrompterEvaluation
 from tiny.prompter.measures import PRIOR, caption_results, evaluate_prompter, prompt_case, task_numbers
 from tiny.prompter.scenes import SetScenes
 from tiny.prompter.sets import (
     FOLLOW,
+    KEPT,
+    OVERLAP,
+    SOLIDS,
+    Painted,
+    Sets,
     best_guess,
     draw_contents,
+    draw_masks,
+    open_sets,
+    paint_scenes,
     predictive,
     render_sets,
     sample_sets,

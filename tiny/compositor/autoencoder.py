@@ -1,4 +1,4 @@
-"""Train the small first stage (an autoencoder) on stored scenes, then measure it against PCA of patches.
+"""Train the small first stage (an autoencoder) on stored scenes, then measure it.
 
     python -m tiny.compositor.autoencoder configs/tiny/autoencoder.yaml
 
@@ -16,8 +16,6 @@ from ldm.settings.later import later
 
 @dataclass(frozen=True)
 class AutoencoderTraining(CheckedSettings):
-    """Where the scenes are, how long to train, where the autoencoder goes."""
-
     data: Path = setting(help="folder of scene shards for training")
     held_out: Path = setting(help="folder of scene shards for measuring")
     out: Path = setting(help="folder that receives the autoencoder")

@@ -44,8 +44,6 @@ class AugmentConfig(CheckedSettings):
 
 @dataclass(frozen=True)
 class TrainDepthConfig(StageSettings):
-    """Everything that decides the trained network."""
-
     out: Path = setting(
         Path("runs/tiny/depth"), help="folder of the run; the network is in its `network` folder"
     )

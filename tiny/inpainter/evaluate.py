@@ -29,8 +29,6 @@ MODELS: dict[str, tuple[str, PaintOptions]] = {
 
 @dataclass(frozen=True)
 class EvaluationSampling(CheckedSettings):
-    """How images are painted."""
-
     steps: int = setting(8, low=1, help="denoising steps")
     guidance: float = setting(2.0, low=1.0, help="classifier-free guidance")
     batch: int = setting(16, low=1, help="images painted together; the result does not depend on it")
@@ -38,8 +36,6 @@ class EvaluationSampling(CheckedSettings):
 
 @dataclass(frozen=True)
 class InpainterEvaluation(CheckedSettings):
-    """What is measured, on what, and where the numbers go."""
-
     run: Path = setting(Path("runs/tiny/inpainter"), help="folder of the training run")
     data: Path = setting(Path("data/scenes/views_eval"), help="folder of shards of held-out scenes")
     out: Path = setting(Path("benchmarks/results"), help="folder of inpainter.json, .txt and .png")

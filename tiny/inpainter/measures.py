@@ -18,9 +18,9 @@ from ldm.files import hash_folder, written_whole
 from ldm.latents import LatentSpace
 from ldm.settings.config import to_plain
 from tiny.compositor.training import round_trip_db
-from tiny.inpainter.classifier import SolidClassifier, crop_pm1, load_classifier
 from tiny.inpainter.evaluate import MODELS, InpainterEvaluation
 from tiny.inpainter.examples import SMALL, Example, PaintCase, make_cases
+from tiny.inpainter.model import SolidClassifier, crop_pm1, load_classifier
 from tiny.regions import box_masks, read_views, refuse_training_scenes
 from tiny.report import Record, alternating, cell, scene_mean, table_lines, write_evaluation
 from tiny.world import COLOUR_WORDS, SHAPE_WORDS

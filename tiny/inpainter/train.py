@@ -41,8 +41,6 @@ class AdapterConfig(CheckedSettings):
 
 @dataclass(frozen=True)
 class InpainterTraining(CheckedSettings):
-    """Where the scenes are, where the stages go, and their sizes."""
-
     data: Path = setting(help="folder of shards of whole scenes, training seeds")
     out: Path = setting(help="folder that receives one folder per stage")
     scenes: int | None = setting(None, low=1, help="use only the first scenes")

@@ -18,7 +18,6 @@ from ldm.checkpoints import folder_written_whole, load_part
 from ldm.files import write_json
 from ldm.loading import drawing
 from tiny.inpainter import model as networks
-from tiny.inpainter.classifier import train_classifier
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
 from tiny.inpainter.train import ADAPTERS, STAGES, InpainterTraining
 from tiny.loop import Stage, stages_manifest
@@ -46,7 +45,7 @@ def train_inpainter(config: InpainterTraining) -> None:
         if name == "first_stage":
             model, stage = networks.train_autoencoder(config.first_stage, views.images_u8, folder)
         elif name == "judge":
-            model, stage = train_classifier(config.classifier, views, folder)
+            model, stage = networks.train_classifier(config.classifier, views, folder)
         elif name == "painter":
             model, stage = train_painter(config, views)
         else:
@@ -169,6 +168,5 @@ def painting_loss(
 
 
 def draws(seed: int, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The two random generators of one step."""
     rng = np.random.default_rng((seed, step))
     return rng, torch.Generator().manual_seed(int(rng.integers(1 << 62)))

@@ -31,7 +31,6 @@ from llava_bifrost.language.answer import format_answer
 from llava_bifrost.language.instruction import make_question
 from llava_bifrost.worlds.questions import MIRRORED, place_questions, replace_questions
 from llava_bifrost.worlds.world import world_of
-from tiny.locator.vision import ImageDraw
 from tiny.world import BEGIN, COLOUR_WORDS, IMAGE, PAD, PATTERN_NAMES, SHAPE_WORDS, SPECIAL, word_tokenizer
 
 FURNITURE = ("table", "low platform")
@@ -75,7 +74,6 @@ FORMAT = 3
 
 
 def locator_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer; every word outside the vocabulary becomes `<unk>`."""
     # What is a token: long phrases first, then numbers, brackets and any other word.
     several = sorted((word for word in WORDS if " " in word), key=len, reverse=True)
     phrases = [re.escape(word) if word == TAIL else rf"\b{re.escape(word)}\b" for word in several]
@@ -158,9 +156,25 @@ def mirrored_questions(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class PackedQuestions:
-    """Packed questions of b images."""
+class ImageDraw:
+    """Which images a batch has: scenes (b,), image 0 or 1 of each (b,), and which are mirrored (b,)."""
 
+    index: np.ndarray
+    view: np.ndarray
+    flip: np.ndarray
+
+    @classmethod
+    def random(cls, scenes: np.ndarray, count: int, rng: np.random.Generator) -> "ImageDraw":
+        """Any images of the scenes with these numbers."""
+        index = scenes[rng.integers(len(scenes), size=count)]
+        return cls(index, rng.integers(2, size=count), rng.random(count) < 0.5)
+
+    def first(self, count: int) -> "ImageDraw":
+        return ImageDraw(self.index[:count], self.view[:count], self.flip[:count])
+
+
+@dataclass(frozen=True, eq=False)
+class PackedQuestions:
     tokens: Tensor  # (b, l)
     block: Tensor  # (b, l) 0 the prefix, i question i, -1 padding
     position: Tensor  # (b, l)

@@ -19,8 +19,6 @@ from tiny.settings import LlavaStage, LlavaTraining
 
 @dataclass(frozen=True)
 class LocatorTraining(LlavaTraining):
-    """Everything that decides the trained locator."""
-
     held_out: int = setting(512, help="last scenes of `data`, which only measure it", low=1)
     matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
     placement: LlavaStage = setting(LlavaStage(), help="stage that places a new solid")

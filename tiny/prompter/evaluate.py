@@ -2,10 +2,7 @@
 
     python -m tiny.prompter.evaluate --model runs/tiny/prompter/model
 
-1mask           one mask is painted
-multimask       several masks are painted, all regions count
-multimask last  the same answers, only the last region of each counts
-
+multimask last  the answers of `multimask`, only the last region of each counts
 prompter        the model, through the path that inference takes
 another image the same masks painted over another scene: what it guesses without evidence
 trained blind   a model that never saw an image
@@ -27,8 +24,6 @@ from ldm.settings.later import later
 
 @dataclass(frozen=True)
 class PrompterEvaluation(CheckedSettings):
-    """What is measured, on what, and where the numbers go."""
-
     model: Path = setting(Path("runs/tiny/prompter/model"), help="folder of the prompt writer")
     blind: Path | None = setting(None, help="one that was trained blind, as a control")
     data: Path = setting(Path("data/scenes/prompter_eval"), help="folder of shards of held-out scenes")

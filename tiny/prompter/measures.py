@@ -1,7 +1,4 @@
-"""What the small prompt writer's evaluation asks and counts, and the answers that it is compared with.
-
-Legend: f numbers that describe a mask.
-"""
+"""What the small prompt writer's evaluation asks and counts, and the answers that it is compared with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +11,8 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import paint_masks
 from ldm.files import hash_folder
 from ldm.settings.config import to_plain
-from tiny.prompter.data import DrawnMasks, Sets, draw_masks, open_sets
 from tiny.prompter.evaluate import PrompterEvaluation
-from tiny.prompter.sets import best_guess, predictive
+from tiny.prompter.sets import DrawnMasks, Sets, best_guess, draw_masks, open_sets, predictive
 from tiny.regions import box_masks, refuse_training_scenes
 from tiny.report import Record, alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
 from tiny.settings import MASK_COLORS
@@ -91,7 +87,7 @@ def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list
 
 
 def _described(box: Box) -> np.ndarray:
-    """(f,) sides, their ratio, place."""
+    """(6,) sides, their ratio, place."""
     w, h = box[2] - box[0], box[3] - box[1]
     return np.array([w, h, 32 * np.log(w / h), (box[0] + box[2]) / 4, box[1] / 2, box[3] / 2])
 

@@ -4,13 +4,9 @@
     python -m tiny.prompter.scenes --out data/scenes/prompter_eval --count 1024 --split eval
 
 The left and the right half of a scene each have a colour, and the scene has a shape, all drawn uniformly. A
-solid has the colour of its half with probability FOLLOW, else any; it has the scene's shape with probability
-FOLLOW, else any; colour and shape are drawn apart. So the best guess at a hidden colour is the most frequent
-colour among the visible solids of the same half, and the best guess at a hidden shape is the most frequent
-shape of all visible solids; `predictive` says how often these are right.
-
-The words of a scene are drawn before its geometry, and the geometry is drawn again until all of them fit, so
-that the distribution holds exactly. Solids have one colour; names may repeat.
+solid has the colour of its half with probability FOLLOW, else any, and the scene's shape likewise. The words
+are drawn before the geometry, and the geometry is drawn again until all of them fit, so that the distribution
+holds exactly.
 """
 
 from dataclasses import dataclass
@@ -24,8 +20,6 @@ from ldm.settings.later import later
 
 @dataclass(frozen=True)
 class SetScenes(StoreSettings):
-    """Which scenes are rendered, and where they go."""
-
     out: Path = setting(Path("data/scenes/prompter_train"), help="folder of the shards")
     reference_size: tuple[int, int] = setting(
         (16, 16), help="height,width of the reference view, equal", low=16, high=4096

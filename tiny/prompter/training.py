@@ -26,7 +26,7 @@ from ldm.mllm.model import load_model
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from tiny import llava, world
 from tiny.loop import stages_manifest
-from tiny.prompter.data import SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.prompter.sets import SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.train import PrompterTraining
 from tiny.settings import MASK_COLORS
 from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
@@ -88,8 +88,6 @@ def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tenso
 
 @dataclass(frozen=True, eq=False)
 class PackedCaptions:
-    """Questions with answers about b images."""
-
     tokens: Tensor  # (b, l) from world.BEGIN to world.END, padded on the right
     block: Tensor  # (b, l) what sees what, as tiny.llava.last_states reads it
     row: Tensor  # (c,) image of each caption
