@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -61,6 +62,7 @@ class Campaign:
     place: Path
     data: Path
     job: dict[str, str]  # of campaign.yaml
+    web: str = ""  # address that serves the data
     alone: dict[str, str] = field(default_factory=dict)
     seconds: float = 30.0  # alone; a guess until it is known
     cpu_s: float = 0.0  # of the processor, whatever else runs
@@ -72,7 +74,7 @@ class Campaign:
     def call(self, argv: str, place: Path) -> int:
         module, _, name = self.job["app"].partition(":")
         build = getattr(importlib.import_module(module), name)
-        return run_app(build, argv.format(out=place / "out", data=self.data).split())
+        return run_app(build, shlex.split(argv.format(out=place / "out", data=self.data, web=self.web)))
 
     def start(self, argv: str = "", rename: int = 0, size: int = 0, beside: Path | None = None) -> int:
         """Fork a child that runs the command; returns its process id.
@@ -261,10 +263,10 @@ def run_campaign(
     from ldm.training.manifest import code_revision
 
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        data, places = Path(folder) / "data", Path(folder) / "runs"
+    with tempfile.TemporaryDirectory(dir=work) as folder, state.served(Path(folder, "data")) as web:
+        data, places = Path(folder, "data"), Path(folder, "runs")
         places.mkdir()
-        write_data(data)
+        write_data(data, web)
         texts, sources = " ".join(str(jobs[name]) for name in chosen), list[Campaign]()
         for name, job in reversed(table["sources"].items()):
             if f"{{data}}/{name}" in texts:
@@ -273,7 +275,7 @@ def run_campaign(
             if source.finish(source.start(), "source"):
                 raise ValueError(f"{source.job['argv']}: {source.said()}")
         for index, name in enumerate(chosen):
-            campaign = Campaign(places / f"A{index:02d}", data, jobs[name])
+            campaign = Campaign(places / f"A{index:02d}", data, jobs[name], web)
             if campaign.measure():
                 campaign.kill_at_random(-(-kills // len(chosen)), np.random.default_rng((seed, index)))
                 campaign.kill_at_renames(renames)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,38 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-EXAMPLES = sorted(Path("assets/examples").glob("*/room.png"))[:2]
+from benchmarks.small_models import write_clip, write_kosmos, write_llava
+from ldm.files import read_json
+
+ROOMS = sorted(Path("assets/examples").glob("*/room.png"))
+EXAMPLES = ROOMS[:2]
 PAINTINGS = 8
 
 
-def write_data(data: Path) -> None:
+def write_coco(folder: Path) -> None:
+    """The rooms of the examples, and what stands in them as instances."""
+    images, (w, h) = [], (128, 96)
+    annotations: list[dict[str, Any]] = []
+    (folder / "images").mkdir(parents=True)
+    for number, room in enumerate(ROOMS):
+        name = f"{room.parent.name}.png"
+        Image.open(room).resize((w, h)).save(folder / "images" / name)
+        images.append({"id": number, "file_name": name, "height": h, "width": w})
+        for noun, place in read_json(room.with_name("anchors.json")).items():
+            x0, y0, x1, y1 = (round(edge * side) for edge, side in zip(place["box"], (w, h) * 2, strict=True))
+            facts = {"id": len(annotations), "image_id": number, "category_id": noun, "iscrowd": 0}
+            outline = {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]], "area": (x1 - x0) * (y1 - y0)}
+            annotations.append({**facts, **outline, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+    categories = [{"id": noun, "name": noun} for noun in {item["category_id"]: "" for item in annotations}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(document))
+
+
+def write_data(data: Path, web: str) -> None:
     """Two lists of jobs (the same names, other seeds and boxes), images, paintings, an archive."""
     rng = np.random.default_rng(0)
     noise: Callable[..., Any] = lambda h, w: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))  # noqa: E731
-    for folder in ("images", "paintings", "backgrounds"):
+    for folder in ("images", "paintings", "backgrounds", "cutouts/images", "cutouts/masks"):
         (data / folder).mkdir(parents=True)
     networks = {"model": f"{data}/compositor/model", "num_samples": 2}
     for name, seed, box in (("jobs", 1, [0.3, 0.3, 0.7, 0.8]), ("older", 5, [0.1, 0.3, 0.5, 0.8])):
@@ -28,18 +52,20 @@ def write_data(data: Path) -> None:
             for room in EXAMPLES
         ]  # fmt: skip
         (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    question = "Place a small red sphere to the left of the checkered orange cylinder."
+    question = "Place a red sphere to the left of the checkered orange torus."
     rooms = [str(room.resolve()) for room in EXAMPLES] * 6
     asked = [{"id": f"{n}", "image": room, "instruction": question} for n, room in enumerate(rooms)]
     (data / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 20:44] = 255
     for number, room in enumerate(EXAMPLES):
-        (data / "objects" / str(number)).mkdir(parents=True)
+        (data / "objects" / f"toy{number}").mkdir(parents=True)
         cutout = np.dstack([np.asarray(noise(64, 64)), mask])
-        Image.fromarray(cutout).save(data / "objects" / str(number) / "0.png")
+        Image.fromarray(cutout).save(data / "objects" / f"toy{number}" / "0.png")
         Image.open(room).resize((64, 64)).save(data / "backgrounds" / f"{number}_GT.png")
         Image.fromarray(mask).save(data / "backgrounds" / f"{number}_mask.png")
+        Image.fromarray(mask).save(data / "cutouts" / "masks" / f"{number}.png")
+        noise(64, 64).save(data / "cutouts" / "images" / f"{number}.png")
     for number in range(16):
         noise(48, 64).save(data / "images" / f"{number}.png")
     shutil.make_archive(str(data / "network"), "zip", "assets/tiny/depth")
@@ -49,9 +75,23 @@ def write_data(data: Path) -> None:
     for stem in stems:
         noise(64, 80).save(data / "paintings" / f"{stem}.jpg")
     captions = {f"mask_{j}": f"The image shows {phrase}." for j, phrase in enumerate(boxes)}
-    described = {f"{stem}.jpg": {"description": "It shows", "entities": entities} for stem in stems}
+    described = {f"{stem}.jpg": {"description": "Answer: It shows", "entities": entities} for stem in stems}
     (data / "annotations.json").write_text(json.dumps(described))
+    videos = [{"id": number, "file_names": [f"{number}/0.jpg", f"{number}/1.jpg"]} for number in range(4)]
+    (data / "videos.json").write_text(json.dumps({"videos": videos}))
+    write_coco(data / "coco")
+    write_clip(data / "clip")
+    write_kosmos(data / "kosmos")
+    write_llava(data / "llava")
     (data / "llava.json").write_text(json.dumps(dict.fromkeys(stems, captions)))
     splits = ["val", *["test"] * 3, *["train"] * (PAINTINGS - 4)]
+    rows = [
+        [name, f"{web}/paintings/{name}", "", split] for name, split in zip(described, splits, strict=True)
+    ]
     with (data / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["file_name", "split"], *zip(described, splits, strict=True)])
+        csv.writer(file).writerows([["file_name", "url", "modifier", "split"], *rows])
+    (data / "data").mkdir()  # as the authors' repository has it
+    shutil.copy(data / "table.csv", data / "data" / "wikiart_images.csv")
+    with zipfile.ZipFile(data / "data" / "annotations.zip", "w") as archive:
+        for name in ("annotations.json", "llava.json"):
+            archive.write(data / name, name)

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -54,6 +55,20 @@ def wait(child: int, seconds: float, cpu_s: float = math.inf) -> int | None:
                 return None
         time.sleep(0.003)
     return os.waitstatus_to_exitcode(found[1])
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address at which a process of its own serves the files of a folder."""
+    argv = f"-u -m http.server 0 --bind 127.0.0.1 --directory {folder}".split()
+    with subprocess.Popen(
+        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().partition("(")[2].partition("/)")[0]
+        finally:
+            server.kill()
 
 
 @contextlib.contextmanager

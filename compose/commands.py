@@ -13,8 +13,8 @@ from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
 from ldm.decode import opened
 from ldm.denoise import Step
-from ldm.files import file_sha256, set_aside
-from ldm.images import write_png
+from ldm.files import file_sha256, set_aside, write_atomic
+from ldm.images import encode_png
 from ldm.memory import IN_MEMORY, as_file
 from ldm.result import beside, log_result, output_paths, result_paths
 from ldm.settings.config import flag_name
@@ -42,18 +42,20 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
 def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:
     """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png.
 
-    The folder of an earlier run is renamed at the first step, or its previews are removed (`overwrite`).
+    The folder of another run is renamed at the first preview, or its previews are removed (`overwrite`).
     """
     folder, number = beside(settings.out, "_steps"), step.index + 1
-    if step.index == 0 and not settings.overwrite:
-        set_aside([folder])
-    elif step.index == 0:
-        for old in folder.glob("step_*.png"):
-            old.unlink()
     if number % settings.save_steps and number < step.total:
         return
-    image_u8 = models.compositor.latent_space.decode_u8(step.latents[:1])
-    write_png(folder / f"step_{number:03d}.png", image_u8)
+    path = folder / f"step_{number:03d}.png"
+    data = encode_png(models.compositor.latent_space.decode_u8(step.latents[:1]))
+    earlier = list(folder.glob("step_*.png")) if number <= settings.save_steps else []
+    if settings.overwrite:
+        for old in earlier:
+            old.unlink()
+    elif earlier and not (path in earlier and path.read_bytes() == data):  # else of this run, interrupted
+        set_aside([folder])
+    write_atomic(path, data)
 
 
 def replay(options: ReplaySettings) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def save_painting(
     paths = sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
     plain = to_plain(settings)
-    del plain["overwrite"]  # does not decide the image
+    for name in ("out", "sheet", "overwrite"):  # they do not decide the image
+        del plain[name]
     recipe = {**result.recipe, "settings": plain, "inputs": hashes, **(more or {})}
     for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
         report = {**result.report, "drift": result.report["drift"][index], "seed": seed}

@@ -19,7 +19,7 @@ from ldm.mllm import training
 from ldm.mllm.llava_original import merge_into
 from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
 from ldm.registry.models import existing_folder
-from ldm.settings.config import dump_yaml, write_config
+from ldm.settings.config import dump_yaml, to_plain, write_config
 from ldm.training.fit import Task, fit, make_accelerator
 from ldm.training.run import refuse_foreign
 from llava_bifrost.build_dataset.records import LocatorRecord, read_records
@@ -173,9 +173,8 @@ def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tup
 
 def convert_adapter(settings: ConvertLocator) -> None:
     """Merge the released adapter into LLaVA-1.5; every tensor is used, or nothing is written."""
-    report = merge_into(settings.base, settings.adapter, settings.out)
     config = LocatorConfig(settings.format, "bifrost", settings.decimals, settings.template, (), RELEASED)
-    write_config(settings.out / CONFIG, config)
+    report = merge_into(settings.base, settings.adapter, settings.out, also={CONFIG: to_plain(config)})
     used = f"all {report['adapter_tensors']} tensors of the adapter used"
     pairs, replaced = report["lora_pairs_merged"], ", ".join(report["weights_replaced"])
     log.info("wrote %s: %s, %d LoRA pairs merged, replaced: %s", settings.out, used, pairs, replaced)
@@ -187,8 +186,8 @@ def merge_adapter(settings: MergeLocator) -> None:
     config = read_locator_config(settings.adapter, family)
     if not (settings.adapter / CONFIG).is_file():
         log.warning("%s has no %s; the answer format of the family is assumed", settings.adapter, CONFIG)
-    report = merge_into(settings.base, settings.adapter, settings.out, False, DTYPES[settings.dtype])
-    write_config(settings.out / CONFIG, config)
+    also, dtype = {CONFIG: to_plain(config)}, DTYPES[settings.dtype]
+    report = merge_into(settings.base, settings.adapter, settings.out, False, dtype, also)
     log.info("wrote %s: %d LoRA pairs merged", settings.out, report["lora_pairs_merged"])
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks.small_models import write_kosmos
 from cldm.create import create_compositor
 from cldm.pipeline import CompositorPipeline
 from datasets.inputs import Inputs
@@ -30,9 +31,8 @@ from ldm.mllm.model import Mllm, load_mllm
 from llava_bifrost.locator import Locator, LocatorConfig
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.inpainting.small_inpainter import QUICK, random_image, small_inpainter, two
-from tests.inpainting.small_kosmos import small_kosmos
 from tests.ldm.small_detectors import owlv2, sam
-from tests.ldm.small_mllm import build_small
+from tests.ldm.small_mllm import build_small, llama_like
 from tests.ldm.test_experts import plain_dpt
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
@@ -77,7 +77,7 @@ def test_a_language_model_without_numbers_gives_no_answer(task: str, value: floa
 
 
 def test_a_description_needs_numbers(tmp_path: Path) -> None:
-    mllm = load_mllm(small_kosmos(tmp_path / "kosmos"), "cpu")
+    mllm = load_mllm(write_kosmos(tmp_path / "kosmos", llama_like()), "cpu")
     spoil(mllm.model.get_output_embeddings(), float("nan"))
     with pytest.raises(ValueError, match="language model gave NaN"):
         describe_paintings(mllm, [IMAGE], 4)

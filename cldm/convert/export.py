@@ -4,6 +4,7 @@ Every weight that does something returns bit by bit. What is not kept is made ag
 schedule's buffers are computed, the unused first convolution of each control branch is written as zeros.
 """
 
+import filecmp
 import logging
 from functools import partial as bound
 from pathlib import Path
@@ -47,14 +48,16 @@ def export(settings: ExportSettings) -> None:
             log.info("written as zeros, never used: %sinput_blocks.0.0.weight and .bias", prefix)
         if settings.layout == "anydoor":
             log.info("left out, the layout has no place for it: control_depth, settings of %s", CONFIG_FILE)
-    if not settings.overwrite:
-        set_aside([settings.out])
-    if settings.out.suffix == ".safetensors":
-        write_safetensors(settings.out, entries, progress=True)
-    else:
-        weights = {key: entry.make().to(entry.dtype).contiguous() for key, entry in entries.items()}
-        with written_whole(settings.out) as partial:
-            torch.save(weights if single else {"state_dict": weights}, partial)
+    with written_whole(settings.out) as partial:
+        if settings.out.suffix == ".safetensors":
+            write_safetensors(partial, entries, progress=True)
+        else:
+            weights = {key: entry.make().to(entry.dtype).contiguous() for key, entry in entries.items()}
+            with partial.open("xb") as file:  # its name would become a part of the file
+                torch.save(weights if single else {"state_dict": weights}, file)
+        same = settings.out.is_file() and filecmp.cmp(settings.out, partial, shallow=False)
+        if not (settings.overwrite or same):
+            set_aside([settings.out])
     log.info("wrote %s: %d keys", settings.out, len(entries))
 
 

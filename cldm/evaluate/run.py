@@ -204,7 +204,8 @@ def text_tables(result: dict) -> str:
             for i, numbers in enumerate(groups[group] for group in GROUPS if group in groups):
                 cell = f"- n = {numbers.get('n', 0)}"
                 if "mean" in numbers:
-                    interval = f"[{numbers['low']:.3f}, {numbers['high']:.3f}]"
+                    bounds = [f"{numbers[side]:.3f}" for side in ("low", "high") if side in numbers]
+                    interval = f"[{', '.join(bounds)}]" if bounds else ""
                     cell = f"{numbers['mean']:.3f} {interval:>18}"
                 line += f"{cell:>{28 if i else 26}}"
             lines.append(line)

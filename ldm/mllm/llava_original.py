@@ -8,6 +8,7 @@ transformers: peft would load nothing of it, with no more than a warning.
 import logging
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,12 +117,13 @@ def _first(folder: Path, *names: str) -> Path:
 
 
 def merge_into(
-    base: Path, adapter: Path, out: Path, original: bool = True, dtype: torch.dtype | None = None
-) -> dict[str, Any]:
+    base: Path, adapter: Path, out: Path, original: bool = True, dtype: torch.dtype | None = None,
+    also: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
 
     base: a transformers folder with safetensors, any of its layouts. Its other files are copied.
-    original: see `read_changes`. dtype: of the weights; None: as in the base
+    original: see `read_changes`. dtype: of the weights; None: as in the base. also: further JSON files
     Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
     """
     changes = read_changes(adapter, original)
@@ -175,5 +177,6 @@ def merge_into(
                 kind = dtype if dtype and old.is_floating_point else old
                 entries[key] = Entry(shard.shapes[key], kind, partial(changed, shard, key))
             write_safetensors(folder / shard.path.name, entries, progress=True)
-        write_json(folder / "conversion.json", report)
+        for name, value in {"conversion.json": report, **(also or {})}.items():
+            write_json(folder / name, value)
     return report

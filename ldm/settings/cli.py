@@ -223,7 +223,7 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
         result = {"out": result}
     if isinstance(result, Mapping):
         return result, 1 if result.get("failed") else 0
-    return {}, result if isinstance(result, int) else 0
+    return {}, result if type(result) is int else 0  # of typer.Exit; a verb may return True
 
 
 def _option(

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 from datasets.relations import Place
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
-from ldm.files import excerpt, numbered_lines, same_file, set_aside, work_digest, write_atomic, write_json
-from ldm.images import encode_png, read_depth, read_image, write_png
+from ldm.files import excerpt, json_bytes, numbered_lines, same_file, set_aside, work_digest, write_atomic
+from ldm.images import encode_png, read_depth, read_image
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.locks import alone
 from ldm.registry.models import depth_folder
@@ -197,9 +197,8 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
 def write_anchors(settings: NamedBoxes) -> dict[str, Any]:
     """Write a file of anchors from boxes typed by hand, and draw them on the image."""
     image, sheet = read_image(settings.image), beside(settings.out, "_boxes.png")
-    for path in (settings.out, sheet):
-        if path.exists():
-            raise ValueError(f"{path} exists and would be overwritten; name another file with --out")
+    if settings.image.resolve() in (settings.out.resolve(), sheet.resolve()):
+        raise ValueError(f"--out {settings.out}: {settings.image} would be overwritten; name another file")
     (h, w), entries = image.size, []
     for text in settings.objects:
         name, _, numbers = text.rpartition("=")
@@ -213,7 +212,7 @@ def write_anchors(settings: NamedBoxes) -> dict[str, Any]:
             raise ValueError(f"{text!r}: {error}") from None
         entries.append({"name": name, "box": values[:4]} | ({"depth": values[4]} if values[4:] else {}))
     places = read_anchors(entries, np.zeros(image.size), str(settings.image))
-    write_json(settings.out, entries)
-    write_png(sheet, draw_candidates(image.rgb_u8, [], places))
+    drawn = encode_png(draw_candidates(image.rgb_u8, [], places))
+    write_result({settings.out: json_bytes(entries), sheet: drawn})
     log.info("anchors: %s\nsheet:   %s", settings.out, sheet)
     return {"out": settings.out.as_posix(), "sheet": sheet.as_posix(), "anchors": entries}

@@ -265,6 +265,7 @@ def test_single_encoder_goes_there_and_back(tmp_path: Path) -> None:
         out.write_text("another export")
         export(ExportSettings(tmp_path / "dinov2", out))
         assert out.with_name(f"back.old1{suffix}").read_text() == "another export"
+        export(ExportSettings(tmp_path / "dinov2", out))  # the same once more is no other result
         export(ExportSettings(tmp_path / "dinov2", out, overwrite=True))
         assert not out.with_name(f"back.old2{suffix}").exists()
     back = torch.load(tmp_path / "back.pth", weights_only=True)

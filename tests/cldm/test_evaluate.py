@@ -19,7 +19,19 @@ from cldm.evaluate.cases import (
     rendered_candidates,
     scene_image,
 )
-from cldm.evaluate.run import CEILING, CUTOUT, DEFAULT, FLIPPED, TRUTH, SceneScores, evaluate, ranked
+from cldm.evaluate.run import (
+    CEILING,
+    CUTOUT,
+    DEFAULT,
+    FLIPPED,
+    POOLED,
+    TITLES,
+    TRUTH,
+    SceneScores,
+    evaluate,
+    ranked,
+    text_tables,
+)
 from datasets.scenes import sample_scene
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_options, read_shard, render_shards
@@ -142,6 +154,21 @@ def test_a_flipped_render_shows_the_wrong_one_in_front(held_out: Path) -> None:
             assert (swapped.placed.sum() < one.placed.sum()) == one.placed_is_nearer
             found += 1
     assert found >= 2
+
+
+@pytest.mark.parametrize(
+    ("values", "cell"),
+    [
+        ([], "- n = 0"),
+        ([0.5], "0.500"),
+        ([0.5, 0.5], "0.500     [0.500, 0.500]"),
+        ([1, 0], "0.500     [0.000, 1.000]"),
+    ],
+)
+def test_the_table_shows_what_few_values_allow(values: list[float], cell: str) -> None:
+    tables = {title: {"row": mean_interval(values)} if title in POOLED else {} for title in TITLES}
+    lines = text_tables({**tables, "changed_outside": 0}).splitlines()
+    assert {line.removeprefix("row").strip() for line in lines if line.startswith("row")} == {cell}
 
 
 def test_ranking_by_gain() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as run_lengths
 
+from benchmarks.small_models import write_clip
 from cldm.evaluate.cases import neighbours
 from compose.benchmark import score as score_module
 from compose.benchmark.__main__ import build_app
@@ -23,7 +24,7 @@ from ldm.files import write_atomic
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from tests.images import room, thing
-from tests.ldm.small_metrics import write_clip, write_dino, write_inception
+from tests.ldm.small_metrics import write_dino, write_inception
 
 BOX = (0.25, 0.25, 0.75, 0.75)
 

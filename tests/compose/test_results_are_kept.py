@@ -68,6 +68,34 @@ def test_samples_previews_and_replays_are_kept_too(case: Case) -> None:
     assert not replay.with_name("r.old2.png").exists()
 
 
+@pytest.mark.parametrize("left", ["whole", "step_001.png", "nothing", "temporary"])
+def test_previews_of_the_same_run_are_no_other_result(case: Case, left: str) -> None:
+    two = ["--steps", "2", "--strength", "1", "--save-steps", "1"]
+    folder = case.out.with_name("a_steps")
+    assert case.run(*two) == 0
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(first) == {"step_001.png", "step_002.png"}
+    for path in folder.iterdir() if left != "whole" else ():
+        if path.name != left:
+            path.unlink()
+    if left == "temporary":
+        (folder / ".step_001.png.tmp").touch()
+    assert case.run(*two) == 0
+    assert {name for name in names(case.out.parent) if ".old" in name} == set()
+    assert {name: (folder / name).read_bytes() for name in first} == first
+
+
+@pytest.mark.parametrize("flags", [["--seed", "7"], ["--steps", "3"], ["--box", "0.2,0.2,0.7,0.9"]])
+def test_previews_of_another_run_are_kept(case: Case, flags: list[str]) -> None:
+    two = ["--steps", "2", "--strength", "1", "--save-steps", "1"]
+    assert case.run(*two) == case.run(*two, *flags) == 0
+    assert {"a_steps.old1/step_001.png", "a_steps.old1/step_002.png"} <= names(case.out.parent)
+    assert len(names(case.out.with_name("a_steps"))) == (3 if "3" in flags else 2)
+    if flags[0] == "--seed":
+        assert case.run(*two, "--save-steps", "2", "--overwrite") == 0
+        assert names(case.out.with_name("a_steps")) == {"step_002.png"}
+
+
 def test_the_first_number_that_is_free_for_all_is_taken(tmp_path: Path) -> None:
     for name in ("a.png", "a.json", "a.old1.json", "a.old2.png"):
         (tmp_path / name).write_text(name)

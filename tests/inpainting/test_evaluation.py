@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.small_models import write_clip
 from inpainting.config_path import HERE
 from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_images
 from inpainting.models.text_to_image.config import PAPER_ROWS, PaintingsConfig
@@ -22,7 +23,7 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from tests.conftest import ROOT
 from tests.inpainting.small_paintings import SIDE, write_inpainter, write_paintings
-from tests.ldm.small_metrics import write_clip, write_squeezenet
+from tests.ldm.small_metrics import write_squeezenet
 
 CONFIGS = HERE / "text_to_image" / "test"
 STEMS = [f"test_{k}" for k in range(4)]

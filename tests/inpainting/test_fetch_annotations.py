@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
+import os
+import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.campaign_state import count_renames, wait
 from inpainting.data.downloader import build_app
+from inpainting.data.steps import fetch
 from inpainting.data.steps.fetch import HASHES, REVISION, FetchSettings, fetch_annotations
 from ldm.settings.cli import run_app
 from tests.loopback import COLUMNS, Server, pointer, serving
@@ -151,3 +156,45 @@ def test_copies_by_hand(tmp_path: Path, given: str, capsys: pytest.CaptureFixtur
     ]
     assert run_app(build_app, arguments) == 2
     assert "is a Git LFS pointer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+def test_a_kill_before_any_rename_changes_nothing(address: str, tmp_path: Path, number: int) -> None:
+    serve()
+    fetch_annotations(annotations(address, tmp_path / "whole"))
+    settings = annotations(address, tmp_path / "killed")
+    if not (child := os.fork()):
+        count_renames(number)
+        fetch_annotations(settings)
+        os._exit(0)
+    assert wait(child, 60) == -signal.SIGKILL
+    fetch_annotations(settings)
+    whole, left = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("whole", "killed")
+    )
+    assert left == whole
+
+
+@pytest.mark.parametrize("full_at", ["note", "download"])
+def test_nothing_stays_on_a_full_disk(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on the disk", "a")
+
+    serve()
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch, {"note": "write_atomic", "download": "download"}[full_at], full)
+        with pytest.raises(OSError, match="no space left"):
+            fetch_annotations(annotations(address, tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    fetch_annotations(annotations(address, tmp_path))
+    check(tmp_path)
+
+
+def test_a_file_of_ones_own_is_neither_fetched_nor_recorded(address: str, tmp_path: Path) -> None:
+    serve()
+    (tmp_path / "llava.json").write_text('{"mine": 1}')
+    fetch_annotations(annotations(address, tmp_path))
+    assert (tmp_path / "llava.json").read_text() == '{"mine": 1}'
+    assert set(json.loads((tmp_path / HASHES).read_text())) == {"annotations.json", "wikiart_images.csv"}

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.small_models import write_clip
 from inpainting.models.metrics.measure import Backbones, InpaintedImage, in_batches, measure_images
 from ldm.metrics.clip import Clip
 from ldm.metrics.inception import INCEPTION_SIDE, inception_features
 from ldm.metrics.lpips import Lpips
-from tests.ldm.small_metrics import write_clip, write_squeezenet
+from tests.ldm.small_metrics import write_squeezenet
 
 
 class Means(nn.Module):

@@ -64,6 +64,18 @@ def test_paint_command(tmp_path, files, capsys):
     assert not (tmp_path / "out_sheet.png").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--no-sheet"], ["--overwrite"]])
+def test_the_name_of_the_image_does_not_change_it(tmp_path, files, flags):
+    words = ["--masks", str(tmp_path / "a.png"), "--prompts", "a cube"]
+    other = tmp_path / "other/place/b.png"
+    assert (
+        run_app(build_app, [*files, *words])
+        == run_app(build_app, [*files[:-1], str(other), *words, *flags])
+        == 0
+    )
+    assert (tmp_path / "out.png").read_bytes() == other.read_bytes()
+
+
 def test_compat_paints_the_whole_image(tmp_path, files):
     words = ["--masks", str(tmp_path / "a.png"), "--prompts", "a cube", "--compat"]
     assert run_app(build_app, [*files, *words]) == 0

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.small_models import write_kosmos
 from inpainting.data.batches import AnnotateSettings, CaptionSettings
+from inpainting.data.ops import build_app
 from inpainting.data.steps import describe as module
 from inpainting.data.steps.captions import (
     EntitySettings,
@@ -31,9 +33,9 @@ from inpainting.data.steps.describe import (
 )
 from inpainting.data.steps.regions import RegionSettings, make_entities
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT, discover_prompt
+from ldm.settings.cli import run_app
 from tests.inpainting.painting_set import REGIONS, PaintingSet, killed, tree, write_set
-from tests.inpainting.small_kosmos import small_kosmos
-from tests.ldm.small_mllm import small_folder
+from tests.ldm.small_mllm import llama_like, small_folder
 
 
 @pytest.fixture(scope="session")
@@ -255,7 +257,7 @@ def test_a_damaged_annotation_is_set_aside(made: PaintingSet) -> None:
 
 
 def test_kosmos_describes_and_continues(made: PaintingSet, tmp_path: Path) -> None:
-    model = small_kosmos(tmp_path / "kosmos")
+    model = write_kosmos(tmp_path / "kosmos", llama_like())
     out = tmp_path / "new/annotations.json"
     settings = AnnotateSettings(made.images, out, str(model), batch_size=3, max_new_tokens=6)
     assert not annotate_images(replace(settings, process_id=1, num_processes=2))
@@ -267,12 +269,14 @@ def test_kosmos_describes_and_continues(made: PaintingSet, tmp_path: Path) -> No
     cut = replace(settings, out=tmp_path / "cut/annotations.json")
     killed(lambda: annotate_images(cut), "append", 2)
     annotate_images(cut)
-    annotate_images(replace(settings, out=tmp_path / "whole/annotations.json"))
+    whole = f"{tmp_path}/whole/annotations.json --batch-size 3 --max-new-tokens 6"
+    argv = f"annotate-images --image-dir {made.images} --model-id {model} --out {whole}"
+    assert run_app(build_app, argv.split()) == 0
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
 def test_kosmos_boxes_become_entities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mllm = open_model(str(small_kosmos(tmp_path)), "full")
+    mllm = open_model(str(write_kosmos(tmp_path, llama_like())), "full")
     text = (
         "<image> </image><grounding> Question: What are the details of this painting? Answer: It shows"
         "<phrase> a dog</phrase><object><patch_index_0000><patch_index_0527></object> and"

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.small_models import write_kosmos
 from inpainting.data.steps.describe import describe_paintings, open_model
-from tests.inpainting.small_kosmos import small_kosmos
+from tests.ldm.small_mllm import llama_like
 
 BOX = "<object><patch_index_0005><patch_index_0911></object>"
 BOXES = BOX.replace(
@@ -20,7 +21,7 @@ IMAGES = [np.zeros((20, 30, 3), np.uint8)]
 
 
 def test_objects_without_a_phrase_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mllm = open_model(str(small_kosmos(tmp_path)), "full")
+    mllm = open_model(str(write_kosmos(tmp_path, llama_like())), "full")
     for nameless in (BOX, BOXES, f"<phrase> </phrase>{BOX}"):
         for place in ("<image> </image><grounding>", "</object> and", "</object>."):
             told = TEXT.replace(place, place + nameless)

@@ -15,6 +15,7 @@ from torchmetrics.functional.text.bert import bert_score
 from torchmetrics.text.rouge import ROUGEScore
 from transformers import CLIPModel
 
+from benchmarks.small_models import write_clip
 from inpainting.models.image_to_text.evaluation.metric_models import (
     BertScore,
     PromptMetricModels,
@@ -27,7 +28,6 @@ from inpainting.models.image_to_text.evaluation.report import (
 )
 from ldm.metrics.clip import Clip
 from tests.inpainting.prompt_rows import drawn, row, write_roberta
-from tests.ldm.small_metrics import write_clip
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import nltk
 import pytest
 from PIL import Image
 
+from benchmarks.small_models import write_clip
 from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
 from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, PromptMetricModels
 from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
@@ -19,7 +20,6 @@ from inpainting.models.image_to_text.settings import MetricFolders
 from ldm.metrics.clip import Clip
 from ldm.settings.cli import run_app
 from tests.inpainting.prompt_rows import drawn, row, write_roberta
-from tests.ldm.small_metrics import write_clip
 
 
 def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:

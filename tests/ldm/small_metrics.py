@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2Model
 
 from ldm.metrics.clip_resnet import ResnetClip
 from ldm.metrics.inception import Inception
 from ldm.metrics.lpips import Lpips
-from tiny.world import make_tokenizer
 
 
 def write_inception(path: Path) -> Path:
@@ -28,22 +27,6 @@ def write_squeezenet(path: Path) -> Path:
         weights = {f"features.{key}": value for key, value in Lpips().features.state_dict().items()}
     torch.save(weights | {"classifier.1.weight": torch.zeros(1000, 512, 1, 1)}, path)
     return path
-
-
-def write_clip(folder: Path) -> Path:
-    """A folder with model and tokenizer."""
-    tokenizer = make_tokenizer()
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = CLIPTextConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ids, **small)
-    vision = CLIPVisionConfig(image_size=32, patch_size=8, **small)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        parts = {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
-        model = CLIPModel(CLIPConfig(**parts, projection_dim=16))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_resnet_clip(path: Path) -> Path:

@@ -52,6 +52,10 @@ class Written(Optim):
         (None, Written, 0, {"out": "x/y.png"}),
         ({"failed": {"a": "why"}}, Optim, 1, {"failed": {"a": "why"}}),
         ({"failed": {}}, Optim, 0, {"failed": {}}),
+        (True, Optim, 0, {}),  # no exit code
+        (False, Optim, 0, {}),
+        (Path("a"), Optim, 0, {"out": "a"}),
+        (7, Optim, 7, {}),
     ],
 )
 def test_every_command_has_an_object(capsys, report, schema, code, printed):

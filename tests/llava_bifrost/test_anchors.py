@@ -124,13 +124,38 @@ def test_wrong_boxes_are_one_line_and_nothing_is_written(tmp_path: Path, capsys,
 
 
 @pytest.mark.parametrize("name", ["anchors.json", "anchors_boxes.png"])
-def test_anchors_overwrite_nothing(tmp_path: Path, capsys, name: str):
+def test_anchors_overwrite_nothing(tmp_path: Path, name: str):
     write_png(tmp_path / "room.png", IMAGE)
     (tmp_path / name).write_text("mine")
     argv = ["--image", str(tmp_path / "room.png"), "--out", str(tmp_path / "anchors.json")]
-    assert run_app(build_app, ["anchors", "sofa=0.1,0.4,0.6,0.9", *argv]) == 2
-    assert f"{tmp_path / name} exists and would be overwritten" in capsys.readouterr().err
-    assert (tmp_path / name).read_text() == "mine"
+    argv = ["anchors", "sofa=0.1,0.4,0.6,0.9", *argv]
+    assert run_app(build_app, argv) == run_app(build_app, argv) == 0  # the second keeps nothing twice
+    kept = tmp_path / name.replace(".", ".old1.")
+    assert kept.read_text() == "mine"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"room.png", "anchors.json", "anchors_boxes.png", kept.name}
+
+
+@pytest.mark.parametrize("missing", ["anchors.json", "anchors_boxes.png"])
+def test_anchors_that_were_interrupted_are_written_again(tmp_path: Path, missing: str):
+    write_png(tmp_path / "room.png", IMAGE)
+    argv = ["--image", str(tmp_path / "room.png"), "--out", str(tmp_path / "anchors.json")]
+    argv = ["anchors", "sofa=0.1,0.4,0.6,0.9", *argv]
+    assert run_app(build_app, argv) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / missing).unlink()
+    assert run_app(build_app, argv) == 0
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if ".old" not in path.name}
+    assert left == before
+
+
+@pytest.mark.parametrize(("image", "out"), [("a_boxes.png", "a.json"), ("room.png", "room.png")])
+def test_anchors_do_not_replace_their_image(tmp_path: Path, capsys, image: str, out: str):
+    write_png(tmp_path / image, IMAGE)
+    argv = ["anchors", "sofa=0.1,0.4,0.6,0.9", "--image", str(tmp_path / image), "--out", str(tmp_path / out)]
+    assert run_app(build_app, argv) == 2
+    assert f"{tmp_path / image} would be overwritten" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [image]
 
 
 def test_the_geometric_locator_answers_here_as_in_a_composite(tmp_path: Path, capsys, small_depth_network):

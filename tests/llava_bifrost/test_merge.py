@@ -37,6 +37,31 @@ def trained_adapter(base: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_merge_is_one_step_and_may_be_repeated(tmp_path: Path, interrupted: bool):
+    base = small_folder("llava", tmp_path / "base")
+    adapter, out = trained_adapter(base, tmp_path / "adapter"), tmp_path / "made/out"
+    settings = MergeLocator(adapter=adapter, base=base, out=out, dtype="fp32")
+    seen: list[set[str]] = []
+
+    def killed(path: Path, target: Path) -> None:
+        seen.append({file.name for file in path.iterdir()})
+        raise InterruptedError
+
+    if interrupted:
+        with pytest.MonkeyPatch.context() as patched:  # just before the folder gets its name
+            patched.setattr(Path, "rename", killed)
+            with pytest.raises(InterruptedError):
+                merge_adapter(settings)
+        assert CONFIG in seen[0]
+    merge_adapter(settings)
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    merge_adapter(settings)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+    assert CONFIG in first
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("projector", [True, False])
 def test_every_family_is_merged_one_weight_at_a_time(

@@ -18,7 +18,14 @@ from ldm.mllm.model import Chat, ChatExample
 from tests.conftest import ROOT
 from tiny.llava import create_llava, last_states, pixel_values, project
 from tiny.prompter.evaluate import PrompterEvaluation
-from tiny.prompter.measures import PRIOR, caption_results, evaluate_prompter, prompt_case, task_numbers
+from tiny.prompter.measures import (
+    PRIOR,
+    box_answers,
+    caption_results,
+    evaluate_prompter,
+    prompt_case,
+    task_numbers,
+)
 from tiny.prompter.scenes import SetScenes
 from tiny.prompter.sets import (
     FOLLOW,
@@ -256,6 +263,13 @@ def test_the_evaluation_counts_everything(data: Path, trained: Path, tmp_path: P
     assert json.loads(out.read_text())["weights"]
     assert "ceiling" in out.with_suffix(".txt").read_text()
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("scenes", [2, 3, 12])
+def test_boxes_answer_from_few_scenes_too(sets: Sets, scenes: int) -> None:
+    few = replace(sets, **{name: value[:scenes] for name, value in vars(sets).items()})
+    cases = [case for scene in range(scenes) if (case := prompt_case(few, scene, 1, 0))]
+    assert [len(answers) for answers in box_answers(few, cases, 1)] == [1] * len(cases)
 
 
 def test_bayes_optimal_answers_reach_the_gap(sets: Sets) -> None:

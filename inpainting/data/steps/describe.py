@@ -151,7 +151,7 @@ def own_journal(folder: Path, name: str, settings: ProcessSettings) -> Path:
 
 
 @functools.partial(alone, path_of=lambda s: own_journal(s.out.parent, f"stamp_{STEP}", s), inside=False)
-def annotate_images(settings: AnnotateSettings) -> bool:
+def annotate_images(settings: AnnotateSettings) -> Path | None:
     """Describe every image and box what is described, with Kosmos-2; run again to continue."""
     out, (index, count) = settings.out, settings.index_of_count
     images = image_map(settings.image_dir)
@@ -169,10 +169,10 @@ def annotate_images(settings: AnnotateSettings) -> bool:
     journals = [JournalReader(path) for path in paths]
     if not all(progress.complete for progress in journals):
         log.info("%s is written when the other processes have finished", out)
-        return False
+        return None
     entries = {name: entry for progress in journals for name, entry in progress.done.items()}
     write_result({out: encode_object({name: entries[name] for name in names if name in entries})})
-    return True
+    return out
 
 
 @functools.partial(alone, path_of=lambda s: own_journal(s.output_dir, "captions", s), inside=False)

@@ -52,33 +52,21 @@ def fetch_annotations(settings: FetchSettings) -> None:
     """Get annotations.json, llava.json and wikiart_images.csv, and record their hashes."""
     out, copies = settings.out_dir, settings.copies
     missing = [name for name in WANTED if settings.force or copies or not (out / name).is_file()]
+    partial = out / ".annotations.partial"
     if not missing:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed at its end
         log.info("%s: all there", out)
         return
-    partial = out / ".annotations.partial"
     origin, note = f"{settings.repository}@{settings.revision}", partial / "origin.txt"
     if copies or not note.is_file() or read_text(note) != origin:  # what lies there is of something else
         shutil.rmtree(partial, ignore_errors=True)
     if not copies:
-        write_atomic(note, origin.encode())
-        copies = tuple(partial / Path(source).name for source in SOURCES)
-        for source, path in zip(SOURCES, copies, strict=True):
-            if path.is_file():  # of an interrupted call
-                continue
-            where = {"repository": settings.repository, "revision": settings.revision, "path": source}
-            try:
-                download(settings.raw_url.format(**where), path)
-                if pointed := pointer_hash(path):
-                    path.unlink()
-                    log.info("%s is kept by Git LFS", source)
-                    download(settings.lfs_url.format(**where), path, pointed)
-                    if pointer_hash(path) is not None:
-                        raise ValueError(f"{source}: the address of large files answers with a pointer again")
-            except ValueError as error:
-                raise ValueError(
-                    f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give "
-                    "it: python -m inpainting.data.downloader fetch-annotations --from FILE"
-                ) from None
+        try:
+            write_atomic(note, origin.encode())
+            copies = tuple(download_source(settings, source, partial) for source in SOURCES)
+        except OSError:  # a full disk
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     try:  # from here on everything is on this disk, so a failure leaves nothing behind
         gather(copies, partial)
         files: dict[str, Path] = {}
@@ -93,21 +81,43 @@ def fetch_annotations(settings: FetchSettings) -> None:
                 read_table(path, COLUMNS)
             else:
                 read_json(path)
+        record_path = out / HASHES
+        record = read_json(record_path) if record_path.is_file() else {}
+        source = ", ".join(map(str, settings.copies)) or origin
+        for name, path in files.items():
+            sha256 = file_sha256(path)
+            before = record.get(name, {}).get("sha256", sha256)
+            if before != sha256:
+                log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
+            record[name] = {"sha256": sha256, "from": source}
+            log.info("%s: SHA-256 %s", out / name, sha256)
+        write_object(record_path, record)  # first: a call that finds all files there records nothing
         for name, path in files.items():
             path.replace(out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    record_path = out / HASHES
-    record = read_json(record_path) if record_path.is_file() else {}
-    source = ", ".join(map(str, settings.copies)) or origin
-    for name in files:
-        sha256 = file_sha256(out / name)
-        before = record.get(name, {}).get("sha256", sha256)
-        if before != sha256:
-            log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
-        record[name] = {"sha256": sha256, "from": source}
-        log.info("%s: SHA-256 %s", out / name, sha256)
-    write_object(record_path, record)
+
+
+def download_source(settings: FetchSettings, source: str, partial: Path) -> Path:
+    """One file of the repository, into the folder `partial` unless an interrupted call has put it there."""
+    path = partial / Path(source).name
+    if path.is_file():
+        return path
+    where = {"repository": settings.repository, "revision": settings.revision, "path": source}
+    try:
+        download(settings.raw_url.format(**where), path)
+        if pointed := pointer_hash(path):
+            path.unlink()
+            log.info("%s is kept by Git LFS", source)
+            download(settings.lfs_url.format(**where), path, pointed)
+            if pointer_hash(path) is not None:
+                raise ValueError(f"{source}: the address of large files answers with a pointer again")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give "
+            "it: python -m inpainting.data.downloader fetch-annotations --from FILE"
+        ) from None
+    return path
 
 
 def pointer_hash(path: Path) -> str | None:
