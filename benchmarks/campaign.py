@@ -37,7 +37,6 @@ import typer
 from omegaconf import OmegaConf
 
 from benchmarks import campaign_state as state
-from benchmarks.campaign_data import write_data
 from benchmarks.harness import RESULTS, Out, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_app, run_module, single_app
@@ -260,6 +259,7 @@ def run_campaign(
     jobs, chosen = table["commands"], only or list(table["commands"])
     if unknown := [name for name in chosen if name not in jobs]:
         raise ValueError(f"--only: unknown command {unknown[0]!r}; there are {', '.join(jobs)}")
+    from benchmarks.campaign_data import write_data
     from ldm.training.manifest import code_revision
 
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
