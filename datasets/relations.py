@@ -6,8 +6,6 @@ the relation holds where the margin is positive. Depth is relative inverse depth
 are chosen, by looking at rendered rooms (exact boxes and depths) and photographs (annotated and estimated).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -68,7 +66,7 @@ class Place(_Edges):
             raise ValueError(f"depths must satisfy 0 <= far <= d <= near <= 1, got {depths}")
 
     @classmethod
-    def of(cls, box01_xyxy: Box01, d: float, far: float | None = None, near: float | None = None) -> Place:
+    def of(cls, box01_xyxy: Box01, d: float, far: float | None = None, near: float | None = None) -> "Place":
         """A place; an extent that is not given follows from the size of the box."""
         if far is None and near is None:
             far, near = depth_extent(d, check_box01(box01_xyxy))
@@ -86,7 +84,7 @@ class Place(_Edges):
         """Whether a side comes closer to the border of the image than `edge`, where it may be cut off."""
         return min(self.x0, self.y0) <= edge or max(self.x1, self.y1) >= 1 - edge
 
-    def moved(self, box01_xyxy: Box01) -> Place:
+    def moved(self, box01_xyxy: Box01) -> "Place":
         """At another box, at the same depth; an extent that follows from the size follows again."""
         return Place.of(box01_xyxy, self.d, *(self.extent or ()))
 
@@ -101,13 +99,13 @@ class Places(_Edges):
     near: np.ndarray
 
     @classmethod
-    def of(cls, boxes01: np.ndarray, d: np.ndarray) -> Places:
+    def of(cls, boxes01: np.ndarray, d: np.ndarray) -> "Places":
         """Boxes (n, 4) at depths (n,), with the extent that follows from their sizes."""
         x0, y0, x1, y1 = boxes01.T
         half = MIN_EXTENT + EXTENT_PER_SIZE * np.sqrt((x1 - x0) * (y1 - y0))
         return cls(boxes01.T, d, np.maximum(d - half, 0), np.minimum(d + half, 1))
 
-    def spread(self, axis: int) -> Places:
+    def spread(self, axis: int) -> "Places":
         """With one more axis, for all pairs."""
         d, far, near = (np.expand_dims(value, axis) for value in (self.d, self.far, self.near))
         return Places(np.expand_dims(self.box01_xyxy, axis + 1), d, far, near)

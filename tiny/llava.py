@@ -3,7 +3,6 @@
 The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
 on patches needs several times as many images. The initial weights matter at this size: with the library's
 standard deviation of 0.02 attention stays flat.
-
 Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w pixels.
 """
 

@@ -3,8 +3,6 @@
 The loss of a step is a function of the step number, so an interrupted run continues to the same result.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -132,7 +130,7 @@ class Stage:
         with written_whole(self.checkpoint) as partial:
             torch.save(state, partial)
 
-    def train(self, loss: Loss) -> Stage:
+    def train(self, loss: Loss) -> "Stage":
         """Train to the end; leaves the averaged weights in the module. Ctrl-C and SIGTERM save their step."""
         if not self.done:
             self._to_the_end(loss)

@@ -137,9 +137,8 @@ class ArrayCache:
         for name, values in arrays.items():
             if name not in self.arrays:
                 path = self.folder / f"{name}.npy"
-                self.arrays[name] = np.lib.format.open_memmap(
-                    path, "w+", values.dtype, (self.count, *values.shape[1:])
-                )
+                shape = (self.count, *values.shape[1:])
+                self.arrays[name] = np.lib.format.open_memmap(path, "w+", values.dtype, shape)
                 if hasattr(os, "posix_fallocate"):  # a mapping that finds no space later ends the process
                     with full_disk_named(path), path.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

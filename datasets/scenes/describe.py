@@ -16,6 +16,7 @@ import numpy as np
 from datasets.scenes.solids import half_extent, support
 
 UP = np.array([0.0, 0.0, 1.0])
+CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])  # of a cube
 _TURNS = np.arange(12) * (np.pi / 6)
 HORIZON = np.stack([np.cos(_TURNS), np.sin(_TURNS), 0 * _TURNS], 1)
 
@@ -36,8 +37,7 @@ class Part:
 
     def corners(self) -> np.ndarray:
         """World corners (8, 3) of the part's own bounding box."""
-        signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
-        return self.centre + (signs * (self.scale * half_extent(self.kind, self.param))) @ self.axes
+        return self.centre + (CORNERS * (self.scale * half_extent(self.kind, self.param))) @ self.axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,23 +157,15 @@ def skin(kind: str, param: float) -> np.ndarray:
     circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
     levels = np.linspace(-1, 1, 13)
     ball = np.concatenate([circle * (1 - z * z) ** 0.5 + [0, 0, z] for z in levels])
-    if kind == "ellipsoid":
-        return ball
-    if kind == "box":
-        return np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
-    if kind in ("cylinder", "prism"):
-        return np.concatenate([circle + [0, 0, 1], circle - [0, 0, 1]])
-    if kind == "cone":
-        return np.concatenate([circle - [0, 0, 1], [[0, 0, 1]]])
-    if kind == "pyramid":
-        return np.array([[-1, -1, -1], [-1, 1, -1], [1, -1, -1], [1, 1, -1], [0, 0, 1]], float)
-    if kind == "dome":
-        return np.concatenate([ball[ball[:, 2] >= 0], circle])
-    if kind == "capsule":
-        return np.concatenate([ball + [0, 0, param], ball - [0, 0, param]])
-    tube = np.arange(12) * (np.pi / 6)
-    ring = 1 + param * np.cos(tube)
-    return np.concatenate([circle * r + [0, 0, param * np.sin(t)] for r, t in zip(ring, tube, strict=True)])
+    apex, lift = UP[None], param * UP
+    rings = [circle * (1 + param * np.cos(tube)) + np.sin(tube) * lift for tube in _TURNS]
+    points = {
+        "ellipsoid": [ball], "box": [CORNERS], "cylinder": [circle + apex, circle - apex],
+        "prism": [circle + apex, circle - apex], "cone": [circle - apex, apex],
+        "pyramid": [CORNERS[::2], apex], "dome": [ball[ball[:, 2] >= 0], circle],
+        "capsule": [ball + lift, ball - lift], "torus": rings,
+    }  # fmt: skip
+    return np.concatenate(points[kind])
 
 
 def outline(parts: Sequence[Part], camera: Camera) -> tuple[float, float, float, float]:

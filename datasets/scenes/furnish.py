@@ -140,12 +140,7 @@ def size_on(rng: Generator, limits: tuple[float, float], host: int, solids: Sequ
 
 
 def solid_at(
-    rng: Generator,
-    spot: np.ndarray,
-    host: int,
-    solids: Sequence[Solid],
-    shape: str = "",
-    wide: bool = False,
+    rng: Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = "", wide: bool = False
 ) -> Solid:
     """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1); any shape if none.
 

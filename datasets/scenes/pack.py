@@ -84,11 +84,8 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
     """The entries of `Parts` of one part."""
     finish, scale, matrix = view.solids[owner].finish, part.scale, part.axes / part.scale[:, None]
     half, largest = scale * half_extent(part.kind, part.param), scale.max()
-    bound = float(np.linalg.norm(half))
-    if part.kind == "ellipsoid":
-        bound = largest
-    elif part.kind in ("torus", "capsule"):
-        bound = largest * (1 + part.param)
+    long = largest * (1 + part.param)
+    bounds = {"ellipsoid": largest, "torus": long, "capsule": long}
     corners, box = view.camera.project(part.corners()), (-9.0, -9.0, 9.0, 9.0)
     return {
         "kind": KINDS.index(part.kind),
@@ -98,7 +95,7 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
         "centre": part.centre,
         "eye": matrix @ (view.camera.origin - part.centre),
         "param": part.param,
-        "bound": bound,
+        "bound": bounds.get(part.kind, float(np.linalg.norm(half))),
         "middle": part.centre + (0.4 * scale[2] * part.axes[2] if part.kind == "dome" else 0),
         "ball_radius": np.prod(half) ** (1 / 3),  # about the volume of the part's box
         "box": box if corners[:, 2].min() < 0.1 else (*corners[:, :2].min(0), *corners[:, :2].max(0)),
@@ -124,24 +121,23 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
     rows = [row for parts in described for row in parts + [PADDING] * (slots - len(parts))]
     columns = {field.name: table([row[field.name] for row in rows]) for field in fields(Parts)}
     columns |= {name: columns[name].long() for name in ("kind", "owner", "pattern")}
+    columns["hidden"] = columns["hidden"] > 0.5
     rooms = [view.room for view in views if view.room is not None]
     assert len(rooms) in (0, len(views)), "views with and without a room are packed apart"
-    looks = {FLOORS.index(room.floor) for room in rooms}
-    looks |= {len(FLOORS) + WALLS.index(room.wall) for room in rooms}
-    # Every number of the rooms: pairs of colours as (6, b), textures as indices.
-    numbers: dict[str, list] = {}
+    floors, walls = [FLOORS.index(room.floor) for room in rooms], [WALLS.index(room.wall) for room in rooms]
+    looks = {*floors, *(len(FLOORS) + wall for wall in walls)}
+    numbers: dict[str, list] = {}  # of the rooms: pairs of colours as (6, b), textures as indices
     for name in (field.name for field in fields(Room)):
         values = [getattr(room, name) for room in rooms]
         numbers[name] = [np.ravel(value) for value in values] if np.ndim(values) > 1 else values
-    numbers["floor"] = [FLOORS.index(room.floor) for room in rooms]
-    numbers["wall"] = [WALLS.index(room.wall) for room in rooms]
+    numbers |= {"floor": floors, "wall": walls}
     cameras = [view.camera for view in views]
     return PackedViews(
         len(views),
         slots,
         tuple(sorted({row["kind"] for parts in described for row in parts})),
         tuple(sorted(looks)),
-        Parts(**{**columns, "hidden": columns["hidden"] > 0.5}),
+        Parts(**columns),
         origin=table([camera.origin for camera in cameras]),
         right=table([camera.axes[0] * camera.tan_x for camera in cameras]),
         up=table([camera.axes[1] * camera.tan_y for camera in cameras]),

@@ -3,7 +3,6 @@
 A record that cannot be used is left out, and one warning names file, ids and count; a file with many of them
 is refused. Ids are compared as text: tools write the same id as 7 and as "7". pycocotools decodes polygons;
 damaged ones crash it, and short run lengths leave it with uninitialised pixels, so all are checked before.
-
 Legend: h w pixels.
 """
 

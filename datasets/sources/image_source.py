@@ -4,8 +4,6 @@ A section says where the files are, lists the items (`read`), gives the views of
 reference and target among them (`draw`). `ImageSource` makes a `datasets.base.ExampleSource` of any section.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ class SourceConfig(CheckedSettings):
     dynamics: int = motion(0)
     rules: Rules = setting(Rules(), help="which objects are rejected")
 
-    def open(self, index: Path | None = None) -> ImageSource:
+    def open(self, index: Path | None = None) -> "ImageSource":
         """The source; index: JSON file of the items to use (run_dataset_debug.py --validate)."""
         return ImageSource(self, index)
 
@@ -66,7 +64,7 @@ class ImagesConfig(SourceConfig):
     def tree(self) -> Tree:
         return Tree(self.images, self.depth)
 
-    def open(self, index: Path | None = None) -> ImageSource:
+    def open(self, index: Path | None = None) -> "ImageSource":
         self.tree.check()
         return super().open(index)
 

@@ -38,9 +38,8 @@ class LvisConfig(ImagesConfig):
 
         path, objects = self.annotations, defaultdict[str, list[tuple]](list)
         for image in coco.annotated_images(read_json(path), path, self.images, large_shape):
-            objects[image.file] += [
-                (shape, image.size_hw) for shape in image.annotations if shape is not None
-            ]
+            shapes = (shape for shape in image.annotations if shape is not None)
+            objects[image.file] += [(shape, image.size_hw) for shape in shapes]
         items = sorted(item for item in objects.items() if item[1])
         return readers.require(items, f"objects above {self.min_pixels} pixels in {path}")
 

@@ -192,18 +192,15 @@ def training_batch(
     grid = functional.affine_grid(theta, [batch, 3, *size], align_corners=False).to(device)
     pixels_01 = functional.grid_sample(pixels_01, grid, padding_mode="border", align_corners=False)
     # Nearest: a mean of two depths across an edge is a surface that is not there.
-    depth = functional.grid_sample(
-        depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False
-    )
+    depth = functional.grid_sample(depth[:, None], grid, "nearest", "border", align_corners=False)
 
     def draw(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (batch, channels, 1, 1)).astype(np.float32)).to(device)
 
     strength = config.colour  # other light and colours, softness and noise; the same geometry
-    orders = np.stack(
-        [rng.permutation(3) if rng.random() < config.permute else np.arange(3) for _ in range(batch)]
-    )
-    pixels_01 = pixels_01[torch.arange(batch, device=device)[:, None], torch.from_numpy(orders).to(device)]
+    orders = [rng.permutation(3) if rng.random() < config.permute else np.arange(3) for _ in range(batch)]
+    channels = torch.from_numpy(np.stack(orders)).to(device)
+    pixels_01 = pixels_01[torch.arange(batch, device=device)[:, None], channels]
     pixels_01 = pixels_01.clamp(0, 1) ** torch.exp(draw(-strength, strength))
     gray = pixels_01.mean(1, keepdim=True)
     pixels_01 = gray + (pixels_01 - gray) * draw(1 - 1.5 * strength, 1 + strength)

@@ -47,9 +47,8 @@ class InpainterEvaluation(CheckedSettings):
     sampling: EvaluationSampling = setting(EvaluationSampling(), help="how images are painted")
 
 
-build_app = single_app(
-    command(InpainterEvaluation, later("tiny.inpainter.measures:evaluate_inpainter")), bare=False
-)
+evaluate = command(InpainterEvaluation, later("tiny.inpainter.measures:evaluate_inpainter"))
+build_app = single_app(evaluate, bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

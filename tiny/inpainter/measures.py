@@ -49,12 +49,11 @@ GROUPS: dict[str, Callable[[Record], bool]] = {
 
 def by_group(results: Sequence[Record]) -> dict[str, dict[str, Any]]:
     """Group -> measure -> fraction of masks with its 95 % interval; groups without masks are left out."""
-    groups = {name: [mask for mask in results if belongs(mask)] for name, belongs in GROUPS.items()}
-    return {
-        name: {"masks": len(masks), **{measure: scene_mean(masks, measure) for measure in MEASURES}}
-        for name, masks in groups.items()
-        if masks
-    }
+    numbers = {}
+    for name, belongs in GROUPS.items():
+        if masks := [mask for mask in results if belongs(mask)]:
+            numbers[name] = {"masks": len(masks), **{of: scene_mean(masks, of) for of in MEASURES}}
+    return numbers
 
 
 def evaluate_inpainter(config: InpainterEvaluation) -> None:
@@ -106,9 +105,7 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     write_evaluation(config.out / "inpainter.json", report, text, cells, ["masks", *images], labels, 192)
 
 
-def painted_images(
-    config: InpainterEvaluation, name: str, kind: str, cases: Sequence[PaintCase]
-) -> np.ndarray:
+def painted_images(config: InpainterEvaluation, name: str, kind: str, cases: list[PaintCase]) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
     folder, prompting = MODELS[name]
     lora = config.run / folder if folder else None

@@ -110,15 +110,12 @@ def save_folder(
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
     }  # fmt: skip
     sampling = Recommended(steps=8, guidance=2.0)
-    write_config(
-        folder / INPAINTER_FILE, InpainterConfig("small inpainter", notice=NOTICE, sampling=sampling)
-    )
+    config = InpainterConfig("small inpainter", notice=NOTICE, sampling=sampling)
+    write_config(folder / INPAINTER_FILE, config)
     write_json(folder / "model_index.json", index)
 
 
-def train_autoencoder(
-    config: LatentsConfig, images_u8: np.ndarray, out: Path
-) -> tuple[AutoencoderTiny, Stage]:
+def train_autoencoder(config: LatentsConfig, images_u8: np.ndarray, out: Path) -> tuple[nn.Module, Stage]:
     """Minimise the squared error on images_u8 (n, h, w, 3) and hold the latents near mean 0, deviation 1.
 
     Saves `out/vae`.

@@ -145,13 +145,9 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
 
 
 def painting_loss(
-    unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
-    known: UnetInputs,
-    embeddings: Tensor,
-    generator: torch.Generator,
-    regions: dict[str, Any] | None = None,
-) -> Tensor:
+    unet: UNet2DConditionModel, scheduler: DDIMScheduler, known: UnetInputs, embeddings: Tensor,
+    generator: torch.Generator, regions: dict[str, Any] | None = None,
+) -> Tensor:  # fmt: skip
     """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
 
     embeddings: (b, t, width). regions: for rectified cross-attention

@@ -34,9 +34,8 @@ class PrompterEvaluation(CheckedSettings):
     batch: int = setting(64, low=1, help="questions that go through the model together")
 
 
-build_app = single_app(
-    command(PrompterEvaluation, later("tiny.prompter.measures:evaluate_prompter")), bare=False
-)
+evaluate = command(PrompterEvaluation, later("tiny.prompter.measures:evaluate_prompter"))
+build_app = single_app(evaluate, bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

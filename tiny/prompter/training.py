@@ -5,7 +5,6 @@ the blank before it, one tag, or a fixed sentence; so the tokens of an answer sp
 
 Besides the words, some attention is trained: from a caption's tag to its mask, and from its words to the
 visible solids that decide them, each with the same weight, so that the most frequent word wins.
-
 Legend: b images, l tokens of a sequence, p patches, s solids, m masks, c captions of all images, d channels.
 """
 
@@ -26,7 +25,7 @@ from ldm.mllm.model import load_model
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from tiny import llava, world
 from tiny.loop import stages_manifest
-from tiny.prompter.sets import SOLIDS, Painted, Sets, draw_masks, open_sets, paint_scenes
+from tiny.prompter.sets import SOLIDS, DrawnMasks, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.train import PrompterTraining
 from tiny.settings import MASK_COLORS
 from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
@@ -261,9 +260,9 @@ def train_prompter(config: PrompterTraining) -> None:
         ]
     measures["writing"] = llava.rounded_means(rows)
     log.info("writing: %s", measures["writing"])
-    manifest = stages_manifest(
-        "prompter", model, [see, write], config, config.seed, held_out={"gates": measures}
-    ) | {"vision_from": vision_files}
+    gates, stages = {"gates": measures}, [see, write]
+    manifest = stages_manifest("prompter", model, stages, config, config.seed, held_out=gates)
+    manifest["vision_from"] = vision_files
     prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
     files = {"manifest.json": manifest, CONFIG_FILE: prompts}
     tokenizer = world.word_tokenizer(VOCABULARY, PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True)
@@ -273,8 +272,8 @@ def train_prompter(config: PrompterTraining) -> None:
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
     """Batches of scenes with masks that depend on the scene alone; those without masks are left out."""
     for part in np.array_split(scenes, max(1, len(scenes) // 64)):
-        drawn = {
-            scene: draw_masks(sets, scene, most, np.random.default_rng(scene)) for scene in part.tolist()
-        }
-        masks = {scene: masks for scene, masks in drawn.items() if masks.solids}
+        masks: dict[int, DrawnMasks] = {}
+        for scene in part.tolist():
+            drawn = draw_masks(sets, scene, most, np.random.default_rng(scene))
+            masks |= {scene: drawn} if drawn.solids else {}
         yield paint_scenes(sets, np.array(list(masks)), np.zeros(len(masks), bool), list(masks.values()))
