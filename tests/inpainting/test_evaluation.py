@@ -164,14 +164,20 @@ def test_what_is_measured_once_is_kept(
     assert json.loads(compute(one).read_text()) == first
     compute(one, only_multi_prompt=True)
     assert seen == STEMS
+    stored = {path: path.read_bytes() for path in (tmp_path / "run" / "measured").iterdir()}
+    for path in sorted(stored)[1:3]:
+        path.unlink()
+    assert json.loads(compute(one).read_text()) == first
+    assert {path: path.read_bytes() for path in stored} == stored
+    assert seen[4:] == STEMS[:3]  # in the batch of the first time
     write_png(tmp_path / "run" / "test_2.png", np.zeros((SIDE, SIDE, 3), np.uint8))
     (tmp_path / "run" / "measured" / "test_3.npz").write_bytes(b"cut short")
     assert json.loads(compute(one).read_text())["psnr"] != first["psnr"]
-    assert seen[4:] == ["test_2", "test_3"]
+    assert seen[7:] == STEMS
     (folder / "squeezenet.pth").rename(folder / "gone.pth")
     compute(one)
     (folder / "gone.pth").rename(folder / "squeezenet.pth")
-    assert seen[6:] == STEMS
+    assert seen[11:] == STEMS
 
 
 def test_missing_images_are_named(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

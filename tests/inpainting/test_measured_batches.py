@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.small_models import write_clip
 from inpainting.models.metrics.measure import Backbones, InpaintedImage, in_batches, measure_images
+from inpainting.models.text_to_image.evaluation.generate import pending_batches
 from ldm.metrics.clip import Clip
 from ldm.metrics.inception import INCEPTION_SIDE, inception_features
 from ldm.metrics.lpips import Lpips
@@ -80,3 +83,35 @@ def test_a_batch_is_measured_as_its_images_alone_and_together(
     assert parts == [32, 32, 6]
     assert [len(group) for group in rows] == [30, 0, 40]
     assert rows[2].tolist() == [2] * 40
+
+
+class Numbered:
+    """Seven items that know their own number."""
+
+    stems = tuple("abcdefg")
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+
+@pytest.mark.parametrize(
+    ("done", "asked", "lists"),
+    [
+        ("", "abcdefg", ["abc", "def", "g"]),
+        ("abc", "abcdefg", ["def", "g"]),
+        ("abd", "abcdefg", ["abc", "def", "g"]),
+        ("abcdef", "abcdefg", ["g"]),
+        ("abcdefg", "abcdefg", []),
+        ("c", "aceg", ["ace", "g"]),
+        ("ace", "aceg", ["g"]),
+        ("ac", "", []),
+    ],
+)
+def test_lists_are_those_of_a_run_without_interruption(done: str, asked: str, lists: list[str]):
+    config: Any = SimpleNamespace(batch=3, workers=0)
+    numbered: Any = Numbered()
+    found: Any = pending_batches(config, numbered, asked, done.__contains__, "")
+    assert ["".join(Numbered.stems[number] for number in items) for items in found] == lists

@@ -135,8 +135,7 @@ def measure_run(
                 features = {name.removeprefix("f_"): stored[name] for name in stored.files if name != "about"}
             if about.pop("key", None) == key:
                 results[stem] = ImageMetrics(stem, **about, features=features)
-    done = {*dataset.stems} - keys.keys() | results.keys()
-    for items in pending_batches(config, dataset, (0, 1), done.__contains__, "measuring"):
+    for items in pending_batches(config, dataset, list(keys), set(results).__contains__, "measuring"):
         images = []
         for item in items:
             stem = item["image_stems"]
@@ -146,7 +145,8 @@ def measure_run(
                 InpaintedImage(stem, truth_u8, painted_u8, masks_of, texts, item.get("global_text"))
             )
         for metrics in measure_images(images, networks, device):
-            stem = metrics.stem
+            if (stem := metrics.stem) in results:  # it was there
+                continue
             results[stem] = metrics
             names = ("regions", "pixels", "numbers", "masked_pixels")
             about = {"key": keys[stem], **{name: getattr(metrics, name) for name in names}}

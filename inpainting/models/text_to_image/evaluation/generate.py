@@ -6,7 +6,7 @@ be behind each colour.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,24 +67,24 @@ def open_paintings(
 def pending_batches(
     config: PaintingsConfig,
     dataset: InpaintingDataset,
-    shard: tuple[int, int],
+    stems: Sequence[str],
     is_done: Callable[[str], bool],
     title: str,
 ) -> Iterator[list[Item]]:
-    """The items of shard (index, count) that are not done, in lists of `config.batch`, with a progress bar.
+    """Lists of `config.batch` items, with a progress bar; those whose items are all done are left out.
 
-    is_done: of the name of an image
+    The lists are those of a run that nothing interrupts, as results depend on their batch a little.
+    stems: names of all images to work on; is_done: of such a name
     """
-    index, count = shard
-    stems = dataset.stems
-    mine = range(len(stems))[index::count]
-    pending = [number for number in mine if not is_done(stems[number])]
-    groups = [pending[start : start + config.batch] for start in range(0, len(pending), config.batch)]
+    numbers, size = {stem: number for number, stem in enumerate(dataset.stems)}, config.batch
+    lists = [stems[start : start + size] for start in range(0, len(stems), size)]
+    groups = [[numbers[stem] for stem in part] for part in lists if not all(map(is_done, part))]
     workers = min(config.workers, len(groups))
     loader = DataLoader(
         dataset, batch_sampler=groups, collate_fn=list, num_workers=workers, generator=torch.Generator()
     )
-    with tqdm(total=len(mine), initial=len(mine) - len(pending), desc=title, disable=None) as bar:
+    done = len(stems) - sum(map(len, groups))
+    with tqdm(total=len(stems), initial=done, desc=title, disable=None) as bar:
         for items in loader:
             yield items
             bar.update(len(items))
@@ -134,8 +134,9 @@ def fill_paintings(
         "texts_dir": to_plain(config.texts_dir),
     }
     record(out / GENERATED_WITH, facts)
+    mine = dataset.stems[shard[0] :: shard[1]]
     for items in pending_batches(
-        config, dataset, shard, lambda stem: image_path(out, stem).is_file(), "images"
+        config, dataset, mine, lambda stem: image_path(out, stem).is_file(), "images"
     ):
         jobs: list[list[PaintJob]] = []  # of each image what to paint into it, in turn
         for item in items:
@@ -157,7 +158,8 @@ def fill_paintings(
             for number, result in zip(numbers, painted, strict=True):
                 images_u8[number] = result.image_u8
         for item, image_u8 in zip(items, images_u8, strict=True):
-            write_png(image_path(out, item["image_stems"]), image_u8)
+            if not (path := image_path(out, item["image_stems"])).is_file():
+                write_png(path, image_u8)
 
 
 def image_path(out: Path, stem: str) -> Path:
@@ -190,9 +192,11 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
     else:
         decoding = Decoding(constrained=False, longest=config.max_new_tokens)
     record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
+    mine = dataset.stems[shard[0] :: shard[1]]
     for items in pending_batches(
-        config, dataset, shard, lambda stem: (out / f"{stem}.json").is_file(), "prompts"
+        config, dataset, mine, lambda stem: (out / f"{stem}.json").is_file(), "prompts"
     ):
         images_u8, masks = [item_image(item) for item in items], [item_masks(item) for item in items]
         for item, texts in zip(items, writer.write(images_u8, masks, decoding, config.batch), strict=True):
-            write_atomic(out / f"{item['image_stems']}.json", json.dumps(texts).encode())
+            if not (path := out / f"{item['image_stems']}.json").is_file():
+                write_atomic(path, json.dumps(texts).encode())
