@@ -133,10 +133,7 @@ def save_part(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float16
 
 
 def stored_names(model: nn.Module) -> dict[str, list[str]]:
-    """Names in the hub's files, which every release of transformers reads -> what they hold of `model`.
-
-    Two or more names of `model` lie behind each other along axis 0.
-    """
+    """Names in the hub's files -> what they hold of `model`; several lie behind each other along axis 0."""
     keys = list(model.state_dict())
     if not isinstance(model, PreTrainedModel):
         return {key: [key] for key in keys}

@@ -1,7 +1,5 @@
-"""Image files decoded: upright, in sRGB, with what the file itself says about its colours.
-
-Networks know sRGB, so `rgb_u8` is always sRGB. What is painted goes back into the colours of the file, whose
-profile, EXIF data and resolution the result carries on. Legend: h w pixels.
+"""Image files decoded: upright (h, w), in sRGB, which networks know. What is painted goes back into the
+colours of the file, whose profile, EXIF data and resolution the result carries on.
 """
 
 import contextlib
@@ -143,10 +141,7 @@ def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndar
 
 @contextlib.contextmanager
 def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
-    """The decoded first frame of an image file, turned as its EXIF orientation says.
-
-    data: the bytes of the file, where they do not lie at `path`, which errors name all the same
-    """
+    """The decoded first frame of an image file, upright. data: its bytes, where they do not lie at `path`."""
     try:
         if data is None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected an image file")

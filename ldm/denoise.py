@@ -37,15 +37,11 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the result and re-imposed at every step.
+    """What is known of the result and re-imposed at every step."""
 
-    latents: (b, c, h, w) noise-free; keep: (b, 1, h, w) in [0, 1], 1 = known.
-    noise: (b, c, h, w), the draw that the latents were started from, which noises the known region too
-    """
-
-    latents: Tensor
-    keep: Tensor
-    noise: Tensor
+    latents: Tensor  # (b, c, h, w), noise-free
+    keep: Tensor  # (b, 1, h, w) in [0, 1], 1 = known
+    noise: Tensor  # (b, c, h, w), the draw that the latents were started from
 
 
 @dataclass(frozen=True)

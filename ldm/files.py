@@ -1,8 +1,4 @@
-"""Files as a whole: texts that people write, read in one way; files written completely or not at all.
-
-Texts, JSON, JSON Lines, YAML and tables are UTF-8, with or without a byte order mark; their lines end in a
-line feed, with or without a carriage return before it. Files are known by their SHA-256.
-"""
+"""Files: texts that people write, in UTF-8, read in one way; files written completely or not at all."""
 
 import contextlib
 import csv

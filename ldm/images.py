@@ -189,7 +189,6 @@ def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str]
     """The bytes of an image in its own colours, with its profile, EXIF data and resolution.
 
     suffix: one of OUTPUT_FORMATS;  text: text chunks, which only PNG has
-    JPEG has no transparency: the image is laid on white, with a warning.
     """
     kind, options = OUTPUT_FORMATS[suffix.lower()]
     carried = {name: getattr(image, name) for name in ("icc_profile", "exif", "dpi")}
@@ -230,13 +229,10 @@ def from_pm1(image_pm1: Tensor) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") -> np.ndarray:
-    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool to `size_hw`.
+    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool, which stays bool.
 
-    `area` averages when it shrinks and is linear where it enlarges; `cubic` may overshoot for floats. A bool
-    mask stays bool: a pixel is set when at least half of it is covered.
+    `area` averages when it shrinks and is linear where it enlarges; `cubic` may overshoot for floats.
     """
-    if how not in INTERPOLATION:
-        raise ValueError(f"unknown interpolation {how!r}; allowed: {', '.join(INTERPOLATION)}")
     if image.dtype == bool:
         return resize(image.astype(np.float32), size_hw, how=how) >= 0.5
     if image.shape[:2] == tuple(size_hw):

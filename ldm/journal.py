@@ -52,8 +52,7 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
     """The objects that were appended; none where there is no file. A torn last line does not count.
 
-    repair: the torn line is also cut off the file, for the one process that goes on appending.
-    Raises ValueError that names a damaged line, or a file of something else; then the file stays as it is.
+    repair: it is also cut off the file, for the one process that goes on. ValueError names a damaged line.
     """
     *whole, tail = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     values = []
@@ -174,10 +173,9 @@ def run_step(
 ) -> Journal:  # fmt: skip
     """Do the work of every item that the journal at `path` does not have, in threads, and record it in order.
 
-    A ValueError leaves its item out; an output that cannot be written, any other error, and an interrupt end
-    the step, which then continues at the next call. redo: a complete journal is begun anew. workers: threads,
-    0 = one per core. is_whole: whether what an item's record vouches for is still there; where it is not, the
-    item is done again. One process at a time does steps in a folder (ValueError).
+    A ValueError leaves its item out; any other error and an unwritable output end the step, which goes on at
+    the next call. redo: a complete journal is begun anew. workers: 0 = one per core. is_whole: whether what a
+    record vouches for is still there. One process at a time does steps in a folder (ValueError).
     """
     with one_writer(path.parent):
         journal = Journal(path, inputs, redo=redo)

@@ -1,7 +1,5 @@
-"""One thread at a time builds and loads networks; the others notice nothing of it.
-
-While transformers, diffusers and accelerate build a network they replace functions of the process and change
-its default dtype, and its first weights are drawn from the random generator of the process.
+"""One thread at a time builds and loads networks, for which libraries replace functions of the process, change
+its default dtype and draw from its random generator; the others notice nothing of it.
 """
 
 import functools
@@ -61,10 +59,7 @@ def loading() -> Iterator[None]:
 
 @contextmanager
 def drawing(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Draws without a generator, such as first weights and dropout, follow from `seed`.
-
-    The state outside stays as it is; other threads that draw so or load networks wait.
-    """
+    """Draws without a generator, such as first weights and dropout, follow from `seed`; others wait."""
     with _LOCK, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

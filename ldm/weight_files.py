@@ -91,10 +91,7 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files with a folder's weights: .safetensors, else .bin, else variants (model.fp16.safetensors).
-
-    A whole file comes before shards. Hidden files and those that training left there do not count.
-    """
+    """A folder's weights: .safetensors, else .bin, else variants (model.fp16.safetensors); shards last."""
     files = [file for suffix in (".safetensors", ".bin") for file in visible_files(folder, f"*{suffix}")]
     files = [file for file in files if not file.name.startswith(BESIDE)]
     if not files:

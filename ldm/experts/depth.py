@@ -111,10 +111,7 @@ class DepthEstimator:
 
     @torch.inference_mode()
     def estimate_many(self, images: Sequence[Any], *, batch_size: int = 8) -> list[np.ndarray]:
-        """Depth of many images of any sizes; on a GPU those that share a network size run together.
-
-        There the depth of an image depends on its batch in the last of 16 bits.
-        """
+        """Depth of images of any sizes; on a GPU it depends on the batch in the last of 16 bits."""
         images_u8 = [rgb_of(image) for image in images]
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
             batch_size = 1

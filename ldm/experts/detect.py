@@ -1,9 +1,6 @@
 """Where named things are in an image: zero-shot detection by any transformers folder of a known kind.
 
-    detector = Detector.load("models/detector")
-    sofa = detector.find_names(rgb_u8, ["sofa"])["sofa"]  # the best box
-
-GroundingDINO and OWL-ViT / OWLv2 get one name at a time, so a box cannot get the wrong name.
+Networks get one name at a time, so a box cannot get the wrong name.
 Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image.
 """
 

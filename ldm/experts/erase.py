@@ -41,10 +41,7 @@ class Eraser:
     def load(
         cls, source: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> Eraser:
-        """None or "opencv", a TorchScript file, or an inpainting folder of diffusers; ValueError otherwise.
-
-        dtype is that of the diffusion model; LaMa's Fourier layers need float32.
-        """
+        """None or "opencv", a TorchScript file, or an inpainting folder of diffusers, loaded as `dtype`."""
         if source is None or str(source) in ("", "opencv"):
             return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}")
         path = Path(source)

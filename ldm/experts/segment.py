@@ -61,10 +61,9 @@ def object_mask(
         top, left = max(0, int((y0 - along) * h)), max(0, int((x0 - across) * w))
         inside = np.s_[top : math.ceil((y1 + along) * h), left : math.ceil((x1 + across) * w)]
     mask, alpha_u8 = np.zeros((h, w), bool), image.alpha_u8
-    opaque = None if alpha_u8 is None else alpha_u8 > OPAQUE
-    if opaque is not None and 0 < float(opaque.mean()) < 1:  # some pixels opaque, some not
-        mask[inside], way = opaque[inside], "alpha"
-        return mask, way
+    if alpha_u8 is not None and 0 < (opaque := alpha_u8 > OPAQUE).mean() < 1:  # some pixels opaque, some not
+        mask[inside] = opaque[inside]
+        return mask, "alpha"
     if sam is not None:
         mask, way = sam_mask(image.rgb_u8, sam, box01), "sam"
     elif network := cutout_network(cutout):

@@ -64,10 +64,7 @@ class Grammar:
                 self._tokens.setdefault(text, []).append(token)
 
     def rule(self, pattern: str, within: Rule | None = None) -> Rule:
-        """The compiled expression. within: a wider rule, whose tokens are all that need to be looked at.
-
-        Raises ValueError if the tokenizer cannot spell an answer of this form.
-        """
+        """The compiled expression. within: a wider rule, whose tokens are all that need to be looked at."""
         if pattern not in self._rules:
             tokens = self._tokens if within is None else within.used
             if len(self._rules) >= self.most_rules:
@@ -76,7 +73,7 @@ class Grammar:
             # character are lost behind a complete answer (findings/answers_cut_short.sh).
             whole = rf"(?:{pattern})\z"
             try:
-                self._rules[pattern] = Rule(Index(whole, Vocabulary(self.end, tokens)), self, tokens)
+                self._rules[pattern] = Rule(Index(whole, Vocabulary(self.end, tokens)), tokens)
             except ValueError as error:
                 if "universal start" in str(error):  # an end at once would depend on what stands before it
                     raise ValueError(f"the form allows an answer without a character: {pattern!r}") from None
@@ -95,10 +92,8 @@ class Grammar:
 class Rule:
     """A regular expression as an automaton over tokens."""
 
-    def __init__(self, index: Index, grammar: Grammar, tokens: dict[bytes, list[int]]) -> None:
-        self.index = index
-        self.start: int = index.get_initial_state()
-        self.end = grammar.end
+    def __init__(self, index: Index, tokens: dict[bytes, list[int]]) -> None:
+        self.index, self.start = index, int(index.get_initial_state())
         seen = {token for edges in index.get_transitions().values() for token in edges}
         # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
         matched = {text: [token for token in named if token in seen] for text, named in tokens.items()}

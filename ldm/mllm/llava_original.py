@@ -72,10 +72,9 @@ def today(key: str) -> str:
 
 
 def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
-    """The changes of an adapter folder by the name of the weight in transformers 5.
+    """The changes of an adapter folder by the name of the weight in transformers 5; ValueError for another.
 
     original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file.
-    Raises ValueError for a folder of another layout, for half a pair, and for settings that are not LLaVA's.
     """
     settings = read_json(folder / "adapter_config.json")
     if odd := {key: settings[key] for key, plain in PLAIN.items() if settings.get(key) not in (plain, None)}:
@@ -123,8 +122,8 @@ def merge_into(
     """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
 
     base: a transformers folder with safetensors, any of its layouts. Its other files are copied.
-    original: see `read_changes`. dtype: of the weights; None: as in the base. also: further JSON files
-    Raises ValueError if a tensor of the adapter fits no weight; then nothing is written.
+    dtype: of the weights; None: as in the base. also: further JSON files
+    ValueError if a tensor of the adapter fits no weight
     """
     changes = read_changes(adapter, original)
     shards = [open_weights(file) for file in visible_files(existing_folder(base), "*.safetensors")]

@@ -119,10 +119,7 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T:
-    """Merge layers over the defaults and build the dataclass; every error names its layer and key.
-
-    where: start of the messages about the merged whole, such as a missing value.
-    """
+    """Merge layers over the defaults; errors name layer and key, or begin with `where` for missing ones."""
     config = OmegaConf.structured(schema)
     for layer in layers:
         for key, hint, value in _leaves(schema, layer, layer.values):

@@ -24,11 +24,7 @@ def make_manifest(
     part: str, model: nn.Module, settings: Any, effort: Mapping[str, float], seconds: float, *,
     device: torch.device | str = "cpu", held_out: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All that one needs to know to trust or to repeat a training.
-
-    effort: its seed, steps, and samples of all steps together, with repetitions
-    held_out: numbers measured on data that the training never saw
-    """
+    """All that one needs to know to trust or to repeat a training. effort: its seed, steps, and samples."""
     return {
         "part": part, "trained_on": "rendered scenes",
         "parameters": sum(parameter.numel() for parameter in model.parameters()), **effort,

@@ -37,15 +37,11 @@ Checkpoint = tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the trained weights lie in a checkpoint folder.
+    """How the trained weights lie in a checkpoint folder."""
 
-    file: path inside the folder;  key: parameter name -> key in the file, one to one
-    beside: writes what else belongs to the weights, such as a configuration, into the folder
-    """
-
-    file: str = "weights.safetensors"
-    key: Callable[[str], str] = str
-    beside: Callable[[Path], None] | None = None
+    file: str = "weights.safetensors"  # path inside the folder
+    key: Callable[[str], str] = str  # parameter name -> key in the file, one to one
+    beside: Callable[[Path], None] | None = None  # writes what else belongs to the weights into the folder
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -81,10 +77,7 @@ def chosen_checkpoint(out: Path, resume: str) -> Path | None:
 
 
 def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
-    """ValueError where a run in `out` would overwrite weights that no training has written there.
-
-    results: names in `out` of what a run writes at its end. advice: follows the name of what was found
-    """
+    """ValueError where a run in `out` would overwrite weights, such as its `results`, not trained there."""
     own = checkpoint_folders(out)
     foreign = [path for path in numbered_folders(out) if path not in own and any(path.iterdir())]
     foreign += [out / name for name in results if not own and (out / name).exists()]
@@ -94,10 +87,7 @@ def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
 
 
 def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
-    """A checkpoint folder of a run. file: what it must hold.
-
-    name: best (lowest validation loss), latest, or that of the folder. ValueError lists those that are there.
-    """
+    """A checkpoint folder that holds `file`. name: best (lowest validation loss), latest, or the folder's."""
     there = [path for path in numbered_folders(out) if (path / file).exists()]
     wanted = name
     if name == "best":
@@ -142,8 +132,6 @@ def write_checkpoint(
         for name, tensors in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             named = {layout.key(key): value.detach().cpu().contiguous() for key, value in tensors.items()}
-            if len(named) != len(tensors):
-                raise ValueError(f"{folder}: two weights have one key in {name}")
             save_file(named, partial / name, metadata={"format": "pt"})
         if layout.beside is not None:
             layout.beside(partial)
@@ -172,10 +160,7 @@ def read_checkpoint(folder: Path, layout: Layout, names: Iterable[str]) -> Check
 
 
 class CsvLogger:
-    """Rows of numbers in the order of their steps, `step` among them.
-
-    columns: those of a file that is there count, and without either the first row decides
-    """
+    """Rows of numbers in the order of their steps; columns: those of a file that is there come first."""
 
     def __init__(self, path: Path, columns: Sequence[str] = ()) -> None:
         self.path, self.columns = path, tuple(columns)
