@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from ldm.metrics.clip_resnet import ResnetClip
-from ldm.metrics.inception import Inception
-from ldm.metrics.lpips import Lpips
+from ldm.metrics.backbones import Inception, Lpips
+from ldm.metrics.clip import ResnetClip
 
 
 def write_inception(path: Path) -> Path:

@@ -27,8 +27,7 @@ from cldm.training.run import isolated_rng
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import load_pretrained, save_part
 from ldm.loading import RUNNING, drawing, in_precision, loading
-from ldm.metrics.inception import load_inception
-from ldm.metrics.lpips import Lpips
+from ldm.metrics.backbones import Lpips, load_inception
 from ldm.mllm.training import load_adapter, make_trainable
 from ldm.settings.config import load_config
 from ldm.training.run import make_accelerator

@@ -19,10 +19,8 @@ from torch import nn
 from datasets.geometry import bbox_of_mask
 from inpainting.models.text_to_image.config import BackboneFiles
 from ldm.images import to_pm1
-from ldm.metrics.clip import Clip
-from ldm.metrics.clip_resnet import ResnetClip
-from ldm.metrics.inception import inception_features, load_inception
-from ldm.metrics.lpips import Lpips
+from ldm.metrics.backbones import Lpips, inception_features, load_inception
+from ldm.metrics.clip import Clip, ResnetClip
 from ldm.metrics.similarity import squared_error
 from ldm.metrics.weights import MetricNetworks
 
