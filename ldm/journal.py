@@ -147,7 +147,6 @@ class Journal(JournalReader):
         self.left_out[item] = reason
 
     def finish(self) -> None:
-        """Record that every item was looked at, and report."""
         if not self.complete:
             self._append([{"complete": len(self.done) + len(self.left_out)}])
             self.complete = True
@@ -221,7 +220,6 @@ def attempt_in_order(work: Callable[[T], R], items: Iterable[T], workers: int) -
 
 
 def stamp_path(folder: Path, step: str) -> Path:
-    """The journal of a step, in the folder that it fills."""
     return folder / f"stamp_{step}.jsonl"
 
 

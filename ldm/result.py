@@ -49,7 +49,6 @@ class StageTimer:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def report(self) -> dict[str, float]:
-        """Seconds per stage and in total, rounded to a millisecond."""
         total = sum(self.seconds.values())
         return {name: round(value, 3) for name, value in {**self.seconds, "total": total}.items()}
 
@@ -93,7 +92,6 @@ def warn_if_alike(images_u8: Sequence[np.ndarray], mask: np.ndarray, steps: int)
 
 
 def result_paths(path: Path | str) -> tuple[Path, Path]:
-    """The image and the JSON that a result at `path` consists of."""
     path = Path(path)
     if path.suffix.lower() not in OUTPUT_FORMATS:
         raise ValueError(f"a result is written as {', '.join(OUTPUT_FORMATS)}, got {path.name!r}")

@@ -184,7 +184,6 @@ class Entry:
 
 
 def entry_of(value: Tensor) -> Entry:
-    """A tensor that is in memory already, written as it is."""
     return Entry(tuple(value.shape), value.dtype, lambda: value)
 
 

@@ -32,10 +32,9 @@ from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import file_sha256, hash_folder, visible_files
 from ldm.images import read_image
-from ldm.metrics.backbones import inception_features, load_inception
+from ldm.metrics.backbones import MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.similarity import decibels, squared_error
-from ldm.metrics.weights import MetricNetworks
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""The Inception-v3 of FID and the SqueezeNet of LPIPS (Zhang et al. 2018), without torchvision.
+"""Networks that measure images: their weight files, loaded where they are there; without torchvision the
+Inception-v3 of FID and the SqueezeNet of LPIPS (Zhang et al. 2018).
 
 Inception and its keys are those of the ported TensorFlow graph inception-2015-12-05, whose average pools
 leave the padding out and whose last block pools by maximum. Legend: b images, h w pixels.
@@ -6,19 +7,27 @@ leave the padding out and whose last block pools by maximum. Legend: b images, h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torchmetrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.checkpoints import Network, load_strict
+from ldm.files import file_sha256, hash_folder
 from ldm.loading import loading
-from ldm.metrics.weights import fill, read_weight_file
+from ldm.registry.models import how_to_get, resolve_model_path
+from ldm.weight_files import open_weights
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 INCEPTION_SIDE = 299  # pixels
 BATCH = 32  # images that go through the network together; chosen
 CLASSES = 1008
@@ -42,6 +51,54 @@ HEAD_WEIGHTS = "functional/image/lpips_models/squeeze.pth"  # lin0.model.1.weigh
 FEATURE_WIDTHS = (64, 128, 256, 384, 384, 512, 512)  # channels of the compared layers
 COMPARED = (1, 4, 7, 9, 10, 11, 12)  # they end with these parts of SqueezeNet
 MEAN, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+
+@dataclass
+class MetricNetworks:
+    """What was loaded from local files. used: name -> path and hashes; skipped: name -> why it was not."""
+
+    used: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def get(self, name: str, path: Path, load: Callable[[Path], T]) -> T | None:
+        """The network of a file or folder, or None, and the reason is noted."""
+        path = resolve_model_path(path)
+        try:
+            network = load(path)
+            self.used[name] = {"path": path.as_posix(), "sha256": hash_of(path)}
+            return network
+        except (ValueError, OSError) as error:
+            self.skipped[name] = " ".join(str(error).split())
+            log.warning("skipped: %s: %s", name, self.skipped[name])
+            return None
+
+
+def read_weight_file(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, a PyTorch file or a TorchScript archive; nothing of a script is run."""
+    if not path.is_file():
+        more = how_to_get(path) or "; `python -m ldm.registry list` names what can be pulled"
+        raise ValueError(f"{path} does not exist{more}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):  # TorchScript
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
+    file = open_weights(path)
+    return {key: file.read(key) for key in file.shapes}
+
+
+def fill(network: Network, weights: dict[str, Tensor], where: Path) -> Network:
+    """Load strictly and freeze. Counters of batch normalisation, which old files lack, are not needed."""
+    state = network.state_dict()
+    lacking = state.keys() - weights.keys()
+    counters = {key: state[key] for key in lacking if key.endswith("num_batches_tracked")}
+    load_strict(network, weights | counters, where)
+    return network.eval().requires_grad_(False)
+
+
+def hash_of(path: Path) -> dict[str, str]:
+    if path.is_file():
+        return {path.name: file_sha256(path)}
+    return hash_folder(path) or hash_folder(path, "*.bin")
 
 
 class Conv(nn.Module):
@@ -97,8 +154,6 @@ class Mixed(nn.Module):
 
 
 class Inception(nn.Module):
-    """Features of the last pooling layer."""
-
     def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = Conv(3, 32, 3, 2)
@@ -214,6 +269,8 @@ class Lpips(nn.Module):
     @loading()
     def load(cls, path: Path) -> Lpips:
         """path: SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors); its classifier is ignored."""
+        import torchmetrics
+
         stored = read_weight_file(path)
         weights = {key: value for key, value in stored.items() if not key.startswith("classifier.")}
         for key, value in read_weight_file(Path(torchmetrics.__file__).parent / HEAD_WEIGHTS).items():

@@ -20,7 +20,7 @@ from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 from ldm.loading import loading
-from ldm.metrics.weights import fill, read_weight_file
+from ldm.metrics.backbones import fill, read_weight_file
 from ldm.registry.models import existing_folder
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -154,8 +154,6 @@ class AttentionPool(nn.Module):
 
 
 class Resnet(nn.Module):
-    """The image side."""
-
     def __init__(self, width: int, blocks: Sequence[int], places: int, after: int) -> None:
         super().__init__()
         sizes = ((3, width // 2), (width // 2, width // 2), (width // 2, width))

@@ -90,8 +90,6 @@ class Grammar:
 
 
 class Rule:
-    """A regular expression as an automaton over tokens."""
-
     def __init__(self, index: Index, tokens: dict[bytes, list[int]]) -> None:
         self.index, self.start = index, int(index.get_initial_state())
         seen = {token for edges in index.get_transitions().values() for token in edges}
@@ -142,7 +140,6 @@ class ConstrainedChoice(LogitsProcessor):
         return out.scatter_(1, torch.tensor(chosen, device=scores.device).unsqueeze(1), 0.0)
 
     def _choose(self, row: int, tokens: list[int], scores: Tensor) -> int:
-        """The next token of one row; scores (v,)."""
         if self.grammar.end in tokens:
             return self.grammar.end
         allowed = self.allowed(row, tokens)
@@ -214,7 +211,6 @@ class SharedPrompt:
         self.prefix = output.past_key_values  # transformers' cache of keys and values
 
     def rows(self, count: int) -> dict[str, Any]:
-        """What `generate` takes for `count` answers."""
         prefix = copy.deepcopy(self.prefix)
         prefix.batch_repeat_interleave(count)
         return {PREFIX: prefix, **{key: value.repeat(count, 1) for key, value in self.texts.items()}}

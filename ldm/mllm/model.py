@@ -40,8 +40,6 @@ CLIP_VISION = "clip_vision_model"  # has one class token, which LLaVA's "default
 
 @dataclass(frozen=True, eq=False)
 class Mllm:
-    """A vision-language model and the processor that makes its inputs."""
-
     model: Any  # an AutoModelForImageTextToText, in eval mode
     processor: Any  # a transformers processor with an image processor and a tokenizer
     folder: Path
@@ -103,7 +101,6 @@ def load_quantised(
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The network of a folder on the CPU."""
     read_json(existing_folder(folder) / "config.json")
     kind = AutoModelForImageTextToText
     return load_pretrained(kind, folder, exact=True, dtype=dtype, local_files_only=True)
@@ -184,7 +181,6 @@ class WithoutVideos(ProcessorMixin):
 
 
 def end_token(tokenizer: Any) -> int:
-    """The id of the token that ends an answer."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer names no end-of-sequence token (eos_token), so no answer could end")
     return int(tokenizer.eos_token_id)

@@ -71,7 +71,6 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
 
 
 def is_projector(parameter: str) -> bool:
-    """Whether a parameter belongs to the projector, by its name."""
     return any(f".{part}." in f".{parameter}" for part in PROJECTORS)
 
 
@@ -138,7 +137,6 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
 
 
 def merged(model: nn.Module) -> Any:
-    """The plain model with LoRA merged into its weights."""
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 

@@ -120,7 +120,6 @@ class TrainingRun:
         return self.out / f"{CHECKPOINT_PREFIX}{step}"
 
     def start(self, newest: Path | None) -> None:
-        """Restore what `newest` holds and cut the tables off where it was written."""
         if newest is not None:
             self.restore(newest)
         if self.average is not None:
@@ -238,7 +237,6 @@ class TrainingRun:
         progress.loss_count, self.samples, self.row_time = 0, 0, now
 
     def validate(self) -> None:
-        """Validation loss and the caller's measures, with averaged weights where they are kept."""
         task, weights = self.task, list(self.weights.values())
         if task.held_out is None and task.measure is None:
             return

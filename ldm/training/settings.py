@@ -76,7 +76,6 @@ class FitConfig(CheckedSettings):
     seed: int = setting(0, low=0, help="seed of order, noise and dropout")
 
     def steps_for(self, examples: int, processes: int = 1) -> int:
-        """Optimizer steps of the whole run."""
         batches = ResumableSampler(examples, self.batch, 0, 0, processes).batches
         return self.steps or self.epochs * math.ceil(batches / self.accumulate)
 

@@ -10,8 +10,8 @@ import torch
 
 from inpainting.models.image_to_text.writer import find_files
 from inpainting.models.text_to_image.load import load_inpainter, load_tokenizer, lora_file
+from ldm.metrics.backbones import read_weight_file
 from ldm.metrics.clip import Clip
-from ldm.metrics.weights import read_weight_file
 from ldm.mllm.model import load_model, load_processor
 from ldm.registry.models import how_to_get, local_or_hub_folder
 from llava_bifrost.locator import load_locator

@@ -12,11 +12,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.small_models import write_clip
-from ldm.metrics.backbones import Inception, Lpips, load_inception, resize_like_tensorflow
+from ldm.metrics.backbones import (
+    Inception,
+    Lpips,
+    hash_of,
+    load_inception,
+    read_weight_file,
+    resize_like_tensorflow,
+)
 from ldm.metrics.clip import BAD, GOOD, AttentionPool, Clip, Dino, ResnetClip, quality
 from ldm.metrics.intervals import centred_interval, mean_interval, percentile_interval
 from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance, psnr_over, squared_error
-from ldm.metrics.weights import hash_of, read_weight_file
 from tests.ldm.small_metrics import write_dino, write_inception, write_resnet_clip, write_squeezenet
 
 RNG = np.random.default_rng(0)

@@ -37,7 +37,7 @@ from inpainting.prompts import (
     queries_for,
 )
 from ldm.files import located, read_json
-from ldm.metrics.weights import hash_of
+from ldm.metrics.backbones import hash_of
 from ldm.mllm.constrain import ConstrainedChoice, FiniteScores, Grammar, generate, to_device
 from ldm.mllm.model import Chat, ChatExample, Mllm
 from ldm.mllm.templates import TEMPLATES

@@ -22,8 +22,8 @@ from inpainting.models.image_to_text.evaluation.predictions import Prediction
 from inpainting.models.image_to_text.settings import MetricFolders
 from ldm.checkpoints import load_pretrained
 from ldm.files import read_json
+from ldm.metrics.backbones import MetricNetworks
 from ldm.metrics.clip import Clip
-from ldm.metrics.weights import MetricNetworks
 
 log = logging.getLogger(__name__)
 

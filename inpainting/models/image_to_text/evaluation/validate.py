@@ -27,7 +27,7 @@ from inpainting.prompts import LLAVA_PROMPT, Query, read_prompt
 from ldm.files import json_bytes
 from ldm.images import encode_png
 from ldm.journal import Journal, JournalReader, stamp_path
-from ldm.metrics.weights import hash_of
+from ldm.metrics.backbones import hash_of
 from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
