@@ -30,12 +30,8 @@ class Sampling(CheckedSettings):
     init: str = setting("noise", choices=("noise", "paste"), help="start from noise or from the noised paste")
     strength: float = setting(1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to it")
     detail: float = setting(0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out")
-    detail_scale: float = setting(
-        DETAIL_SCALE, low=0.01, high=1.0, help="what counts as fine, as a fraction of the object's size"
-    )
-    step_rule: str = setting(
-        "exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep, often one step more"
-    )
+    detail_scale: float = setting(DETAIL_SCALE, low=0.01, high=1.0, help="fine detail relative to the object")
+    step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
 
 @dataclass(frozen=True)
@@ -112,9 +108,7 @@ class NetworkConfig:
     layers_per_block: int = setting(2, low=1, help="residual blocks per level")
     norm_groups: int = setting(32, low=1, help="GroupNorm groups")
     token_width: int = setting(1024, low=1, help="width of the identity tokens")
-    hint_channels: tuple[int, ...] = setting(
-        (16, 32, 96, 256), help="hint stack widths; must downsample like the autoencoder"
-    )
+    hint_channels: tuple[int, ...] = setting((16, 32, 96, 256), help="hint stack widths, one per level")
     identity_width: int = setting(1536, low=1, help="DINOv2 width")
     identity_layers: int = setting(40, low=1, help="DINOv2 depth")
     identity_heads: int = setting(24, low=1, help="DINOv2 attention heads")
@@ -155,9 +149,7 @@ class ExportSettings:
     out: Path = setting(help=".safetensors (written tensor by tensor), or .ckpt, .pth, .pt")
     overwrite: bool = overwrite_setting()
     layout: str = setting("bifrost", choices=("bifrost", "anydoor"), help="anydoor: without the depth branch")
-    positions: Path | None = setting(
-        None, help="where DINOv2's full position embedding is, if not in the folder: original file or folder"
-    )
+    positions: Path | None = setting(None, help="DINOv2's full position embedding, if not in the folder")
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -6,8 +6,6 @@ Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels,
 reference, t tokens (CLS first, then patches).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +65,7 @@ class IdentityEncoder(nn.Module):
 
     @classmethod
     @loading()
-    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> IdentityEncoder:
+    def from_pretrained(cls, folder: Path, dtype: torch.dtype = torch.float32) -> "IdentityEncoder":
         encoder = load_part(Dinov2Model, folder / "image_encoder", dtype)
         weights = read_weights(folder / "projector")
         if "weight" not in weights or weights["weight"].ndim != 2:
@@ -119,7 +117,7 @@ class Conditions:
     detail: Tensor  # (b, c, h, w)  embedded detail hint
     depth: Tensor  # (b, c, h, w)  embedded depth hint
 
-    def with_null(self, null_tokens: Tensor) -> Conditions:
+    def with_null(self, null_tokens: Tensor) -> "Conditions":
         """Both halves of guidance: the unconditional one differs in the tokens only; (2b, ...)."""
         tokens = torch.cat([null_tokens.expand_as(self.tokens), self.tokens])
         return Conditions(tokens, self.detail.repeat(2, 1, 1, 1), self.depth.repeat(2, 1, 1, 1))
@@ -129,14 +127,9 @@ class Compositor(nn.Module):
     """Everything with weights. `scheduler_config` is the noise schedule it was trained with."""
 
     def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        detail: ControlNetModel,
-        depth: ControlNetModel,
-        identity: IdentityEncoder,
-        latent_space: LatentSpace,
-        scheduler_config: dict,
-    ) -> None:
+        self, unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
+        identity: IdentityEncoder, latent_space: LatentSpace, scheduler_config: dict,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.unet, self.detail, self.depth = unet, ControlBranch(detail), ControlBranch(depth)
         self.identity, self.latent_space = identity, latent_space
@@ -158,8 +151,8 @@ class Compositor(nn.Module):
             if got != needed:
                 raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")
 
-    def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
-        """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""
+    def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> "Conditions":
+        """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> "Conditions"."""
         detail, depth = self.detail.embed(detail_pm1), self.depth.embed(depth_01)
         return Conditions(self.identity(reference_01), detail, depth)
 

@@ -25,7 +25,7 @@ from ldm.registry.models import how_to_get
 from ldm.settings.config import read_config
 from llava_bifrost.language.answer import AnswerError, Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, Frame, frame_of
-from llava_bifrost.language.instruction import PHRASES, TAILS, Request, make_question
+from llava_bifrost.language.instruction import PHRASES, TAILS, InstructionError, Request, make_question
 from llava_bifrost.language.reading import parse_instruction, reproduces, without_question
 from llava_bifrost.rank import Evidence, distinct, rank
 
@@ -72,10 +72,6 @@ def read_locator_config(folder: Path, family: str) -> LocatorConfig:
     return read_config(LocatorConfig, folder / CONFIG, missing=default)
 
 
-class UnknownWord(ValueError):
-    """A word that the locator's tokenizer cannot represent."""
-
-
 class Locator:
     """A vision-language model, asked for places. Answers are constrained to the form of its codec."""
 
@@ -100,7 +96,7 @@ class Locator:
         image: RGB (h, w, 3) uint8, path, or PIL image. One candidate is the greedy answer, without a
         score. Of several the others are drawn at `temperature`, and all are ranked by geometry: depth_01
         (h, w), 1 = nearest, where given, and the anchors' places; the locator is asked for those not given.
-        Raises InstructionError or UnknownWord for a sentence that it cannot be asked.
+        Raises InstructionError for a sentence that it cannot be asked.
         """
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
@@ -189,7 +185,7 @@ class Locator:
             return None
 
     def question(self, instruction: str, request: Request | None) -> str:
-        """The text that the model is asked; UnknownWord names what it cannot read."""
+        """The text that the model is asked; InstructionError names what it cannot read."""
         if request is None or not (self.closed or reproduces(request, instruction)):
             return f"{without_question(instruction)}, {TAILS[self.config.format]}"
         for name in (request.target, *request.anchors):
@@ -197,7 +193,7 @@ class Locator:
                 if self.grammar.spelling_of(word).replace(" ", "") != word:
                     known = self.words
                     more = f", ... ({len(known)} in all)" if len(known) > LISTED else ""
-                    raise UnknownWord(
+                    raise InstructionError(
                         f"{word!r} is not a word that this locator knows; it knows: "
                         f"{', '.join(known[:LISTED])}{more}. Any noun works with --locator geometric, "
                         f"which needs to know {ways_to_place(request.named)}"

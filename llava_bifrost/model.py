@@ -1,9 +1,7 @@
 """Folders of locators: the released adapter merged into LLaVA, a trained adapter merged, both ready to ask.
 
-    python -m llava_bifrost.model convert --adapter models/released/bifrost_mllm \\
-        --base models/llava-1.5-7b-hf --out models/locator
-    python -m llava_bifrost.model merge --adapter runs/locator/checkpoint-500/adapter \\
-        --base models/llava-1.5-7b-hf --out models/locator
+python -m llava_bifrost.model convert --adapter FOLDER --base models/llava-1.5-7b-hf --out models/locator
+python -m llava_bifrost.model merge --adapter OUT/adapter --base models/llava-1.5-7b-hf --out models/locator
 """
 
 from dataclasses import dataclass

@@ -34,11 +34,7 @@ class LocatorOptions(CheckedSettings):
     load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
     relative_size: float | None = setting(
-        None,
-        low=0.02,
-        high=50,
-        help="geometric locator: size of the object relative to the first object named, at equal distance; "
-        "without it from neighbours and a table of nouns",
+        None, low=0.02, high=50, help="geometric locator: size relative to the first object named"
     )
 
     @property
@@ -87,8 +83,7 @@ class PredictJobs(LocatorSettings):
 @dataclass(frozen=True, kw_only=True)
 class NamedBoxes(CheckedSettings):
     objects: tuple[str, ...] = setting(
-        aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",),
-        help="name, box and, where known, depth (1 = nearest); fractions of the image, or pixels as in 120px",
+        aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",), help="name, box and depth (1 = nearest); fractions or 120px"
     )
     image: Path = setting(help="image of the background")
     out: Path = setting(help="JSON file to write, for --anchors; OUT_boxes.png shows the boxes on the image")
@@ -100,9 +95,7 @@ class LocatorEvaluation(CheckedSettings):
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     overwrite: bool = overwrite_setting()
     dataset: Path | None = setting(
-        None,
-        help="dataset file of build_dataset; JSONL of image, sentence and mask of the right places; folder "
-        "Placement of RefSpatial-Bench; without it rendered scenes",
+        None, help="dataset.json, JSONL with masks or RefSpatial-Bench; without it rendered scenes"
     )
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
     first_scene: int = setting(0, help="number of the first held-out scene", low=0)

@@ -1,8 +1,4 @@
-"""Published checkpoints -> our folders, strictly and with a report.
-
-The whole plan is made before the first byte is written, weights are then moved one at a time, and the folder
-appears only when it is complete.
-"""
+"""Published checkpoints -> our folders, strictly and with a report; planned before anything is written."""
 
 import logging
 from collections.abc import Mapping
@@ -54,9 +50,7 @@ DPT_LARGE = DPTConfig(
 )  # fmt: skip
 
 
-def convert_compositor(
-    kind: str, settings: CompositorSettings, network: NetworkConfig | None = None
-) -> dict[str, Any]:
+def convert_compositor(kind: str, settings: CompositorSettings, network: NetworkConfig | None = None) -> dict:
     """Write a compositor folder from a checkpoint of `kind` (bifrost, anydoor, sd21); returns the report."""
     network = network or NetworkConfig()
     source, config = settings.source, CONFIGS[kind]

@@ -1,7 +1,4 @@
-"""Measure a compositor on held-out rendered scenes; composites of a benchmark: `compose.benchmark score`.
-
-python -m cldm.evaluate --scenes 300 --out benchmarks/results/compositor.json
-"""
+"""Measure a compositor on held-out rendered scenes; composites of a benchmark: `compose.benchmark score`."""
 
 import sys
 

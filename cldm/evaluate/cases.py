@@ -5,17 +5,14 @@ stored scene's own description. Depth order: the same two objects, the wrong one
 Legend: h w pixels of the background.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from cldm.config import CompositorConfig
 from datasets.geometry import depth_extent
-from datasets.inputs import Inputs
+from datasets.inputs import Inputs, PairOptions
 from datasets.pairs import Pair, build_pair
 from datasets.scenes import Scene, SceneFacts, SceneOptions, render, sample_scene
 from datasets.scenes.describe import Solid
@@ -45,7 +42,7 @@ class Neighbour:
     other: np.ndarray  # (h, w) bool, visible part of the neighbour
     overlap: np.ndarray  # (h, w) bool, both outlines
 
-    def flipped(self) -> Neighbour:
+    def flipped(self) -> "Neighbour":
         """The masks of an image with the wrong one in front; `placed_is_nearer` stays."""
         swapped = self.overlap & (self.placed if self.placed_is_nearer else self.other)
         if self.placed_is_nearer:
@@ -65,7 +62,7 @@ class Neighbour:
         return np.where(self.overlap[..., None], behind, truth_u8)
 
 
-def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list[Neighbour]:
+def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list["Neighbour"]:
     """Those of the removed solid, without furniture and its support. amodal: (n, h, w) bool."""
     placed, found = facts.removed, []
     for index in range(len(facts.names)):
@@ -101,12 +98,8 @@ def inference_inputs(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
 
 
 def find_cases(
-    source: RenderedScenes,
-    config: CompositorConfig,
-    count: int,
-    estimator: DepthEstimator,
-    given_depth: bool = False,
-) -> list[SceneCase]:
+    source: RenderedScenes, options: PairOptions, count: int, estimator: DepthEstimator, given_depth: bool
+) -> list["SceneCase"]:
     """The first `count` scenes whose object shows enough pixels."""
     cases: list[SceneCase] = []
     for index in range(len(source)):
@@ -118,7 +111,7 @@ def find_cases(
             "order": pixel_order(estimated, truth, np.random.default_rng(index)),
         }
         inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
-        pair = build_pair(inputs, config.pair)
+        pair = build_pair(inputs, options)
         window, layers = pair.geometry.window, pair.geometry.native_layers
         visible = source.silhouette(index) & window.embed(layers.visible)
         if visible.sum() >= MIN_PIXELS and shown.target_u8 is not None:
@@ -174,8 +167,7 @@ def rendered_candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) 
 def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray], mask: np.ndarray) -> int:
     """Index of the candidate image with the smallest mean absolute RGB difference over mask (h, w) bool."""
     shown = result_u8[mask].astype(np.int16)
-    distances = [np.abs(shown - image[mask]).mean() for image in candidates_u8]
-    return int(np.argmin(distances))
+    return int(np.argmin([np.abs(shown - image[mask]).mean() for image in candidates_u8]))
 
 
 def order_is_right(

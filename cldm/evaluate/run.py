@@ -167,8 +167,7 @@ class Measurer:
                 tried[f"hf_mode {mode} instead of {options.hf_mode}"] = (other, EVERYTHING)
         numbers = {}
         for name, (given, weights) in tried.items():
-            painted = self.paint(given, sampling, seed, weights)
-            result = self.finish(case, painted, 0.0, SceneScores())
+            result = self.finish(case, self.paint(given, sampling, seed, weights), 0.0, SceneScores())
             numbers[name] = psnr_over(result, case.truth_u8, case.visible)
         return numbers
 
@@ -224,7 +223,8 @@ def ranked(scores: Sequence[SceneScores], count: int = ON_SHEET) -> dict[str, li
 def evaluate(settings: EvaluateSettings) -> None:
     """Measure a compositor on held-out scenes."""
     source, measurer = RenderedScenes(settings.data, augment=False), Measurer(settings)
-    cases = find_cases(source, measurer.config, settings.scenes, measurer.estimator, settings.given_depth)
+    pair, network = measurer.config.pair, measurer.estimator
+    cases = find_cases(source, pair, settings.scenes, network, settings.given_depth)
     if len(cases) < 2:
         raise ValueError(f"{settings.data}: only {len(cases)} scenes show enough of their object")
     scores = [measurer.measure(case, seed) for seed, case in enumerate(tqdm(cases, desc="scenes"))]

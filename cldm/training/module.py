@@ -5,8 +5,6 @@ uninterrupted one would have done; it is drawn for all devices together, of whic
 Legend: b batch, c latent channels, h w latent pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +45,7 @@ class StepRandomness:
     @classmethod
     def draw(
         cls, seed: int, batch_number: int, shape: Sequence[int], timesteps: int, rank: int = 0, world: int = 1
-    ) -> StepRandomness:
+    ) -> "StepRandomness":
         """Of one batch. shape: (b, c, h, w) of one device; timesteps: of the noise schedule."""
         b, count = shape[0], shape[0] * world
         generator = torch.Generator().manual_seed(seed * 1_000_003 + batch_number)
@@ -72,8 +70,7 @@ class CompositorModule(pl.LightningModule):
 
     def __init__(self, model: Compositor, config: CompositorTrainConfig) -> None:
         super().__init__()
-        self.model = model
-        self.config = config
+        self.model, self.config = model, config
         self.noise_schedule = DDIMScheduler.from_config(model.scheduler_config)
         unet, encoder = model.unet, model.identity.encoder
         decoder = (unet.up_blocks, unet.conv_norm_out, unet.conv_out)
@@ -89,9 +86,7 @@ class CompositorModule(pl.LightningModule):
         self.parameters_to_train = [weight for weight in model.parameters() if weight.requires_grad]
         self.average = self.fresh_average()
         self.strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks the rest
-        self.batch_number = 0
-        self.last_loss = torch.zeros(())
-        self.last_rate = 0.0
+        self.batch_number, self.last_rate, self.last_loss = 0, 0.0, torch.zeros(())
         nets = (unet, model.detail.net, model.depth.net)
         if config.attention == "eager":
             for net in nets:
@@ -200,18 +195,12 @@ class CompositorModule(pl.LightningModule):
             self.average.load_state_dict({**checkpoint["average_numbers"], **shadow})
 
 
-def weighted_error(
-    prediction: Tensor, target: Tensor, edit_mask: Tensor, mask_weight: float, weight: Tensor
-) -> Tensor:
-    """Mean squared error of (b, c, h, w); latent pixels of the edit mask count (1 + mask_weight) times.
-
-    edit_mask: (b, 1, H, W) bool;  weight: (b,) of the examples
-    """
+def weighted_error(prediction: Tensor, target: Tensor, mask: Tensor, extra: float, weight: Tensor) -> Tensor:
+    """Mean squared error of (b, c, h, w), the mask (b, 1, H, W) bool (1 + extra) times; weight: (b,)."""
     error = (prediction.float() - target.float()).square() * weight[:, None, None, None]
-    if not mask_weight:
+    if not extra:
         return error.mean()
-    inside = nn.functional.interpolate(edit_mask.float(), size=error.shape[-2:], mode="area")
-    pixel_weight = 1 + mask_weight * inside
+    pixel_weight = 1 + extra * nn.functional.interpolate(mask.float(), size=error.shape[-2:], mode="area")
     return (pixel_weight * error).mean() / pixel_weight.mean()
 
 
@@ -221,5 +210,4 @@ def shifted_timesteps(chosen: Tensor, shift: float, timesteps: int) -> Tensor:
     Esser et al. 2024, equation 23. shift: above 1 noisier, 1 = as drawn, below 1 cleaner
     """
     u = (chosen.double() + 0.5) / timesteps
-    moved = shift * u / (1 + (shift - 1) * u) * timesteps
-    return moved.long().clamp(0, timesteps - 1)
+    return (shift * u / (1 + (shift - 1) * u) * timesteps).long().clamp(0, timesteps - 1)

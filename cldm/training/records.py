@@ -4,8 +4,6 @@ Control branches learn suddenly; the three numbers of `condition_sensitivity` sh
 Legend: b examples, c latent channels, h w latent pixels.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter, defaultdict
@@ -136,9 +134,7 @@ class RejectionCounter(pl.Callback):
         self.accepted: Counter[int] = Counter()
         self.rejected: defaultdict[int, Counter[str]] = defaultdict(Counter)  # source -> reason -> count
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: dict, *ignored: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: dict, *rest: Any) -> None:
         self.accepted.update(batch["source"].tolist())
         for source, reason in batch["rejected"]:
             self.rejected[source][reason] += 1

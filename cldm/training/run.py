@@ -94,13 +94,6 @@ def starting_model(config: RunConfig) -> Compositor:
     return model
 
 
-def with_weights(config: RunConfig, weights: Mapping[str, Tensor]) -> Compositor:
-    """The model that a run starts from with the weights of its module that train."""
-    model = starting_model(config)
-    model.load_state_dict({name.removeprefix("model."): v for name, v in weights.items()}, strict=False)
-    return model
-
-
 class SaveModel(pl.Callback):
     """Writes checkpoint, model folder and manifest; only the newest checkpoints stay.
 
@@ -143,8 +136,10 @@ class SaveModel(pl.Callback):
             return
         self.interrupted = not regular
         trainer.save_checkpoint(self.folder / f"step-{step:08d}")
-        if regular and runs_model(trainer):
-            self.save_model(pl_module)
+        if regular and runs_model(trainer):  # whole weights in a fresh model; the rest is frozen
+            weights = pl_module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
+            if trainer.is_global_zero:
+                self.write_model(weights, pl_module, step)
         if trainer.is_global_zero:
             found = [path for path in step_folders(self.folder) if path not in self.surplus]
             for old in [*self.surplus, *(found[: -settings.keep] if regular else [])]:
@@ -158,27 +153,12 @@ class SaveModel(pl.Callback):
             return
         if not manifest.is_file() or read_json(manifest)["steps"] != int(newest[0].name[5:]):
             weights, _, average = read_files(newest[0], Layout())
-            self.write(with_weights(self.config, average or weights), pl_module, int(newest[0].name[5:]))
+            self.write_model(average or weights, pl_module, int(newest[0].name[5:]))
 
-    def save_model(self, module: CompositorModule) -> None:
-        """Folder and manifest of the trained model, with averaged weights where they are kept."""
-        trainer, average = module.trainer, module.average
-        if isinstance(trainer.strategy, Sharded):  # whole weights in a fresh model; the rest is frozen
-            weights = module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
-            if trainer.is_global_zero:
-                self.write(with_weights(self.config, weights), module, module.global_step)
-            return
-        if average is not None:
-            average.store(module.parameters_to_train)
-            average.copy_to(module.parameters_to_train)
-        try:
-            self.write(module.model, module, module.global_step)
-        finally:
-            if average is not None:
-                average.restore(module.parameters_to_train)
-
-    def write(self, model: Compositor, module: pl.LightningModule, steps: int) -> None:
-        config = self.config
+    def write_model(self, weights: Mapping[str, Tensor], module: pl.LightningModule, steps: int) -> None:
+        """The folder of the model that the run started from with `weights`, then its manifest."""
+        config, model = self.config, starting_model(self.config)
+        model.load_state_dict({name.removeprefix("model."): v for name, v in weights.items()}, strict=False)
         model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
         save_compositor(model, model_config, config.out / "model")
         effort = {"seed": config.seed, "steps": steps, "samples": steps * config.samples_per_step}

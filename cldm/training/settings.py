@@ -73,20 +73,14 @@ class CompositorTrainConfig(CheckedSettings):
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
     shard_optimizer: bool = setting(False, help="each device keeps a part of the optimizer (ZeRO, stage 1)")
     trainable: str = setting(
-        "published",
-        choices=("published", "all"),
-        help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
+        "published", choices=("published", "all"), help="published: branches, UNet decoder, projector; or all"
     )
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
     drop_identity: float = setting(0.5, low=0.0, high=1.0, help="probability of the zero image's tokens")
     drop_detail: float = setting(0.3, low=0.0, high=1.0, help="probability of a blank detail hint")
     drop_depth: float = setting(0.3, low=0.0, high=1.0, help="probability of a blank depth hint")
-    timesteps: str = setting(
-        "dynamics", choices=("dynamics", "uniform"), help="dynamics: early for moving sources, late for still"
-    )
-    timestep_shift: float = setting(
-        1.0, low=0.01, high=100.0, help="above 1: more noisy timesteps, for few sampling steps; 1 = as drawn"
-    )
+    timesteps: str = setting("dynamics", choices=("dynamics", "uniform"), help="dynamics: by kind of source")
+    timestep_shift: float = setting(1.0, low=0.01, high=100.0, help="above 1: noisier; 1 = as drawn")
     min_snr: float = setting(0.0, low=0.0, help="min-SNR limit of loss weights (usual: 5); 0 = equal")
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")

@@ -104,9 +104,7 @@ class SplitCheckpoint(CheckpointIO):
         state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "average")}
         write_checkpoint(Path(path), Layout(), checkpoint["state_dict"], state, checkpoint.get("average"))
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: Any = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict:
         """The checkpoint as it was given to `save_checkpoint`, on the CPU. Nothing but data is unpickled."""
         weights, state, average = read_files(Path(path), Layout())
         return {**state, "state_dict": weights} | ({} if average is None else {"average": average})

@@ -5,8 +5,7 @@
 
 Images lie in images/ beside the JSON file, or beside it. meta: request, box01_xyxy, depth, far, near, anchors
 (name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source; files of
-others need none. A record without `<image>` would train a model that never sees the image, as the published
-builder's did; it is refused.
+others need none.
 """
 
 from collections import Counter

@@ -1,8 +1,4 @@
-"""Questions from rendered scenes: the image without the object, its box, depth and relations are exact.
-
-Where the full view was rendered, further questions place something new on the same image, at a place where
-it stands, fits and touches nothing (llava_bifrost/worlds/questions.py).
-"""
+"""Questions from rendered scenes, exact; on full views also about new objects (worlds/questions.py)."""
 
 from collections.abc import Sequence
 

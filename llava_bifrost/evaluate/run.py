@@ -6,7 +6,6 @@ rules are decided exactly (measures.py), on a dataset file those of the sentence
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
@@ -147,9 +146,7 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
     return cases
 
 
-def place_rows(
-    locator: Locator, cases: Sequence[LocatorCase], config: LocatorEvaluation
-) -> dict[str, list[Measures]]:
+def place_rows(locator: Locator, cases: list[LocatorCase], config: LocatorEvaluation) -> dict[str, list]:
     """Further rows of Place questions: of several answers the first after ranking and the best.
 
     In rendered scenes also other right answers, once from a world that holds nothing but the named objects

@@ -5,8 +5,7 @@
     pixels     {"bbox_2d": [64, 38, 112, 174], "depth": 0.890}    pixels of the resized input (Qwen2.5-VL)
     thousand   {"bbox_2d": [320, 190, 560, 870], "depth": 0.890}  thousandths of the image (Qwen3-VL)
 
-Texts of the paper's form are written and read by answer.py. Constrained decoding follows a form as a regular
-expression: numbers in a range, with fixed text between them. Once the first corner of a box is written, a
+Constrained decoding follows a form as a regular expression. Once the first corner of a box is written, a
 narrower one demands that the second lies right of it and below it, so every answer is a box with an area.
 """
 
@@ -89,8 +88,7 @@ class PlaceForm:
     def _corner(self) -> re.Pattern[str]:
         # A number without decimals is complete when something follows it.
         number, after = (rf"(\d\.\d{{{self.decimals}}})", "") if self.decimals else (r"(\d+)", self.comma[:1])
-        parts = (self.head, number, self.comma, number, after)
-        head, _, comma, _, end = map(re.escape, parts)
+        head, comma, end = map(re.escape, (self.head, self.comma, after))
         return re.compile(f" ?{head}{number}{comma}{number}{end}")
 
     def text(self, corners: Sequence[int], depths: Sequence[float]) -> str:

@@ -1,8 +1,7 @@
 """Reading instructions: what people type becomes a Request, or an error that names the part not understood.
 
-The reader never guesses: negations, choices, relations without a phrase ("in", "against") and second
-objects are refused. A place may describe another: "the nightstand next to the bed" is one name, which
-`with_known_names` resolves once it is known which objects are there.
+A place may describe another: "the nightstand next to the bed" is one name, which `with_known_names` resolves
+once it is known which objects are there.
 """
 
 import re

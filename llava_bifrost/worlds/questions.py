@@ -6,8 +6,6 @@ that deviates least from the usual meaning of the words. "Replace the blue egg .
 Legend: k proposals (places where an object can stand: in the image, touching nothing), m anchors.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,14 +49,14 @@ class Question:
     answer: Place
     named: tuple[int, ...]
 
-    def mirrored(self) -> Question:
+    def mirrored(self) -> "Question":
         x0, y0, x1, y1 = self.answer.box01_xyxy
         pairs = tuple((MIRRORED.get(phrase, phrase), name) for phrase, name in self.request.relations)
         box = (round(1 - x1, DECIMALS), y0, round(1 - x0, DECIMALS), y1)
         return Question(replace(self.request, relations=pairs), self.answer.moved(box), self.named)
 
 
-def replace_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
+def replace_questions(world: World, rng: np.random.Generator, count: int) -> list["Question"]:
     """Up to `count` questions for the place of a solid that is seen."""
     solids, questions = world.solids, []
     for index in map(int, rng.permutation([i for i in world.anchors if solids.movable[i]])[:count]):
@@ -73,7 +71,7 @@ def rounded_location(box: np.ndarray, d: float) -> Place:
     return Place.of((x0, y0, max(x1, round(x0 + 0.01, 2)), max(y1, round(y0 + 0.01, 2))), round(d, DECIMALS))
 
 
-def place_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
+def place_questions(world: World, rng: np.random.Generator, count: int) -> list["Question"]:
     """Up to `count` questions that place something new; fewer where the scene has too few anchors."""
     objects = standing_places(world, rng, PROPOSALS)
     if not world.anchors or not len(objects.d):
@@ -125,7 +123,7 @@ class Pool:
         border = np.minimum(objects.box[:, :2].min(1), 1 - objects.box[:, 2:].max(1)) / 0.05
         self.room = np.minimum(border, world.clearance(objects) / 0.12)  # (k,) margin around a proposal
 
-    def question(self, rng: np.random.Generator) -> Question | None:
+    def question(self, rng: np.random.Generator) -> "Question | None":
         """One question of a random kind about a random shape, None when the scene has none of these."""
         kind = list(KINDS)[int(np.searchsorted(_KIND_STEPS, rng.random()))]
         among = self.objects.shape == rng.integers(len(SHAPE_NAMES))
@@ -172,7 +170,7 @@ class Pool:
         """Proposal `best` with the decimals of an answer."""
         return rounded_location(self.objects.box[best], float(self.objects.d[best]))
 
-    def _answered(self, rng: np.random.Generator, best: int, phrases: list[str], at: list[int]) -> Question:
+    def _answered(self, rng: np.random.Generator, best: int, phrases: list[str], at: list[int]) -> "Question":
         """The question to which proposal `best` is the answer: about a solid that the scene does not have."""
         names = self.world.solids.names
         named = tuple(self.world.anchors[column] for column in at)

@@ -1,13 +1,9 @@
 """Rendered rooms as the locator's world: where an object of a given shape can stand, free of all others.
 
-A world is what an image shows, in metres: camera, room and solids, all known exactly. An answer is a box and
-a depth; together with a shape's typical size they are a place in the room, so "on the ground", "collides with
-nothing" and "of plausible size" are decided in three dimensions. No pixels are needed.
-
+A world is what an image shows, in metres, all known exactly. A box and a depth, together with a shape's
+typical size, are a place in the room: "on the ground" or "collides with nothing" are decided in 3D.
 Legend: k objects that are placed, s solids of the scene, p points on a solid's surface.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -115,7 +111,7 @@ class World:
     present: np.ndarray  # (s,) bool
 
     @classmethod
-    def of(cls, scene: Scene, facts: SceneFacts) -> World:
+    def of(cls, scene: Scene, facts: SceneFacts) -> "World":
         """The world of a scene of which the full view was rendered."""
         if scene.camera.window01_xyxy != (0.0, 0.0, 1.0, 1.0):
             raise ValueError(f"scene {scene.seed}: a world needs the full view (window full)")
@@ -131,7 +127,7 @@ class World:
         walls = (room.left, room.right, room.back)
         return cls(scene.seed, scene.camera, scene.inverse_range, walls, solids, facts.removed, every)
 
-    def without(self, index: int) -> World:
+    def without(self, index: int) -> "World":
         return replace(self, present=self.present & (np.arange(len(self.present)) != index))
 
     @cached_property
@@ -163,7 +159,7 @@ class World:
         x0, y0, x1, y1 = (float(value) for value in self.solids.box[index])
         return Place((x0, y0, x1, y1), d, far, near)
 
-    def stand(self, shape: np.ndarray, surface: np.ndarray, middle: np.ndarray, d: np.ndarray) -> Standing:
+    def stand(self, shape: np.ndarray, surface: np.ndarray, middle: np.ndarray, d: np.ndarray) -> "Standing":
         """Typical solids of k shapes on k surfaces, the middle of their boxes at x = middle, at depth d."""
         camera, (low, high) = self.camera, self.inverse_range
         right, up, forward = camera.axes
@@ -233,6 +229,6 @@ class World:
         return margins
 
 
-def world_of(fact: SceneFacts, options: SceneOptions) -> World:
+def world_of(fact: SceneFacts, options: SceneOptions) -> "World":
     """The world of one stored scene: sampled again from its seed, no pixels, about 7 ms."""
     return World.of(sample_scene(fact.seed, options), fact)

@@ -18,9 +18,9 @@ from datasets.scenes.store import read_shard, render_shards
 from llava_bifrost.evaluate import run as evaluate
 from llava_bifrost.evaluate.measures import LocatorCase, Measures
 from llava_bifrost.language.answer import parse_answer
-from llava_bifrost.language.instruction import make_instruction, make_question
+from llava_bifrost.language.instruction import InstructionError, make_instruction, make_question
 from llava_bifrost.language.reading import parse_instruction
-from llava_bifrost.locator import UnknownWord, load_locator
+from llava_bifrost.locator import load_locator
 from llava_bifrost.worlds.questions import place_questions, replace_questions
 from llava_bifrost.worlds.world import World
 from tests.conftest import ROOT
@@ -208,7 +208,7 @@ def test_training_writes_a_folder_that_answers(trained: Path) -> None:
     image = np.zeros((64, 64, 3), np.uint8)
     (answer,) = locator.locate(image, "Place the red cone behind the blue cube")
     assert answer.text == locator.locate(image, "place the red cone behind the blue cube.")[0].text
-    with pytest.raises(UnknownWord, match="'sofa'.*cone"):
+    with pytest.raises(InstructionError, match="'sofa'.*cone"):
         locator.locate(image, "Place the red cone behind the sofa")
     processor = AutoProcessor.from_pretrained(trained / "model")
     model = AutoModelForImageTextToText.from_pretrained(trained / "model")
