@@ -116,27 +116,21 @@ def uses(tree: ast.AST) -> Counter[str]:
 
 def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
     """(path, name) of a top-level function -> how often its module and those that import it read it."""
-    paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
+    homes = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
     own = {
-        path: {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        path: {node.name: (path, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
         for path, tree in trees.items()
     }
     found: Counter[tuple[str, str]] = Counter()
     for path, tree in trees.items():
-        known = {name: (path, name) for name in own[path]}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in paths:
-                home = paths[node.module]
+        known, nodes = dict(own[path]), list(ast.walk(tree))
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module in homes:
+                theirs = own[homes[node.module]]
                 known |= {
-                    item.asname or item.name: (home, item.name)
-                    for item in node.names
-                    if item.name in own[home]
+                    item.asname or item.name: theirs[item.name] for item in node.names if item.name in theirs
                 }
-        read = (
-            node.id
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-        )
+        read = (node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
         found.update(known[name] for name in read if name in known)
     return found
 
@@ -155,53 +149,44 @@ def thoughts(trees: dict[str, ast.Module]) -> Iterator[tuple[str, int, int]]:
         yield question, before, len(chain)
 
 
-def report(root: Path) -> tuple[dict[str, str], list[Function], dict[str, list[str]]]:
-    """The table, the functions with one use from the shortest on, the names with several homes."""
+def measure_tree(
+    root: Annotated[Path, typer.Option(help="repository", metavar="FOLDER")] = Path("."),
+    listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
+) -> dict[str, str]:
+    """Print the table."""
     texts = sources(root)
     trees = {path: ast.parse(text) for path, text in texts.items()}
     found = [function for path, tree in trees.items() for function in functions(path, tree)]
-    used = sum((uses(tree) for tree in trees.values()), Counter())
+    used, by_import = sum((uses(tree) for tree in trees.values()), Counter()), uses_by_import(trees)
     plain = [function for function in found if not function.method]
     once = [function for function in plain if used[function.name] == 1]
-    small = [function for function in once if function.lines <= SMALL]
-    by_import = uses_by_import(trees)
-    alone = [function for function in plain if by_import[function.path, function.name] == 1]
+    alone = sum(by_import[function.path, function.name] == 1 for function in plain)
     homes: dict[str, list[str]] = defaultdict(list)
     for path, tree in trees.items():
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
                 homes[node.name].append(path)
     names = {name: paths for name, paths in homes.items() if len(paths) > 1 and name not in PROTOCOL}
-    wide = [function for function in found if function.parameters > MOST_PARAMETERS]
     table = {
         "files": f"{len(texts)}",
         "lines": f"{sum(text.count(chr(10)) for text in texts.values())}",
         "functions, methods": f"{len(plain)}, {len(found) - len(plain)}",
         "functions with one use, by name": f"{len(once)} ({100 * len(once) / len(plain):.1f} %)",
-        f"of these at most {SMALL} lines": f"{len(small)}",
-        "functions with one use, by import": f"{len(alone)} ({100 * len(alone) / len(plain):.1f} %)",
-        f"with more than {MOST_PARAMETERS} parameters": f"{len(wide)}",
+        f"of these at most {SMALL} lines": f"{sum(function.lines <= SMALL for function in once)}",
+        "functions with one use, by import": f"{alone} ({100 * alone / len(plain):.1f} %)",
+        f"with more than {MOST_PARAMETERS} parameters":
+            f"{sum(function.parameters > MOST_PARAMETERS for function in found)}",
         "public names in two or more modules": f"{len(names)}",
-    }
+    }  # fmt: skip
     if root.samefile(Path(".")):
         counted = list(thoughts(trees))
         table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
-        table["files behind all of these"] = (
-            f"{sum(now for *_, now in counted)} ({sum(row[1] for row in counted)})"
-        )
-    return table, sorted(once, key=lambda function: function.lines), names
-
-
-def measure_tree(
-    root: Annotated[Path, typer.Option(help="repository", metavar="FOLDER")] = Path("."),
-    listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
-) -> dict[str, str]:
-    """Print the table."""
-    table, once, names = report(root)
+        before, now = (sum(row[place] for row in counted) for place in (1, 2))
+        table["files behind all of these"] = f"{now} ({before})"
     for name, value in table.items():
         typer.echo(f"{name:38} {value}")
     if listed:
-        for function in once:
+        for function in sorted(once, key=lambda function: function.lines):
             typer.echo(f"{function.path}:{function.line} {function.name}: one use, {function.lines} lines")
         for name, paths in sorted(names.items()):
             typer.echo(f"{name}: {', '.join(paths)}")
