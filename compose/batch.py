@@ -6,6 +6,8 @@ A job file has one JSON object a line, with the setting names of the image verb,
 
 A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of settings,
 input files, networks and version what it is the result of, so a job is done again when these have changed.
+Processes that do the same part at the same time divide its jobs; networks stay loaded while jobs have them in
+common. A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason; it is tried again later.
 
 The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
 
@@ -19,8 +21,6 @@ import logging
 import re
 import time
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -64,8 +64,8 @@ class BatchJob:
 
     def digest(self) -> str:
         """Hash of all that decides the result: settings, input files, networks and the version."""
-        files, folders = named_files(self.settings), named_folders(self.settings)
-        return work_digest(to_plain(self.settings), files.values(), folders.values())
+        files, folders = named_files(self.settings).values(), named_folders(self.settings).values()
+        return work_digest(to_plain(self.settings), files, folders)
 
     def images(self, out: Path) -> list[Path]:
         """Its PNG below the folder of results, one per sample."""
@@ -86,12 +86,11 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     defaults: YAML file of settings below those of every line. root: where relative paths in the file start.
     Raises ValueError that lists every bad line with its number and reason.
     """
-    lines = numbered_lines(path)
     merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
     jobs: list[BatchJob] = []
     taken: dict[str, tuple[str, bool]] = {}
     errors, sound = list[str](), set[Any]()
-    for number, line in lines:
+    for number, line in numbered_lines(path):
         try:
             values = parse_line(line)
             name = values.pop("name", f"{number:06d}")
@@ -169,17 +168,66 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
     sound.add(chosen)
 
 
-def run_jobs(
-    jobs: Sequence[BatchJob], out: Path, shard: str = "0/1", overwrite: bool = False, sheet: bool = False
-) -> dict[str, Any]:
-    """Make what is missing of this machine's part; networks stay loaded while jobs have them in common.
+def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
+    """A job CONCEPT/<n> for every object and background, each with a seed of its own.
 
-    Processes that do the same part at the same time divide its jobs. A job that fails is recorded in
-    OUT/failed-<i>-of-<n>.json with its reason, and the next one follows; a later run tries it again. Returns
-    the names `made`, how many were `kept`, and name -> reason of `failed`. overwrite: earlier results are
-    replaced instead of renamed. sheet: NAME_sheet.png is written too.
+    Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
     """
-    index, count = shard_of(shard)
+    for name in ("objects", "backgrounds", "object_masks"):
+        folder = getattr(settings, name)
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{flag_name(name)} {folder} is not a folder")
+    masked = settings.object_masks is not None
+    objects: dict[str, tuple[Path, Path | None]] = {}
+    if settings.object_masks is None:  # the alpha channel of the first cut-out counts
+        for concept in subfolders(settings.objects):
+            if cutouts := images_in(concept, (".png",)):
+                objects[concept.name] = (cutouts[0], None)
+        expected = "sub-folders with .png cut-outs (images with masks need --object-masks)"
+    else:
+        masks = {mask.stem: mask for mask in images_in(settings.object_masks)}
+        objects = {image.stem: (image, masks.get(image.stem)) for image in images_in(settings.objects)}
+        if absent := sorted(objects.keys() - masks.keys()):
+            raise ValueError(f"--object-masks {settings.object_masks}: no mask for {', '.join(absent[:5])}")
+        expected = "images"
+    if not objects:
+        raise ValueError(f"--objects {settings.objects}: there are no {expected}")
+    images, ending = {image.stem: image for image in images_in(settings.backgrounds)}, "" if masked else "_GT"
+    stems = sorted(stem.removesuffix(MASK) for stem in images if stem.endswith(MASK))
+    if not stems:
+        raise ValueError(f"--backgrounds {settings.backgrounds}: there is no NAME{MASK} file")
+    if absent := [stem for stem in stems if f"{stem}{ending}" not in images]:
+        wanted = f"no image {absent[0]}{ending} for {absent[0]}{MASK}"
+        raise ValueError(f"--backgrounds {settings.backgrounds}: {wanted}")
+    numbers = [re.sub(r"^.*_(?=\d+$)", "", stem) for stem in stems]
+    if len(set(numbers)) < len(numbers):
+        numbers = stems
+    given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
+    merged = layer_merger(ComposeSettings, yaml_layers(settings.config) if settings.config else [])
+    jobs, taken = [], dict[str, tuple[str, bool]]()
+    for concept, (image, mask) in sorted(objects.items()):
+        for stem, number in zip(stems, numbers, strict=True):
+            name = f"{concept}/{number}"
+            background, target = images[f"{stem}{ending}"], images[f"{stem}{MASK}"]
+            files = {"object": image, "object_mask": mask, "background": background, "target_mask": target}
+            more = {"invert_target_mask": masked, "seed": seed_of(settings.seed, name) % 2**32}
+            job = BatchJob(name, merged(Layer({**given, **to_plain(files), **more})))
+            claim_names(name, job.settings.num_samples, f"{image} in {background.as_posix()}", taken)
+            jobs.append(job)
+    check_files(jobs[0].settings, set())
+    return jobs
+
+
+def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
+    """Make all composites of a job file. Run again to continue; what is done stays.
+
+    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
+    """
+    if isinstance(settings, DreamBoothSettings):
+        jobs = dreambooth_jobs(settings)
+    else:
+        jobs = read_jobs(settings.jobs, settings.config, settings.root)
+    out, (index, count) = settings.out, shard_of(settings.shard)
     record = out / f"failed-{index}-of-{count}.json"
     mine, failed, models = jobs[index::count], dict[str, str](), None
 
@@ -193,10 +241,10 @@ def run_jobs(
             models = load_models(job.settings, models)
             with resources_named(job.settings):
                 result = compose(job.settings, models, progress=False)
-            if sheet:
-                save_sheet(result, out / f"{job.name}.png", overwrite)
+            if settings.sheet:
+                save_sheet(result, out / f"{job.name}.png", settings.overwrite)
             for sample, path in enumerate(job.images(out)):  # last, for the reports say that the job is done
-                result.save(sample, path, job.digest(), overwrite)
+                result.save(sample, path, job.digest(), settings.overwrite)
             made.append(job.name)
             text = f"{100 * result.report['visible_fraction']:.0f} % visible"
         except (ValueError, OSError, RuntimeError) as error:
@@ -213,70 +261,3 @@ def run_jobs(
     else:
         record.unlink(missing_ok=True)
     return {"out": out.as_posix(), "made": made, "kept": kept, "failed": failed}
-
-
-def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
-    """A job CONCEPT/<n> for every object and background, each with a seed of its own.
-
-    Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
-    """
-    for name in ("objects", "backgrounds", "object_masks"):
-        folder = getattr(settings, name)
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{flag_name(name)} {folder} is not a folder")
-    masked = settings.object_masks is not None
-    if settings.object_masks is None:  # the alpha channel of the first cut-out counts
-        cutouts = {concept.name: images_in(concept, (".png",)) for concept in subfolders(settings.objects)}
-        objects: dict[str, tuple[Path, Path | None]]
-        objects = {name: (images[0], None) for name, images in cutouts.items() if images}
-        expected = "sub-folders with .png cut-outs (images with masks need --object-masks)"
-    else:
-        by_stem = {mask.stem: mask for mask in images_in(settings.object_masks)}
-        of_objects = {image.stem: image for image in images_in(settings.objects)}
-        if absent := sorted(of_objects.keys() - by_stem.keys()):
-            raise ValueError(f"--object-masks {settings.object_masks}: no mask for {', '.join(absent[:5])}")
-        objects = {stem: (image, by_stem[stem]) for stem, image in of_objects.items()}
-        expected = "images"
-    if not objects:
-        raise ValueError(f"--objects {settings.objects}: there are no {expected}")
-    images, ending = {image.stem: image for image in images_in(settings.backgrounds)}, "" if masked else "_GT"
-    stems = sorted(stem.removesuffix(MASK) for stem in images if stem.endswith(MASK))
-    if not stems:
-        raise ValueError(f"--backgrounds {settings.backgrounds}: there is no NAME{MASK} file")
-    if absent := [stem for stem in stems if f"{stem}{ending}" not in images]:
-        wanted = f"no image {absent[0]}{ending} for {absent[0]}{MASK}"
-        raise ValueError(f"--backgrounds {settings.backgrounds}: {wanted}")
-    numbers = [re.sub(r"^.*_(?=\d+$)", "", stem) for stem in stems]
-    if max(Counter(numbers).values()) > 1:
-        numbers = stems
-    given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
-    merged = layer_merger(ComposeSettings, yaml_layers(settings.config) if settings.config else [])
-    jobs, taken = [], dict[str, tuple[str, bool]]()
-    for concept, (image, mask) in sorted(objects.items()):
-        for stem, number in zip(stems, numbers, strict=True):
-            name = f"{concept}/{number}"
-            files = {
-                "object": image.as_posix(),
-                "object_mask": None if mask is None else mask.as_posix(),
-                "background": images[f"{stem}{ending}"].as_posix(),
-                "target_mask": images[f"{stem}{MASK}"].as_posix(),
-                "invert_target_mask": masked,
-                "seed": seed_of(settings.seed, name) % 2**32,
-            }
-            job = BatchJob(name, merged(Layer({**given, **files})))
-            claim_names(name, job.settings.num_samples, f"{image} in {files['background']}", taken)
-            jobs.append(job)
-    check_files(jobs[0].settings, set())
-    return jobs
-
-
-def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
-    """Make all composites of a job file. Run again to continue; what is done stays.
-
-    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
-    """
-    if isinstance(settings, DreamBoothSettings):
-        jobs = dreambooth_jobs(settings)
-    else:
-        jobs = read_jobs(settings.jobs, settings.config, settings.root)
-    return run_jobs(jobs, settings.out, settings.shard, settings.overwrite, settings.sheet)

@@ -41,12 +41,12 @@ CELL = 192  # pixels
 class Scores:
     """The numbers of one folder; index i is case i."""
 
-    folder: str
+    folder: Path
+    paths: list[Path] = field(default_factory=list)  # of the composites
     cases: list[BenchmarkCase] = field(default_factory=list)
     numbers: list[dict[str, float]] = field(default_factory=list)
     thumbnails: list[list[np.ndarray]] = field(default_factory=list)  # object, background, result
     features: np.ndarray | None = None  # (n, 2048) of the composites
-    real: np.ndarray | None = None  # (m, 2048) of real images
 
     def add(self, case: BenchmarkCase, numbers: dict[str, float], images: Sequence[np.ndarray]) -> None:
         """images: object, background, result."""
@@ -68,9 +68,10 @@ def finite_summary(values: np.ndarray) -> dict[str, Any]:
     return mean_interval(finite) if len(finite) else {}
 
 
-def score_tables(scored: Sequence[Scores]) -> dict[str, Any]:
+def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> dict[str, Any]:
     """Numbers of every folder; of two folders also their paired differences.
 
+    real:               (m, 2048) features of real images
     folders:            {number: n, mean, low, high}; by relation as well; FID and KID with a network
     first_minus_second: per number over the cases that both have: mean, interval, and Wilcoxon's p
     """
@@ -80,12 +81,12 @@ def score_tables(scored: Sequence[Scores]) -> dict[str, Any]:
         relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
         by_relation = {str(name): finite_summary(orders[relations == name]) for name in np.unique(relations)}
         report: dict[str, Any] = {
-            "folder": scores.folder,
+            "folder": scores.folder.as_posix(),
             "cases": len(scores.cases),
             **{name: numbers for name, numbers in means.items() if numbers},
             "depth_order_by_relation": {name: numbers for name, numbers in by_relation.items() if numbers},
         }
-        made, real = scores.features, scores.real
+        made = scores.features
         if made is not None and real is not None and min(len(made), len(real)) >= 2:
             for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
 

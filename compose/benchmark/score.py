@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,8 @@ class ScoreNetworks:
             "clip_i": (settings.clip, Clip.load),
             "dreamsim": (settings.dreamsim, DreamSim.load),
         }
-        networks = {}
-        for name, (folder, load) in loaders.items():
-            if (network := record.get(name, folder, partial(load, device=device))) is not None:
-                networks[name] = network
+        loaded = {n: record.get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
+        networks = {name: network for name, network in loaded.items() if network is not None}
         inception = record.get("inception", settings.inception, lambda path: load_inception(path).to(device))
         depth = DepthEstimator.load(settings.depth_model, device=str(device))
         hashes = hash_folder(settings.depth_model)
@@ -189,25 +188,22 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     """Score a folder of composites, or two in pairs; ours or those of any other system."""
     manifest, device = read_benchmark(settings.manifest), pick_device(settings.device)
     roots = {"pictures": settings.images, "objects": settings.objects}
-    folders = [settings.results, *([settings.against] if settings.against else [])]
-    results: list[list[Path]] = [[] for _ in folders]
-    for folder, paths in zip(folders, results, strict=True):
-        for case in manifest.cases:
-            found = [path for end in ("png", "jpg") if (path := folder / f"{case.id}.{end}").is_file()]
-            if not found:
-                raise ValueError(f"{folder} has no composite {case.id}.png for a case of the manifest")
-            paths.append(found[0])
+    scored = [Scores(folder) for folder in (settings.results, settings.against) if folder is not None]
+    for scores, case in product(scored, manifest.cases):
+        files = (scores.folder / f"{case.id}.png", scores.folder / f"{case.id}.jpg")
+        if (found := next(filter(Path.is_file, files), None)) is None:
+            raise ValueError(f"{scores.folder} has no composite {case.id}.png for a case of the manifest")
+        scores.paths.append(found)
     networks = ScoreNetworks.load(settings)
     instances = Instances(settings.instances) if settings.instances else None
     if instances is None:
         reason = "--instances is not given, so the outlines of anchors are unknown"
         networks.record.skipped["depth_order"] = reason
-    scored = []
-    for folder, paths in zip(folders, results, strict=True):
-        scores = Scores(folder.as_posix())
-        for case, path in zip(tqdm(manifest.cases, desc=folder.name, disable=None), paths, strict=True):
+    for scores in scored:
+        bar = tqdm(manifest.cases, desc=scores.folder.name, disable=None)
+        for case, path in zip(bar, scores.paths, strict=True):
             scores.add(case, *score_case(case, roots, path, networks, instances))
-        scored.append(scores)
+    real = None
     if (inception := networks.inception) is not None:
 
         def features(paths: Sequence[Path]) -> np.ndarray:
@@ -215,23 +211,20 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
             return inception_features(inception, (read_image(path).rgb_u8 for path in bar), device)
 
         real_paths = [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
-        if (real_folder := settings.real) is not None:
-            suffixes = (".png", ".jpg", ".jpeg")
-            real_paths = [
-                path for path in visible_files(real_folder, "**/*") if path.suffix.lower() in suffixes
-            ]
+        if settings.real is not None:
+            suffixes, files = (".png", ".jpg", ".jpeg"), visible_files(settings.real, "**/*")
+            real_paths = [path for path in files if path.suffix.lower() in suffixes]
             if len(real_paths) < 2:
-                raise ValueError(
-                    f"--real: {real_folder} holds {len(real_paths)} images, at least 2 are needed"
-                )
+                count = f"{len(real_paths)} images, at least 2 are needed"
+                raise ValueError(f"--real: {settings.real} holds {count}")
         real = features(real_paths)
-        for scores, paths in zip(scored, results, strict=True):
-            scores.real, scores.features = real, features(paths)
+        for scores in scored:
+            scores.features = features(scores.paths)
     body = {
         "manifest": {"path": settings.manifest.as_posix(), "sha256": file_sha256(settings.manifest)},
         "networks": networks.record.used,
         "skipped": networks.record.skipped,
-        **score_tables(scored),
+        **score_tables(scored, real),
     }
     write_score(body, scored[0], settings.out, settings.overwrite)
     return body
