@@ -180,9 +180,9 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
     masked = settings.object_masks is not None
     objects: dict[str, tuple[Path, Path | None]] = {}
     if settings.object_masks is None:  # the alpha channel of the first cut-out counts
-        for concept in subfolders(settings.objects):
-            if cutouts := images_in(concept, (".png",)):
-                objects[concept.name] = (cutouts[0], None)
+        for home in subfolders(settings.objects):
+            if cutouts := images_in(home, (".png",)):
+                objects[home.name] = (cutouts[0], None)
         expected = "sub-folders with .png cut-outs (images with masks need --object-masks)"
     else:
         masks = {mask.stem: mask for mask in images_in(settings.object_masks)}

@@ -111,6 +111,5 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
     device, config = pick_device(settings.device), load_compositor_config(folder)
     if config.notice:
         logger.info("%s", config.notice)
-    dtype = pick_dtype(settings.dtype, device)
-    asked = settings.dtype, settings.load_in
-    return Models(folder, depth, config, device, dtype, settings.offload, *asked, requested)
+    dtype, offload = pick_dtype(settings.dtype, device), settings.offload
+    return Models(folder, depth, config, device, dtype, offload, settings.dtype, settings.load_in, requested)

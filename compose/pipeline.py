@@ -48,7 +48,7 @@ LEAST_VISIBLE = 0.05  # fraction of the object below which a user is warned (cho
 class Result:
     """What `compose` returns. Image i has seed `seeds[i]`."""
 
-    images: list[LoadedImage]  # n, the background with the object in it
+    images: list[LoadedImage]  # n, the background with the object in it; opaque where something was painted
     edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
     seeds: list[int]
     recipe: dict[str, Any]  # all that decides the pixels
@@ -61,11 +61,6 @@ class Result:
     def images_u8(self) -> list[np.ndarray]:
         """n x (H, W, 3), the size of the background and in its colours."""
         return [image.own_u8 for image in self.images]
-
-    @property
-    def alpha_u8(self) -> np.ndarray | None:
-        """(H, W) of the background, opaque where something was painted."""
-        return self.images[0].alpha_u8
 
     @property
     def fused_depth_01(self) -> np.ndarray:
@@ -90,9 +85,8 @@ class Result:
 
         job: identifies a batch job. overwrite: another result that is there is replaced instead of renamed.
         """
-        seed = self.seeds[index]
-        recipe = {**self.recipe, "sample": index, "seed": seed}
-        report = {**self.report, "seed": seed, "drift": self.report["drift"][index]}
+        recipe = {**self.recipe, "sample": index, "seed": self.seeds[index]}
+        report = {**self.report, "seed": self.seeds[index], "drift": self.report["drift"][index]}
         if job is not None:
             report["job"] = job
         save_result(path, self.images[index], recipe, report, overwrite)
@@ -143,9 +137,8 @@ def compose(
         logger.warning("%s", note)
     with timer.stage("read"):
         sources = read_sources(settings)
-    settings = settings.in_fractions(sources.background.size)
+    settings, depth_01 = settings.in_fractions(sources.background.size), sources.depth_01
     with timer.stage("depth"):
-        depth_01 = sources.depth_01
         if depth_01 is None:
             depth_01 = models.depth.estimate(sources.background.rgb_u8)
     placement = None
@@ -172,25 +165,10 @@ def compose(
         before_u8 = sources.background.own_u8
         allowed = [np.greater(s.edit_mask, s.keep_mask) for s in stitched]  # nearer objects stay too
         drift = [measure_drift(before_u8, s.result_u8, a) for s, a in zip(stitched, allowed, strict=True)]
-    visible = layers.visible_fraction
-    if visible < LEAST_VISIBLE:
+    if (visible := layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
-    report = {
-        **decided,
-        "visible_fraction": visible,
-        "drift": drift,
-        "seeds": seeds,
-        "device": str(models.device),
-        "seconds": timer.report(),
-    }
-    return Result(
-        images=[each.result for each in stitched],
-        edit_mask=stitched[0].edit_mask,
-        seeds=seeds,
-        recipe=recipe,
-        report=report,
-        geometry=geometry,
-        pair=pair,
-        painted_u8=painted,
-    )
+    measured = {"visible_fraction": visible, "drift": drift, "seeds": seeds, "device": str(models.device)}
+    report = {**decided, **measured, "seconds": timer.report()}
+    images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
+    return Result(images, edit_mask, seeds, recipe, report, geometry, pair, painted)

@@ -55,27 +55,17 @@ class Placement:
 
         Its keys are in the order of a record that was read again, so that a replay writes the same bytes.
         """
-        candidates = [
-            {
-                "box": candidate.location.box01_xyxy,
-                "depth": candidate.location.d,
-                "far": far,
-                "near": near,
-                "log_probability": candidate.log_probability,
-                "score": candidate.score,
-                "text": candidate.text,
-            }
-            for candidate in self.candidates
-            for far, near in [candidate.location.extent or (None, None)]
-        ]
+        candidates = []
+        for each in self.candidates:
+            place, (far, near) = each.location, each.location.extent or (None, None)
+            depths = {"depth": place.d, "far": far, "near": near}
+            more = {"log_probability": each.log_probability, "score": each.score, "text": each.text}
+            candidates.append({"box": place.box01_xyxy, **depths, **more})
         record = {
-            "instruction": self.settings.instruction,
-            "locator": self.locator,
-            "anchors": as_json(self.anchors),
-            "candidates": candidates,
-            "chosen": chosen,
-            "satisfied": self.satisfied(chosen),
-        }
+            "instruction": self.settings.instruction, "locator": self.locator,
+            "anchors": as_json(self.anchors), "candidates": candidates,
+            "chosen": chosen, "satisfied": self.satisfied(chosen),
+        }  # fmt: skip
         return json.loads(json.dumps(record, sort_keys=True))
 
     def satisfied(self, index: int) -> dict[str, bool]:
@@ -100,13 +90,11 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
 
     ValueError where the geometric locator cannot take the sentence apart or does not know where an object is.
     """
-    name = settings.locator_name
+    name, sentence = settings.locator_name, settings.instruction or ""
     x0, y0, x1, y1 = bbox_of_mask(sources.cut)
-    item = Item((x1 - x0) / (y1 - y0), settings.relative_size)
-    sentence, background_u8 = settings.instruction or "", sources.background.rgb_u8
-    request, anchors, candidates = propose(
-        settings, sentence, background_u8, depth_01, settings.anchors, item, models
-    )
+    item, image_u8 = Item((x1 - x0) / (y1 - y0), settings.relative_size), sources.background.rgb_u8
+    found = propose(settings, sentence, image_u8, depth_01, settings.anchors, item, models)
+    request, anchors, candidates = found
     locator: dict[str, Any] = {"folder": name}
     if name != GEOMETRIC:
         locator["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}
@@ -145,11 +133,9 @@ def resolve_placement(
         if not (layers.placed.alpha_01 > 0.5).any():
             raise ValueError(f"--box {box} is too small: the object would cover less than a pixel")
         if inputs.mode not in DEPTH_MODES:
-            raise ValueError(
-                f"--box {box} does not meet the target mask: nothing of the object would be visible"
-            )
-        h, w = depth_01.shape
-        x0, y0, x1, y1 = (round(value) for value in box_from_01(decided["box"], (h, w)))
+            nothing = "nothing of the object would be visible"
+            raise ValueError(f"--box {box} does not meet the target mask: {nothing}")
+        x0, y0, x1, y1 = map(round, box_from_01(decided["box"], depth_01.shape))
         there = depth_01[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
         far, near = inputs.depth_range
         raise ValueError(

@@ -99,25 +99,17 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     if settings.erases != "nothing":
         target, by = replaced_region(settings, sources.background.rgb_u8, box)
     inputs = Inputs(
-        reference_u8=sources.item.rgb_u8,
-        reference_mask=sources.cut,
-        background_u8=sources.background.rgb_u8,
-        background_depth_01=depth_01,
-        box01_xyxy=box,
-        depth_range=extent,
-        mode=settings.plain_mode,
-        target_mask=target,
-        within_mask=settings.within_mask,
-        reference_depth_01=sources.object_depth_01,
-    )
+        reference_u8=sources.item.rgb_u8, reference_mask=sources.cut,
+        background_u8=sources.background.rgb_u8, background_depth_01=depth_01,
+        box01_xyxy=box, depth_range=extent, mode=settings.plain_mode,
+        target_mask=target, within_mask=settings.within_mask, reference_depth_01=sources.object_depth_01,
+    )  # fmt: skip
     decided: dict[str, Any] = {
-        "mode": inputs.mode,
-        "box": list(box),
+        "mode": inputs.mode, "box": list(box),
         "depth": {"far": extent[0], "near": extent[1], "source": source},
         "background_depth": "estimated" if sources.depth_01 is None else "file",
-        "object_mask": sources.cut_by,
-        "object_mask_doubts": sources.doubts,
-    }
+        "object_mask": sources.cut_by, "object_mask_doubts": sources.doubts,
+    }  # fmt: skip
     if inputs.mode == "replace" and target is not None:
         decided["erased"] = {"by": by, "pixels": int(target.sum())}
     return inputs, decided

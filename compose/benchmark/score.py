@@ -212,8 +212,8 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
 
         real_paths = [file_path(name, roots) for name in manifest.files if name.startswith("pictures/")]
         if settings.real is not None:
-            suffixes, files = (".png", ".jpg", ".jpeg"), visible_files(settings.real, "**/*")
-            real_paths = [path for path in files if path.suffix.lower() in suffixes]
+            suffixes, listed = (".png", ".jpg", ".jpeg"), visible_files(settings.real, "**/*")
+            real_paths = [path for path in listed if path.suffix.lower() in suffixes]
             if len(real_paths) < 2:
                 count = f"{len(real_paths)} images, at least 2 are needed"
                 raise ValueError(f"--real: {settings.real} holds {count}")

@@ -72,7 +72,7 @@ def test_what_is_composed_into_transparency_is_seen(case: Case, under: int, comp
     Image.fromarray(np.dstack([room(), before_u8])).save(case.folder / "room.png")
     settings = settings_of(case, **({"compat": "bifrost"} if compat else {}))
     result = compose(settings, load_models(settings), progress=False)
-    alpha_u8 = result.alpha_u8
+    alpha_u8 = result.images[0].alpha_u8
     assert alpha_u8 is not None
     assert np.array_equal(alpha_u8[~result.edit_mask], before_u8[~result.edit_mask])
     assert (alpha_u8 >= before_u8).all()

@@ -36,7 +36,7 @@ def test_the_result_is_complete_and_nothing_is_written(case: Case) -> None:
     assert [image.shape for image in result.images_u8] == [(96, 128, 3)] * 2
     assert [image.shape for image in result.painted_u8] == [(32, 32, 3)] * 2
     assert (result.edit_mask.shape, result.edit_mask.dtype) == ((96, 128), bool)
-    assert result.alpha_u8 is None
+    assert result.images[0].alpha_u8 is None
     for image in result.images_u8:
         assert np.array_equal(image[~result.edit_mask], room()[~result.edit_mask])
     assert json.loads(json.dumps(result.recipe)) == result.recipe
