@@ -13,7 +13,6 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ldm as ldm  # first, as Ctrl-C is quiet from there on
 from datasets.base import ExampleSource
@@ -64,31 +63,26 @@ class DebugSettings(CheckedSettings):
             raise ValueError(f"--out must end in {expected}, got {self.out}")
 
 
-def write_report(
-    source: ExampleSource, name: str, out: Path, settings: dict[str, Any], overwrite: bool = False
-) -> str:
-    """Check every file of a source, write report and index, return what to say.
-
-    settings: those of the source; an interrupted check with the same ones goes on where it stopped.
-    """
+def check_files(source: ExampleSource, config: DatasetsConfig, settings: DebugSettings) -> None:
+    """Check every file of a source, write report and index; an interrupted check goes on where it stopped."""
     from datasets.sources.inspection import validate
 
+    name, out = settings.source, settings.out
     if not isinstance(source, ImageSource):
-        raise ValueError(
-            f"--validate is for sources of files; {name} is rendered and checked when it is read"
-        )
-    journal = out.with_name(f"{out.stem}_unfinished.jsonl")
+        rest = f"{name} is rendered and checked when it is read"
+        raise ValueError(f"--validate is for sources of files; {rest}")
+    journal, index = out.with_name(f"{out.stem}_unfinished.jsonl"), out.with_name(f"{out.stem}_index.json")
     with one_writer(journal, inside=False):
-        report = validate(source, name, journal, settings)
-    index = out.with_name(f"{out.stem}_index.json")
+        report = validate(source, name, journal, to_plain(getattr(config, name)))
     counted = {"accepted": report.objects.accepted, **report.objects.rejected}
     items = {"items": len(source), "sound": len(report.sound), "read_as_stored": report.objects.as_stored}
     body = {"source": name, **items, "objects": counted, "problems": report.problems}
     listed = json.dumps({"source": name, "items": report.sound}) + "\n"
-    write_result({out: json_bytes(body), index: listed.encode()}, overwrite)
+    write_result({out: json_bytes(body), index: listed.encode()}, settings.overwrite)
     journal.unlink()
     summary = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
-    return f"{report.objects.table()}\n{summary}\nreport: {out}\nindex:  {index} (indexes.{name}={index})"
+    files = f"report: {out}\nindex:  {index} (indexes.{name}={index})"
+    log.info("%s\n%s\n%s", report.objects.table(), summary, files)
 
 
 def debug(settings: DebugSettings) -> None:
@@ -97,22 +91,20 @@ def debug(settings: DebugSettings) -> None:
     from datasets.sources.inspection import RejectionStats, accepted_samples
     from datasets.sources.rendered import RenderedScenes
 
-    name, out = settings.source, settings.out
-    config = load_config(DatasetsConfig, settings.config, settings.overrides)
+    name, config = settings.source, load_config(DatasetsConfig, settings.config, settings.overrides)
     if settings.validate:
-        source, section = open_source(config, name), to_plain(getattr(config, name))
-        log.info("%s", write_report(source, name, out, section, settings.overwrite))
+        check_files(open_source(config, name), config, settings)
         return
     stats, options = RejectionStats(name), PairOptions(size=(settings.size, settings.size))
     rows, labels = [], []
     with own_folder("bifrost-scenes-") as folder:
         if name == "scenes" and not (config.scenes and config.scenes.folder.is_dir()):
-            size = (min(settings.size, 192), min(settings.size, 192))
+            side, store = min(settings.size, 192), Path(folder)
             render_shards(StoreSettings(
-                out=Path(folder), window="object", count=settings.n, first_seed=settings.seed, size=size,
-                reference_size=size,
+                out=store, window="object", count=settings.n, first_seed=settings.seed, size=(side, side),
+                reference_size=(side, side),
             ))  # fmt: skip
-            source = RenderedScenes(Path(folder))
+            source: ExampleSource = RenderedScenes(store)
         else:
             source = open_source(config, name)
         for item, pair, params in accepted_samples(source, stats, options, settings.n, settings.seed):
@@ -121,8 +113,8 @@ def debug(settings: DebugSettings) -> None:
             rows.append([reference, target, hint, pair.edit_mask[0].numpy(), pair.depth_01[0].numpy(), paste])
             motion = MOTION[source.dynamics]
             labels.append(f"{item} {motion} mask {params.mask_level} crop {params.crop_ratio:.1f}")
-    write_result({out: encode_png(grid(rows, COLUMNS, labels, cell=160))}, settings.overwrite)
-    log.info("%s\nsheet: %s", stats.table(), out)
+    write_result({settings.out: encode_png(grid(rows, COLUMNS, labels, cell=160))}, settings.overwrite)
+    log.info("%s\nsheet: %s", stats.table(), settings.out)
 
 
 build_app = single_app(command(DebugSettings, debug), takes_keys(DatasetsConfig))

@@ -32,14 +32,10 @@ def candidates(
     model, rgb_u8 = load_locator(located(locator), "cpu"), read_image(located(IMAGE)).rgb_u8
     runs = {str(count): partial(model.locate, rgb_u8, SENTENCE, count, anchors={}) for count in COUNTS}
     seconds = best_seconds(runs, ROUNDS)
-    rows = {
-        count: {
-            "cpu_seconds": round(spent, 4),
-            "times_one": round(spent / seconds["1"], 2),
-            "found": len(runs[count]()),
-        }
-        for count, spent in seconds.items()
-    }
+    rows = {}
+    for count, spent in seconds.items():
+        ratio, found = round(spent / seconds["1"], 2), len(runs[count]())
+        rows[count] = {"cpu_seconds": round(spent, 4), "times_one": ratio, "found": found}
     write_results(out, {"locator": locator.as_posix(), "sentence": SENTENCE, "candidates": rows})
 
 

@@ -36,13 +36,11 @@ def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> 
 
     from cldm.model import shared
 
-    times = len(x) // len(conditions[0])
-    tokens, *hints = (shared(value, times) for value in conditions)
+    tokens, *hints = (shared(value, len(x) // len(value)) for value in conditions)
     both = MultiControlNetModel([model.detail.net, model.depth.net])
     down, mid = both(x, t, tokens, hints, [1.0, 1.0], return_dict=False)
-    return model.unet(
-        x, t, tokens, down_block_additional_residuals=down, mid_block_additional_residual=mid
-    ).sample
+    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    return model.unet(x, t, tokens, **residuals).sample
 
 
 def measure_control(

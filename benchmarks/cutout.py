@@ -6,17 +6,16 @@ Ground truth are the masks of the test data. Most were made from colours, which 
 five are also corrected by hand (cutout.yaml), and the distance of the outlines is measured on these.
 """
 
-import os
 import time
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
-import typer
 import yaml
 
-from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
 from ldm.files import read_text
 from ldm.images import read_image, read_mask
 from ldm.registry.models import cutout_network
@@ -35,35 +34,25 @@ def outline_distance(mask: np.ndarray, truth: np.ndarray) -> float:
     return float(100 * both / np.hypot(*mask.shape))
 
 
-def measure_cutouts(
-    data: Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")] = None,
-    out: Out = RESULTS / "cutout.json",
-) -> None:
+def measure_cutouts(data: Photographs = None, out: Out = RESULTS / "cutout.json") -> None:
     """Cut out the objects of photographs and compare with their masks."""
-    if data is None and "BIFROST_TEST_DATA" not in os.environ:
-        raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
+    folder, network = photographs(data), cutout_network("u2netp")
     from ldm.experts.segment import grabcut_mask, u2netp_mask, u2netp_scores
 
-    folder, network = data or Path(os.environ["BIFROST_TEST_DATA"]) / "data", cutout_network("u2netp")
     assert network is not None
     ways: dict[str, Any] = {
         "GrabCut": grabcut_mask,
         "U2-Netp": lambda rgb_u8: cv2.resize(u2netp_scores(rgb_u8, network), rgb_u8.shape[1::-1]) > 0.5,
         "U2-Netp, rim by colours": lambda rgb_u8: u2netp_mask(rgb_u8, network),
     }
-    changes = yaml.safe_load(read_text(CORRECTIONS))
-    rows: dict[str, dict[str, Any]] = {}
+    changes, rows = yaml.safe_load(read_text(CORRECTIONS)), dict[str, dict[str, Any]]()
     groups: dict[str, list[Path]] = {
         "objects": sorted(folder.glob(OBJECTS)),
         "cluttered": sorted(path for pattern in CLUTTERED for path in (folder / "saliency").glob(pattern)),
     }
-    for path in [each for group in groups.values() for each in group]:
-        rgb_u8 = read_image(path).rgb_u8
-        beside = (
-            path.parent.parent / "object_masks",
-            path.parent,
-            Path(f"{path.parent}".replace("Image", "Mask")),
-        )
+    for path in chain(*groups.values()):
+        rgb_u8, home = read_image(path).rgb_u8, path.parent
+        beside = (home.parent / "object_masks", home, Path(f"{home}".replace("Image", "Mask")))
         truth = read_mask(next(file for at in beside if (file := at / f"{path.stem}.png").is_file()))
         row: dict[str, Any] = {}
         for name, cut in ways.items():
@@ -77,15 +66,12 @@ def measure_cutouts(
                         points = np.round(np.array(polygon) * truth.shape[::-1]).astype(np.int32)
                         cv2.fillPoly(better_u8, [points], value)
                 better = better_u8 > 0
-                row[name] |= {
-                    "corrected_iou": mask_iou(mask, better),
-                    "outline": outline_distance(mask, better),
-                }
+                row[name]["corrected_iou"] = mask_iou(mask, better)
+                row[name]["outline"] = outline_distance(mask, better)
         rows[path.stem] = row
     body: dict[str, Any] = {}
     for group, paths in groups.items():
-        chosen = [rows[path.stem] for path in paths]
-        body[group] = {name: summary([row[name] for row in chosen]) for name in ways}
+        body[group] = {name: summary([rows[path.stem][name] for path in paths]) for name in ways}
     write_results(out, {**body, "images": rows})
 
 

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from functools import partial
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
@@ -93,10 +94,9 @@ def measure_training_steps(
 
     where = pick_device(device).type
     rows = []
-    for size in sizes:
-        for checkpointing in (False, True):
-            numbers = row_of_process(measure_row, size, checkpointing, steps, precision, where)
-            rows.append({"batch": size, "checkpointing": checkpointing, "precision": precision, **numbers})
+    for size, checkpointing in product(sizes, (False, True)):
+        numbers = row_of_process(measure_row, size, checkpointing, steps, precision, where)
+        rows.append({"batch": size, "checkpointing": checkpointing, "precision": precision, **numbers})
     write_results(out, {"size": f"SD-2.1 and DINOv2-g, {SIDE} px", "rows": rows})
 
 

@@ -7,7 +7,6 @@ its contact point lies in the region drawn for its sentence and the plain meanin
 it (`agrees`; none of the placer's thresholds is used). The size is judged apart.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ import numpy as np
 import typer
 import yaml
 
-from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
 from datasets.relations import Place
 from ldm.files import read_text
 from ldm.images import read_depth, read_image
@@ -55,11 +54,8 @@ def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]
     inside = cv2.pointPolygonTest(region, (float(place.middle), float(place.y1)), True) > -EDGE
     relations = (agrees(word, place, [places[name] for name in names]) for word, *names in sentence["at"])
     ratio = (place.y1 - place.y0) / sentence["height"]
-    return {
-        "region": inside,
-        "relations": all(relations),
-        "size": 1 / SIZE_FACTOR < ratio < SIZE_FACTOR,
-    }
+    likely = 1 / SIZE_FACTOR < ratio < SIZE_FACTOR
+    return {"region": inside, "relations": all(relations), "size": likely}
 
 
 def answer(sentence: Mapping[str, Any], places: Mapping[str, Place], depth_01: np.ndarray) -> dict[str, Any]:
@@ -84,17 +80,15 @@ def fraction(values: Sequence[bool]) -> dict[str, float]:
 
 
 def measure_photographs(
-    data: Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")] = None,
+    data: Photographs = None,
     depth_model: Annotated[Path | None, typer.Option(help="depth network", metavar="FOLDER")] = None,
     out: Out = RESULTS / "placer_photographs.json",
 ) -> None:
     """Ask for a place for every sentence, with given and with estimated depth."""
-    if data is None and "BIFROST_TEST_DATA" not in os.environ:
-        raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
+    folder = photographs(data)
     from ldm.experts.depth import DepthEstimator
     from llava_bifrost.propose import read_anchors
 
-    folder = data or Path(os.environ["BIFROST_TEST_DATA"]) / "data"
     table = yaml.safe_load(read_text(SENTENCES))
     network = DepthEstimator.load(depth_folder(depth_model))
     answers: list[dict[str, Any]] = []

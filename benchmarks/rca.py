@@ -13,7 +13,7 @@ Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,7 +73,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def compare_formulations(
-    functions: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device, what: dict[str, Any]
+    functions: Mapping[str, Callable[[], Tensor]], repeats: int, device: torch.device, what: dict[str, Any]
 ) -> dict[str, Any]:
     """One row: seconds and MiB of each formulation, and what the published one takes in units of ours."""
     taken = best_seconds(functions, repeats, device)

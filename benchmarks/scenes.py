@@ -4,6 +4,7 @@ OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
 """
 
 import time
+from itertools import product
 from typing import Annotated
 
 import typer
@@ -50,12 +51,8 @@ def measure_renderer(
     import torch
 
     torch.set_num_threads(1)
-    table = [
-        rates(size, quality, window, count, device)
-        for window in ("full", "object")
-        for size in (64, 96, 128)
-        for quality in QUALITIES
-    ]
+    settings = product(("full", "object"), (64, 96, 128), QUALITIES)
+    table = [rates(size, quality, window, count, device) for window, size, quality in settings]
     write_results(out, {"rates": table}, device)
 
 

@@ -64,9 +64,7 @@ def measure_size(
                     raise ValueError(f"{work} of {side} failed: {done.stderr.strip().splitlines()[-1]}")
                 rows[side][work].append(json.loads(done.stdout.splitlines()[-1]))
                 log.info("%s, %s: %s", work, side, rows[side][work][-1])
-    spent = {
-        side: {work: median(row["cpu_s"] for row in rows[side][work]) for work in rows[side]} for side in rows
-    }
+    spent = {s: {work: median(row["cpu_s"] for row in rows[s][work]) for work in rows[s]} for s in rows}
     body = {"earlier_revision": BEFORE, "median_cpu_s": spent, "measured": rows}
     write_results(out, body)
     return body
