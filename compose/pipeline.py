@@ -148,7 +148,7 @@ def compose(
     with timer.stage("prepare"):
         settings, geometry, decided = resolve_placement(settings, placement, sources, depth_01, options)
         layers, pair = geometry.native_layers, pair_of(geometry)
-        recipe = make_recipe(settings, models, sampling, options, decided.get("placement"))
+        recipe = make_recipe(settings, models, decided.get("placement"))
     with timer.stage("load"):
         compositor = models.compositor
     seeds = [settings.seed + index for index in range(settings.num_samples)]

@@ -38,17 +38,14 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
 
 
 def make_recipe(
-    settings: ComposeSettings,
-    models: Models,
-    sampling: Sampling,
-    pair: PairOptions,
-    placement: dict[str, Any] | None = None,
+    settings: ComposeSettings, models: Models, placement: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
 
     settings:  with a box and, where a sentence was given, without it
     placement: what a locator made of the sentence; kept for reading, a replay does not run it again
     """
+    sampling, pair = sampling_of(settings, models)
     folders: dict[str, Any] = {"model": models.folder}
     if settings.background_depth is None:
         folders["depth_model"] = models.depth_folder
@@ -59,7 +56,6 @@ def make_recipe(
         network = cutout_network(settings.cutout)
         settings = replace(settings, cutout="u2netp" if network else "grabcut")
     chosen = replace(settings, **folders)
-    inputs = {name: file_sha256(path) for name, path in settings.input_files.items()}
     weights = {  # a hub name has none
         name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
         for name, folder in folders.items()
@@ -72,15 +68,12 @@ def make_recipe(
             plain[name] = f"{IN_MEMORY}{path.name}"
     return {
         **({} if placement is None else {"placement": placement}),
-        "command": "image",
-        "settings": plain,
-        "sampling": to_plain(sampling),
-        "pair": to_plain(pair),
+        "command": "image", "settings": plain, "sampling": to_plain(sampling), "pair": to_plain(pair),
         "weights": weights,
-        "inputs": inputs,
+        "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
         "versions": library_versions(),
-    }
+    }  # fmt: skip
 
 
 def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
@@ -88,8 +81,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     recipe = read_recipe(image)
     if recipe.get("command") != "image":
         raise ValueError(f"{image}: its recipe was not written by the image verb")
-    absent = [part for part in PARTS if part not in recipe]
-    if absent:
+    if absent := [part for part in PARTS if part not in recipe]:
         raise ValueError(f"{image}: its recipe lacks {', '.join(absent)}")
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
     if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
@@ -108,7 +100,7 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
             held = path.as_posix().startswith(IN_MEMORY)
             what = "an image in memory was used" if held else f"{path} is not there"
             raise ValueError(f"{image}: {what}; {flag_name(name)} FILE names a file with the same contents")
-    now = make_recipe(settings, models, *sampling_of(settings, models))
+    now = make_recipe(settings, models)
     for name, digest in recipe["inputs"].items():
         if now["inputs"].get(name) != digest:
             path = now["settings"][name]
@@ -116,13 +108,11 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
     for name, hashes in recipe["weights"].items():
         today = now["weights"].get(name, {})
         hashes = {file: RENAMED.get(digest, digest) for file, digest in hashes.items()}
-        changed = sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file))
-        if changed:
+        if changed := sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file)):
             folder = now["settings"][name]
             raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
     for part in ("sampling", "pair"):
-        changed = sorted(key for key in now[part] if recipe[part].get(key) != now[part][key])
-        if changed:
+        if changed := sorted(key for key in now[part] if recipe[part].get(key) != now[part][key]):
             folder = now["settings"]["model"]
             raise ValueError(f"{image}: the configuration in {folder} has changed since: {part}.{changed[0]}")
     for part in ("machine", "versions"):

@@ -26,15 +26,11 @@ from llava_bifrost.language.answer import Candidate
 
 logger = logging.getLogger(__name__)
 
-TITLES = [
-    "background and box",
-    "object",
-    "depth of the background",
-    "fused depth",
-    "visible, edit region",
-    "model",
+RED = (255, 40, 40)
+TITLES = (
+    "background and box", "object", "depth of the background", "fused depth", "visible, edit region", "model",
     "result",
-]
+)  # fmt: skip
 
 
 def save_sheet(result: Result, out: Path, overwrite: bool) -> Path:
@@ -58,13 +54,9 @@ def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.nd
     depth_u8, white, gray, black = as_levels(inputs.background_depth_01), *np.array([255, 110, 0], np.uint8)
     fused_u8 = depth_u8.copy()
     fused_u8[window.part] = as_levels(layers.depth_01)
-    shared = [
-        marked_background(result),
-        cv2.drawContours(cut, outlines, -1, (255, 40, 40), max(1, max(mask.shape) // 150)),
-        depth_u8,
-        fused_u8,
-        np.where(visible, white, np.where(edit, gray, black)),
-    ]
+    outlined_u8 = cv2.drawContours(cut, outlines, -1, RED, max(1, max(mask.shape) // 150))
+    regions_u8 = np.where(visible, white, np.where(edit, gray, black))
+    shared = [marked_background(result), outlined_u8, depth_u8, fused_u8, regions_u8]
     samples = zip(result.painted_u8, result.images, strict=True)
     rows = [[*shared, painted_u8, image.rgb_u8] for painted_u8, image in samples]
     labels = [f"seed {seed}" for seed in result.seeds]
@@ -93,8 +85,7 @@ def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
     """The image with the box drawn in."""
     h, w = image_u8.shape[:2]
     x0, y0, x1, y1 = box_to_pixels(box01, (h, w))
-    width = max(1, round(max(h, w) / 150))
-    return cv2.rectangle(image_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), (255, 40, 40), width)
+    return cv2.rectangle(image_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), RED, max(1, round(max(h, w) / 150)))
 
 
 def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -125,21 +116,14 @@ def settings_of_case(
         return root / case[name] if case.get(name) else None
 
     # Place needs only the box; the other modes repaint a region of the background and have its depth.
-    target = None if case["mode"] == "place" else path("target_mask")
-    fused = case["mode"] in DEPTH_MODES
+    mode, depth = case["mode"], case.get("depth_range")
     return ComposeSettings(
-        background=root / case["background"],
-        object=root / case["object"],
-        object_mask=path("object_mask"),
-        background_depth=path("background_depth"),
-        object_depth=path("object_depth"),
-        target_mask=target,
-        box=tuple(case["box_xyxy"]),
-        depth=tuple(case["depth_range"]) if fused and case.get("depth_range") else None,
-        mode=case["mode"],
-        model=model,
-        depth_model=depth_model,
-    )
+        background=root / case["background"], object=root / case["object"],
+        object_mask=path("object_mask"), target_mask=None if mode == "place" else path("target_mask"),
+        background_depth=path("background_depth"), object_depth=path("object_depth"),
+        box=tuple(case["box_xyxy"]), depth=tuple(depth) if mode in DEPTH_MODES and depth else None,
+        mode=mode, model=model, depth_model=depth_model,
+    )  # fmt: skip
 
 
 def make_sheet(settings: ContactSheetSettings) -> None:
