@@ -33,17 +33,14 @@ class Occlusion:
 def shrink(sources: Sources, depth_01: np.ndarray) -> tuple[Sources, np.ndarray]:
     """Sources and depth (H, W) at the size of a preview; the object is cut to its box first."""
     size, part = fitted(sources.background.size, SIDE), tight_slices(sources.cut)
-    cut, item_u8, object_depth_01 = sources.cut[part], sources.item.rgb_u8[part], sources.object_depth_01
-    small = fitted(cut.shape, SIDE)
-    if object_depth_01 is not None:
-        object_depth_01 = resize(object_depth_01[part], small)
+    small, target, depth = fitted(sources.cut[part].shape, SIDE), sources.target, sources.object_depth_01
     shrunk = replace(
         sources,
         background=LoadedImage(resize(sources.background.rgb_u8, size)),
-        item=LoadedImage(resize(item_u8, small)),
-        cut=resize(cut, small),
-        target=None if sources.target is None else resize(sources.target, size),
-        object_depth_01=object_depth_01,
+        item=LoadedImage(resize(sources.item.rgb_u8[part], small)),
+        cut=resize(sources.cut[part], small),
+        target=None if target is None else resize(target, size),
+        object_depth_01=None if depth is None else resize(depth[part], small),
     )
     return shrunk, resize(depth_01, size)
 

@@ -14,6 +14,7 @@ AnyDoor's; their own backgrounds were never published.
 
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,6 @@ from llava_bifrost.language.instruction import Request, make_instruction
 
 log = logging.getLogger(__name__)
 
-WORDS = {"left of": "to the left of", "right of": "to the right of"}
 InstancesFile = Annotated[Path, typer.Option(help="COCO instances JSON", metavar="FILE")]
 Images = Annotated[
     Path, typer.Option("--images", "--pictures", help="folder of its images", metavar="FOLDER")
@@ -52,7 +52,8 @@ Out = Annotated[Path, typer.Option(help="file to write", metavar="FILE")]
 
 def sentence(noun: str, relation: str, anchor: str) -> str:
     """The instruction of a case, in the published form."""
-    return make_instruction(Request(noun, ((WORDS.get(relation, relation), anchor),))) + "."
+    words = f"to the {relation}" if relation in ("left of", "right of") else relation
+    return make_instruction(Request(noun, ((words, anchor),))) + "."
 
 
 def build(
@@ -97,18 +98,14 @@ def jobs(
 
     annotations, roots = Instances(instances), {"pictures": images, "objects": objects}
     network = DepthEstimator.load(depth_folder(depth_model))
-    depths: dict[str, Any] = {}
+    estimate = lru_cache(maxsize=1)(lambda path: network.estimate(read_image(path).rgb_u8))
     lines = []
     for case in tqdm(read_benchmark(manifest).cases, desc="depth", disable=None):
         background = file_path(f"pictures/{case.background}", roots)
-        if case.background not in depths:
-            depths = {case.background: network.estimate(read_image(background).rgb_u8)}
-        depth = case_depth(case, annotations.mask(case.anchor.annotation), depths[case.background])
+        depth = case_depth(case, annotations.mask(case.anchor.annotation), estimate(background))
         cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
-        job = {
-            "name": case.id, "background": str(background), "object": str(cut_out),
-            "box": list(case.box01_xyxy), "depth": [depth], "seed": seed,
-        }  # fmt: skip
+        files = {"name": case.id, "background": str(background), "object": str(cut_out)}
+        job = {**files, "box": list(case.box01_xyxy), "depth": [depth], "seed": seed}
         lines.append(json.dumps(job) + "\n")
     write_result({out: "".join(lines).encode()})
     log.info("%s: %d jobs", out, len(lines))

@@ -80,12 +80,9 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
         means = {name: finite_summary(scores.of(name)) for name in MEASURES}
         relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
         by_relation = {str(name): finite_summary(orders[relations == name]) for name in np.unique(relations)}
-        report: dict[str, Any] = {
-            "folder": scores.folder.as_posix(),
-            "cases": len(scores.cases),
-            **{name: numbers for name, numbers in means.items() if numbers},
-            "depth_order_by_relation": {name: numbers for name, numbers in by_relation.items() if numbers},
-        }
+        report: dict[str, Any] = {"folder": scores.folder.as_posix(), "cases": len(scores.cases)}
+        report |= {name: numbers for name, numbers in means.items() if numbers}
+        report["depth_order_by_relation"] = {name: each for name, each in by_relation.items() if each}
         made = scores.features
         if made is not None and real is not None and min(len(made), len(real)) >= 2:
             for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):

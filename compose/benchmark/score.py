@@ -57,18 +57,15 @@ class ScoreNetworks:
     def load(cls, settings: ScoreSettings) -> ScoreNetworks:
         device, record = pick_device(settings.device), MetricNetworks()
         loaders: dict[str, tuple[Path, Callable[..., Any]]] = {
-            "dino": (settings.dino, Dino.load),
-            "dinov2": (settings.dinov2, Dino.load),
-            "clip_i": (settings.clip, Clip.load),
-            "dreamsim": (settings.dreamsim, DreamSim.load),
-        }
+            "dino": (settings.dino, Dino.load), "dinov2": (settings.dinov2, Dino.load),
+            "clip_i": (settings.clip, Clip.load), "dreamsim": (settings.dreamsim, DreamSim.load),
+        }  # fmt: skip
         loaded = {n: record.get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
         networks = {name: network for name, network in loaded.items() if network is not None}
         inception = record.get("inception", settings.inception, lambda path: load_inception(path).to(device))
-        depth = DepthEstimator.load(settings.depth_model, device=str(device))
-        hashes = hash_folder(settings.depth_model)
-        record.used["depth"] = {"path": settings.depth_model.as_posix(), "sha256": hashes}
-        return cls(record, networks, inception, depth)
+        folder = settings.depth_model
+        record.used["depth"] = {"path": folder.as_posix(), "sha256": hash_folder(folder)}
+        return cls(record, networks, inception, DepthEstimator.load(folder, device=str(device)))
 
 
 class DreamSim:
@@ -176,8 +173,7 @@ def score_case(
         placed, original = network.images([after_u8[y0:y1, x0:x1], object_u8])
         numbers[name] = float(placed @ original)
     if instances is not None:
-        anchor = instances.mask(case.anchor.annotation)
-        depth_01 = networks.depth.estimate(after_u8)
+        anchor, depth_01 = instances.mask(case.anchor.annotation), networks.depth.estimate(after_u8)
         right = order(depth_01, before_u8, after_u8, case.box01_xyxy, anchor, case.relation)
         if right is not None:
             numbers["depth_order"] = right
@@ -222,9 +218,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
             scores.features = features(scores.paths)
     body = {
         "manifest": {"path": settings.manifest.as_posix(), "sha256": file_sha256(settings.manifest)},
-        "networks": networks.record.used,
-        "skipped": networks.record.skipped,
-        **score_tables(scored, real),
-    }
+        "networks": networks.record.used, "skipped": networks.record.skipped, **score_tables(scored, real),
+    }  # fmt: skip
     write_score(body, scored[0], settings.out, settings.overwrite)
     return body
