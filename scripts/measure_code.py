@@ -181,7 +181,7 @@ def measure_tree(
     if root.samefile(Path(".")):
         counted = list(thoughts(trees))
         table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
-        before, now = (sum(row[place] for row in counted) for place in (1, 2))
+        before, now = sum(row[1] for row in counted), sum(row[2] for row in counted)
         table["files behind all of these"] = f"{now} ({before})"
     for name, value in table.items():
         typer.echo(f"{name:38} {value}")

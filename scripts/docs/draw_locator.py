@@ -27,14 +27,13 @@ SENTENCES = (
     ("tent", "Place the checkered cyan pyramid behind the dotted teal prism"),
     ("dome", "Place the checkered white dome in front of the striped blue egg"),
 )
+FIGURE = Path("docs/figures/locator.png")
 TITLES = ("proposed places", "depth with the object", "composite")
 CELL = 330  # pixels
 
 
 def draw_locator(
-    out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")] = Path(
-        "docs/figures/locator.png"
-    ),
+    out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")] = FIGURE,
     locator: Annotated[str, typer.Option(help="locator folder, or geometric", metavar="TEXT")] = "geometric",
     candidates: Annotated[int, typer.Option(help="places that are proposed", metavar="INT")] = 3,
 ) -> None:

@@ -21,7 +21,7 @@ from inpainting.prompts import COLORS, paint_masks
 from ldm.images import encode_png, read_image
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
-from scripts.docs.draw_figure import figure_png, rounded_box
+from scripts.docs.draw_figure import INK, figure_png, rounded_box
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ REGIONS = {
     "right": ((280, 148, 492, 298), "a blue cone"),
 }
 SMALL = ((232, 330, 256, 354), "a yellow sphere")  # 24 pixels, over the front region; only in the figure
-INK, PALE = "#26262b", "#c9ced6"
+PALE = "#c9ced6"
 PAIRS = ("red", "green", "blue", "yellow")  # colour of each region in the figure
 PADDING = 2  # of the many padding tokens, those that are drawn
 
@@ -53,18 +53,17 @@ def shade(number: int) -> tuple[float, float, float]:
 
 def draw_tokens(axes: Axes) -> list[int]:
     """The joint sequence as a row of boxes, coloured by the region of each token; returns the regions."""
-    words, owners = ["BOS"], [0]
+    tokens = [("BOS", 0)]
     for number, (_, prompt) in enumerate((*REGIONS.values(), SMALL), 1):
-        words += prompt.split()
-        owners += [number] * len(prompt.split())
-    words, owners = [*words, "EOS", *["PAD"] * PADDING], owners + [0] * (1 + PADDING)
-    for index, (word, owner) in enumerate(zip(words, owners, strict=True)):
+        tokens += [(word, number) for word in prompt.split()]
+    tokens += [("EOS", 0), *[("PAD", 0)] * PADDING]
+    for index, (word, owner) in enumerate(tokens):
         rounded_box(axes, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
         ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
         axes.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
-    axes.set(xlim=(0, len(words)), ylim=(0, 1))
+    axes.set(xlim=(0, len(tokens)), ylim=(0, 1))
     axes.axis("off")
-    return owners
+    return [owner for _, owner in tokens]
 
 
 def draw_bias(axes: Axes, owners: list[int], regions: torch.Tensor) -> None:
@@ -106,17 +105,14 @@ def draw_regions(
     from inpainting.models.text_to_image.rca import attention_sizes, log_visibility
     from inpainting.painting import TINT
 
-    room_u8 = read_image(ROOM).rgb_u8
-    size = (room_u8.shape[0], room_u8.shape[1])
-    for name, (box, _) in REGIONS.items():
-        mask_u8 = mask_of_box(box, size).astype(np.uint8) * 255
-        write_result({masks / f"{name}.png": encode_png(mask_u8)})
-    boxes = [box for box, _ in (*REGIONS.values(), SMALL)]
-    regions = torch.from_numpy(np.stack([mask_of_box(box, size) for box in boxes]))[None]
+    room = read_image(ROOM)
+    shown = [mask_of_box(box, room.size) for box, _ in (*REGIONS.values(), SMALL)]
+    for name, mask in zip(REGIONS, shown, strict=False):
+        write_result({masks / f"{name}.png": encode_png(mask.astype(np.uint8) * 255)})
+    regions = torch.from_numpy(np.stack(shown))[None]
     figure = Figure(figsize=(13, 6.4), dpi=100)
     panel = figure.add_axes((0.03, 0.5, 0.27, 0.42))
-    tints = [TINT] * len(boxes)
-    panel.imshow(paint_masks(room_u8, [mask.numpy() for mask in regions[0]], PAIRS, tints))
+    panel.imshow(paint_masks(room.rgb_u8, shown, PAIRS, [TINT] * len(shown)))
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
@@ -125,8 +121,8 @@ def draw_regions(
     matrix = figure.add_axes((0.395, 0.5, 0.59, 0.27))
     draw_bias(matrix, owners, regions)
     matrix.set_title("what a pixel adds to its attention scores: 0, or -inf", fontsize=10.5, color=INK)
-    hues = np.array([shade(number + 1) for number in range(len(boxes))])
-    latents = attention_sizes((size[0] // 8, size[1] // 8), 4)
+    hues = np.array([shade(number) for number in range(1, 1 + len(shown))])
+    latents = attention_sizes((room.size[0] // 8, room.size[1] // 8), 4)
     for line, layout in enumerate(LAYOUTS):
         for column, latent in enumerate(latents):
             # Each cell in the mean colour of the regions it reads; what reads all is white.

@@ -60,10 +60,8 @@ def sections(module: str, listed: dict[type, str]) -> Iterator[tuple[str, str]]:
         if schema in listed:
             lines += [f"Keys: those of [{listed[schema]}](#{anchor(listed[schema])}).", ""]
         elif schema:
-            rows = key_rows(schema)
-            lines += table("key", rows if len(rows) <= MOST_KEYS else [])
-            lines += ["Keys: `--help` lists them.", ""] if len(rows) > MOST_KEYS else []
-            listed[schema] = title
+            rows, listed[schema] = key_rows(schema), title
+            lines += ["Keys: `--help` lists them.", ""] if len(rows) > MOST_KEYS else table("key", rows)
         yield title, "\n".join(lines)
 
 

@@ -54,23 +54,19 @@ def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples
         write_depth(folder / "room_depth.png", batch.without_depth_01[0].numpy())
         alpha = batch.reference_mask[0].numpy().astype(np.uint8) * 255
         write_png(folder / "object.png", from_01(batch.reference_01[0]), alpha_u8=alpha)
-        anchors = {
-            solid: Place(facts.boxes01[i], *facts.depths[i])
-            for i, solid in enumerate(facts.names)
-            if i != facts.removed and facts.visible[i] >= LEAST_VISIBLE
-        }
+        seen = [i for i, part in enumerate(facts.visible) if i != facts.removed and part >= LEAST_VISIBLE]
+        anchors = {facts.names[i]: Place(facts.boxes01[i], *facts.depths[i]) for i in seen}
         write_json(folder / "anchors.json", as_json(anchors))
         _, far, near = facts.depths[facts.removed]
         clause = f"{facts.names[facts.removed]} behind "
         caption = next((text for text in facts.captions if clause in text), facts.captions[0])
-        case = {
+        cases.append({
             "id": name, "mode": "place", "background": f"{name}/room.png", "object": f"{name}/object.png",
             "background_depth": f"{name}/room_depth.png", "truth": f"{name}/truth.png",
             "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
             "depth_range": [round(far, 4), round(near, 4)], "caption": caption,
             "visible": round(facts.visible[facts.removed], 3), "seed": facts.seed,
-        }  # fmt: skip
-        cases.append(case)
+        })  # fmt: skip
         logger.info("%s: %s", folder, caption)
     write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})
 

@@ -36,10 +36,10 @@ def make_teaser(
         settings = settings_of_case(case, examples, model=model)
         models = load_models(settings, models)
         result = compose(settings, models, progress=False)
-        inputs = result.geometry.inputs
-        marked = with_box(inputs.background_u8, result.report["box"])
-        cut = on_white(inputs.reference_u8, inputs.reference_mask)
-        rows.append([marked, cut, result.images_u8[0], read_image(examples / case["truth"]).rgb_u8])
+        inputs, truth_u8 = result.geometry.inputs, read_image(examples / case["truth"]).rgb_u8
+        marked_u8 = with_box(inputs.background_u8, result.report["box"])
+        cut_u8 = on_white(inputs.reference_u8, inputs.reference_mask)
+        rows.append([marked_u8, cut_u8, result.images_u8[0], truth_u8])
     write_result({out: encode_png(grid(rows, TITLES, cell=height))})
 
 
