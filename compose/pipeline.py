@@ -1,10 +1,5 @@
 """From two images and a place to a composite: the one way for command line, notebooks and batches.
 
-    settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
-    result = compose(settings, load_models(settings))
-
-A sentence may replace the box: `instruction="Place the dog behind the sofa"`.
-
 Stages: read and cut out, depth, the place if a sentence gives it (`compose.placement`), pre-processing
 (`datasets.pairs`), painting (`cldm.pipeline`), paste-back (`datasets.pasteback`). Every pixel outside the
 final edit mask keeps its value, and that is measured.
