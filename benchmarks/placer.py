@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,6 @@ import numpy as np
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
-from datasets.relations import Place
 from datasets.scenes.settings import StoreSettings
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.placement.placer import Item, NoPlace, place_object
@@ -30,28 +29,24 @@ FOLDER = Path("data/scenes/views_eval")
 RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
 
 
-def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray, dict[str, Place]]]:
-    """A question about a held-out scene without its removed solid, its depth map, all places in it."""
+def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray]]:
+    """A question about a held-out scene without its removed solid, all places in it known; its depth map."""
     from datasets.scenes.store import depth_01, read_shard, render_shards
     from llava_bifrost.evaluate.measures import LocatorCase
     from llava_bifrost.worlds.questions import place_questions
     from llava_bifrost.worlds.world import world_of
 
     settings = StoreSettings(out=FOLDER, count=-(-count // 256) * 256, split="eval", reference_size=(16, 16))
-    done = 0
-    for path in render_shards(settings):
-        shard = read_shard(path)
-        for index, fact in enumerate(shard.facts):
-            if done == count:
-                return
-            done += 1
-            world = world_of(fact, settings).without(fact.removed)
-            for question in place_questions(world, np.random.default_rng((0, fact.seed)), 1):
-                seen = np.flatnonzero(world.present & (world.solids.area > 0))
-                every = {world.solids.names[i]: world.place(int(i)) for i in seen}
-                name, image = str(fact.seed), shard.without_u8[index]
-                case = LocatorCase(name, image, question.request, question.answer, every, world)
-                yield case, depth_01(shard.without_depth_u16[index]), every
+    shards = map(read_shard, render_shards(settings))
+    scenes = ((shard, *numbered) for shard in shards for numbered in enumerate(shard.facts))
+    for shard, index, fact in islice(scenes, count):
+        world = world_of(fact, settings).without(fact.removed)
+        seen = np.flatnonzero(world.present & (world.solids.area > 0))
+        every = {world.solids.names[i]: world.place(int(i)) for i in seen}
+        for question in place_questions(world, np.random.default_rng((0, fact.seed)), 1):
+            name, image_u8 = str(fact.seed), shard.without_u8[index]
+            case = LocatorCase(name, image_u8, question.request, question.answer, every, world)
+            yield case, depth_01(shard.without_depth_u16[index])
 
 
 def measure_placer(
@@ -63,12 +58,12 @@ def measure_placer(
 
     rows: dict[str, list[dict[str, float]]] = {"all things known": [], "named things known": []}
     seconds = 0.0
-    for case, depth, every in cases(scenes):
+    for case, depth in cases(scenes):
         # The cut-out gives the object's aspect; here that of the true solid.
         x0, y0, x1, y1 = case.ground_truth.box01_xyxy
         item = Item((x1 - x0) / (y1 - y0))
-        named = {name: every[name] for name in case.request.anchors}
-        for row, known in (("all things known", every), ("named things known", named)):
+        named = {name: case.anchors[name] for name in case.request.anchors}
+        for row, known in zip(rows, (case.anchors, named), strict=True):
             start = time.perf_counter()
             try:
                 location = place_object(case.request, known, depth, item=item)[0].location
@@ -77,7 +72,7 @@ def measure_placer(
                 continue
             finally:
                 seconds += time.perf_counter() - start
-            judged = measure_answer(replace(case, anchors=every), location)
+            judged = measure_answer(case, location)
             rows[row].append({"answered": 1.0, **{rule: judged[rule] for rule in RULES}})
     table: dict[str, Any] = {"scenes": scenes}
     for row, questions in rows.items():  # a question without an answer breaks every rule

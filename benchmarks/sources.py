@@ -83,8 +83,7 @@ def published_pair(
     large = cv2.resize(view, (256, 256))
     sobel = [cv2.convertScaleAbs(cv2.Sobel(large, cv2.CV_64F, *axes, ksize=3)) for axes in ((1, 0), (0, 1))]
     detail = cv2.resize(cv2.addWeighted(sobel[0], 0.5, sobel[1], 0.5, 0).max(axis=2), (REFERENCE, REFERENCE))
-    depth_u8 = (255 * normalize(depth)).astype(np.uint8)
-    depth_u8 = np.repeat(depth_u8[..., None], 3, axis=2)
+    depth_u8 = np.repeat((255 * normalize(depth)).astype(np.uint8)[..., None], 3, axis=2)
     size = mask.shape[0], mask.shape[1]
     box = expand_box((x0, y0, x1, y1), 1.1, size)
     left, top, right, bottom = square_box(expand_box(box, float(rng.uniform(1.3, 2.9)), size), size, "clip")
@@ -92,10 +91,8 @@ def published_pair(
     inside = np.zeros(mask.shape)
     inside[box[1] : box[3], box[0] : box[2]] = 1
     collage = image[crop].copy()
-    region = inside[crop] > 0
-    collage[region] = cv2.resize(
-        np.repeat(detail[..., None], 3, 2), (box[2] - box[0], box[3] - box[1])
-    ).reshape(-1, 3)
+    gray = np.repeat(detail[..., None], 3, axis=2)
+    collage[inside[crop] > 0] = cv2.resize(gray, (box[2] - box[0], box[3] - box[1])).reshape(-1, 3)
     chosen = inside[crop] if rng.random() < 0.3 else published_perturb(mask[crop], rng)
     padding = square_padding((bottom - top, right - left))
     pads = ((padding[1], padding[3]), (padding[0], padding[2]))
@@ -109,8 +106,7 @@ def ours(source: ExampleSource) -> dict[str, float]:
     """CPU milliseconds per accepted example, and the fraction of accepted draws."""
     from datasets.sources.inspection import RejectionStats, accepted_samples
 
-    stats = RejectionStats("")
-    start = time.process_time()
+    stats, start = RejectionStats(""), time.process_time()
     accepted = len(list(accepted_samples(source, stats, OPTIONS, DRAWS, seed=0)))
     whole = round(1000 * (time.process_time() - start) / max(accepted, 1), 2)
     fraction = round(accepted / (accepted + sum(stats.rejected.values())), 3)

@@ -43,15 +43,12 @@ def make_requests(count: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         mask[h // 3 : h // 2, w // 4 : w // 2] = True
         given: Any = {"background": image_u8, "object": image_u8, "object_mask": mask, "seed": index}
         settings = ComposeSettings(**given, box=(0.3, 0.3, 0.7, 0.8), depth=(0.9,), steps=2)
-        kinds: dict[str, Callable[[], Any]] = {
+        regions = [(mask, "a red cube")]
+        kinds: dict[str, Any] = {
             "composite": partial(compose, settings, models, progress=False),
-            "painting": partial(
-                paint, image_u8, [(mask, "a red cube")], painter, index, OPTIONS, progress=False
-            ),
-            "answer": lambda image_u8=image_u8, index=index: models.locator(LOCATOR).locate(  # type: ignore[misc]
-                image_u8, SENTENCE, 2, index
-            ),
-            "depth": lambda image_u8=image_u8: models.depth.estimate(image_u8),  # type: ignore[misc]
+            "painting": partial(paint, image_u8, regions, painter, index, OPTIONS, progress=False),
+            "answer": lambda u8=image_u8, seed=index: models.locator(LOCATOR).locate(u8, SENTENCE, 2, seed),
+            "depth": lambda u8=image_u8: models.depth.estimate(u8),
         }
         yield list(kinds.items())[index % len(kinds)]
 
