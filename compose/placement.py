@@ -74,16 +74,6 @@ class Placement:
             return {}
         return satisfies(self.candidates[index].location, self.request, self.anchors)
 
-    def log(self, chosen: int) -> None:
-        """Say where the object goes; warn of clauses that do not hold there."""
-        location = self.candidates[chosen].location
-        box = ",".join(f"{value:.3f}" for value in location.box01_xyxy)
-        rank = f"{chosen + 1} of {len(self.candidates)}"
-        logger.info("place: --box %s --depth %.3f, by %s (%s)", box, location.d, self.locator["folder"], rank)
-        broken = [clause for clause, holds in self.satisfied(chosen).items() if not holds]
-        if broken:
-            logger.warning("this place is not %s; --candidates 5 tries others", " and not ".join(broken))
-
 
 def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01: np.ndarray) -> Placement:
     """Ask the locator where the object goes. depth_01: (h, w) of the background.
@@ -145,7 +135,12 @@ def resolve_placement(
         )
     if placement is None:
         return tries[chosen], geometry, decided
-    placement.log(chosen)
+    location, record = placement.candidates[chosen].location, placement.record(chosen)
+    box, rank = ",".join(f"{value:.3f}" for value in location.box01_xyxy), f"{chosen + 1} of {len(tries)}"
+    folder = placement.locator["folder"]
+    logger.info("place: --box %s --depth %.3f, by %s (%s)", box, location.d, folder, rank)
+    if broken := [clause for clause, holds in record["satisfied"].items() if not holds]:
+        logger.warning("this place is not %s; --candidates 5 tries others", " and not ".join(broken))
     if settings.depth is None:
         decided["depth"]["source"] = "instruction"
-    return tries[chosen], geometry, {**decided, "placement": placement.record(chosen)}
+    return tries[chosen], geometry, {**decided, "placement": record}

@@ -72,20 +72,16 @@ def marked_background(result: Result) -> np.ndarray:
     """The background with the box, or with all places that a locator proposed, the chosen one first."""
     placement, background_u8 = result.report.get("placement"), result.geometry.inputs.background_u8
     if placement is None:
-        return with_box(background_u8, result.report["box"])
+        h, w = background_u8.shape[:2]
+        x0, y0, x1, y1 = box_to_pixels(result.report["box"], (h, w))
+        width = max(1, round(max(h, w) / 150))
+        return cv2.rectangle(background_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), RED, width)
     order = [placement["chosen"], *range(len(placement["candidates"]))]
     candidates = []
     for plain in (placement["candidates"][index] for index in dict.fromkeys(order)):
         location = Place.of(tuple(plain["box"]), plain["depth"], plain["far"], plain["near"])
         candidates.append(Candidate(location, plain["log_probability"], plain["text"], plain["score"]))
     return draw_candidates(background_u8, candidates)
-
-
-def with_box(image_u8: np.ndarray, box01: list[float]) -> np.ndarray:
-    """The image with the box drawn in."""
-    h, w = image_u8.shape[:2]
-    x0, y0, x1, y1 = box_to_pixels(box01, (h, w))
-    return cv2.rectangle(image_u8.copy(), (x0, y0), (x1 - 1, y1 - 1), RED, max(1, round(max(h, w) / 150)))
 
 
 def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ def draw_compositor(
 ) -> None:
     """Draw how the compositor works, with the images of one example."""
     from compose import compose, load_models
-    from compose.sheet import on_white, read_cases, settings_of_case, with_box
+    from compose.sheet import marked_background, on_white, read_cases, settings_of_case
     from datasets.scenes.sheet import from_01
 
     settings = settings_of_case(read_cases(examples / "cases.json")[0], examples, model=model)
@@ -109,8 +109,7 @@ def draw_compositor(
     drawing, pair, rows = Drawing(), result.pair, (55.0, 35.0, 14.0)
     given = result.geometry.inputs
     drawing.image(on_white(given.reference_u8, given.reference_mask), 10, rows[0], 14, "object")
-    marked_u8 = with_box(given.background_u8, result.report["box"])
-    drawing.image(marked_u8, 10, rows[1], 17, "background and box")
+    drawing.image(marked_background(result), 10, rows[1], 17, "background and box")
     drawing.image(as_rgb(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
     drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
     for y in rows:

@@ -29,7 +29,7 @@ def make_teaser(
 ) -> None:
     """Compose the first examples of a folder and write one image of them."""
     from compose import compose, load_models
-    from compose.sheet import on_white, read_cases, settings_of_case, with_box
+    from compose.sheet import marked_background, on_white, read_cases, settings_of_case
 
     models, rows = None, []
     for case in read_cases(examples / "cases.json")[:count]:
@@ -37,9 +37,8 @@ def make_teaser(
         models = load_models(settings, models)
         result = compose(settings, models, progress=False)
         inputs, truth_u8 = result.geometry.inputs, read_image(examples / case["truth"]).rgb_u8
-        marked_u8 = with_box(inputs.background_u8, result.report["box"])
         cut_u8 = on_white(inputs.reference_u8, inputs.reference_mask)
-        rows.append([marked_u8, cut_u8, result.images_u8[0], truth_u8])
+        rows.append([marked_background(result), cut_u8, result.images_u8[0], truth_u8])
     write_result({out: encode_png(grid(rows, TITLES, cell=height))})
 
 
