@@ -3,8 +3,6 @@
 Legend: b batch, c latent channels, h w pixels, f downsampling factor.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,7 +90,7 @@ class LatentSpace(nn.Module):
     @classmethod
     def from_pretrained(
         cls, folder: Path, dtype: torch.dtype = torch.float32, load: Callable[..., Any] = load_part
-    ) -> LatentSpace:
+    ) -> "LatentSpace":
         """A VAE folder, with or without our statistics file. load(class, folder, dtype): reads it."""
         name = read_json(folder / "config.json").get("_class_name")
         if name not in AUTOENCODERS:

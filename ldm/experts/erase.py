@@ -2,8 +2,6 @@
 diffusers (Stable Diffusion 2), or OpenCV. Legend: h w pixels of the image, n m pixels of the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +38,7 @@ class Eraser:
     @classmethod
     def load(
         cls, source: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Eraser:
+    ) -> "Eraser":
         """None or "opencv", a TorchScript file, or an inpainting folder of diffusers, loaded as `dtype`."""
         if source is None or str(source) in ("", "opencv"):
             return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}")

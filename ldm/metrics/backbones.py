@@ -5,8 +5,6 @@ Inception and its keys are those of the ported TensorFlow graph inception-2015-1
 leave the padding out and whose last block pools by maximum. Legend: b images, h w pixels.
 """
 
-from __future__ import annotations
-
 import logging
 import zipfile
 from collections.abc import Callable, Iterable
@@ -267,7 +265,7 @@ class Lpips(nn.Module):
 
     @classmethod
     @loading()
-    def load(cls, path: Path) -> Lpips:
+    def load(cls, path: Path) -> "Lpips":
         """path: SqueezeNet 1.1 (squeezenet1_1-b8a52dc0.pth or safetensors); its classifier is ignored."""
         import torchmetrics
 

@@ -4,8 +4,6 @@ The CLIP with a ResNet is that of CLIP-IQA: images of any size, no positions in 
 follow from the weight file. Legend: b images, h w pixels, t texts or tokens, c or d features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +42,7 @@ class Clip:
         self.window = int(model.config.text_config.max_position_embeddings)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Clip:
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Clip":
         """A `save_pretrained` folder with its tokenizer; of a .bin file nothing but data is unpickled."""
         read_json(existing_folder(folder) / "config.json")
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -78,7 +76,7 @@ class Dino:
         self.model, self.device, self.side = model.eval().to(device), torch.device(device), side
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Dino:
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Dino":
         read_json(folder / "config.json")
         return cls(load_pretrained(AutoModel, folder, may_lack="pooler.", local_files_only=True), device)
 
@@ -247,7 +245,7 @@ class ResnetClip(nn.Module):
 
     @classmethod
     @loading()
-    def load(cls, path: Path, device: torch.device | str = "cpu") -> ResnetClip:
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "ResnetClip":
         """RN50.pt as OpenAI distributes it, or its weights as safetensors."""
         weights = read_weight_file(path)
         floats = {key: value.float() for key, value in weights.items() if key not in NOT_WEIGHTS}

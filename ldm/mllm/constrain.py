@@ -6,8 +6,6 @@ itself; one whose tokens are words drops blanks and commas.
 Legend: b rows of a batch, v vocabulary.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -29,6 +27,25 @@ from ldm.mllm.model import Mllm, end_token
 LANGUAGE_MODEL = "language model"  # as errors call it
 PREFIX = "past_key_values"  # transformers' name of what is known of the first tokens
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Rule:
+    def __init__(self, index: Index, tokens: dict[bytes, list[int]]) -> None:
+        self.index, self.start = index, int(index.get_initial_state())
+        seen = {token for edges in index.get_transitions().values() for token in edges}
+        # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
+        matched = {text: [token for token in named if token in seen] for text, named in tokens.items()}
+        self.used = {text: named for text, named in matched.items() if named}
+        self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(
+            lambda state: sorted(index.get_allowed_tokens(state) or [])
+        )
+
+    def walk(self, tokens: Sequence[int]) -> int | None:
+        """The state after tokens, None if they leave the expression."""
+        state: int | None = self.start
+        for token in tokens:
+            state = None if state is None else self.index.get_next_state(state, token)
+        return state
 
 
 class Grammar:
@@ -87,25 +104,6 @@ class Grammar:
     def spelling_of(self, text: str) -> str:
         """What the tokens of a text spell: without what the tokenizer drops, and without blanks around it."""
         return self.spell(self.tokenizer(text, add_special_tokens=False)["input_ids"]).strip()
-
-
-class Rule:
-    def __init__(self, index: Index, tokens: dict[bytes, list[int]]) -> None:
-        self.index, self.start = index, int(index.get_initial_state())
-        seen = {token for edges in index.get_transitions().values() for token in edges}
-        # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
-        matched = {text: [token for token in named if token in seen] for text, named in tokens.items()}
-        self.used = {text: named for text, named in matched.items() if named}
-        self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(
-            lambda state: sorted(index.get_allowed_tokens(state) or [])
-        )
-
-    def walk(self, tokens: Sequence[int]) -> int | None:
-        """The state after tokens, None if they leave the expression."""
-        state: int | None = self.start
-        for token in tokens:
-            state = None if state is None else self.index.get_next_state(state, token)
-        return state
 
 
 class ConstrainedChoice(LogitsProcessor):

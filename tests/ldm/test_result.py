@@ -161,12 +161,15 @@ def test_versions_name_the_libraries_that_decide_the_pixels() -> None:
     assert {"torch", "numpy", "diffusers"} <= set(library_versions())
 
 
+# Made once: a profile holds the second it was made in.
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 def carried(alpha_u8: np.ndarray | None = None) -> LoadedImage:
     """An image with all that a result carries on."""
     exif = Image.Exif()
     exif[0x010F] = "Maker"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return LoadedImage(noise(), alpha_u8, profile, exif=exif.tobytes(), dpi=(300.0, 300.0))
+    return LoadedImage(noise(), alpha_u8, PROFILE, exif=exif.tobytes(), dpi=(300.0, 300.0))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".PNG", ".WebP"])
