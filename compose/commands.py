@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from compose import compose, load_models
+from compose.layers import save_layers
 from compose.models import Models
 from compose.recipe import check_unchanged, settings_of_recipe
 from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
@@ -33,6 +34,8 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
     result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())
     for index, path in enumerate(paths):
         result.save(index, path, overwrite=settings.overwrite)
+        if settings.layers:
+            logger.info("layers:  %s", save_layers(result, index, path, settings.overwrite))
     sheet = save_sheet(result, settings.out, settings.overwrite) if settings.sheet else None
     if result.changed_outside:
         logger.warning("%d pixels changed outside the edit region", result.changed_outside)

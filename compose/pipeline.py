@@ -51,6 +51,7 @@ class Result:
     geometry: Geometry  # inputs, crop and its contents
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
+    background: LoadedImage  # (H, W), as it was read
 
     @property
     def images_u8(self) -> list[np.ndarray]:
@@ -166,4 +167,4 @@ def compose(
     measured = {"visible_fraction": visible, "drift": drift, "seeds": seeds, "device": str(models.device)}
     report = {**decided, **measured, "seconds": timer.report()}
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
-    return Result(images, edit_mask, seeds, recipe, report, geometry, pair, painted)
+    return Result(images, edit_mask, seeds, recipe, report, geometry, pair, painted, sources.background)

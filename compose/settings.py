@@ -247,6 +247,11 @@ class CompositeSettings(ComposeSettings):
         Path("outputs/composite.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
     )
     sheet: bool = setting(True, help=SHEET_HELP)
+    layers: bool = setting(
+        False,
+        help="also write NAME_layers.ora for GIMP or Krita, a zip of PNGs: the background, what changed "
+        "around the object, the object, what hides it; with its place and depth in layers.json",
+    )
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
     overwrite: bool = overwrite_setting()
 

@@ -2,12 +2,11 @@
 
 import contextlib
 import logging
-import os
 import re
-import shutil
 import socket
 import webbrowser
 from collections.abc import AsyncIterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,9 +20,10 @@ from cldm.config import load_compositor_config
 from compose import ComposeSettings
 from compose.models import compositor_folder
 from compose.serve.agents import agents_at
-from compose.serve.guard import LOCAL_HOSTS, Guard
+from compose.serve.guard import LOCAL_HOSTS, Guard, error_json
 from compose.serve.jobs import Job, JobQueue, QueueFull
-from compose.serve.page_about import STYLE, THEME, build_page
+from compose.serve.page import RESULT, Site
+from compose.serve.page_about import THEME, build_page
 from compose.serve.request import filled
 from compose.serve.rest import error_answer, router
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 NAMES = {setting: field for field, setting in COMPOSE_IMAGES.items()} | {"num_samples": "n", "masks": "mask"}
 PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
+# What Gradio would do with files: its answers name folders of the server, and the page has other ways.
+UNUSED = ("upload", "process_recording", "file={at:path}", "file/{at:path}", "proxy={at:path}")
 GRACE = 5  # seconds for open answers when the server is stopped; chosen
 
 
@@ -78,6 +80,8 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         version=__version__,
         summary="Put objects into images, and paint regions of them",
         lifespan=lifespan,
+        docs_url=None,  # they load scripts from elsewhere; `rest.described` is ours
+        redoc_url=None,
         exception_handlers={QueueFull: error_answer, HTTPException: error_answer},  # type: ignore[dict-item]
     )
     composites = filled(ComposeSettings, settings.compose_config, PLACE)
@@ -100,18 +104,12 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
 
 def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI:
     """The API, and the page on every other address, behind the same guard."""
-    return mount_gradio_app(
-        make_api(settings, queue, url),
-        build_page(queue, settings),
-        "/",
-        root_path=settings.root_path,
-        allowed_paths=[str(queue.folder)],
-        max_file_size=settings.max_mb * 1_000_000,
-        footer_links=[],
-        run_history=False,
-        theme=THEME,
-        css=STYLE,
-    )
+    app, site = make_api(settings, queue, url), Site(queue, settings)
+    app.add_api_route("/page/files", site.receive, methods=["POST"], include_in_schema=False)
+    for route in UNUSED:  # before those of the page
+        app.router.add_route(f"/gradio_api/{route}", error_json(404, "Not Found"))  # type: ignore[arg-type]
+    look: dict[str, Any] = {"footer_links": [], "run_history": False, "theme": THEME, "css": RESULT}
+    return mount_gradio_app(app, build_page(site), "/", root_path=settings.root_path, **look)
 
 
 def serve(settings: ServeSettings) -> None:
@@ -129,9 +127,6 @@ def serve(settings: ServeSettings) -> None:
                 "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more", url
             )
         queue = make_queue(settings)
-        given = settings.out.resolve() / "page"  # what visitors of the page upload; nobody else reads it
-        shutil.rmtree(given, ignore_errors=True)
-        os.environ["GRADIO_TEMP_DIR"] = str(given)
         app = make_app(settings, queue, url if settings.open else "")
         log.info(
             "page:    %s\nAPI:     %s/docs\nagents:  %s\nresults: %s, for %g minutes",

@@ -1,11 +1,11 @@
-// The drawing surface of the page: an image, marks on it, and the tools box, point and brush.
-// props.value: {image, tool, box, marks: [{box, label, colour}], colour, radius, upload, hint, tall}; boxes and points
-// are fractions of the image. Events {box, points, radius}: 'drag' of a box, again and again, and 'draw', a click or
-// a stroke.
+// The drawing surface of the page: an image, marks on it, the tools box, point and brush, and buttons for files.
+// props.value: {image, tool, box, marks: [{box, label, colour}], colour, radius, hint}; boxes and points are fractions
+// of the image. Events {box, points, radius}: 'drag' of a box, again and again, and 'draw', a click or a
+// stroke. Events {files, error} with the names of the buttons: names of the files that the server has taken from them, or
+// why it has not. Two constants stand before this: names of the buttons, and the address that takes files.
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d'), image = new Image();
 const scale = window.devicePixelRatio || 1, clamp = (value) => Math.min(1, Math.max(0, value));
 let state = {}, box = null, drag = null, points = [], last = 0, sent = '';
-const input = (id) => document.getElementById(id)?.parentElement.querySelector(`input[type=file]:has(+ #${id})`);
 const shown = () => state.image && image.complete && image.naturalWidth > 0;
 const dragged = () => state.tool === 'box' && drag.far;
 function tell() {
@@ -31,15 +31,16 @@ function outline([x0, y0, x1, y1], label, colour, width) {
 
 function draw() {
   const aspect = shown() ? image.naturalWidth / image.naturalHeight : 1.8;
-  const wide = Math.min(element.clientWidth, (state.tall || 0.7) * window.innerHeight * aspect);
+  const wide = Math.min(element.clientWidth, canvas.dataset.tall * window.innerHeight * aspect);
   if (wide < 1) return;
   canvas.width = wide * scale; canvas.height = canvas.width / aspect;
   canvas.style.cssText = `width: ${wide}px; touch-action: ${shown() && state.tool ? 'pinch-zoom' : 'auto'};
     cursor: ${shown() && state.tool ? 'crosshair' : 'pointer'}`;
   pen.font = `600 ${13 * scale}px system-ui, sans-serif`;
   if (!shown()) {
+    const hint = state.hint || canvas.dataset.hint;
     pen.fillStyle = '#7a808a';
-    return pen.fillText(state.hint, (canvas.width - pen.measureText(state.hint).width) / 2, canvas.height / 2);
+    return pen.fillText(hint, (canvas.width - pen.measureText(hint).width) / 2, canvas.height / 2);
   }
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   for (const mark of state.marks || []) outline(mark.box, mark.label, mark.colour, 2);
@@ -55,7 +56,7 @@ function draw() {
 }
 
 canvas.onpointerdown = (event) => {
-  if (!shown()) return input(state.upload)?.click();
+  if (!shown()) return element.querySelector('input').click();
   if (!state.tool || !event.isPrimary) return;
   canvas.setPointerCapture(event.pointerId);
   const [x, y] = at(event), near = 16 / canvas.clientWidth, nearY = 16 / canvas.clientHeight;
@@ -84,15 +85,27 @@ canvas.onpointermove = (event) => {
 canvas.onpointerup = () => { if (drag) tell(); drag = null; points = []; };
 canvas.onpointercancel = () => { drag = null; points = []; take(); };
 
-// What falls on a surface goes to its button; what falls on a button, to this; the first surface sees to the buttons.
-for (const name of ['dragover', 'drop']) document.addEventListener(name, (event) => {
-  const button = state.upload === 'background' && event.target.closest('button[id]')?.id;
-  const to = input(element.contains(event.target) ? state.upload : button);
-  if (to) event.preventDefault();
-  if (!to || name === 'dragover' || !event.dataTransfer.files.length) return;
-  to.files = event.dataTransfer.files;
-  to.dispatchEvent(new Event('change', {bubbles: true}));
-});
+async function give(label, files) {
+  const form = new FormData(), told = {files: [], error: ''};
+  for (const file of files) form.append('files', file);
+  label.ariaBusy = true;
+  try {
+    const answer = await fetch(address, {method: 'POST', body: form}), said = await answer.json();
+    if (answer.ok) told.files = said; else told.error = said.error?.message ?? answer.statusText;
+  } catch { told.error = 'the file could not be sent: try again'; }
+  label.ariaBusy = false;
+  trigger(label.id, told);
+}
+for (const name of names) {
+  const label = document.getElementById(name), input = label.querySelector('input');
+  input.onchange = () => { if (input.files.length) give(label, [...input.files]); input.value = ''; };
+}
+element.ondragover = (event) => event.preventDefault();
+element.ondrop = (event) => {  // on a button, or on the surface: that is on its first button
+  event.preventDefault();
+  const files = event.dataTransfer.files;
+  if (files.length) give(event.target.closest('label') ?? element.querySelector('label'), files);
+};
 function take() {
   state = props.value || {};
   const late = sent && sent !== JSON.stringify(state.box) && performance.now() - last < 3000;  // of an earlier drag

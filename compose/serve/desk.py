@@ -14,6 +14,7 @@ import numpy as np
 
 from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
+from compose.serve.jobs import Job
 from compose.serve.settings import COMPOSE_FIELDS
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sources import Sources, depth_of
@@ -49,12 +50,22 @@ def anywhere(layers: Sequence[Layer]) -> ComposeSettings:
     )
 
 
-class Desk:
+class Visit:
+    """What one visitor has: a folder, files, the job that may be cancelled."""
+
+    def __init__(self) -> None:
+        self.own, self.lock = own_folder(FOLDER), RLock()  # events come in several threads
+        self.given: list[Path] = []
+        self.job: Job | None = None
+
+
+class Desk(Visit):
     """The composite that one visitor prepares. ValueError for what the visitor can mend."""
 
     def __init__(self, layers: Sequence[Layer], options: PairOptions) -> None:
         """layers: settings below the visitor's. options: the pre-processing of the compositor."""
-        self.layers, self.options, self.own = layers, options, own_folder(FOLDER)
+        super().__init__()
+        self.layers, self.options = layers, options
         self.files: dict[str, Path] = {}  # setting -> its file
         self.seen: dict[str, Path] = {}  # hash -> every file that was given
         self.wanted: dict[str, str] = {}  # setting -> hash of its file in a recipe
@@ -62,8 +73,6 @@ class Desk:
         self.item: LoadedImage | None = None
         self.cut = self.marks = np.zeros((0, 0), np.uint8)  # (h, w) the object; 1 painted in, 2 rubbed out
         self.object_depth_01: np.ndarray | None = None  # (h, w)
-        self.job: Any = None
-        self.lock = RLock()  # events come in several threads
         self.clear()
 
     def clear(self) -> None:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from compose import ComposeSettings
 from compose.serve.settings import COMPOSE_FIELDS, COMPOSE_IMAGES, MOST_IMAGES, PAINT_FIELDS
+from compose.settings import CompositeSettings
 from inpainting.dream import DreamSettings
 from ldm.settings.schema import setting_schemas
 from llava_bifrost.settings import WITH_SENTENCE
@@ -50,7 +50,7 @@ def field_schemas(*kinds: str) -> dict[str, Any]:
     texts = {**COMMON, **IMAGES, **MADE, "regions": REGIONS}
     found: dict[str, Any] = {name: {"type": "string", "description": text} for name, text in texts.items()}
     for kind in kinds:
-        for name, entry in setting_schemas(DreamSettings if kind == "paint" else ComposeSettings).items():
+        for name, entry in setting_schemas(DreamSettings if kind == "paint" else CompositeSettings).items():
             if name in FIELDS[kind] and name not in texts:
                 one = sum(name in FIELDS[other] for other in kinds) < len(kinds)
                 found[name] = {**entry, "description": entry["description"] + (only[kind] if one else "")}

@@ -1,33 +1,58 @@
-"""What the tabs of the page share: drawing surfaces, errors in words, controls, jobs that are followed.
+"""What the tabs of the page share: drawing surfaces, errors in words, controls, files, jobs, results.
 
-Images for the screen are JPEG; files are used as they come, and results leave as PNG.
+Images for the screen are JPEG; files are used as they come, and results leave as PNG. No file passes through
+Gradio, whose addresses name folders of the server: `Site.receive` takes those of visitors, and results have
+the addresses of the HTTP API.
 """
 
 import asyncio
 import base64
 import contextlib
-import functools
 import html
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import json
+import os
+import secrets
+import shutil
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
+from fastapi import UploadFile
 from tqdm.auto import tqdm
 
+from compose.serve.desk import Visit
 from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull, Work
 from compose.serve.settings import ServeSettings
-from compose.serve.uploads import store, without_paths
-from ldm.decode import LoadedImage, opened
+from compose.serve.uploads import check_image, store, without_paths
+from ldm.decode import LoadedImage
 from ldm.files import read_text
 from ldm.images import encode_image
+from ldm.memory import FOLDER
 from ldm.settings.schema import flat_settings, from_text
 
 CANVAS = read_text(Path(__file__).with_name("canvas.js"))
-CSS = "canvas {display: block; margin: auto; border-radius: 8px; background: #8881}"
+CSS = """canvas {display: block; margin: auto; border-radius: 8px; background: #8881}
+.files {display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px}
+label {flex: 1; min-width: 90px; padding: 4px 8px; text-align: center; cursor: pointer; position: relative;
+  border-radius: var(--button-small-radius); font-size: var(--button-small-text-size);
+  background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color)}
+label:hover, label:focus-within {background: var(--button-secondary-background-fill-hover)}
+label[aria-busy=true] {opacity: 0.5}
+input {position: absolute; inset: 0; opacity: 0; cursor: pointer}"""
+RESULT = """.pair {position: relative}
+.pair img {width: 100%; display: block}
+.pair .after {position: absolute; top: 0; clip-path: inset(0 0 0 var(--at, 10%))}
+.pair input {width: 100%}
+.samples img {height: 6em; display: inline-block; margin: 4px; cursor: pointer}
+.downloads a {margin-right: 1em}"""
 POLL = 0.2  # seconds between two looks at a job; chosen
+WAITS = 600  # seconds in which the page names a file that was sent; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen
+IMAGE_FILES = "accept='image/*'"
 EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 FREQUENT = {"queue": False, "trigger_mode": "always_last"}  # of Gradio's queue, which shows errors, not ours
 
@@ -37,51 +62,34 @@ def as_url(image_u8: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(LoadedImage(image_u8), ".jpg")).decode()
 
 
-def surface_value(upload: str, what: str, tall: float = 0.7) -> dict[str, Any]:
-    """The value of an empty surface. upload: elem_id of the button that takes what is dropped on it."""
-    return {"upload": upload, "hint": f"Drop {what} here, or tap", "tall": tall}
-
-
-def surface(upload: str, what: str, tall: float = 0.7) -> gr.HTML:
-    """A drawing surface, see canvas.js; tall: its height at most, of the window."""
-    look = {"html_template": "<canvas></canvas>", "css_template": CSS, "js_on_load": CANVAS}
-    return gr.HTML(surface_value(upload, what, tall), elem_id=f"{upload}-canvas", **look)  # type: ignore[arg-type]
-
-
-def in_words(act: Callable[..., Any], drawn: bool = False) -> Callable[..., Any]:
-    """An event handler whose errors a visitor can read. drawn: act takes what was drawn after the desk."""
-
-    def call(desk: Any, *values: Any) -> Any:
-        if desk is None:
-            raise gr.Error("not ready yet, or this visit has ended: try again, or load the page again")
-        try:
-            with getattr(desk, "lock", contextlib.nullcontext()):
-                return act(desk, *values)
-        except (ValueError, QueueFull) as error:
-            raise gr.Error(html.escape(without_paths(str(error), {}))) from error
-
-    def with_event(desk: Any, event: gr.EventData, *values: Any) -> Any:
-        return call(desk, event, *values)
-
-    return with_event if drawn else functools.wraps(act)(call)
+@contextlib.contextmanager
+def in_words(visit: Visit | None) -> Iterator[None]:
+    """Errors inside become ones that a visitor can read; one event of a visit at a time."""
+    if visit is None:
+        raise gr.Error("not ready yet, or this visit has ended: try again, or load the page again")
+    try:
+        with visit.lock:
+            yield
+    except (ValueError, QueueFull) as error:
+        raise gr.Error(html.escape(without_paths(str(error), {}))) from error
 
 
 def connect(
     event: Callable[..., Any], act: Callable[..., Any], show: Callable[..., Any], looks: list[Any],
-    outputs: list[Any], *more: Any, drawn: bool = False, **how: Any,
+    outputs: list[Any], *more: Any, **how: Any,
 ) -> Any:  # fmt: skip
-    """At an event do act(desk, looks, values of more), then show(desk, *looks) in the outputs.
+    """At an event do act(visit, event, looks, values of more), then show(visit, *looks) in the outputs.
 
-    looks: components, the desk first. drawn: act takes what was drawn after the desk. how: for Gradio
+    looks: components, the visit first. how: for Gradio
     """
     count = len(looks) - 1
 
-    def handler(desk: Any, *values: Any) -> Any:
-        drawing, values = values[:drawn], values[drawn:]
-        act(desk, *drawing, values[:count], *values[count:])
-        return show(desk, *values[:count])
+    def handler(visit: Any, event: gr.EventData, *values: Any) -> Any:
+        with in_words(visit):
+            act(visit, event, values[:count], *values[count:])
+            return show(visit, *values[:count])
 
-    return event(in_words(handler, drawn), [*looks, *more], outputs, **{**EVENT, **how})
+    return event(handler, [*looks, *more], outputs, **{**EVENT, **how})
 
 
 def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
@@ -98,12 +106,8 @@ def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
         elif hint is bool:
             controls.append(gr.Checkbox(**{**shared, "value": field.default}))
         elif hint in (int, float):
-            limits = {
-                "minimum": about["low"],
-                "maximum": about["high"],
-                "precision": 0 if hint is int else None,
-            }
-            controls.append(gr.Number(**limits, **{**shared, "value": field.default}))
+            limits = {"minimum": about["low"], "maximum": about["high"], "value": field.default}
+            controls.append(gr.Number(**{**shared, **limits}, precision=0 if hint is int else None))
         else:  # an empty gr.Number would become 0
             controls.append(gr.Textbox(**shared))
     return controls
@@ -116,101 +120,136 @@ def values_of(schema: type, names: Sequence[str], values: Sequence[Any]) -> dict
     return {name: from_text(hints[name][1], str(value)) for name, value in given.items()}
 
 
-def checked(path: Path, settings: ServeSettings) -> Path:
-    """A file of a visitor; ValueError where its header says more pixels than the server takes."""
-    with opened(path) as image:
-        if image.width * image.height > settings.max_megapixels * 1_000_000:
-            size = f"{image.width} x {image.height} pixels"
-            raise ValueError(f"{path.name} has {size}; at most {settings.max_megapixels} million are taken")
-    return path
+class Site:
+    """The server, as the tabs see it."""
 
+    def __init__(self, queue: JobQueue, settings: ServeSettings) -> None:
+        self.queue, self.settings, self.inbox = queue, settings, queue.folder / "page"
+        shutil.rmtree(self.inbox, ignore_errors=True)  # of an earlier server
+        self.inbox.mkdir(mode=0o700)
 
-def open_job(queue: JobQueue, desk: Any, kind: str, request: gr.Request) -> Job:
-    """A job of this visitor, who may cancel it; gr.Error where no more are taken."""
-    client = request.client.host if request.client else ""
-    desk.job = in_words(lambda _: queue.open(kind, client))(desk)
-    return desk.job
+    def surface(
+        self, files: Mapping[str, str], what: str, tall: float = 0.7, more: str = IMAGE_FILES
+    ) -> gr.HTML:
+        """A drawing surface, see canvas.js, with buttons for files; what falls on it goes to the first.
 
-
-def begin(
-    tab: Any, desk: Any, kind: str, request: gr.Request, make: Callable[[Any, Mapping[str, Path] | None], Any]
-) -> tuple[Any, Job]:
-    """The settings of a job with the visitor's files in its folder, and the job; gr.Error in words.
-
-    make: (desk, files) -> settings and their files by name; files: None for those of the desk
-    """
-    _, files = in_words(make)(desk, None)  # refused before a job is opened
-    job = open_job(tab.queue, desk, kind, request)
-    return in_words(make)(desk, stored(job, files, tab.server))[0], job
-
-
-def cancel(queue: JobQueue, desk: Any) -> None:
-    """End the visitor's job before its next step."""
-    if desk.job is not None and desk.job.state not in ENDED:
-        queue.cancel(desk.job)
-
-
-def stored(job: Job, files: Mapping[str, Path], settings: ServeSettings) -> dict[str, Path]:
-    """Copies of files in the folder of a job."""
-    return {name: store(job, name, path.read_bytes(), settings) for name, path in files.items()}
-
-
-async def follow(queue: JobQueue, job: Job, work: Work) -> AsyncIterator[str]:
-    """HTML while a job goes on: what it does, the time left, its newest preview; gr.Error where it fails."""
-    queue.submit(job, work)
-    while job.state not in ENDED:
-        text = "Preparing" if job.state == "running" else f"Waiting, {queue.position(job)} before this one"
-        if job.total:
-            left = "" if job.seconds_left is None else f", {tqdm.format_interval(job.seconds_left)} left"
-            text = f"Step {job.step} of {job.total}{left}"
-            text += f"<progress max={job.total} value={job.step} style='width: 100%'></progress>"
-        if preview := job.look():
-            data = base64.b64encode(preview).decode()
-            text += f"<img alt='preview' style='height: 10em' src='data:image/png;base64,{data}'>"
-        yield text
-        await asyncio.sleep(POLL)
-    if job.state == "failed":
-        yield ""
-        raise gr.Error(html.escape(job.error or ""))
-    yield "" if job.state == "done" else f"Cancelled after {job.step} of {job.total} steps"
-
-
-class Results:
-    """Progress, before and after, samples, the report in words, the files."""
-
-    def __init__(self, queue: JobQueue, desk: gr.State) -> None:
-        self.queue, self.status = queue, gr.HTML(elem_id="status")
-        hidden: dict[str, Any] = {"visible": False, "format": "png"}
-        self.slider = gr.ImageSlider(label="Before and after", slider_position=10, **hidden)
-        plain: dict[str, Any] = {"allow_preview": False, "interactive": False, "buttons": []}
-        self.gallery = gr.Gallery(label="Samples", columns=4, height="auto", **hidden, **plain)
-        self.words = gr.Markdown()
-        about = "PNG with recipe, report, sheet"
-        self.files = gr.File(
-            label=about, file_count="multiple", interactive=False, visible=False, elem_classes="downloads"
-        )
-        self.parts = [self.status, self.slider, self.gallery, self.words, self.files]
-        self.gallery.select(self.chosen, [desk], [self.slider], **EVENT)
-
-    def chosen(self, desk: Any, event: gr.SelectData) -> Any:
-        """Another sample beside the background."""
-        return gr.ImageSlider((desk.shown[0], desk.shown[1 + event.index]))
-
-    async def watch(
-        self, desk: Any, job: Job, work: Work, before: Path, words: Callable[[Any], str]
-    ) -> AsyncIterator[list[Any]]:
-        """Values of `parts` while a job goes on and when it is done. words: says its report to people."""
-        async for text in follow(self.queue, job, work):
-            yield [text, *[gr.skip()] * (len(self.parts) - 1)]
-        if job.state != "done" or job.result is None:
-            return
-        images = [job.folder / image["file"] for image in job.result["images"]]
-        files = [*images, *(path.with_suffix(".json") for path in images), *job.folder.glob("*sheet.png")]
-        desk.shown = [str(path) for path in (before, *images)]
-        yield [
-            "",
-            gr.ImageSlider((desk.shown[0], desk.shown[1]), visible=True),
-            gr.Gallery(desk.shown[1:], visible=len(images) > 1),
-            words(job.result["report"]),
-            gr.File([str(path) for path in files], visible=True),
+        files: event when files of that button were sent -> its label. what: belongs on the surface
+        tall: its height at most, of the window. more: attributes of the buttons
+        """
+        buttons = [
+            f"<label id='{name}'>{text}<input type='file' {more}></label>" for name, text in files.items()
         ]
+        address = f"{self.settings.root_path}/page/files"
+        canvas = f"<canvas data-hint='Drop {what} here, or tap' data-tall='{tall}'></canvas>"
+        return gr.HTML(
+            {},  # type: ignore[arg-type]
+            html_template=f"{canvas}<div class='files'>{''.join(buttons)}</div>",
+            css_template=CSS,
+            js_on_load=f"const names = {json.dumps([*files])}, address = '{address}';\n{CANVAS}",
+            elem_id=f"{next(iter(files))}-canvas",
+        )
+
+    def receive(self, files: list[UploadFile]) -> list[str]:
+        """Keep files that a visitor sends; returns a name for each, good for one event of the page."""
+        for late in self.inbox.iterdir():
+            with contextlib.suppress(OSError):  # it was taken just now
+                if not late.name.startswith(FOLDER) and late.stat().st_mtime < time.time() - WAITS:
+                    shutil.rmtree(late)
+        names = []
+        for file in files:
+            names.append(secrets.token_hex(16))
+            (self.inbox / names[-1]).mkdir(mode=0o700)
+            name = os.path.basename((file.filename or "").replace("\\", "/").replace("\0", "")).lstrip(".")
+            with (self.inbox / names[-1] / (name[-80:] or "file")).open("xb") as copy:
+                shutil.copyfileobj(file.file, copy)
+        return names
+
+    def files_of(self, visit: Visit, event: gr.EventData) -> list[Path]:
+        """The files of an event; from now on they are the visitor's, as long as the visit lasts."""
+        if event.error:
+            raise ValueError(event.error)
+        paths: list[Path] = []
+        for name in event.files:
+            own = self.inbox / f"{FOLDER}{secrets.token_hex(16)}"
+            try:
+                (self.inbox / f"{int(name, 16):032x}").rename(own)  # what is no number is no name
+            except (OSError, ValueError):
+                raise ValueError("the file is not here any more: give it again") from None
+            weakref.finalize(visit, shutil.rmtree, own, ignore_errors=True)
+            paths += own.iterdir()
+        for path in paths:
+            if path.suffix != ".jsonl":
+                check_image(path.name, path, self.settings)
+        return paths
+
+    def begin(
+        self, visit: Visit, kind: str, request: gr.Request, files: Mapping[str, Path]
+    ) -> tuple[Job, dict[str, Any]]:
+        """A job of this visitor, who may cancel it, and copies of the files in its folder."""
+        visit.job = job = self.queue.open(kind, request.client.host if request.client else "")
+        try:
+            return job, self.stored(job, files)
+        except (OSError, ValueError):
+            self.queue.cancel(job)
+            raise
+
+    def cancel(self, visit: Visit) -> None:
+        """End the visitor's job before its next step."""
+        if visit.job is not None and visit.job.state not in ENDED:
+            self.queue.cancel(visit.job)
+
+    def stored(self, job: Job, files: Mapping[str, Path]) -> dict[str, Path]:
+        """Copies of files in the folder of a job."""
+        return {name: store(job, name, path.read_bytes(), self.settings) for name, path in files.items()}
+
+    async def follow(
+        self, job: Job, work: Work, words: Callable[[Any], list[str]] | None = None
+    ) -> AsyncIterator[str]:
+        """HTML while a job goes on: what it does, the time left, its newest preview; gr.Error where it fails.
+
+        words: of its report, for people; then its images and files are shown
+        """
+        self.queue.submit(job, work)
+        while job.state not in ENDED:
+            text = f"Waiting, {self.queue.position(job)} before this one"
+            text = "Preparing" if job.state == "running" else text
+            if job.total:
+                left = "" if job.seconds_left is None else f", {tqdm.format_interval(job.seconds_left)} left"
+                text = f"Step {job.step} of {job.total}{left}"
+                text += f"<progress max={job.total} value={job.step} style='width: 100%'></progress>"
+            if preview := job.look():
+                data = base64.b64encode(preview).decode()
+                text += f"<img alt='preview' style='height: 10em' src='data:image/png;base64,{data}'>"
+            yield text
+            await asyncio.sleep(POLL)
+        if job.state == "failed":
+            yield ""
+            raise gr.Error(html.escape(job.error or ""))
+        if job.state == "cancelled":
+            yield f"Cancelled after {job.step} of {job.total} steps"
+        else:
+            yield "" if words is None or job.result is None else self.shown(job, words(job.result["report"]))
+
+    def link(self, job: Job, name: str, save_as: str) -> str:
+        """A file of a job, to be downloaded."""
+        return f"<a href='{self.address(job, name)}' download='{save_as}'>{save_as}</a>"
+
+    def address(self, job: Job, name: str) -> str:
+        """Of a file of a job."""
+        return f"{self.settings.root_path}/v1/jobs/{job.id}/{name}"
+
+    def shown(self, job: Job, lines: Sequence[str]) -> str:
+        """HTML of a job that is done: before and after, samples, lines about it, files."""
+        assert job.result is not None
+        *files, before = job.result["files"]
+        samples = [self.address(job, image["file"]) for image in job.result["images"]]
+        show = "this.parentElement.previousElementSibling.querySelector('.after').src = this.src"
+        chosen = [f'<img src="{at}" alt="sample" onclick="{show}">' for at in samples if len(samples) > 1]
+        links = [self.link(job, name, name) for name in files]
+        first, *rest = map(html.escape, lines)
+        return f"""<div class='pair'><img src='{self.address(job, before)}' alt='before'>
+            <img class='after' src='{samples[0]}' alt='after'>
+            <input type='range' value='10' aria-label='Before and after'
+            oninput="this.parentElement.style.setProperty('--at', this.value + '%')">
+            </div><div class='samples'>{"".join(chosen)}</div>
+            <p>{"<br>".join([f"<b>{first}</b>", *rest])}</p><p class='downloads'>{" ".join(links)}</p>"""

@@ -8,14 +8,14 @@ import gradio as gr
 from cldm.config import load_compositor_config
 from cldm.model import Compositor
 from compose.models import compositor_folder
-from compose.serve.desk import Desk, anywhere
+from compose.serve.desk import Desk, Visit, anywhere
 from compose.serve.jobs import JobQueue
-from compose.serve.page import EVENT
+from compose.serve.page import EVENT, Site
 from compose.serve.page_compose import ComposeTab
 from compose.serve.page_jobs import jobs_tab
 from compose.serve.page_regions import RegionsDesk, RegionsTab
 from compose.serve.settings import ServeSettings
-from compose.serve.uploads import public
+from compose.serve.uploads import public, without_paths
 from inpainting.dream import DreamSettings
 from inpainting.models.image_to_text.writer import find_files
 from inpainting.painting import load_painter, load_writer, painter_folder
@@ -27,7 +27,6 @@ from ldm.settings.config import load_config, yaml_layers
 from llava_bifrost.locator import load_locator
 
 DAY = 24 * 3600  # seconds that a visit and its files last; chosen
-STYLE = ".downloads .label-clear-button {display: none}"  # Gradio offers to remove files that are shown
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing from elsewhere
 
 
@@ -50,34 +49,35 @@ def networks_here(queue: JobQueue, settings: ServeSettings) -> list[str]:
     for role, (folder, load) in here.items():
         texts = [read_json(path, object) for path in Path(folder).glob("*.json") if path.stem != "manifest"]
         notice = next((text["notice"] for text in texts if isinstance(text, dict) and "notice" in text), "")
-        name = public(Path(folder).resolve()) if Path(folder).is_dir() else folder
+        name = public(Path(folder).resolve()) if Path(folder).is_dir() else without_paths(str(folder), {})
         lines.append(f"**{role}** {name}, {'loaded' if load in loaded else 'not loaded yet'}. {notice}")
     return lines
 
 
-def build_page(queue: JobQueue, settings: ServeSettings) -> gr.Blocks:
-    """The page on a queue of the server."""
+def build_page(site: Site) -> gr.Blocks:
+    """The page of a server."""
+    settings = site.settings
     layers = [] if settings.compose_config is None else yaml_layers(settings.compose_config)
     config = load_compositor_config(compositor_folder(anywhere(layers).model))
 
     def about() -> str:
         """Markdown: the networks, and what the doctor says."""
-        text = "### Networks\n" + "".join(f"* {line}\n" for line in networks_here(queue, settings))
+        text = "### Networks\n" + "".join(f"* {line}\n" for line in networks_here(site.queue, settings))
         for title, lines in report_sections().items():
             text += f"### {title.capitalize()}\n```\n" + "\n".join(lines) + "\n```\n"
-        return text
+        return without_paths(text, {})
 
-    with gr.Blocks(title="Bifrost", delete_cache=(3600, DAY), analytics_enabled=False) as blocks:
+    with gr.Blocks(title="Bifrost", analytics_enabled=False) as blocks:
         gr.Markdown(f"# Bifrost\n{config.notice}")
-        desk, painting = gr.State(time_to_live=DAY), gr.State(time_to_live=DAY)
+        visits = [gr.State(time_to_live=DAY) for _ in range(3)]
         with gr.Tab("Compose"):
-            ComposeTab(queue, settings, desk)
+            ComposeTab(site, visits[0])
         with gr.Tab("Regions"):
-            RegionsTab(queue, settings, painting)
+            RegionsTab(site, visits[1])
         with gr.Tab("Jobs"):
-            jobs_tab(queue, settings)
+            jobs_tab(site, visits[2])
         with gr.Tab("About") as tab:
             text = gr.Markdown()
         tab.select(about, None, text, **EVENT)
-        blocks.load(lambda: (Desk(layers, config.pair), RegionsDesk()), None, [desk, painting], **EVENT)
+        blocks.load(lambda: (Desk(layers, config.pair), RegionsDesk(), Visit()), None, visits, **EVENT)
     return blocks

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import html
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,14 +15,18 @@ import gradio as gr
 
 from compose import batch
 from compose.serve import page
-from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull
+from compose.serve.desk import Visit
+from compose.serve.jobs import ENDED, Job, QueueFull
+from compose.serve.page_compose import composite_in_words
 from compose.serve.settings import COMPOSE_FIELDS, ServeSettings
 from compose.serve.work import compose_work
 from compose.settings import INPUT_FILES
 from ldm.files import numbered_lines
 from ldm.journal import parse_line
 
-ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"}  # keys of a job
+ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"} - {
+    "layers"
+}  # of a job
 
 
 def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> list[batch.BatchJob]:
@@ -51,50 +57,56 @@ def row_of(name: str, job: Job | None) -> list[str]:
         return [name, "waiting", ""]
     text = job.error or (f"step {job.step} of {job.total}" if job.total else "")
     if job.result is not None:
-        report = job.result["report"]
-        changed = sum(drift["changed_outside"] for drift in report["drift"])
-        text = f"{100 * report['visible_fraction']:.0f} % visible, {changed} pixels changed outside"
+        text = composite_in_words(job.result["report"])[0]
     return [name, job.state, text]
 
 
-def jobs_tab(queue: JobQueue, settings: ServeSettings) -> None:
+def jobs_tab(site: page.Site, visit: gr.State) -> None:
     """Its components, and what their events do."""
-    given = gr.File(
-        label="A file of jobs (.jsonl), and the images that it names", file_count="multiple", elem_id="jobs"
-    )
+    surface = site.surface({"jobs": "Jobs (.jsonl) and their images"}, "jobs and images", 0.2, "multiple")
     with gr.Row():
         go, cancel = gr.Button("Compose all", variant="primary", elem_id="all"), gr.Button("Cancel")
-    table = gr.Dataframe(headers=["job", "state", "result"], interactive=False, wrap=True, elem_id="states")
-    files = gr.File(label="PNG with recipe", file_count="multiple", visible=False, elem_classes="downloads")
+    table = gr.HTML(elem_id="states")
 
-    def shown(jobs: Sequence[batch.BatchJob], sent: Sequence[Job]) -> list[Any]:
-        """Values of table and files."""
-        states = [*sent, *[None] * (len(jobs) - len(sent))]
-        done = [job.folder / image["file"] for job in sent if job.result for image in job.result["images"]]
-        rows = [row_of(job.name, state) for job, state in zip(jobs, states, strict=True)]
-        return [rows, gr.File([str(path) for path in done], visible=bool(done))]
+    def take(visit: Visit, event: gr.EventData, looks: Sequence[Any]) -> None:
+        """Files for the next run."""
+        visit.given = site.files_of(visit, event)
 
-    async def run(paths: list[str] | None, request: gr.Request) -> AsyncIterator[list[Any]]:
+    def shown(jobs: Sequence[batch.BatchJob], sent: Sequence[Job]) -> str:
+        """The table of states, with the images that are done."""
+        rows = []
+        for job, state in zip_longest(jobs, sent):
+            cells = [f"<td>{html.escape(text)}</td>" for text in row_of(job.name, state)]
+            for image in (state and state.result or {}).get("images", ()):
+                name = f"{job.name}_{image['file']}"
+                cells.append(f"<td class='downloads'>{site.link(state, image['file'], name)}</td>")
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+        return f"<table><tr><th>job<th>state<th>result</tr>{''.join(rows)}</table>"
+
+    async def run(visit: Visit, request: gr.Request) -> AsyncIterator[str]:
         """Send the jobs as the queue takes them."""
         sent: list[Job] = []
-        client = request.client.host if request.client else ""
         with TemporaryDirectory() as folder:
-            jobs = page.in_words(jobs_of)([Path(path) for path in paths or []], Path(folder), settings)
+            with page.in_words(visit):
+                jobs = jobs_of(visit.given, Path(folder), site.settings)
             try:
                 while len(sent) < len(jobs) or any(job.state not in ENDED for job in sent):
                     with contextlib.suppress(QueueFull):
                         while len(sent) < len(jobs):
-                            sent.append(queue.open("compose", client))
-                            own = jobs[len(sent) - 1].settings
-                            files = page.stored(sent[-1], own.input_files, settings)
-                            queue.submit(sent[-1], compose_work(replace(own, **files)))
+                            own = jobs[len(sent)].settings
+                            job, files = site.begin(visit, "compose", request, own.input_files)
+                            sent.append(site.queue.submit(job, compose_work(replace(own, **files))))
                     yield shown(jobs, sent)
                     await asyncio.sleep(page.POLL)
             finally:
                 for job in sent:
                     if job.state not in ENDED:
-                        queue.cancel(job)
+                        site.queue.cancel(job)
         yield shown(jobs, sent)
 
-    event = go.click(run, given, [table, files], **page.EVENT)
-    cancel.click(None, cancels=[event])
+    def names(visit: Visit) -> dict[str, Any]:
+        """Value of the surface."""
+        return {"hint": ", ".join(path.name for path in visit.given)}
+
+    page.connect(surface.jobs, take, names, [visit], [surface])
+    cancel.click(None, cancels=[go.click(run, visit, table, **page.EVENT)])

@@ -3,10 +3,9 @@
 Legend: h w pixels of the image.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 import gradio as gr
@@ -14,16 +13,13 @@ import numpy as np
 
 from compose.preview import SIDE
 from compose.serve import page
-from compose.serve.desk import stroke_mask
-from compose.serve.jobs import Job, JobQueue
-from compose.serve.settings import ServeSettings
+from compose.serve.desk import Visit, stroke_mask
+from compose.serve.jobs import Job
 from compose.serve.work import paint_work
 from inpainting.dream import DreamSettings
 from inpainting.prompts import paint_masks, palette, rgb_of_color, split_colors
 from ldm.decode import LoadedImage
 from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
-from ldm.leftovers import own_folder
-from ldm.memory import FOLDER
 from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
 
 TINT = 0.6  # opacity of the masks on the screen; chosen
@@ -31,14 +27,14 @@ CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
 Table = list[list[str]]  # a row for each region: its name, prompt and negative prompt
 
 
-class RegionsDesk:
+class RegionsDesk(Visit):
     """The image and masks that one visitor prepares. ValueError for what the visitor can mend."""
 
     def __init__(self) -> None:
-        self.own, self.path, self.lock = own_folder(FOLDER), Path(), RLock()
+        super().__init__()
+        self.path = Path()
         self.image: LoadedImage | None = None
         self.masks: list[np.ndarray] = []  # (h, w) bool each
-        self.job: Job | None = None
 
     def take(self, path: Path) -> None:
         """A new image; masks of another size are forgotten."""
@@ -81,25 +77,21 @@ class RegionsDesk:
 
 def canvas(painting: RegionsDesk, region: int) -> dict[str, Any]:
     """The value of the surface: the image under its masks."""
-    value = page.surface_value("painting", "an image")
     if painting.image is None:
-        return value
-    image_u8, colors = (
-        resize(painting.image.rgb_u8, fitted(painting.image.size, SIDE)),
-        palette(len(painting.masks)),
-    )
+        return {}
+    image_u8 = resize(painting.image.rgb_u8, fitted(painting.image.size, SIDE))
     masks = [resize(mask, image_u8.shape[:2]) for mask in painting.masks]
-    image_u8 = paint_masks(image_u8, masks, colors, [TINT] * len(masks))
+    image_u8 = paint_masks(image_u8, masks, palette(len(masks)), [TINT] * len(masks))
     colour = "#{:02x}{:02x}{:02x}".format(*rgb_of_color(palette(region + 1)[region]))
-    return value | {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
+    return {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
 
 
-def painting_in_words(report: dict[str, Any]) -> str:
+def painting_in_words(report: dict[str, Any]) -> list[str]:
     """The report of a painting, for people."""
     changed = sum(drift["changed_outside"] for drift in report["drift"])
     inside = 100 * report["drift"][0]["edit_fraction"]
-    text = f"**{changed} pixels changed outside the masks**, which cover {inside:.1f} % of the image"
-    return f"{text}  \n{report['seconds']['total']:.1f} s on {report['device']}"
+    text = f"{changed} pixels changed outside the masks, which cover {inside:.1f} % of the image"
+    return [text, f"{report['seconds']['total']:.1f} s on {report['device']}"]
 
 
 def with_prompts(table: Table, job: Job) -> Any:
@@ -113,30 +105,24 @@ def with_prompts(table: Table, job: Job) -> Any:
 class RegionsTab:
     """Its components, and what their events do."""
 
-    def __init__(self, queue: JobQueue, settings: ServeSettings, painting: gr.State) -> None:
-        self.queue, self.server, self.painting = queue, settings, painting
-        self.layers = [] if settings.paint_config is None else yaml_layers(settings.paint_config)
-        look: dict[str, Any] = {"size": "sm", "file_types": ["image"]}
+    def __init__(self, site: page.Site, painting: gr.State) -> None:
+        self.site, config = site, site.settings.paint_config
+        self.layers = [] if config is None else yaml_layers(config)
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
-                self.canvas = page.surface("painting", "an image")
-                with gr.Row():
-                    image = gr.UploadButton("Image", elem_id="painting", **look)
-                    masks = gr.UploadButton("Masks", elem_id="masks", file_count="multiple", **look)
-                    clear = gr.Button("No masks", size="sm")
-                self.results = page.Results(queue, painting)
+                several = f"{page.IMAGE_FILES} multiple"
+                self.canvas = site.surface({"painting": "Image", "masks": "Masks"}, "an image", more=several)
+                clear = gr.Button("No masks", size="sm")
+                status = gr.HTML()
             with gr.Column(scale=2, min_width=320):
-                self.region = gr.Dropdown(
-                    [("1 red", 0)], value=0, label="The brush paints region", elem_id="region"
-                )
+                about = "The brush paints region"
+                self.region = gr.Dropdown([("1 red", 0)], value=0, label=about, elem_id="region")
                 adds = gr.Checkbox(True, label="Add to it (off: rub out)")
-                about: dict[str, Any] = {
-                    "headers": ["region", "prompt", "negative"],
-                    "type": "array",
-                    "wrap": True,
-                }
-                about |= {"label": "A prompt that is empty is written by the model", "static_columns": [0]}
-                self.table = gr.Dataframe(row_count=1, interactive=True, elem_id="prompts", **about)
+                self.table = gr.Dataframe(
+                    row_count=1, interactive=True, type="array", wrap=True, static_columns=[0],
+                    headers=["region", "prompt", "negative"], elem_id="prompts",
+                    label="A prompt that is empty is written by the model",
+                )  # fmt: skip
                 with gr.Accordion("Settings", open=False):
                     controls = page.controls_of(DreamSettings, CONTROLS)
                 write = gr.Button("Write the empty prompts", elem_id="write")
@@ -148,19 +134,16 @@ class RegionsTab:
             looks = [painting, self.region, self.table]
             page.connect(event, act, self.show, looks, [self.canvas, *looks[1:]], *more, **how)
 
-        on(self.canvas.draw, self.drawn, adds, drawn=True, trigger_mode="multiple")
-        on(self.region.input, lambda painting, looks: None)
-        on(
-            image.upload,
-            lambda painting, looks, path: painting.take(page.checked(Path(path), settings)),
-            image,
-        )
-        on(masks.upload, self.load, masks)
-        on(clear.click, lambda painting, looks: painting.masks.clear())
+        on(self.canvas.draw, self.drawn, adds, trigger_mode="multiple")
+        on(self.region.input, lambda painting, event, looks: None)
+        on(self.canvas.painting, self.take)
+        on(self.canvas.masks, self.load)
+        on(clear.click, lambda painting, event, looks: painting.masks.clear())
         given = [painting, self.table, *controls]
-        write.click(self.write, given, [self.results.status, self.table], **page.EVENT)
-        go.click(self.paint, given, [*self.results.parts, self.table], scroll_to_output=True, **page.EVENT)
-        cancel.click(partial(page.cancel, queue), painting, **page.EVENT)
+        for button in (write, go):
+            how = {**page.EVENT, "scroll_to_output": button is go}
+            button.click(self.run, given, [status, self.table], **how)
+        cancel.click(site.cancel, painting, **page.EVENT)
 
     def show(self, painting: RegionsDesk, region: int, table: Table) -> list[Any]:
         """Values of surface, choice of regions and table."""
@@ -173,42 +156,30 @@ class RegionsTab:
         """A stroke of the brush."""
         painting.stroke(looks[0], event.points, event.radius, adds)
 
-    def load(self, painting: RegionsDesk, looks: Sequence[Any], paths: list[str]) -> None:
+    def take(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
+        """An image from a file."""
+        painting.take(self.site.files_of(painting, event)[0])
+
+    def load(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
         """Masks from files."""
-        for path in paths:
-            painting.load(page.checked(Path(path), self.server))
+        for path in self.site.files_of(painting, event):
+            painting.load(path)
 
-    def begin(
-        self, painting: RegionsDesk, kind: str, request: gr.Request, table: Table, controls: Sequence[Any]
-    ) -> tuple[DreamSettings, Job]:
-        """A job with the visitor's files."""
-
-        def make(
-            painting: RegionsDesk, files: Mapping[str, Path] | None
-        ) -> tuple[DreamSettings, dict[str, Path]]:
-            own = painting.files() if files is None else files
-            image, *masks = own.values()
-            given = {**page.values_of(DreamSettings, CONTROLS, controls), "image": image, "masks": masks}
+    async def run(
+        self, painting: RegionsDesk, event: gr.EventData, request: gr.Request, table: Table, *controls: Any
+    ) -> AsyncIterator[list[Any]]:
+        """All regions in one pass, and prompts for those that have none; the button "write": only these."""
+        paints = event.target is not None and event.target.elem_id == "paint"
+        with page.in_words(painting):
+            given = page.values_of(DreamSettings, CONTROLS, controls)
             given["prompts"] = [row[1] for row in table]
             given |= {"negatives": [row[2] for row in table]} if any(row[2] for row in table) else {}
-            return merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))]), dict(own)
-
-        return page.begin(self, painting, kind, request, make)
-
-    async def write(
-        self, painting: RegionsDesk, request: gr.Request, table: Table, *controls: Any
-    ) -> AsyncIterator[list[Any]]:
-        """Prompts for the regions that have none."""
-        settings, job = self.begin(painting, "write", request, table, controls)
-        async for text in page.follow(self.queue, job, paint_work(settings, paints=False)):
+            files = painting.files()
+            image, *masks = files.values()
+            given |= {"image": image, "masks": masks}
+            settings = merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))])
+            job, stored = self.site.begin(painting, "paint", request, files)
+            image, *masks = stored.values()
+            work = paint_work(replace(settings, image=image, masks=tuple(masks)), paints, page=True)
+        async for text in self.site.follow(job, work, painting_in_words if paints else None):
             yield [text, with_prompts(table, job)]
-
-    async def paint(
-        self, painting: RegionsDesk, request: gr.Request, table: Table, *controls: Any
-    ) -> AsyncIterator[list[Any]]:
-        """All regions, in one pass."""
-        settings, job = self.begin(painting, "paint", request, table, controls)
-        async for update in self.results.watch(
-            painting, job, paint_work(settings), painting.path, painting_in_words
-        ):
-            yield [*update, with_prompts(table, job)]

@@ -13,13 +13,13 @@ from typing import Any, TypeVar, get_origin
 import numpy as np
 from starlette.datastructures import FormData, UploadFile
 
-from compose import ComposeSettings
 from compose.recipe import settings_of_recipe
 from compose.serve.fields import COMMON, FIELDS, NEEDED, REGIONS
 from compose.serve.jobs import Job, Work
 from compose.serve.settings import COMPOSE_IMAGES, MOST_IMAGES, PATHS, SERVERS, ServeSettings
 from compose.serve.uploads import named_bytes, store, white_is_edit
 from compose.serve.work import Networks, compose_work, paint_work, place_work, replay_work
+from compose.settings import CompositeSettings
 from datasets.geometry import box_to_pixels, check_box01, mask_of_box
 from inpainting.dream import DreamSettings
 from ldm.decode import opened
@@ -95,12 +95,12 @@ def read_edit(
             if size != own:
                 raise ValueError(f"size must be auto or {own}, the size of the image, got {size!r}")
         values: dict[str, Any] = {"num_samples": count}
-        values |= read_values(given, DreamSettings if kind == "paint" else ComposeSettings, FIELDS[kind])
+        values |= read_values(given, DreamSettings if kind == "paint" else CompositeSettings, FIELDS[kind])
         readers: dict[str, Callable[..., tuple[Work, str | None]]] = {
             "paint": paint_edit,
             "replay": replay_edit,
             "place": partial(compose_edit, work=place_work),
-            "compose": partial(compose_edit, work=compose_work),
+            "compose": partial(compose_edit, work=lambda own: compose_work(own, layers=own.layers)),
         }
         work, polarity = readers[kind](job, given, files, values, settings)
     facts = {"size": size, "mask": polarity} if polarity else {}
@@ -146,7 +146,7 @@ def compose_edit(
     files: dict[str, list[Path]],
     values: dict[str, Any],
     settings: ServeSettings,
-    work: Callable[[ComposeSettings], Work],
+    work: Callable[[Any], Work],
 ) -> tuple[Work, str | None]:
     """The work of a composite or of finding its place, and how its mask was read."""
     if len(files.get("mask", ())) > 1:
@@ -164,7 +164,7 @@ def compose_edit(
         paths["anchors"].write_text(anchors, encoding="utf-8")
         job.names[str(paths["anchors"])] = "anchors"
     values |= {name: path.as_posix() for name, path in paths.items()}
-    return work(filled(ComposeSettings, settings.compose_config, values)), polarity
+    return work(filled(CompositeSettings, settings.compose_config, values)), polarity
 
 
 def paint_edit(
@@ -221,7 +221,7 @@ def replay_edit(
         paths["target_mask"], polarity = white_is_edit(job, files["mask"][0], "mask")
     values = {name: value for name, value in to_plain(made_by).items() if name not in SERVERS | PATHS}
     values |= {name: path.as_posix() for name, path in paths.items()}
-    return replay_work(filled(ComposeSettings, settings.compose_config, values), recipe, result), polarity
+    return replay_work(filled(CompositeSettings, settings.compose_config, values), recipe, result), polarity
 
 
 def read_regions(text: str) -> list[dict[str, Any]]:

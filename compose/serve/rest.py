@@ -5,13 +5,16 @@ What is not understood is refused by name. Errors have the form {"error": {"mess
 
 import asyncio
 import base64
+import html
+import json
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -56,10 +59,13 @@ def data_of(job: Job, request: Request, as_url: bool) -> list[dict[str, Any]]:
     """The images of a job that is done, as the API of OpenAI has them, with seed and drift."""
     data = []
     for image in (job.result or {}).get("images", ()):
-        content = {"url": str(request.url_for("image", identity=job.id, name=image["file"]))}
+        names = {"url": image["file"], **({"layers": image["layers"]} if "layers" in image else {})}
+        address = partial(request.url_for, "image", identity=job.id)
+        entry = {what: str(address(name=name)) for what, name in names.items()}
         if not as_url:
-            content = {"b64_json": base64.b64encode((job.folder / image["file"]).read_bytes()).decode()}
-        data.append({**content, "seed": image["seed"], "drift": image["drift"]})
+            del entry["url"]
+            entry["b64_json"] = base64.b64encode((job.folder / image["file"]).read_bytes()).decode()
+        data.append({**entry, "seed": image["seed"], "drift": image["drift"]})
     return data
 
 
@@ -121,7 +127,7 @@ async def edit(request: Request) -> Response:
         code = 409 if job.state == "cancelled" else 400 if job.invalid else 500
         raise HTTPException(code, job.error or "the job was cancelled")
     data = await run_in_threadpool(data_of, job, request, wanted.as_url)
-    facts = {name: value for name, value in (job.result or {}).items() if name != "images"}
+    facts = {name: value for name, value in (job.result or {}).items() if name not in ("images", "files")}
     return JSONResponse({"created": int(job.created), "id": job.id, "data": data, **facts})
 
 
@@ -145,16 +151,32 @@ def look(job: Found) -> Response:
 
 @router.get("/v1/jobs/{identity}/{name}", name="image")
 def image(job: Found, name: str) -> FileResponse:
-    """An image of a job that is done: a PNG that carries its recipe."""
-    if name not in [image["file"] for image in (job.result or {}).get("images", ())]:
+    """An image of a job that is done, a PNG that carries its recipe, or its layers."""
+    if name not in (job.result or {}).get("files", ()):
         raise HTTPException(404, "no such image")
-    return FileResponse(job.folder / name, media_type="image/png")
+    return FileResponse(job.folder / name)
 
 
 @router.delete("/v1/jobs/{identity}", status_code=204)
 def end_job(job: Found, request: Request) -> None:
     """End a job before its next step; delete the results of one that has ended."""
     request.app.state.queue.cancel(job)
+
+
+@router.get("/docs", include_in_schema=False)
+def described(request: Request) -> HTMLResponse:
+    """The description of the API for people: its routes and the fields of their forms."""
+    text = "<!doctype html><meta charset=utf-8><title>Bifrost</title><style>body {font: 1em arial}</style>"
+    for path, methods in request.app.openapi()["paths"].items():
+        for method, about in methods.items():
+            text += f"<h3>{method.upper()} {path}</h3><p>{html.escape(about['description'])}</p><table>"
+            bodies = about.get("requestBody", {}).get("content", {}).values()
+            for name, field in (pair for body in bodies for pair in body["schema"]["properties"].items()):
+                facts = {key: value for key, value in field.items() if key != "description"}
+                cells = f"<b>{name}</b>", html.escape(field["description"]), html.escape(json.dumps(facts))
+                text += f"<tr><td>{'<td>'.join(cells)}</tr>"
+            text += "</table>"
+    return HTMLResponse(text)
 
 
 @router.get("/healthz")

@@ -4,7 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compose.settings import DEFAULTS, ComposeSettings
+from compose.settings import DEFAULTS, CompositeSettings
 from inpainting.dream import DreamSettings
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.schema import flat_settings
@@ -18,10 +18,10 @@ COMPOSE_IMAGES = {
     "depth_map": "background_depth",
     "reference_depth": "object_depth",
 }
-FLAT = {**flat_settings(DreamSettings), **flat_settings(ComposeSettings)}
+FLAT = {**flat_settings(DreamSettings), **flat_settings(CompositeSettings)}
 PATHS = {name for name, (_, hint) in FLAT.items() if "Path" in str(hint)} | {"locator", "folder"}
 SERVERS = {  # what the server's owner decides, besides all paths: networks, devices, results
-    *("device", "dtype", "offload", "load_in", "lora_scale", "precision", "sheet", "overwrite"),
+    *("device", "dtype", "offload", "load_in", "lora_scale", "precision", "sheet", "save_steps", "overwrite"),
 }
 OTHERWISE = {"invert_target_mask", "num_samples", "prompts", "negatives"}  # given under other names
 MOST_IMAGES = 10  # of one request, as in the API of OpenAI
@@ -32,7 +32,7 @@ def request_settings(schema: type) -> list[str]:
     return [name for name in flat_settings(schema) if name not in SERVERS | OTHERWISE | PATHS]
 
 
-COMPOSE_FIELDS, PAINT_FIELDS = request_settings(ComposeSettings), request_settings(DreamSettings)
+COMPOSE_FIELDS, PAINT_FIELDS = request_settings(CompositeSettings), request_settings(DreamSettings)
 
 
 @dataclass(frozen=True)

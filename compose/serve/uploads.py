@@ -38,10 +38,10 @@ TRANSLATED = [
 ABSOLUTE = re.compile(r"(?<![\w:/.>])/(?:[^\s/\"',;:()]+/)*([^\s/\"',;:()]+)")
 
 
-def store(job: Job, field: str, data: bytes, settings: ServeSettings) -> Path:
-    """The file of an uploaded image; ValueError for other contents and for more pixels than are allowed."""
+def check_image(field: str, source: Path | io.BytesIO, settings: ServeSettings) -> str:
+    """The kind of an image, by its header; ValueError for other contents and too many pixels."""
     try:
-        with Image.open(io.BytesIO(data), formats=RASTER_FORMATS) as image:  # the header only
+        with Image.open(source, formats=RASTER_FORMATS) as image:
             kind, (w, h) = str(image.format).lower(), image.size
     except Image.DecompressionBombError:
         raise ValueError(f"{field}: too many pixels, at most {settings.max_megapixels} million") from None
@@ -50,6 +50,12 @@ def store(job: Job, field: str, data: bytes, settings: ServeSettings) -> Path:
     if w * h > settings.max_megapixels * 1_000_000:
         allowed = f"at most {settings.max_megapixels} million are taken"
         raise ValueError(f"{field} has {w} x {h} = {w * h / 1e6:.1f} million pixels; {allowed}")
+    return kind
+
+
+def store(job: Job, field: str, data: bytes, settings: ServeSettings) -> Path:
+    """The file of an uploaded image, which `check_image` takes; errors call it by the field."""
+    kind = check_image(field, io.BytesIO(data), settings)
     path = job.inputs / f"{hashlib.sha256(data).hexdigest()}.{kind}"
     path.write_bytes(data)
     job.names[str(path)] = field

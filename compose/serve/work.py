@@ -1,6 +1,7 @@
 """What jobs do: a composite, or a painting of masks. Their networks are loaded once per device and kept."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compose import ComposeSettings, compose, load_models
+from compose.layers import save_layers
 from compose.models import Models
 from compose.placement import Placement, locate
 from compose.recipe import check_unchanged
@@ -84,13 +86,15 @@ def place_work(settings: ComposeSettings) -> Work:
 def compose_work(
     settings: ComposeSettings,
     *,
-    sheet: bool = False,
+    page: bool = False,
+    layers: bool = False,
     placement: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
 ) -> Work:
     """Compose as the settings say.
 
-    sheet: 0_sheet.png is left beside the images. placement: record of the sentence that gave the place before
+    layers: each image gets its own beside it. page: so it does; a contact sheet and the background too
+    placement: record of the sentence that gave the place before
     recipe: inputs and networks must be those of this one
     """
 
@@ -104,9 +108,15 @@ def compose_work(
             result = compose(
                 own, models, on_step=monitor.on_step, cancelled=monitor.cancelled, progress=False
             ).with_placement(placement)
-        if sheet:
-            save_sheet(result, job.folder / "0.png", overwrite=True)
-        return save_images(job, result, {})
+        made = save_images(job, result, {})
+        if page or layers:
+            for index, image in enumerate(made["images"]):
+                image["layers"] = save_layers(result, index, job.folder / image["file"], True).name
+            made["files"] += [image["layers"] for image in made["images"]]
+        if page:
+            sheet = save_sheet(result, job.folder / "0.png", overwrite=True)
+            made["files"] += [sheet.name, shown_before(job, own.background)]
+        return made
 
     return work
 
@@ -124,8 +134,11 @@ def replay_work(settings: ComposeSettings, recipe: dict[str, Any], image: Path) 
     return work
 
 
-def paint_work(settings: DreamSettings, paints: bool = True) -> Work:
-    """Fill the masks of an image; prompts that are empty are written first. paints: or only that is done."""
+def paint_work(settings: DreamSettings, paints: bool = True, page: bool = False) -> Work:
+    """Fill the masks of an image; prompts that are empty are written first.
+
+    paints: or only that is done. page: it shows the image as it was, too
+    """
 
     def work(job: Job, networks: Networks) -> dict[str, Any]:
         own = replace(settings, device=networks.device)
@@ -148,16 +161,23 @@ def paint_work(settings: DreamSettings, paints: bool = True) -> Work:
         result = replace(result, report={**result.report, "prompts": prompts.rows()})
         more = {} if writer is None else {"command": "dream", "prompter": facts_of_writer(writer)}
         hashes = {"image": file_sha256(own.image), "masks": [file_sha256(path) for path in own.masks]}
-        return save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
+        made = save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
+        made["files"] += [shown_before(job, own.image)] if page else []
+        return made
 
     return work
+
+
+def shown_before(job: Job, image: Path) -> str:
+    """Keep an upload for the page as long as the results; returns its name."""
+    return shutil.copyfile(image, job.folder / f"before{image.suffix}").name
 
 
 def save_images(job: Job, result: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     """Leave 0.png, 1.png, ... with their recipes, and their reports beside them.
 
     result: of `compose` or `paint`; more: what else belongs to the recipe
-    returns: images (file, seed, drift of each), recipe and report, without paths of this machine
+    returns: images (file, seed, drift of each), files, recipe and report, without paths of this machine
     """
     recipe, report = public({**result.recipe, **more}), public(result.report)
     images = []
@@ -167,4 +187,5 @@ def save_images(job: Job, result: Any, more: Mapping[str, Any]) -> dict[str, Any
         save_result(path, image, of_sample, {**report, "seed": seed, "drift": drift}, overwrite=True)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         images.append({"file": path.name, "seed": seed, "drift": drift, "sha256": digest})
-    return {"images": images, "recipe": recipe, "report": report}
+    files = [f"{index}.{kind}" for kind in ("png", "json") for index in range(len(images))]
+    return {"images": images, "files": files, "recipe": recipe, "report": report}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -20,18 +21,26 @@ TENT = ROOT / "assets/examples/tent"
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, **options: Any) -> Iterator[str]:
     """The address of a running server with the small networks."""
-    settings = ServeSettings(out=folder, devices=("cpu",))
+    settings = ServeSettings(out=folder, devices=("cpu",), **options)
     queue = make_queue(settings)
-    server = uvicorn.Server(uvicorn.Config(make_app(settings, queue), port=0, log_level="error"))
+    with listening(make_app(settings, queue), settings.root_path) as address:
+        yield address
+    queue.close()
+
+
+@contextmanager
+def listening(app: Any, root_path: str = "") -> Iterator[str]:
+    """The address of an application that listens on this machine."""
+    config = uvicorn.Config(app, port=0, log_level="error", root_path=root_path, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.05)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     server.should_exit = True
-    queue.close()
     thread.join(timeout=20)
 
 
@@ -57,7 +66,7 @@ class Visit:
         self.address = address
 
     def give(self, name: str, *paths: Path) -> None:
-        self.page.locator(f"input[type=file]:has(+ #{name})").set_input_files([str(path) for path in paths])
+        self.page.locator(f"#{name} input[type=file]").set_input_files([str(path) for path in paths])
 
     def drop(self, where: str, path: Path) -> None:
         """Let a file fall on something."""

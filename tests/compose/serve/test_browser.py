@@ -150,8 +150,8 @@ def test_the_outline_is_corrected_by_click_and_brush(visit):
     image, second, *_ = visit.compose()
     assert [read_recipe(sample)["sample"] for sample in (image, second)] == [0, 1]
     assert read_recipe(image)["inputs"]["object_mask"]
-    visit.page.locator(".thumbnail-item").last.click()
-    visit.page.wait_for_selector("img[src$='/1.png'][alt]")
+    visit.page.locator(".samples img").last.click()
+    visit.page.wait_for_selector("img.after[src$='/1.png']")
 
 
 def test_a_job_shows_its_steps_and_is_cancelled(visit):
@@ -247,7 +247,7 @@ def test_a_file_of_jobs_is_done(visit, tmp_path):
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     visit.page.click("role=tab[name=Jobs]")
     files = [tmp_path / "jobs.jsonl", TENT / "room.png", TENT / "object.png"]
-    visit.page.locator("#jobs input[type=file]").set_input_files([str(path) for path in files])
+    visit.give("jobs", *files)
     time.sleep(1)
     visit.page.click("#all")
     visit.page.wait_for_function(

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import WebSocketDenialResponse
 
 from compose.serve.settings import COMPOSE_FIELDS, PAINT_FIELDS, ServeSettings
-from compose.settings import ComposeSettings
+from compose.settings import CompositeSettings
 from inpainting.dream import DreamSettings
 from ldm.settings.schema import flat_settings
 from tests.compose.serve.serving import running
@@ -181,7 +181,7 @@ def test_only_loopback_is_local(host, local):
 
 
 @pytest.mark.parametrize(
-    ("fields", "schema"), [(COMPOSE_FIELDS, ComposeSettings), (PAINT_FIELDS, DreamSettings)]
+    ("fields", "schema"), [(COMPOSE_FIELDS, CompositeSettings), (PAINT_FIELDS, DreamSettings)]
 )
 def test_no_request_names_a_path_a_network_or_a_device(fields, schema):
     kinds = {name: str(hint) for name, (_, hint) in flat_settings(schema).items()}

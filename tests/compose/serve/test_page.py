@@ -10,11 +10,13 @@ import pytest
 
 from compose.serve import page, page_compose, page_regions
 from compose.serve.app import make_queue
+from compose.serve.desk import Visit
 from compose.serve.jobs import Job, QueueFull
 from compose.serve.page_about import build_page, networks_here
 from compose.serve.page_jobs import ALLOWED, jobs_of, row_of
 from compose.serve.page_regions import RegionsDesk
 from compose.serve.settings import SERVERS, ServeSettings
+from compose.serve.uploads import check_image
 from compose.settings import ComposeSettings
 from inpainting.dream import DreamSettings
 from ldm.images import write_png
@@ -55,25 +57,22 @@ def test_controls_have_defaults_ranges_and_helps_of_the_settings(schema, names):
     ],
 )
 def test_errors_are_said_without_folders_and_markup(error, shown):
-    def act(desk):
+    with pytest.raises(gr.Error) as caught, page.in_words(Visit()):
         raise error
-
-    with pytest.raises(gr.Error) as caught:
-        page.in_words(act)([])
     assert caught.value.message == shown
 
 
 def test_a_visit_that_ended_is_said():
-    with pytest.raises(gr.Error, match="load the page again"):
-        page.in_words(lambda desk: None)(None)
+    with pytest.raises(gr.Error, match="load the page again"), page.in_words(None):
+        pass
 
 
 def test_images_with_too_many_pixels_are_refused(tmp_path: Path):
     write_png(tmp_path / "a.png", np.zeros((1000, 1001, 3), np.uint8))
     settings = ServeSettings(max_megapixels=1)
-    with pytest.raises(ValueError, match="a.png has 1001 x 1000 pixels; at most 1 million are taken"):
-        page.checked(tmp_path / "a.png", settings)
-    assert page.checked(tmp_path / "a.png", ServeSettings()) == tmp_path / "a.png"
+    with pytest.raises(ValueError, match="a.png has 1001 x 1000 = 1.0 million pixels; at most 1 million"):
+        check_image("a.png", tmp_path / "a.png", settings)
+    assert check_image("a.png", tmp_path / "a.png", ServeSettings()) == "png"
 
 
 # regions
@@ -173,10 +172,9 @@ def test_rows_say_what_became_of_a_job(tmp_path: Path):
     assert row_of("a", job) == ["a", "queued", ""]
     job.state, job.step, job.total = "running", 2, 8
     assert row_of("a", job) == ["a", "running", "step 2 of 8"]
-    job.state, job.result = (
-        "done",
-        {"report": {"visible_fraction": 0.614, "drift": [{"changed_outside": 0}] * 2}},
-    )
+    report = {"visible_fraction": 0.614, "drift": [{"changed_outside": 0}] * 2, "box": [0, 0, 1, 1]}
+    report |= {"depth": {"far": 0.1, "near": 0.2, "source": "range"}, "object_mask_doubts": []}
+    job.state, job.result = "done", {"report": {**report, "seconds": {"total": 1}, "device": "cpu"}}
     assert row_of("a", job) == ["a", "done", "61 % visible, 0 pixels changed outside"]
     job.state, job.error, job.result = "failed", "background is no image", None
     assert row_of("a", job) == ["a", "failed", "background is no image"]
@@ -206,7 +204,7 @@ def test_about_names_the_networks_and_what_they_are(tmp_path: Path):
 def test_nothing_of_the_page_is_an_endpoint_for_programs(tmp_path: Path):
     queue = make_queue(ServeSettings(out=tmp_path / "out", devices=("cpu",)))
     try:
-        blocks = build_page(queue, ServeSettings())
+        blocks = build_page(page.Site(queue, ServeSettings()))
     finally:
         queue.close()
     ours = [f for f in blocks.fns.values() if f.targets and f.targets[0][1] != "load"]

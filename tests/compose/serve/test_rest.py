@@ -137,7 +137,7 @@ def test_url_leads_to_the_same_bytes(client):
     found = client.get(entry["url"])
     assert found.headers["content-type"] == "image/png"
     assert [found.content] == images(post(client, COMPOSITE))
-    for name in ("1.png", "0.json", "job.json", "..%2f0.png", "%2e%2e"):
+    for name in ("1.png", "0_layers.ora", "job.json", "..%2f0.png", "%2e%2e"):
         assert client.get(entry["url"].replace("0.png", name)).status_code in (404, 405)
 
 

@@ -1,0 +1,91 @@
+"""A visitor of the page without a browser, sending what the page's own script sends; and a reverse proxy."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+
+def proxy(behind: str, root: str) -> Starlette:
+    """Passes root/PATH on to behind/PATH, with its own host, as nginx does; nothing else is there."""
+    client = httpx.AsyncClient(base_url=behind, timeout=60)
+
+    async def passed(request: Request) -> StreamingResponse:
+        path = httpx.URL(path=f"/{request.path_params['path']}", query=request.url.query.encode())
+        more = {"headers": request.headers.raw, "content": request.stream()}
+        sent = client.build_request(request.method, path, **more)
+        answer = await client.send(sent, stream=True)
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, answer.headers)
+
+    methods = ["GET", "POST", "DELETE", "HEAD"]
+    return Starlette(routes=[Route(f"{root}/{{path:path}}", passed, methods=methods)])
+
+
+class Scripted:
+    """One visit; `answers` has every text that the server has sent."""
+
+    def __init__(self, address: str) -> None:
+        self.answers: list[str] = []
+        self.client = httpx.Client(base_url=address, timeout=60)
+        self.session, self.page = uuid.uuid4().hex, self.get("")
+        self.config = json.loads(self.get("config"))
+        self.values = {part["id"]: part["props"].get("value") for part in self.config["components"]}
+        self.names = {part["props"].get("elem_id"): part["id"] for part in self.config["components"]}
+        self.fire(None, "load")
+
+    def get(self, path: str) -> str:
+        answer = self.client.get(path)
+        self.answers.append(str(answer.headers) + answer.text)
+        return answer.text
+
+    def send(self, *files: tuple[str, bytes]) -> list[str]:
+        """Files, as the page sends them; returns their names."""
+        parts = [("files", (name, data, "application/octet-stream")) for name, data in files]
+        answer = self.client.post("page/files", files=parts)
+        self.answers.append(str(answer.headers) + answer.text)
+        return answer.json()
+
+    def give(self, canvas: str, button: str, *files: tuple[str, bytes]) -> str:
+        return self.fire(canvas, button, files=self.send(*files), error="")
+
+    def fire(self, name: str | None, event: str, **data: Any) -> str:
+        """An event of a component, and what follows it; returns the last error."""
+        part, error = None if name is None else self.names[name], ""
+        for function in self.config["dependencies"]:
+            if any(target[1] == event and part in (None, target[0]) for target in function["targets"]):
+                error = self.run(function, part, data)
+        return error
+
+    def run(self, function: dict[str, Any], part: int | None, data: dict[str, Any]) -> str:
+        given = [self.values.get(number) for number in function["inputs"]]
+        body = {"data": given, "event_data": data, "fn_index": function["id"], "trigger_id": part}
+        joined = self.client.post("gradio_api/queue/join", json={**body, "session_hash": self.session})
+        self.answers.append(joined.text)
+        assert joined.status_code == 200, joined.text
+        where = {"session_hash": self.session}
+        with self.client.stream("GET", "gradio_api/queue/data", params=where) as stream:
+            for line in stream.iter_lines():
+                self.answers.append(line)
+                if line.startswith("data:") and '"process_completed"' in line:
+                    output = json.loads(line[5:])
+                    break
+        if not output["success"]:
+            return str(output["output"].get("error"))
+        for number, value in zip(function["outputs"], output["output"]["data"], strict=False):
+            is_update = isinstance(value, dict) and value.get("__type__") == "update"
+            if not is_update or "value" in value:
+                self.values[number] = value["value"] if is_update else value
+        for after in self.config["dependencies"]:
+            if after.get("trigger_after") == function["id"]:
+                self.run(after, part, {})
+        return ""
+
+    def value(self, name: str) -> Any:
+        return self.values[self.names[name]]
