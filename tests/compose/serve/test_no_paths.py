@@ -197,10 +197,8 @@ def test_layers_of_a_request_have_an_address(client, layers):
         for index, one in enumerate(found):
             archive = zipfile.ZipFile(io.BytesIO(one.content))
             assert json.loads(archive.read("layers.json"))["seed"] == index
-            assert (
-                paths_in([archive.read(name).decode("latin-1") for name in archive.namelist()], Path("/folder/out"))
-                == []
-            )
+            texts = [archive.read(name).decode("latin-1") for name in archive.namelist()]
+            assert paths_in(texts, Path("/folder/out")) == []
 
 
 def test_settings_of_the_server_name_no_folder(tmp_path, monkeypatch):
