@@ -22,13 +22,13 @@ from datasets.sources.image_source import ImageSource
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from ldm.files import json_bytes
 from ldm.images import encode_png, from_pm1
-from ldm.leftovers import own_folder
 from ldm.locks import one_writer
 from ldm.result import overwrite_setting, write_result
 from ldm.settings.cli import command, run_module, single_app, takes_keys
 from ldm.settings.config import CheckedSettings, load_config, setting, to_plain
 from ldm.settings.schema import nearest
 from ldm.sheet import grid
+from ldm.temporary import own_folder
 
 log = logging.getLogger(__name__)
 

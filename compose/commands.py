@@ -16,9 +16,9 @@ from ldm.decode import opened
 from ldm.denoise import Step
 from ldm.files import file_sha256, set_aside, write_atomic
 from ldm.images import encode_png
-from ldm.memory import IN_MEMORY, as_file
 from ldm.result import beside, log_result, output_paths, result_paths
 from ldm.settings.config import flag_name
+from ldm.temporary import IN_MEMORY, as_file
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from compose.models import Models
 from compose.settings import ComposeSettings
 from datasets.inputs import PairOptions
 from ldm.files import file_sha256, hash_folder, same_file
-from ldm.memory import FOLDER, IN_MEMORY
 from ldm.registry.models import cutout_network
 from ldm.result import library_versions, read_recipe
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
+from ldm.temporary import FOLDER, IN_MEMORY
 
 logger = logging.getLogger(__name__)
 

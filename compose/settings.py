@@ -13,12 +13,12 @@ from typing import Any
 from cldm.config import PRESETS
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import box_to_01, check_box01
-from ldm.memory import as_file
 from ldm.registry.models import FULL_DEPTH, TINY_DEPTH
 from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.config import CheckedSettings, flag_name, setting
 from ldm.shards import shard_of
+from ldm.temporary import as_file
 from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
-from ldm.leftovers import owner, remove_leftovers
+from ldm.temporary import owner, remove_leftovers
 
 log = logging.getLogger(__name__)
 

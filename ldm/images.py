@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from ldm import decode
 from ldm.files import write_atomic
-from ldm.memory import as_file
+from ldm.temporary import as_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,9 +24,8 @@ from ldm.decode import LoadedImage
 from ldm.experts.segment import corrected_mask, mask_at, object_mask
 from ldm.files import file_sha256, write_json
 from ldm.images import fitted, read_image, read_mask, resize, write_mask
-from ldm.leftovers import own_folder
-from ldm.memory import FOLDER, IN_MEMORY
 from ldm.settings.config import Layer, merge_layers, to_plain
+from ldm.temporary import FOLDER, IN_MEMORY, own_folder
 
 # What a recipe says besides files and place, which the page may have no control for.
 CARRIED = {*COMPOSE_FIELDS, "invert_target_mask"} - {"box", "box_px", "depth", "instruction", "candidates"}

@@ -28,8 +28,8 @@ from typing import Any
 
 from ldm.denoise import Cancelled, Monitor, Step
 from ldm.files import read_json, write_json
-from ldm.memory import FOLDER
 from ldm.settings.resources import lacks_memory, user_message
+from ldm.temporary import FOLDER
 
 log = logging.getLogger(__name__)
 

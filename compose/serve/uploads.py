@@ -26,7 +26,7 @@ from compose.serve.settings import PATHS, ServeSettings
 from ldm.decode import DECODER_ERRORS, RASTER_FORMATS, opened, rgb_and_alpha
 from ldm.files import ROOT
 from ldm.images import encode_png
-from ldm.memory import FOLDER, IN_MEMORY
+from ldm.temporary import FOLDER, IN_MEMORY
 
 MOST_REDIRECTS = 5
 MOST_TEXT = 4096  # characters of a path or an address: PATH_MAX of Linux

@@ -15,9 +15,9 @@ from compose.batch import read_jobs
 from compose.recipe import settings_of_recipe
 from ldm.files import file_sha256
 from ldm.images import read_depth, read_image, read_mask, write_png
-from ldm.memory import as_file
 from ldm.result import read_recipe, warn_if_alike
 from ldm.settings.cli import run_app
+from ldm.temporary import as_file
 from run_inference import build_app
 from tests.batches import job, write
 from tests.images import Case, forbid_loading, room, room_depth, thing

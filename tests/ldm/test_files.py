@@ -12,7 +12,7 @@ import pytest
 
 import ldm.files
 from ldm.files import excerpt, file_sha256, first_line, hash_folder, write_all_atomic, write_atomic
-from ldm.leftovers import machine, own_folder
+from ldm.temporary import machine, own_folder
 from tests.conftest import ROOT
 
 
@@ -199,7 +199,7 @@ def test_temporary_folders_of_dead_processes_go_with_the_next_one(
 
 def test_what_a_killed_process_held_in_memory_goes_with_the_next_process(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; import numpy as np; from ldm.memory import as_file\n"
+        "import os, signal, sys; import numpy as np; from ldm.temporary import as_file\n"
         "as_file(np.zeros((2, 2, 3), np.uint8), 'image'); print(len(os.listdir(os.environ['TMPDIR'])))\n"
         "if len(sys.argv) > 1: sys.stdout.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -18,7 +18,7 @@ from compose.serve.uploads import (
     without_paths,
 )
 from ldm.files import ROOT
-from ldm.memory import FOLDER
+from ldm.temporary import FOLDER
 from tests.images import room
 
 

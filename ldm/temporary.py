@@ -1,17 +1,54 @@
-"""Images that Python code holds, as files: readers, hashes and recipes know files only."""
+"""Temporary files and folders, among them images that Python code holds; those of dead processes go."""
 
 import functools
 import hashlib
 import io
+import os
+import platform
+import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from ldm.leftovers import own_folder
-
 IN_MEMORY = "memory:"  # starts the path of such an image in a recipe
 FOLDER = "bifrost-images-"  # starts the name of the folder of such files, below the temporary one
-_folder = functools.cache(own_folder)  # one for all images of the process
 IN_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")  # modes of Pillow that a PNG holds as they are
+
+
+@functools.cache
+def machine() -> str:
+    """Where a process number means this process: containers of one host name count their processes apart."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()}-{space.stat().st_ino if space.exists() else 0}"
+
+
+def owner() -> str:
+    """This process, in the names of its temporary files."""
+    return f"{machine()}-{os.getpid()}"
+
+
+@functools.cache
+def remove_leftovers(folder: Path, start: str = "") -> None:
+    """Once in a process: remove temporary files and folders, `start`.*, that dead processes left there."""
+    import psutil
+
+    for leftover in folder.glob(f"{start}.*.tmp"):
+        died = re.search(rf"\.{re.escape(machine())}-(\d+)\.\w{{8}}\.tmp$", leftover.name)
+        if died and not psutil.pid_exists(int(died[1])):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def own_folder(start: str) -> tempfile.TemporaryDirectory:
+    """An empty temporary folder named `start`...; it goes with its object, or with the next such call."""
+    remove_leftovers(Path(tempfile.gettempdir()), start)
+    return tempfile.TemporaryDirectory(prefix=f"{start}.{owner()}.", suffix=".tmp")
+
+
+_folder = functools.cache(own_folder)  # one for all images of the process
 
 
 def as_file(image: Any, name: str) -> Path:
