@@ -31,8 +31,8 @@ from compose.serve.uploads import check_image, store, without_paths
 from ldm.decode import LoadedImage
 from ldm.files import read_text
 from ldm.images import encode_image
-from ldm.memory import FOLDER
 from ldm.settings.schema import flat_settings, from_text
+from ldm.temporary import FOLDER
 
 CANVAS = read_text(Path(__file__).with_name("canvas.js"))
 CSS = """canvas {display: block; margin: auto; border-radius: 8px; background: #8881}

@@ -21,7 +21,6 @@ from inpainting.prompts import paint_masks, palette, rgb_of_color, split_colors
 from ldm.decode import LoadedImage
 from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
 from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
-from ldm.temporary import FOLDER, own_folder
 
 TINT = 0.6  # opacity of the masks on the screen; chosen
 CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
