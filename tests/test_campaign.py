@@ -126,6 +126,36 @@ def campaign_rows(table: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{where}, Python {hardware['python']}; revision {revision[:12]}."]
 
 
+WITHOUT_ROW = re.compile(
+    r"""run_inference.py[ ]schema|compose.benchmark[ ]verify|ldm.doctor|scripts.measure_code  # write nothing
+    |ldm.registry[ ](list|show|where|verify)
+    |compose.serve                               # does not end; tests/compose/serve
+    |cldm.convert[ ](anydoor|sd21|dinov2|dpt)    # write as `bifrost` does, at full size
+    |llava_bifrost.model[ ]convert               # writes as `merge` does
+    |inpainting.data.dci_ops[ ].*                # the steps of `ops`
+    |tiny.bundle[ ].*|scripts.docs.(?!draw_regions).*  # into assets/ and docs/ of the repository""",
+    re.VERBOSE,
+)
+
+
+def command_of(job: dict[str, str], commands: set[str]) -> str:
+    """The command of docs/commands.md that a row of the campaign runs."""
+    module = job["app"].partition(":")[0].removesuffix(".__main__")
+    name = "cldm.convert bifrost" if module == "benchmarks.small_models" else module
+    name = f"{name}.py" if name.startswith("run_") else name
+    return name if name in commands else f"{name} {job['argv'].split()[0]}"
+
+
+def test_every_long_command_has_a_row() -> None:
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    commands = set(re.findall("^## (.*)", page, re.M)) - {"Commands of the two papers"}
+    table: Any = OmegaConf.to_container(OmegaConf.load(ROOT / COMMANDS), resolve=True)
+    rows = {command_of(job, commands) for job in table["commands"].values()}
+    assert rows - commands == set()
+    assert {name for name in commands - rows if not WITHOUT_ROW.fullmatch(name)} == set()
+    assert [name for name in rows if WITHOUT_ROW.fullmatch(name)] == []
+
+
 def test_the_committed_table_is_one_whole_run_and_the_page_shows_it() -> None:
     table = json.loads((ROOT / "benchmarks/results/campaign.json").read_text())
     commands = OmegaConf.to_container(OmegaConf.load(ROOT / COMMANDS))["commands"]  # type: ignore[index, call-overload]
