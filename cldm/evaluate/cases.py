@@ -58,7 +58,7 @@ class Neighbour:
             scene = sample_scene(seed, options)
             other = scene.solids[self.index]
             parts = tuple(replace(part, centre=part.centre + BELOW) for part in other.parts)
-            behind = scene_image(with_solid(scene, self.index, replace(other, parts=parts)), options)
+            behind = scene_image(scene, self.index, replace(other, parts=parts), options)
         return np.where(self.overlap[..., None], behind, truth_u8)
 
 
@@ -123,13 +123,10 @@ def find_cases(
     return cases
 
 
-def scene_image(scene: Scene, options: SceneOptions) -> np.ndarray:
-    """The scene's main view, (h, w, 3) uint8, as the shards hold it."""
-    return from_01(render([scene], options).image_01[0])
-
-
-def with_solid(scene: Scene, index: int, solid: Solid) -> Scene:
-    return replace(scene, solids=tuple(solid if i == index else old for i, old in enumerate(scene.solids)))
+def scene_image(scene: Scene, index: int, solid: Solid, options: SceneOptions) -> np.ndarray:
+    """The main view (h, w, 3) uint8 of a scene with another solid at `index`, as the shards hold it."""
+    solids = tuple(solid if i == index else old for i, old in enumerate(scene.solids))
+    return from_01(render([replace(scene, solids=solids)], options).image_01[0])
 
 
 def draw_solid(rng: np.random.Generator, scene: Scene, accepts: Callable[[Solid], bool]) -> Solid:
@@ -161,7 +158,7 @@ def rendered_candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) 
     """Eight images (h, w, 3) uint8 of the scene; the first shows the right object."""
     scene = sample_scene(seed, options)
     others = other_objects(scene)
-    return [truth_u8, *(scene_image(with_solid(scene, scene.removed, solid), options) for solid in others)]
+    return [truth_u8, *(scene_image(scene, scene.removed, solid, options) for solid in others)]
 
 
 def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray], mask: np.ndarray) -> int:

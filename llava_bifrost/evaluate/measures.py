@@ -44,10 +44,6 @@ class LocatorCase:
     anchors: Mapping[str, Place]
     world: World | None = None
 
-    @property
-    def kind(self) -> str:
-        return "replace" if self.request.replace else "place"
-
 
 def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
     """All measures of an answer (None: unreadable); those of the room only for a case with a world.
@@ -75,7 +71,7 @@ def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
         # Whether a solid of the target's shape at this place stands on something, is as large as such solids
         # are, and touches nothing. The surface is the one where its lower edge fits best.
         world, shape = case.world, SHAPE_NAMES.index(case.request.target.split()[-1])
-        count = len(world.surfaces)
+        count = len(world.surfaces.index)
         middles, depths = np.full(count, (x0 + x1) / 2), np.full(count, where.d)
         solids = world.stand(np.full(count, shape), np.arange(count), middles, depths)
         off = np.abs(solids.box[:, 3] - y1) + np.where(world.support_margin(solids) < -TOUCH, 1.0, 0.0)

@@ -60,7 +60,7 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     cells: list[np.ndarray] = []
     labels: list[str] = []
     for kind, title in (("place", "place something new"), ("replace", "find a named solid (Replace)")):
-        chosen = [case for case in cases if case.kind == kind]
+        chosen = [case for case in cases if case.request.replace == (kind == "replace")]
         if not chosen:
             continue
         images = [case.image_u8 for case in chosen]

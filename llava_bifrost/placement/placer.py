@@ -3,11 +3,8 @@
     request = parse_instruction("Place the dog behind the sofa")
     found = place_object(request, {"sofa": Place(...)}, depth_01, item=Item(aspect=1.2), candidates=5)
 
-It fits the ground to the depth map, tries contact points all over the ground and over the surfaces near the
-anchors, gives the object the size that its neighbours and a small table of nouns suggest, and keeps the
-candidates that are in the image, run into nothing that is known, and satisfy every clause of the request.
-These are ranked by how safely they satisfy the request, by nearness to the anchors and by how much of the
-object would show. The same input gives the same answer.
+Contact points are tried all over the ground and over the surfaces near the anchors; candidates that are in
+the image, run into nothing that is known and satisfy the request are ranked (docs/locator.md).
 """
 
 import logging
@@ -95,9 +92,8 @@ def place_object(
     touched |= {name for name, place in anchors.items() if is_level(name, place)}
     passes = [(touched, search.SLIM), (touched, CLOSE)]
     if "in front of" in relations:  # nothing says how far what the border cuts off reaches
-        passes.append(
-            (touched | {name for name, place in anchors.items() if place.touches_border(EDGE)}, CLOSE)
-        )
+        cut_off = {name for name, place in anchors.items() if place.touches_border(EDGE)}
+        passes.append((touched | cut_off, CLOSE))
     reasons: list[str] = []
     for ignored, slim in passes:
         for factor in FACTORS:

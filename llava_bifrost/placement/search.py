@@ -107,9 +107,8 @@ def candidate_placements(
     """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
     parts: list[CandidatePlacements] = []
     # On top of an object: on its level upper side where one is seen, else just below its upper edge.
-    for name in (
-        name for relation, name in relations if relation in UPON and not is_level(name, named[name])
-    ):
+    upon = [name for relation, name in relations if relation in UPON and not is_level(name, named[name])]
+    for name in upon:
         anchor, side = named[name], by_noun(UPPER_SIDES, name)
         x0, y0, x1, y1 = anchor.box01_xyxy
         lid = (x0, y0, x1, y0 + (side[1] if side else LID) * (y1 - y0))

@@ -98,8 +98,7 @@ class Pool:
         proposed = Places.of(objects.box, objects.d)
         margins = relation_margins(proposed, anchors)
         self.between = between_margins(margins, proposed, anchors)
-        hosts = np.array([top.index for top in world.surfaces])[objects.surface]
-        hosted = hosts[:, None] == np.array(here)
+        hosted = world.surfaces.index[objects.surface][:, None] == np.array(here)
         margins["on"] = np.where(hosted, margins["on"], -1)
         margins["under"] = np.where(hosted, -1, margins["under"])  # boxes alone cannot tell, at an edge
         self.margins = margins
@@ -184,22 +183,21 @@ class Pool:
 
 def standing_places(world: World, rng: np.random.Generator, count: int, shape: int | None = None) -> Standing:
     """Places where something can stand, about a third of `count`; of one of SHAPE_NAMES, or None: of all."""
-    solids, surfaces = world.solids, world.surfaces
+    solids, surfaces = world.solids, world.surfaces.index
     shapes = rng.integers(len(SHAPE_NAMES), size=count) if shape is None else np.full(count, shape)
-    kinds = ["floor" if top.index == FLOOR else "solid" if solids.movable[top.index] else "furniture"
-             for top in surfaces]  # fmt: skip
+    kinds = ["floor" if i == FLOOR else "solid" if solids.movable[i] else "furniture" for i in surfaces]
     odds = np.array([SURFACE_ODDS[kind] for kind in kinds])
     surface = rng.choice(len(surfaces), size=count, p=odds / odds.sum())
     middle, d = rng.uniform(0.05, 0.95, count), rng.uniform(0.02, 1.0, count)
-    for j, top in enumerate(surfaces[1:], 1):  # a support is a small target
-        here, place = surface == j, world.place(top.index)
+    for j, index in enumerate(surfaces[1:], 1):  # a support is a small target
+        here, place = surface == j, world.place(index)
         middle[here] = rng.uniform(place.x0, place.x1, here.sum())
         d[here] = rng.uniform(place.far - 0.03, place.near + 0.03, here.sum())
     if world.anchors:
         # Places beside, before or behind anchors, mostly on what these stand on.
         near = np.flatnonzero(rng.random(count) < NEAR)
         which = rng.choice(world.anchors, size=len(near))
-        on = {top.index: j for j, top in enumerate(surfaces)}
+        on = {index: j for j, index in enumerate(surfaces)}
         below = np.array([on.get(int(solids.support[i]), 0) for i in which])
         surface[near] = np.where(rng.random(len(near)) < 0.8, below, 0)
         box, depth = solids.box[which], solids.depths[which, 0]

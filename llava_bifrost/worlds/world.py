@@ -53,13 +53,13 @@ _EXTENTS = np.array([extent(part) for part in TYPICAL])  # (shapes, 3) radius, d
 _FRONTS = np.array([FRONTS[shape] for shape in SHAPE_NAMES])
 
 
-@dataclass(frozen=True)
-class SupportSurface:
-    """Something to stand on. index: of the solid, FLOOR for the ground. size: of a typical solid there."""
+@dataclass(frozen=True, eq=False)
+class Surfaces:
+    """What can be stood on, the ground first. index: of the solid, or FLOOR. size: of a typical solid."""
 
-    index: int
-    height: float
-    size: float
+    index: np.ndarray  # (j,)
+    height: np.ndarray
+    size: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +131,13 @@ class World:
         return replace(self, present=self.present & (np.arange(len(self.present)) != index))
 
     @cached_property
-    def surfaces(self) -> tuple[SupportSurface, ...]:
+    def surfaces(self) -> Surfaces:
         """The floor, furniture, and solids with a free flat top."""
-        solids = self.solids
-        taken = {int(solids.support[i]) for i in np.flatnonzero(self.present)}
-        surfaces = [SupportSurface(FLOOR, 0.0, SIZE)]
-        for i in map(int, np.flatnonzero(self.present)):
-            if not solids.movable[i] or (solids.flat[i] and i not in taken):
-                size = min(SIZE, 0.95 * float(solids.half[i].min())) if solids.movable[i] else SIZE
-                surfaces.append(SupportSurface(i, float(solids.top[i]), size))
-        return tuple(surfaces)
+        solids, present = self.solids, np.flatnonzero(self.present)
+        free = solids.flat[present] & ~np.isin(present, solids.support[present])
+        on = present[free | ~solids.movable[present]]
+        size = np.where(solids.movable[on], np.minimum(SIZE, 0.95 * solids.half[on].min(1)), SIZE)
+        return Surfaces(np.array([FLOOR, *on]), np.array([0.0, *solids.top[on]]), np.array([SIZE, *size]))
 
     @cached_property
     def anchors(self) -> tuple[int, ...]:
@@ -165,8 +162,7 @@ class World:
         right, up, forward = camera.axes
         away = np.array([forward[0], forward[1], 0.0])
         away /= np.linalg.norm(away)
-        tops = self.surfaces
-        size = np.array([top.size for top in tops])[surface]
+        size = self.surfaces.size[surface]
         points = _OUTLINES[shape] * size[:, None, None]  # (k, p, 3)
         across = points[..., 0]
         upward = points[..., 1] * (away @ up) + points[..., 2] * up[2]
@@ -176,7 +172,7 @@ class World:
         steep = -forward[2]
         z = 1 / np.maximum(low + d * (high - low), 1e-3) + (mean + slope * steep) * reach
         radius, down, above = (_EXTENTS[shape] * size[:, None]).T
-        bottom = np.array([top.height for top in tops])[surface]
+        bottom = self.surfaces.height[surface]
         y = (bottom + down - camera.origin[2] - z * forward[2]) / up[2]
         x = (2 * middle - 1) * camera.tan_x * z
         for _ in range(2):  # the middle of a box is not quite where the centre is seen
@@ -196,11 +192,10 @@ class World:
 
     def clearance(self, objects: Standing) -> np.ndarray:
         """(k,) metres to the nearest solid at the same height or to a wall, negative inside one."""
-        solids, tops = self.solids, self.surfaces
-        left, right, back = self.walls
+        solids, (left, right, back) = self.solids, self.walls
         x, y = objects.xy.T
         free = np.minimum(np.minimum(x - left, right - x), back - y) - objects.radius
-        host = np.array([top.index for top in tops])[objects.surface]
+        host = self.surfaces.index[objects.surface]
         for i in np.flatnonzero(self.present):
             offset = objects.xy - solids.centre[i]
             gap = np.linalg.norm(offset, axis=1) - solids.radius[i]
@@ -214,14 +209,14 @@ class World:
 
     def support_margin(self, objects: Standing) -> np.ndarray:
         """(k,) metres from the edge of what each stands on, negative where it would fall."""
-        solids, tops, margins = self.solids, self.surfaces, np.full(len(objects.d), 9.0)
-        for j, top in enumerate(tops):
+        solids, margins = self.solids, np.full(len(objects.d), 9.0)
+        for j, index in enumerate(self.surfaces.index):
             here = objects.surface == j
-            if top.index == FLOOR or not here.any():
+            if index == FLOOR or not here.any():
                 continue
-            local = np.abs((objects.xy[here] - solids.centre[top.index]) @ solids.axes[top.index].T)
-            half = solids.half[top.index]
-            if solids.movable[top.index]:
+            local = np.abs((objects.xy[here] - solids.centre[index]) @ solids.axes[index].T)
+            half = solids.half[index]
+            if solids.movable[index]:
                 room = 0.5 * half.min() - np.linalg.norm(local, axis=1)
             else:
                 room = (half - local).min(1) - 0.75 * objects.radius[here]

@@ -132,7 +132,7 @@ def test_candidates_share_shape_or_colour_and_stand_in_the_same_place(held_out: 
         np.testing.assert_allclose(solid.parts[0].centre[:2], right.centre[:2])
     shown = rendered_candidates(seed, options, truth)
     assert len(shown) == 8
-    assert np.abs(scene_image(scene, options).astype(int) - truth).mean() < 1
+    assert np.abs(scene_image(scene, 0, scene.solids[0], options).astype(int) - truth).mean() < 1
     seen = source.silhouette(0)
     assert nearest_candidate(truth, shown, seen) == 0
     assert nearest_candidate(shown[4], shown, seen) == 4

@@ -143,7 +143,7 @@ def test_a_standing_solid_is_where_the_renderer_draws_it(scenes: list[Scene], wo
         things = standing_places(world, np.random.default_rng(1), 200)
         for k in range(min(3, len(things.d))):
             part = TYPICAL[things.shape[k]]
-            size = world.surfaces[things.surface[k]].size
+            size = world.surfaces.size[things.surface[k]]
             right, away = scene.camera.axes[0], np.cross([0, 0, 1.0], scene.camera.axes[0])
             turn = np.stack([right, away, [0, 0, 1.0]])
             middle = np.array([*things.xy[k], things.bottom[k] + size * _down(part)])

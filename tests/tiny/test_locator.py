@@ -279,7 +279,7 @@ def test_the_bundled_locator_sees(held_out: list[LocatorCase]) -> None:
     assert locator.mllm.model.num_parameters() < 3.2e6
     rows = {}
     for kind in ("place", "replace"):
-        cases = [case for case in held_out if case.kind == kind]
+        cases = [case for case in held_out if case.request.replace == (kind == "replace")]
         images = [case.image_u8 for case in cases]
         texts = [make_instruction(case.request) for case in cases]
         answers = evaluate.greedy_answers(locator, texts, images, 64)
