@@ -24,11 +24,11 @@ from ldm.weight_files import is_live, open_weights, weight_files
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of the folder's weight files (see `weight_files`), on the CPU."""
-    files = weight_files(folder)
+def read_weights(place: Path) -> dict[str, Tensor]:
+    """All tensors of a weight file, or of a folder's weight files (see `weight_files`), on the CPU."""
+    files = weight_files(place) if place.is_dir() else [place]
     if len(files) > 1 or files[0].suffix != ".safetensors":
-        source = open_weights(folder)
+        source = open_weights(place)
         return {key: source.read(key) for key in source.shapes}
     try:
         return load_file(files[0])  # faster than one by one

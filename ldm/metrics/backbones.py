@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.checkpoints import Network, load_strict
+from ldm.checkpoints import Network, load_strict, read_weights
 from ldm.files import file_sha256, hash_folder
 from ldm.loading import loading
 from ldm.registry.models import how_to_get, resolve_model_path
-from ldm.weight_files import open_weights
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,8 +79,7 @@ def read_weight_file(path: Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):  # TorchScript
                 return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    file = open_weights(path)
-    return {key: file.read(key) for key in file.shapes}
+    return read_weights(path)
 
 
 def fill(network: Network, weights: dict[str, Tensor], where: Path) -> Network:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoints import folder_written_whole
+from ldm.checkpoints import folder_written_whole, read_weights
 from ldm.files import read_json, visible_files, write_json
 from ldm.mllm.training import read_adapter
 from ldm.registry.models import existing_folder
@@ -83,8 +83,10 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
     scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
     if original:
         names = ("adapter_model.safetensors", "adapter_model.bin"), (f"{EXTRA}.bin", f"{EXTRA}.safetensors")
-        files = [open_weights(_first(folder, *either)) for either in names]
-        adapter, extra = ({key: file.read(key) for key in file.shapes} for file in files)
+        files = [[folder / name for name in either if (folder / name).is_file()] for either in names]
+        if lacking := [either[0] for either, there in zip(names, files, strict=True) if not there]:
+            raise ValueError(f"{folder}: {lacking[0]} is missing; {NOT_ORIGINAL}")
+        adapter, extra = (read_weights(there[0]) for there in files)
     else:
         stored = read_adapter(folder)
         adapter = {key: value for key, value in stored.items() if _LORA.fullmatch(key)}
@@ -106,13 +108,6 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
             raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
         changes[name] = Change((key,), tuple(value.shape), value)
     return changes
-
-
-def _first(folder: Path, *names: str) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise ValueError(f"{folder}: {names[0]} is missing; {NOT_ORIGINAL}")
 
 
 def merge_into(

@@ -13,13 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.checkpoints import check_weights
+from ldm.checkpoints import check_weights, read_weights
 from ldm.files import first_line, read_json
 from ldm.loading import drawing, loading
 from ldm.mllm.model import IGNORED
 from ldm.training.run import Layout
 from ldm.training.settings import LoraSettings
-from ldm.weight_files import open_weights
 
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
 PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
@@ -132,8 +131,7 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
             "layout is merged by python -m llava_bifrost.model convert"
         )
-    source = open_weights(file)
-    return {current_name(key): source.read(key) for key in source.shapes}
+    return {current_name(key): value for key, value in read_weights(file).items()}
 
 
 def merged(model: nn.Module) -> Any:

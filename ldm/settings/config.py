@@ -24,11 +24,9 @@ from ldm.settings.schema import (
     check_settings,
     check_values,
     flat_settings,
-    former_names,
     from_text,
     members,
     nearest,
-    other_unit,
     section_of,
     setting,
     to_plain,
@@ -225,6 +223,19 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
             yield from _leaves(section, layer, value, f"{key}.")
         else:
             yield key, hints[name], value
+
+
+def other_unit(key: str) -> str:
+    """box -> box_px and back: the key of the same value in the other unit, where a schema has both."""
+    return key.removesuffix("_px") if key.endswith("_px") else f"{key}_px"
+
+
+def former_names(schema: type, prefix: str = "") -> dict[str, str]:
+    """Former key -> today's key of every setting that was renamed."""
+    found: dict[str, str] = {}
+    for key, (field, _) in flat_settings(schema, prefix).items():
+        found |= {key.removesuffix(field.name) + old: key for old in field.metadata.get("was", ())}
+    return found
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

@@ -101,11 +101,6 @@ def limited_fields(schema: type) -> list[tuple[Field, Any]]:
     ]  # fmt: skip
 
 
-def other_unit(key: str) -> str:
-    """box -> box_px and back: the key of the same value in the other unit, where a schema has both."""
-    return key.removesuffix("_px") if key.endswith("_px") else f"{key}_px"
-
-
 @cache
 def section_of(hint: Any) -> Any:
     """The dataclass that a type hint `S` or `S | None` names, else None."""
@@ -120,14 +115,6 @@ def flat_settings(schema: type, prefix: str = "") -> dict[str, tuple[Field, Any]
         found[prefix + field.name] = (field, hints[field.name])
         if (section := section_of(hints[field.name])) is not None:
             found |= flat_settings(section, f"{prefix}{field.name}.")
-    return found
-
-
-def former_names(schema: type, prefix: str = "") -> dict[str, str]:
-    """Former key -> today's key of every setting that was renamed."""
-    found: dict[str, str] = {}
-    for key, (field, _) in flat_settings(schema, prefix).items():
-        found |= {key.removesuffix(field.name) + old: key for old in field.metadata.get("was", ())}
     return found
 
 
