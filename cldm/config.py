@@ -31,6 +31,15 @@ class Sampling(CheckedSettings):
     strength: float = setting(1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to it")
     detail: float = setting(0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out")
     detail_scale: float = setting(DETAIL_SCALE, low=0.01, high=1.0, help="fine detail relative to the object")
+    control_evaluations: int = setting(
+        0, low=0, high=100, help="evaluations of the control branches, interpolated between; 0 = every step"
+    )
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), low=0, high=1, help="noise levels t/T at which guidance acts; elsewhere one pass"
+    )
+    reuse_every: int = setting(
+        1, low=1, high=10, help="deep features of the UNet are computed at every n-th step only; 1 = at all"
+    )
     step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
 
@@ -43,6 +52,13 @@ class CompositorConfig:
     pair: PairOptions = setting(PairOptions(), help="pre-processing that the model was trained with")
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
 
+
+# What `--speed` sets; measured by `python -m benchmarks.speed`.
+SPEEDS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "balanced": {"control_evaluations": 4, "guidance_interval": (0.2, 0.8), "reuse_every": 2},
+    "fast": {"control_evaluations": 3, "guidance_interval": (0.3, 0.8), "reuse_every": 3},
+}
 
 # Of the two published systems: pre-processing, switch for switch, and sampling.
 PRESETS = {

@@ -6,6 +6,7 @@ Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels,
 reference, t tokens (CLS first, then patches).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,7 @@ class ControlBranch(nn.Module):
         time = net.time_embedding(net.time_proj(timestep.expand(len(embedding))).to(embedding.dtype))
         sample, skips = embedding, [embedding]
         for block in net.down_blocks:
-            extra = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
-            sample, outputs = block(hidden_states=sample, temb=time, **extra)
+            sample, outputs = block(hidden_states=sample, temb=time, **attended(block, tokens))
             skips.extend(outputs)
         sample = net.mid_block(sample, time, encoder_hidden_states=tokens)
         residuals = [zero(skip) for skip, zero in zip(skips, net.controlnet_down_blocks, strict=True)]
@@ -116,6 +116,11 @@ class Conditions:
     tokens: Tensor  # (b, t, c)     identity
     detail: Tensor  # (b, c, h, w)  embedded detail hint
     depth: Tensor  # (b, c, h, w)  embedded depth hint
+
+    def halves(self) -> list["Conditions"]:
+        """What `with_null` joined: the unconditional half, the conditional one."""
+        values = self.tokens, self.detail, self.depth
+        return [Conditions(*(value.chunk(2)[half] for value in values)) for half in (0, 1)]
 
     def with_null(self, null_tokens: Tensor) -> "Conditions":
         """Both halves of guidance: the unconditional one differs in the tokens only; (2b, ...)."""
@@ -163,9 +168,13 @@ class Compositor(nn.Module):
 
         c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda).
         """
-        detail = self.detail(conditions.detail, timestep, conditions.tokens)
-        depth = self.depth(conditions.depth, timestep, conditions.tokens)
-        return [w_detail * c_h + w_depth * c_d for c_h, c_d in zip(detail, depth, strict=True)]
+        branches = (self.detail, conditions.detail, w_detail), (self.depth, conditions.depth, w_depth)
+        weighted = [
+            [weight * residual for residual in branch(hint, timestep, conditions.tokens)]
+            for branch, hint, weight in branches
+            if weight or not w_detail and not w_depth  # a branch of weight 0 is not run
+        ]
+        return [sum(parts[1:], parts[0]) for parts in zip(*weighted, strict=True)]
 
     def forward(
         self, x: Tensor, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0
@@ -181,6 +190,10 @@ class Compositor(nn.Module):
         tokens, *residuals = [shared(value, times) for value in (conditions.tokens, *residuals)]
         if timestep.ndim and len(timestep) > 1:
             timestep = timestep.repeat_interleave(times)
+        return self.predict(x, timestep, tokens, residuals)
+
+    def predict(self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        """The stock UNet on x (n, c, h, w) with n rows of tokens and of each residual."""
         return self.unet(
             x,
             timestep,
@@ -188,6 +201,42 @@ class Compositor(nn.Module):
             down_block_additional_residuals=residuals[:-1],
             mid_block_additional_residual=residuals[-1],
         ).sample
+
+    def predict_in_parts(
+        self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor], deep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the features (n, c, h, w) that enter the last up block.
+
+        deep: these features of an earlier step; then only the first level runs (Ma et al. 2024, DeepCache)
+        """
+        net = self.unet
+        time = net.time_embedding(net.time_proj(timestep.expand(len(x))).to(x.dtype))
+        sample = net.conv_in(x)
+        skips = [sample]
+        for block in net.down_blocks if deep is None else net.down_blocks[:1]:
+            sample, outputs = block(hidden_states=sample, temb=time, **attended(block, tokens))
+            skips.extend(outputs)
+        skips = [skip + residual for skip, residual in zip(skips, residuals, strict=False)]  # the first ones
+        last = net.up_blocks[-1]
+        if deep is None:
+            sample = net.mid_block(sample, time, encoder_hidden_states=tokens) + residuals[-1]
+            for block in net.up_blocks[:-1]:
+                own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+                sample = block(
+                    hidden_states=sample, temb=time, res_hidden_states_tuple=tuple(own),
+                    upsample_size=skips[-1].shape[2:], **attended(block, tokens),
+                )  # fmt: skip
+            deep = sample
+        own = skips[: len(last.resnets)]
+        sample = last(
+            hidden_states=deep, temb=time, res_hidden_states_tuple=tuple(own), **attended(last, tokens)
+        )
+        return net.conv_out(net.conv_act(net.conv_norm_out(sample))), deep
+
+
+def attended(block: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    """The tokens for a block that attends to them."""
+    return {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
 
 
 def shared(value: Tensor, times: int) -> Tensor:

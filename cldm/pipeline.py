@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cldm.config import Sampling
 from cldm.model import Compositor, Conditions
+from cldm.shortcuts import Predictor, make_controls
 from datasets.pairs import Pair
 from ldm.denoise import AT_ONCE, Known, Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.device import check_finite
@@ -102,30 +103,30 @@ class CompositorPipeline:
         from the depth-tested cut-out paste noised to `strength`.  With `strength` 0 the paste is returned.
         """
         monitor = monitor or Monitor()
-        if len(seeds) > AT_ONCE:  # previews are of the first ones
-            first, rest = seeds[:AT_ONCE], seeds[AT_ONCE:]
-            images = self.paint(pair, first, sampling, weights, monitor)
-            return images + self.paint(pair, rest, sampling, weights, replace(monitor, on_step=None))
         model, pasted = self.model, sampling.init == "paste"
         if pasted and sampling.strength == 0:
             return [from_pm1(pair.paste_pm1)] * len(seeds)
         conditions = self.conditions(pair, guided=sampling.guidance != 1.0)
         background = self.encode(pair.background_pm1)
-        scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
+        pasted_latents = self.encode(pair.paste_pm1) if pasted else None
         strength = sampling.strength if pasted else 1.0
-        schedule = set_steps(scheduler, sampling.steps, strength, self.device, sampling.step_rule)
-        noise, generators = noise_for(seeds, background.shape[1:])
-        noise = noise.to(self.device)
-        start = self.encode(pair.paste_pm1).expand(len(seeds), -1, -1, -1) if pasted else None
-
-        def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
-            x = x.to(model.unet.dtype)
-            return model(x, t.to(self.device), conditions, weights.detail, weights.depth).float()
-
-        with self.on_device(model.unet, model.detail, model.depth):
-            latents = denoise(
-                predict, start_latents(schedule, noise, start), schedule, guidance=sampling.guidance,
-                generators=generators, known=self.known_region(pair, background, noise),
-                monitor=monitor,
-            )  # fmt: skip
-        return self.decode(latents)
+        images: list[np.ndarray] = []
+        for start in range(0, len(seeds), AT_ONCE):
+            scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
+            schedule = set_steps(scheduler, sampling.steps, strength, self.device, sampling.step_rule)
+            noise, generators = noise_for(seeds[start : start + AT_ONCE], background.shape[1:])
+            noise = noise.to(self.device)
+            known = self.known_region(pair, background, noise)
+            first = None if pasted_latents is None else pasted_latents.expand(len(noise), -1, -1, -1)
+            if not start:
+                branches = weights.detail, weights.depth
+                controls = make_controls(model, conditions, branches, sampling, schedule)
+            with self.on_device(model.unet, model.detail, model.depth):
+                latents = denoise(
+                    Predictor(model, controls, sampling.reuse_every, len(schedule.timesteps)),
+                    start_latents(schedule, noise, first), schedule, guidance=sampling.guidance,
+                    interval=sampling.guidance_interval, generators=generators, known=known,
+                    monitor=replace(monitor, on_step=None) if start else monitor,  # previews: the first ones
+                )  # fmt: skip
+            images += self.decode(latents)
+        return images

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from cldm.config import Sampling, with_compat
+from cldm.config import SPEEDS, Sampling, with_compat
 from compose.models import Models
 from compose.settings import ComposeSettings
 from datasets.inputs import PairOptions
@@ -32,9 +32,9 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
     config = models.config
     if settings.compat:
         config = with_compat(config, settings.compat, settings.seed)
-    names = ("scheduler", "steps", "guidance", "init", "strength", "detail", "detail_scale")
+    names = {field.name for field in fields(Sampling)} & {field.name for field in fields(settings)}
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return replace(config.sampling, **given), config.pair
+    return replace(config.sampling, **{**SPEEDS[settings.speed], **given}), config.pair
 
 
 def make_recipe(
@@ -86,7 +86,12 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
     if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    values = {"cutout": "grabcut", "erase": "nothing", **recipe["settings"]}  # 0.1.0 had no such keys
+    values = {
+        "cutout": "grabcut",
+        "erase": "nothing",
+        "speed": "exact",
+        **recipe["settings"],
+    }  # 0.1.0 had no such keys
     return merge_layers(ComposeSettings, [Layer(values, f"{image}: recipe: ")]), recipe
 
 
@@ -111,8 +116,9 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
         if changed := sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file)):
             folder = now["settings"][name]
             raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
-    for part in ("sampling", "pair"):
-        if changed := sorted(key for key in now[part] if recipe[part].get(key) != now[part][key]):
+    for part, new in (("sampling", to_plain(Sampling())), ("pair", {})):
+        before = {**new, **recipe[part]}  # without settings that came later
+        if changed := sorted(key for key in now[part] if before.get(key) != now[part][key]):
             folder = now["settings"]["model"]
             raise ValueError(f"{image}: the configuration in {folder} has changed since: {part}.{changed[0]}")
     for part in ("machine", "versions"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cldm.config import PRESETS
+from cldm.config import PRESETS, SPEEDS
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import box_to_01, check_box01
 from ldm.registry.models import FULL_DEPTH, TINY_DEPTH
@@ -132,6 +132,23 @@ class ComposeSettings(LocatorOptions):
         low=0.01,
         high=1,
         help="what counts as fine detail, fraction of the object's size; without it the model's own",
+    )
+    speed: str = setting(
+        "exact",
+        choices=tuple(SPEEDS),
+        help="balanced, fast: fewer evaluations of the networks for almost the same image",
+    )
+    control_evaluations: int | None = setting(
+        None,
+        low=0,
+        high=100,
+        help="of the control branches, interpolated between; without it that of --speed",
+    )
+    guidance_interval: tuple[float, float] | None = setting(
+        None, low=0, high=1, help="noise levels at which guidance acts; without it that of --speed"
+    )
+    reuse_every: int | None = setting(
+        None, low=1, high=10, help="deep features at every n-th step only; without it that of --speed"
     )
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")

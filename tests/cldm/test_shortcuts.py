@@ -1,0 +1,150 @@
+"""Steps that take residuals, guidance or deep features from other steps: what runs, and how near it comes."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cldm.config import SPEEDS, Sampling
+from cldm.create import create_compositor
+from cldm.model import Compositor, Conditions
+from cldm.pipeline import CompositorPipeline, Weights
+from cldm.shortcuts import LAST_FULL, Controls
+from ldm.denoise import AT_ONCE, Monitor
+from tests.cldm.small import SMALL
+from tests.cldm.test_pipeline import pair  # noqa: F401  (a fixture)
+
+PLAIN = Sampling("ddim", steps=10, guidance=3.0)
+QUIET = Monitor(progress=False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Compositor:
+    return create_compositor(replace(SMALL, zero_conv_std=0.3), seed=4).eval()
+
+
+@pytest.fixture
+def calls(model, monkeypatch) -> Counter:
+    """How often each part of the networks runs, and on how many rows in all."""
+    counted: Counter = Counter()
+    for name, part in {"detail": model.detail, "depth": model.depth, "mid": model.unet.mid_block}.items():
+
+        def forward(sample, *args, name=name, run=part.forward, **options):
+            counted[name] += 1
+            counted[f"{name} rows"] += len(sample)
+            return run(sample, *args, **options)
+
+        monkeypatch.setattr(part, "forward", forward)
+    return counted
+
+
+def paint(model, pair, sampling, seeds=(5,), **options):  # noqa: F811
+    return CompositorPipeline(model).paint(pair, list(seeds), sampling, monitor=QUIET, **options)
+
+
+def conditions_of(model: Compositor) -> Conditions:
+    draw = torch.Generator().manual_seed(0)
+    reference, size = SMALL.reference_size, SMALL.size
+    images = [
+        torch.rand(1, n, *hw, generator=draw) for n, hw in ((3, (reference,) * 2), (4, size), (3, size))
+    ]
+    return model.conditions(*images).with_null(model.identity.null())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_residuals_are_linear_between_their_evaluations(model, count):
+    conditions, times = conditions_of(model), np.linspace(999, 19, 50).tolist()
+    few, exact = (Controls(model, conditions, (1.0, 0.5), times, n) for n in (count, 0))
+    nodes = np.linspace(19, 999, count).tolist()
+    told = [exact.at(torch.tensor(node)) for node in nodes]
+    for node, values in zip(nodes, told, strict=True):
+        for got, value in zip(few.at(torch.tensor(node)), values, strict=True):
+            torch.testing.assert_close(got, value)
+    for node, after, low, high in zip(nodes, nodes[1:], told, told[1:], strict=False):
+        quarter = few.at(torch.tensor(0.75 * node + 0.25 * after))
+        for got, one, other in zip(quarter, low, high, strict=True):
+            torch.testing.assert_close(got, 0.75 * one + 0.25 * other)
+    assert len(few.values) == count
+
+
+@torch.inference_mode()
+def test_parts_of_the_unet_are_the_stock_forward(model):
+    conditions, t = conditions_of(model), torch.tensor(500)
+    x = torch.randn(2, model.latent_space.channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    residuals = model.residuals(t, conditions)
+    whole = model.predict(x, t, conditions.tokens, residuals)
+    split, deep = model.predict_in_parts(x, t, conditions.tokens, residuals, None)
+    again, same = model.predict_in_parts(x, t, conditions.tokens, residuals, deep)
+    assert torch.equal(whole, split)
+    assert torch.equal(whole, again)
+    assert same is deep
+    later, _ = model.predict_in_parts(x * 0.9, t - 50, conditions.tokens, residuals, deep)
+    assert not torch.equal(later, whole)
+
+
+def test_settings_that_change_nothing_give_the_same_bytes(model, pair, calls):  # noqa: F811
+    plain = paint(model, pair, PLAIN)[0]
+    for same in (
+        {"control_evaluations": 10},
+        {"control_evaluations": 99},
+        {"guidance_interval": (0.01, 1.0)},
+    ):
+        assert np.array_equal(paint(model, pair, replace(PLAIN, **same))[0], plain), same
+    assert calls["detail"] == calls["depth"] == calls["mid"] == 4 * PLAIN.steps
+
+
+def test_a_few_evaluations_stand_for_all_steps_and_samples(model, pair, calls):  # noqa: F811
+    plain = paint(model, pair, PLAIN)[0].astype(float)
+    calls.clear()
+    few = paint(model, pair, replace(PLAIN, control_evaluations=5))[0]
+    assert calls["detail"] == calls["depth"] == 5
+    assert calls["mid"] == PLAIN.steps
+    assert np.abs(few - plain).max() > 0
+    calls.clear()
+    paint(model, pair, replace(PLAIN, steps=4, control_evaluations=2), range(AT_ONCE + 1))
+    assert calls["detail"] == 2
+
+
+def test_guidance_acts_in_its_interval_only(model, pair, calls):  # noqa: F811
+    unguided = paint(model, pair, replace(PLAIN, guidance=1.0))[0]
+    calls.clear()
+    assert np.array_equal(paint(model, pair, replace(PLAIN, guidance_interval=(0.0, 0.0)))[0], unguided)
+    assert calls["mid rows"] == PLAIN.steps
+    calls.clear()
+    middle = paint(model, pair, replace(PLAIN, guidance_interval=(0.35, 0.75)))[0]  # t = 399 ... 699
+    assert calls["mid rows"] == PLAIN.steps + 4
+    assert not np.array_equal(middle, unguided)
+    calls.clear()
+    paint(model, pair, replace(PLAIN, guidance_interval=(0.35, 0.75), control_evaluations=5))
+    assert calls["detail rows"] == 5 + 2  # of 10 steps, of 4
+
+
+@pytest.mark.parametrize(("every", "whole"), [(1, 10), (2, 7), (3, 6), (4, 5), (10, 4)])
+def test_deep_features_are_computed_at_every_nth_step_and_at_the_last(model, pair, calls, every, whole):  # noqa: F811
+    paint(model, pair, replace(PLAIN, reuse_every=every))
+    assert calls["mid"] == whole
+    assert LAST_FULL == 3
+
+
+def test_guidance_that_begins_later_needs_features_of_both_halves(model, pair, calls):  # noqa: F811
+    paint(model, pair, replace(PLAIN, reuse_every=10, guidance_interval=(0.0, 0.65)))
+    assert calls["mid"] == 1 + 1 + LAST_FULL
+    assert calls["mid rows"] == 1 + 2 + 2 * LAST_FULL
+
+
+@pytest.mark.parametrize(("weights", "ran"), [((0.0, 1.0), "depth"), ((1.0, 0.0), "detail")])
+def test_a_branch_of_weight_zero_is_not_run(model, pair, calls, weights, ran):  # noqa: F811
+    paint(model, pair, PLAIN, weights=Weights(*weights))
+    assert calls[ran] == PLAIN.steps
+    assert calls["detail"] + calls["depth"] == PLAIN.steps
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_named_speeds_run_less(model, pair, calls, speed):  # noqa: F811
+    paint(model, pair, replace(PLAIN, **SPEEDS[speed]))
+    most = {"exact": (10, 20), "balanced": (4, 11), "fast": (3, 9)}[speed]
+    assert calls["detail"] <= most[0] + 3
+    assert calls["mid rows"] <= most[1]
