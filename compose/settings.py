@@ -138,18 +138,6 @@ class ComposeSettings(LocatorOptions):
         choices=tuple(SPEEDS),
         help="balanced, fast: fewer evaluations of the networks for almost the same image",
     )
-    control_evaluations: int | None = setting(
-        None,
-        low=0,
-        high=100,
-        help="of the control branches, interpolated between; without it that of --speed",
-    )
-    guidance_interval: tuple[float, float] | None = setting(
-        None, low=0, high=1, help="noise levels at which guidance acts; without it that of --speed"
-    )
-    reuse_every: int | None = setting(
-        None, low=1, high=10, help="deep features at every n-th step only; without it that of --speed"
-    )
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")

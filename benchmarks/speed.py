@@ -1,0 +1,88 @@
+"""What each `--speed` costs and loses: the trained small compositor on held-out scenes, from noise.
+
+    python -m datasets.scenes render --split eval --world wide --count 320 --out data/scenes/wide_eval
+    python -m benchmarks.speed                                    (200 scenes: about an hour on one core)
+
+For steps, guidance and speed: CPU seconds of an image; over the visible object its PSNR to the image of
+`exact` and, paired with `exact`, what PSNR to the truth, identity among eight objects and order lose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.harness import RESULTS, Out, write_results
+from ldm.settings.cli import run_module, single_app
+
+STEPS, GUIDANCE = (20, 50), (1.0, 3.0)
+SEED = 7  # of the noise of the first scene
+
+
+def measure_speeds(
+    scenes: Annotated[int, typer.Option(help="held-out scenes", min=2)] = 200,
+    data: Annotated[Path, typer.Option(help="folder of rendered scenes")] = Path("data/scenes/wide_eval"),
+    scheduler: Annotated[str, typer.Option(help="scheduler name")] = "unipc",
+    out: Out = RESULTS / "speed.json",
+) -> None:
+    """Measure cost and loss of every speed."""
+    from tqdm.auto import tqdm
+
+    from cldm.config import SPEEDS, EvaluateSettings
+    from cldm.evaluate.cases import find_cases, nearest_candidate, rendered_candidates
+    from cldm.evaluate.run import Measurer, SceneScores, pooled_rates
+    from datasets.sources.rendered import RenderedScenes
+    from ldm.metrics.intervals import mean_interval
+    from ldm.metrics.similarity import psnr_over
+
+    measurer = Measurer(EvaluateSettings(data=data))
+    cases = find_cases(RenderedScenes(data), measurer.config, scenes, measurer.estimator)
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    orders: list[dict[str, list[bool]]] = []
+    for number, case in enumerate(tqdm(cases, desc="scenes")):
+        images = {}
+        for steps in STEPS:
+            for guidance in GUIDANCE:
+                for speed, shortcuts in SPEEDS.items():
+                    sampling = replace(
+                        measurer.config.sampling, scheduler=scheduler, steps=steps, guidance=guidance,
+                        init="noise", **shortcuts,
+                    )  # fmt: skip
+                    name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
+                    painted = measurer.paint(case.pair, sampling, SEED + number)
+                    values[name]["cpu_s"].append(time.process_time() - started)
+                    images[name] = measurer.finish(case, painted, 0.0, SceneScores())
+        objects = rendered_candidates(case.seed, measurer.options, case.truth_u8)
+        for name, image in images.items():
+            exact = images[f"{name.rsplit(', ', 1)[0]}, exact"]
+            row = values[name]
+            row["psnr_to_exact_db"].append(min(psnr_over(image, exact, case.visible), 99.0))
+            row["psnr_db"].append(psnr_over(image, case.truth_u8, case.visible))
+            row["identity"].append(float(nearest_candidate(image, objects, case.visible) == 0))
+            for measure in ("psnr_db", "identity"):
+                row[f"{measure}_gain"].append(
+                    row[measure][-1] - values[f"{name.rsplit(', ', 1)[0]}, exact"][measure][-1]
+                )
+        scores = SceneScores()
+        measurer.measure_order(case, images, scores)
+        orders.append(scores.order)
+    rates = pooled_rates(orders)
+    rows: dict[str, Any] = {
+        name: {
+            **{measure: mean_interval(each) for measure, each in row.items()},
+            "depth_order": rates.get(name),
+        }
+        for name, row in values.items()
+    }
+    write_results(out, {"scenes": len(cases), "scheduler": scheduler, "speeds": SPEEDS, "rows": rows})
+
+
+build_app = single_app(measure_speeds)
+
+if __name__ == "__main__":
+    run_module(build_app)
