@@ -260,7 +260,7 @@ def run_campaign(
     if unknown := [name for name in chosen if name not in jobs]:
         raise ValueError(f"--only: unknown command {unknown[0]!r}; there are {', '.join(jobs)}")
     from benchmarks.campaign_data import write_data
-    from ldm.training.manifest import code_revision
+    from ldm.device import code_revision
 
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
     with tempfile.TemporaryDirectory(dir=work) as folder, state.served(Path(folder, "data")) as web:

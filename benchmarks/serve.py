@@ -170,7 +170,7 @@ def measure(
     cycles: Annotated[int, typer.Option(help="requests one after the other", min=5)] = 200,
 ) -> None:
     """Load the server, fill its queue, kill it; write what was lost, mixed up or kept in memory."""
-    from ldm.training.manifest import code_revision
+    from ldm.device import code_revision
 
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,16 +1,20 @@
-"""Which device and precision to use when the user leaves the choice to us, and what machine this is."""
+"""Which device and precision to use when the user leaves the choice to us, and how a network came to be."""
 
+import contextlib
 import os
 import platform
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.files import read_json
 from ldm.result import library_versions
 from ldm.settings.choices import DEVICES, FLOAT_TYPES
+from ldm.settings.config import to_plain
 
 DTYPES = dict(zip(FLOAT_TYPES, (torch.float32, torch.float16, torch.bfloat16), strict=True))
 
@@ -73,3 +77,24 @@ def describe_hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
     if torch.device(device).type == "cuda":
         named["gpu"] = torch.cuda.get_device_name(device)
     return named
+
+
+def code_revision() -> str:
+    """The whole hash, with a plus where tracked files differ from it; `unknown` outside a checkout."""
+    git = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return "unknown"
+
+
+def make_manifest(
+    part: str, model: nn.Module, settings: Any, effort: Mapping[str, float], seconds: float, *,
+    device: torch.device | str = "cpu", held_out: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """All that one needs to know to trust or to repeat a training. effort: its seed, steps, and samples."""
+    return {
+        "part": part, "trained_on": "rendered scenes",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()), **effort,
+        "minutes": round(seconds / 60, 1), "code_revision": code_revision(),
+        "hardware": describe_hardware(device), "held_out": held_out or {}, "settings": to_plain(settings),
+    }  # fmt: skip

@@ -69,6 +69,9 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
              max_abs_outside                  largest difference outside, of 255
              edit_fraction                    fraction of the image inside the mask
     """
+    if before_u8.shape != after_u8.shape or before_u8.shape[:2] != edit_mask.shape:
+        shapes = f"{before_u8.shape}, {after_u8.shape} and mask {edit_mask.shape}"
+        raise ValueError(f"drift compares images of one size, got {shapes}")
     changed = changed_outside = most = 0
     for rows in row_blocks(len(edit_mask)):
         difference = np.maximum.reduce(cv2.split(cv2.absdiff(before_u8[rows], after_u8[rows])))

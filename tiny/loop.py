@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from ldm.device import make_manifest
 from ldm.files import written_whole
-from ldm.training.manifest import make_manifest
 from ldm.training.run import CsvLogger
 from ldm.training.signals import signals_noted
 from tiny.settings import StageSettings

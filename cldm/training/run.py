@@ -28,11 +28,11 @@ from cldm.training.settings import DataConfig, RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
 from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
 from datasets.inputs import PairOptions
+from ldm.device import make_manifest
 from ldm.files import read_json, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
 from ldm.settings.config import dump_yaml
-from ldm.training.manifest import make_manifest
 from ldm.training.run import Layout, read_files
 from ldm.training.signals import signals_noted
 

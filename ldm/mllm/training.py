@@ -159,13 +159,12 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int])
     return functional.cross_entropy(scores, wanted, ignore_index=IGNORED)
 
 
-def adapter_layout(model: nn.Module, beside: Callable[[Path], None] | None = None) -> Layout:
+def adapter_layout(model: nn.Module, beside: Callable[[Path], None] = lambda folder: None) -> Layout:
     """Checkpoints hold adapter/ as peft writes it. beside: writes what else belongs into that folder."""
 
     def write(folder: Path) -> None:
         if isinstance(model, PeftModel):
             model.peft_config["default"].save_pretrained(str(folder / "adapter"))
-        if beside is not None:
-            beside(folder / "adapter")
+        beside(folder / "adapter")
 
     return Layout(f"adapter/{ADAPTER}", adapter_key, write)

@@ -5,7 +5,6 @@ are merged, lists and tuples are replaced. A YAML file may name by `base:` (rela
 changes.
 """
 
-import dataclasses
 import io
 import logging
 import re
@@ -203,17 +202,16 @@ def _typed(hint: Any, value: Any) -> Any:
 def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, type, value) of every setting in a layer; a key that the schema does not know is refused."""
     hints = type_hints(schema)
-    names = {field.name for field in dataclasses.fields(schema)}
     renamed = former_names(schema, prefix)
     for given, value in values.items():
         key = renamed.get(f"{prefix}{given}", f"{prefix}{given}")
         name = key.removeprefix(prefix)
         if name != given:
             log.warning("%s%s is now %s", layer.source, layer.spell(f"{prefix}{given}"), layer.spell(key))
-        if name not in names:
+        if name not in hints:
             raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
         section, other = section_of(hints[name]), other_unit(name)
-        if other in names and value is not None:  # in fractions, or in pixels: the upper layer decides
+        if other in hints and value is not None:  # in fractions, or in pixels: the upper layer decides
             typed = [str(item).strip() for item in value] if isinstance(value, list | tuple) else []
             if typed and all(item.endswith("px") for item in typed):
                 value, (other, name) = [item.removesuffix("px") for item in typed], sorted((name, other))

@@ -41,7 +41,7 @@ class Layout:
 
     file: str = "weights.safetensors"  # path inside the folder
     key: Callable[[str], str] = str  # parameter name -> key in the file, one to one
-    beside: Callable[[Path], None] | None = None  # writes what else belongs to the weights into the folder
+    beside: Callable[[Path], None] = lambda folder: None  # writes what else belongs there
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -133,8 +133,7 @@ def write_checkpoint(
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             named = {layout.key(key): value.detach().cpu().contiguous() for key, value in tensors.items()}
             save_file(named, partial / name, metadata={"format": "pt"})
-        if layout.beside is not None:
-            layout.beside(partial)
+        layout.beside(partial)
         torch.save(dict(state), partial / STATE)
 
 

@@ -33,13 +33,10 @@ class ResumableSampler:
 
     def epoch(self, number: int) -> list[list[int]]:
         order = np.random.default_rng((self.seed, number)).permutation(self.examples)
+        order = np.concatenate([order, np.resize(order, -self.examples % self.world)])
         whole = self.batch * self.world
-        found = []
-        for start in range(0, self.examples, whole):
-            part = order[start : start + whole]
-            part = np.concatenate([part, np.resize(order, -len(part) % self.world)])
-            found.append(np.array_split(part, self.world)[self.rank].tolist())
-        return found
+        parts = [order[start : start + whole] for start in range(0, len(order), whole)]
+        return [np.array_split(part, self.world)[self.rank].tolist() for part in parts]
 
 
 @dataclass(frozen=True)
