@@ -94,9 +94,7 @@ class LocatorEvaluation(CheckedSettings):
     model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     overwrite: bool = overwrite_setting()
-    dataset: Path | None = setting(
-        None, help="dataset.json, JSONL with masks or RefSpatial-Bench; without it rendered scenes"
-    )
+    dataset: Path | None = setting(None, help="dataset.json, JSONL of masks, RefSpatial-Bench; else scenes")
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
     first_scene: int = setting(0, help="number of the first held-out scene", low=0)
     data: Path = setting(Path("data/scenes/views_eval"), help="held-out scenes; rendered if missing")

@@ -2,7 +2,6 @@
 
 Identity: eight objects at the same place under the same light, one of them the right one, rendered from the
 stored scene's own description. Depth order: the same two objects, the wrong one in front.
-Legend: h w pixels of the background.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +61,7 @@ class Neighbour:
         return np.where(self.overlap[..., None], behind, truth_u8)
 
 
-def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list["Neighbour"]:
+def neighbours(facts: SceneFacts, instances_u8: np.ndarray, amodal: np.ndarray) -> list[Neighbour]:
     """Those of the removed solid, without furniture and its support. amodal: (n, h, w) bool."""
     placed, found = facts.removed, []
     for index in range(len(facts.names)):
@@ -99,7 +98,7 @@ def inference_inputs(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
 
 def find_cases(
     source: RenderedScenes, options: PairOptions, count: int, estimator: DepthEstimator, given_depth: bool
-) -> list["SceneCase"]:
+) -> list[SceneCase]:
     """The first `count` scenes whose object shows enough pixels."""
     cases: list[SceneCase] = []
     for index in range(len(source)):

@@ -2,7 +2,6 @@
 
 Depth is estimated on the filled and on the original image and brought into the frame of the filled one,
 which is what the compositor gets as background.
-Legend: h w pixels.
 """
 
 import logging

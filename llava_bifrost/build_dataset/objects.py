@@ -1,7 +1,4 @@
-"""Annotated objects of a photograph: what each is called so that its name fits no other one, and its removal.
-
-Legend: h w pixels.
-"""
+"""Annotated objects of a photograph: what each is called so that its name fits no other, and its removal."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence

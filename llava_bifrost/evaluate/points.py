@@ -47,7 +47,7 @@ def read_points(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for number, row in enumerate(rows, 1):
-        record = {key: next(filter(None, map(row.get, names)), None) for key, names in NAMES.items()}
+        record: dict = {key: next(filter(None, map(row.get, names)), None) for key, names in NAMES.items()}
         if lacking := [key for key, value in record.items() if value is None]:
             raise ValueError(f"{file}: record {number} lacks {', '.join(lacking)}")
         record |= {key: file.parent / record[key] for key in ("image", "mask")}

@@ -98,8 +98,8 @@ class Ground:
 
     def as_place(self) -> Place:
         """The ground as an object: from its farthest row to the lower border, over the whole width."""
-        rows = self.reach.any(axis=1)
-        top = float(np.flatnonzero(rows).min(initial=len(rows) - 1)) / len(rows)
+        rows = np.flatnonzero(self.reach.any(axis=1))
+        top = float(rows.min(initial=len(self.reach) - 1)) / len(self.reach)
         far, middle = (min(max(float(self.plane.at(0.5, y)), 0.0), 1.0) for y in (top, (top + 1) / 2))
         return Place((0.0, top, 1.0, 1.0), max(middle, far), far, 1.0)
 

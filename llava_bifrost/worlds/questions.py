@@ -6,7 +6,7 @@ that deviates least from the usual meaning of the words. "Replace the blue egg .
 Legend: k proposals (places where an object can stand: in the image, touching nothing), m anchors.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,14 +49,8 @@ class Question:
     answer: Place
     named: tuple[int, ...]
 
-    def mirrored(self) -> "Question":
-        x0, y0, x1, y1 = self.answer.box01_xyxy
-        pairs = tuple((MIRRORED.get(phrase, phrase), name) for phrase, name in self.request.relations)
-        box = (round(1 - x1, DECIMALS), y0, round(1 - x0, DECIMALS), y1)
-        return Question(replace(self.request, relations=pairs), self.answer.moved(box), self.named)
 
-
-def replace_questions(world: World, rng: np.random.Generator, count: int) -> list["Question"]:
+def replace_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
     """Up to `count` questions for the place of a solid that is seen."""
     solids, questions = world.solids, []
     for index in map(int, rng.permutation([i for i in world.anchors if solids.movable[i]])[:count]):
@@ -71,7 +65,7 @@ def rounded_location(box: np.ndarray, d: float) -> Place:
     return Place.of((x0, y0, max(x1, round(x0 + 0.01, 2)), max(y1, round(y0 + 0.01, 2))), round(d, DECIMALS))
 
 
-def place_questions(world: World, rng: np.random.Generator, count: int) -> list["Question"]:
+def place_questions(world: World, rng: np.random.Generator, count: int) -> list[Question]:
     """Up to `count` questions that place something new; fewer where the scene has too few anchors."""
     objects = standing_places(world, rng, PROPOSALS)
     if not world.anchors or not len(objects.d):

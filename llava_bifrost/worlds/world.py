@@ -224,6 +224,6 @@ class World:
         return margins
 
 
-def world_of(fact: SceneFacts, options: SceneOptions) -> "World":
+def world_of(fact: SceneFacts, options: SceneOptions) -> World:
     """The world of one stored scene: sampled again from its seed, no pixels, about 7 ms."""
     return World.of(sample_scene(fact.seed, options), fact)
