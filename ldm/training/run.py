@@ -132,6 +132,8 @@ def write_checkpoint(
         for name, tensors in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             named = {layout.key(key): value.detach().cpu().contiguous() for key, value in tensors.items()}
+            if len(named) != len(tensors):
+                raise ValueError(f"{folder}: two weights have one key in {name}")
             save_file(named, partial / name, metadata={"format": "pt"})
         layout.beside(partial)
         torch.save(dict(state), partial / STATE)
