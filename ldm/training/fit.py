@@ -36,7 +36,6 @@ from ldm.training.run import (
     checkpoint_folders,
     make_accelerator,
     read_checkpoint,
-    switch_to_training,
     trained,
     write_checkpoint,
 )
@@ -170,7 +169,10 @@ class TrainingRun:
             batch = send_to_device(batch, accelerator.device)
             seeds = [seed_of(seed, epoch, item) for item in items]
             draw = seed_of(seed, epoch, number, "dropout", accelerator.process_index)
-            switch_to_training(self.model)
+            self.model.train()
+            for module in self.model.modules():  # the statistics of frozen ones would drift, in no checkpoint
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained(module):
+                    module.eval()
             together = contextlib.nullcontext() if last else accelerator.no_sync(self.model)
             with together, drawing(draw, accelerator.device):  # recomputed layers draw in the backward pass
                 with accelerator.autocast():

@@ -247,14 +247,6 @@ class Task:
         return total / max(count, 1)
 
 
-def switch_to_training(model: nn.Module) -> None:
-    """`model.train()`; frozen BatchNorm keeps its statistics, which would drift and are in no checkpoint."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained(module):
-            module.eval()
-
-
 @dataclass(frozen=True)
 class FitOutcome:
     """How a run ended. best: checkpoint with the lowest validation loss, where there is a validation set."""
