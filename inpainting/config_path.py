@@ -15,6 +15,8 @@ from ldm.settings.config import load_config
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+ConfigPath = Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")]
 HERE = Path("configs/inpainting")
 # Names in the published README that no published file had -> the file that was meant.
 ALIASES = {
@@ -25,10 +27,7 @@ ALIASES = {
 
 
 def find_config(path: Path) -> Path:
-    """The file itself; a path under models/configs/ is looked up in configs/inpainting/, with one log line.
-
-    Raises ValueError naming the files that there are.
-    """
+    """The file itself; a path under models/configs/ is looked up in configs/inpainting/, with a log line."""
     if path.is_file():
         return path
     inside = re.search(r"(?:^|/)(?:models/configs|configs/inpainting)/(.+)", path.as_posix())
@@ -43,13 +42,9 @@ def find_config(path: Path) -> Path:
 def config_verb(schema: type[T], work: Callable[[T], Any], help: str) -> Callable[..., None]:
     """The verb `--config-path FILE [key=value ...]` that does `work` as the one writer of `project_dir`."""
 
-    def verb(
-        config_path: Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")],
-        overrides: Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")] = None,
-    ) -> None:
-        alone(work, lambda settings: settings.project_dir)(
-            load_config(schema, find_config(config_path), overrides or [])
-        )
+    def verb(config_path: ConfigPath, overrides: Overrides = None) -> None:
+        settings = load_config(schema, find_config(config_path), overrides or [])
+        alone(work, lambda settings: settings.project_dir)(settings)
 
     verb.__doc__ = help
     return verb

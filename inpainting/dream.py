@@ -1,12 +1,8 @@
 """From an image and masks to a finished image: what could be behind each mask is written, then painted.
 
-    python -m inpainting.dream --image painting.jpg --masks a.png b.png --prompts "" "a red cube" \\
-        --out outputs/dreamed.png
+    python -m inpainting.dream --image painting.jpg --masks a.png b.png --prompts "" "a red cube"
 
-A mask without prompt gets one from a vision-language model that sees the rest of the image (paper section 3);
-given prompts are kept. Writes an image that carries its recipe, a JSON report, and a sheet with the prompts.
-
-Legend: h w pixels.
+A mask without prompt gets one from a vision-language model that sees the rest of the image (paper section 3).
 """
 
 from dataclasses import dataclass
@@ -22,8 +18,6 @@ from ldm.settings.later import later, later_names
 
 @dataclass(frozen=True)
 class DreamSettings(PaintSettings):
-    """An image, its regions, who writes their prompts, how to paint them and where the result goes."""
-
     prompts: tuple[str, ...] = setting(
         (), help="known prompts in the order of the masks; an empty or missing one is written"
     )
@@ -53,7 +47,6 @@ class DreamSettings(PaintSettings):
 
     @property
     def decoding(self) -> Decoding:
-        """How prompts are decoded."""
         return Decoding(self.constrained, self.temperature, self.seed, self.longest)
 
 

@@ -1,9 +1,6 @@
 """Fill masks of an image, each with its own prompt, from the command line.
 
-    python -m inpainting.paint --image room.png --masks a.png b.png --prompts "a red cube" "a green ball" \\
-        --out outputs/painted.png
-
-Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, regions and after.
+python -m inpainting.paint --image room.png --masks a.png b.png --prompts "a red cube" "a green ball"
 """
 
 from dataclasses import dataclass, fields, replace
@@ -41,8 +38,6 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class PaintSettings(PaintOptions, _Inputs):
-    """An image, its regions, how to paint them and where the result goes."""
-
     compat: bool = setting(
         False, help="paint as published: layout nearest, one joint sequence, the whole decoded image"
     )

@@ -1,7 +1,4 @@
-"""An image, its masks and prompts become a painted image with recipe, report and sheet.
-
-Prompts that are missing are written first. Legend: h w pixels.
-"""
+"""An image, its masks and prompts, written where missing, become a painted image with recipe and sheet."""
 
 import logging
 import sys
@@ -16,10 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 from inpainting.dream import DreamSettings
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import GREEDY, PromptWriter, find_files
-from inpainting.models.text_to_image.canvas import RegionPrompt, pair_masks
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
-from inpainting.models.text_to_image.pipeline import PaintJob, PaintResult, paint, paint_all
+from inpainting.models.text_to_image.pipeline import (
+    PaintJob,
+    PaintResult,
+    RegionPrompt,
+    paint,
+    paint_all,
+    pair_masks,
+)
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
 from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of_color
 from ldm.decode import LoadedImage
@@ -77,11 +80,7 @@ def save_painting(
     sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write each sample with its recipe, its report beside it, and the sheet; log where they are.
-
-    more:    what else decided the pixels
-    returns: the report of all samples, with `files`
-    """
+    """Write each sample with its recipe and report, and the sheet. more: what else decided the pixels."""
     paths = sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
     plain = to_plain(settings)
@@ -111,7 +110,6 @@ def painter_folder(settings: PaintSettings) -> Path:
 
 
 def load_painter(settings: PaintSettings) -> Inpainter:
-    """The model that paints, as the settings name it."""
     where = {"device": settings.device, "dtype": settings.dtype}
     return load_inpainter(painter_folder(settings), settings.lora, lora_scale=settings.lora_scale, **where)
 
@@ -153,15 +151,12 @@ class Prompts:
     colors: list[str]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The same as JSON, one object per mask."""
         parts = zip(self.colors, self.texts, self.written, strict=True)
         return [{"color": color, "prompt": text, "written": new} for color, text, new in parts]
 
 
 @dataclass(frozen=True, eq=False)
 class Dream:
-    """What `dream` gives: the prompts, and the images painted after them."""
-
     prompts: Prompts
     result: PaintResult
 
@@ -171,10 +166,7 @@ class Dream:
         return self.result.image_u8
 
     def sheet(self, image_u8: np.ndarray) -> np.ndarray:
-        """(h, w, 3) uint8: the image, its masks as the writer saw them, the results.
-
-        Below: for each mask its colour and its prompt, broken into lines.
-        """
+        """(h, w, 3) uint8: the image, its masks as the writer saw them, the results; below, the prompts."""
         seeds = self.result.seeds
         titles = ["after"] if len(seeds) == 1 else [f"after, seed {seed}" for seed in seeds]
         seen = paint_masks(image_u8, [region.mask for region in self.result.regions], self.prompts.colors)
@@ -211,7 +203,7 @@ def dream(
 
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
     one is to be written. Image and masks may be paths or PIL images. `write_missing` and `paint` do the same
-    in two steps and have more options. Raises ValueError for what does not fit.
+    in two steps and have more options.
     """
     image_u8 = image_u8 if isinstance(image_u8, np.ndarray) else read_image(image_u8).rgb_u8
     masks = [mask if isinstance(mask, np.ndarray) else read_mask(mask) for mask in masks]

@@ -2,11 +2,7 @@
 
 The model sees a painting whose regions are painted in solid colours, is asked what hides behind them, and
 answers `<red>a dog</red><green>a tree</green>`. Texts and colours are part of the released adapters (paper
-section 3.1). An expression fixes the tags of an answer and their order; a cap on the tokens between two tags
-makes every answer end. Known prompts are part of the expression, so the model writes the others in their
-knowledge.
-
-Legend: h w pixels, r masks.
+section 3.1). An expression fixes the tags of an answer and their order, and the prompts that are known.
 """
 
 import re
@@ -70,15 +66,12 @@ def discover_question(colors: Sequence[str]) -> str:
 
 
 def discover_prompt(colors: Sequence[str]) -> str:
-    """The question in its conversation, up to where the model speaks."""
+    """The same in its conversation, up to where the model speaks."""
     return CHAT.format(question=discover_question(colors))
 
 
 def target_text(pairs: Sequence[tuple[str, str]]) -> str:
-    """The answer for (colour, caption) pairs: `<red>a dog</red><green>a tree</green>`.
-
-    Raises ValueError for a caption that holds a tag, which nobody could read back.
-    """
+    """The answer for (colour, caption) pairs; ValueError for a caption that holds a tag."""
     for color, caption in pairs:
         if re.search(r"</?(" + "|".join((*COLORS, GRAY_NAME)) + ")>", caption):
             raise ValueError(f"the caption of {color} holds a colour's tag: {caption!r}")
@@ -106,11 +99,10 @@ def palette(count: int) -> list[str]:
 
 def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
     """ValueError for a mask that is not bool, not of the image's size, or empty."""
+    size = image_u8.shape[:2]
     for number, mask in enumerate(masks, 1):
-        if mask.dtype != bool or mask.shape != image_u8.shape[:2]:
-            actual = (
-                f"{mask.dtype} {mask.shape}, its image {image_u8.shape[:2]}; for a 0/255 mask: mask > 127"
-            )
+        if mask.dtype != bool or mask.shape != size:
+            actual = f"{mask.dtype} {mask.shape}, its image {size}; for a 0/255 mask: mask > 127"
             raise ValueError(f"mask {number} must be bool and of the image's size (h, w); it is {actual}")
         if not mask.any():
             raise ValueError(f"mask {number} is empty: no pixel is set")
@@ -125,8 +117,7 @@ def paint_masks(
 ) -> np.ndarray:
     """A copy of the image (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
 
-    alphas: opacity of each mask in [0, 1], default 1; blended as torchvision's draw_segmentation_masks does,
-            in single precision and cut off to whole levels. Pixels outside the mask keep their bytes.
+    alphas: opacity of each mask in [0, 1], default 1; blended as by torchvision's draw_segmentation_masks
     order:  large_first, so that small masks stay visible, or given
     """
     if order not in ("large_first", "given"):
@@ -147,8 +138,7 @@ def paint_masks(
 def split_colors(image: LoadedImage) -> list[np.ndarray]:
     """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`.
 
-    Gray and transparent pixels belong to none; soft edges go to the nearer side.
-    ValueError where nothing is coloured.
+    Gray and transparent pixels belong to none. ValueError where nothing is coloured.
     """
     rgb_u8, (h, w), found = image.rgb_u8, image.size, list[np.ndarray]()
     colored = np.ptp(rgb_u8, axis=2) > GRAY_TOLERANCE
@@ -218,20 +208,13 @@ def colors_of_masks(config: PrompterConfig, given: Sequence[str]) -> list[str]:
     count, known = len(given), config.colors
     if count > len(known):
         raise ValueError(f"{config.name} knows {len(known)} colours ({', '.join(known)}), got {count} masks")
-    colors = dict(zip(asked_order(given), reversed(known[:count]), strict=True))
+    asked = sorted(range(count), key=lambda mask: not given[mask])
+    colors = dict(zip(asked, reversed(known[:count]), strict=True))
     return [colors[mask] for mask in range(count)]
 
 
-def asked_order(given: Sequence[str]) -> list[int]:
-    """Masks with a prompt first, else in their order."""
-    return sorted(range(len(given)), key=lambda mask: not given[mask])
-
-
 def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:
-    """The expression of an answer: the tags in this order; without tags a text of one line.
-
-    given: one text per tag, empty where the model writes it
-    """
+    """The expression of an answer: tags with their `given` texts or the model's; without tags one line."""
     if not tags:
         return CONTENT
     texts = [f" ?{re.escape(text)}" if text else CONTENT for text in given or [""] * len(tags)]
@@ -240,7 +223,7 @@ def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One question about one painted image, and what its answer gives."""
+    """One question about one painted image."""
 
     image_u8: np.ndarray  # (h, w, 3)
     question: str
@@ -259,10 +242,7 @@ class Query:
 def queries_for(
     config: PrompterConfig, image_u8: np.ndarray, masks: Sequence[np.ndarray], given: Sequence[str]
 ) -> list[Query]:
-    """The questions about an image (h, w, 3): one about all r masks, or one about each, as configured.
-
-    Raises ValueError for masks that do not fit.
-    """
+    """The questions about an image (h, w, 3): one about all r masks, or one about each, as configured."""
     if not len(masks):
         raise ValueError("nothing to write: no mask given")
     check_masks(image_u8, masks)
@@ -271,9 +251,9 @@ def queries_for(
     if all(given):
         return []
     if config.question == "discover":
-        colors, order = colors_of_masks(config, given), asked_order(given)
-        tags = tuple(colors[mask] for mask in order)
-        known = tuple(given[mask] for mask in order)
+        colors = colors_of_masks(config, given)
+        order = sorted(range(len(masks)), key=lambda mask: config.colors.index(colors[mask]), reverse=True)
+        tags, known = tuple(colors[mask] for mask in order), tuple(given[mask] for mask in order)
         painted = paint_masks(image_u8, masks, colors)
         return [Query(painted, discover_question(tags), tuple(order), tags, known)]
     plain = config.question == "plain"

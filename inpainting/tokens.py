@@ -1,8 +1,7 @@
 """Prompts of several regions -> token sequences, and the region of each token.
 
-joint     one sequence for all prompts of an image, as published: BOS, prompt 1, prompt 2 ..., EOS, padding.
-          They share 75 tokens, the longest is cut first, and a prompt's embedding has seen those before it.
-separate  one sequence per prompt: 75 tokens each, and no prompt knows of another.
+joint     one sequence for all prompts of an image, as published: BOS, prompt 1, prompt 2 ..., EOS, padding
+separate  one sequence per prompt: no prompt knows of another
 
 Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images.
 """
@@ -25,25 +24,20 @@ LONGEST_WINDOW = 4096  # chosen; transformers' value for `no length` is 1e30
 
 @dataclass(frozen=True)
 class TruncatedPrompt:
-    """A prompt that did not fit: what the model reads and what it does not."""
+    """A prompt that did not fit."""
 
     index: int
-    kept: str
+    kept: str  # what the model reads
     lost: str
 
 
 @dataclass(frozen=True, eq=False)
 class TokenPlan:
-    """The token sequences of one image.
+    """The token sequences of one image."""
 
-    input_ids:        (s, l) int64
-    token_region_ids: (t,) int64, 0 = shared, k + 1 = only for region k
-    cuts:             prompts that were shortened
-    """
-
-    input_ids: Tensor
-    token_region_ids: Tensor
-    cuts: tuple[TruncatedPrompt, ...] = ()
+    input_ids: Tensor  # (s, l) int64
+    token_region_ids: Tensor  # (t,) int64, 0 = shared, k + 1 = only for region k
+    cuts: tuple[TruncatedPrompt, ...] = ()  # prompts that were shortened
 
 
 def plan_tokens(
@@ -65,10 +59,7 @@ def plan_tokens(
     lengths = [min(len(content), window - 2) for content in contents]
     start, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * window
     if encoding == "separate" and regions:
-        sequences = [
-            (start + content[:length] + end)[:window]
-            for content, length in zip(contents, lengths, strict=True)
-        ]
+        sequences = [(start + content[: window - 2] + end)[:window] for content in contents]
         region_ids = [index for index in range(1, len(texts) + 1) for _ in range(window)]
     else:
         ending = [] if regions else [tokenizer.get_vocab().get(SEPARATOR)]
@@ -76,10 +67,11 @@ def plan_tokens(
             raise ValueError(
                 f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts"
             )
-        budget = window - 2 - len(contents) * len(ending)
-        if budget < len(contents):
+        count = len(contents)
+        budget = window - 2 - count * len(ending)
+        if budget < count:
             raise ValueError(
-                f"{len(contents)} prompts do not fit one sequence of {window} tokens; use encoding=separate"
+                f"{count} prompts do not fit one sequence of {window} tokens; use encoding=separate"
             )
         lengths = longest_first_lengths(lengths, budget)
         ids, region_ids = start, [SHARED]
@@ -88,14 +80,12 @@ def plan_tokens(
             region_ids += [index if regions else SHARED] * (length + len(ending))
         sequences = [(ids + end)[:window]]
         region_ids += [SHARED] * (window - len(region_ids))
-    cuts = tuple(
-        TruncatedPrompt(
-            index, tokenizer.decode(content[:length]).strip(), tokenizer.decode(content[length:]).strip()
-        )
-        for index, (content, length) in enumerate(zip(contents, lengths, strict=True))
-        if length < len(content)
-    )
-    return TokenPlan(torch.tensor(sequences), torch.tensor(region_ids), cuts)
+    cuts = []
+    for index, (content, length) in enumerate(zip(contents, lengths, strict=True)):
+        if length < len(content):
+            kept, lost = (tokenizer.decode(part).strip() for part in (content[:length], content[length:]))
+            cuts.append(TruncatedPrompt(index, kept, lost))
+    return TokenPlan(torch.tensor(sequences), torch.tensor(region_ids), tuple(cuts))
 
 
 def plan_shared(text: str, tokenizer: CLIPTokenizer) -> TokenPlan:
@@ -115,10 +105,9 @@ def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:
 
 
 def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Read all sequences of a batch with one call of the text encoder.
+    """Embeddings (b, t, c) and token_region_ids (b, t) of a batch, by one call of the text encoder.
 
-    returns: embeddings (b, t, c) and token_region_ids (b, t); images with fewer tokens than the longest are
-             padded with zeros that no pixel reads
+    Images with fewer tokens than the longest are padded with zeros that no pixel reads.
     """
     device = next(text_encoder.parameters()).device
     ids = torch.cat([plan.input_ids for plan in plans])

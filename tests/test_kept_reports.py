@@ -18,7 +18,7 @@ from datasets.benchmark import write_benchmark
 from datasets.scenes.__main__ import build_app as scenes_app
 from datasets.uvo_process import build_app as uvo_app
 from inpainting.data.steps import describe
-from inpainting.models.image_to_text.evaluation.metric_models import PromptMetricModels
+from inpainting.models.image_to_text.evaluation.predictions import PromptMetricModels
 from inpainting.models.image_to_text.score import build_app as score_app
 from inpainting.models.text_to_image import test as painting_tests
 from ldm.images import encode_png

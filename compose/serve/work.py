@@ -20,7 +20,7 @@ from compose.serve.uploads import public
 from compose.sheet import save_sheet
 from compose.sources import read_sources
 from inpainting.dream import DreamSettings
-from inpainting.models.text_to_image.canvas import pair_masks
+from inpainting.models.text_to_image.pipeline import pair_masks
 from inpainting.painting import (
     completed,
     facts_of_writer,

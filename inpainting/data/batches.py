@@ -1,8 +1,4 @@
-"""Work by a language model in batches: journalled, and the same answers whether or not it was interrupted.
-
-A network's answers depend a little on which images share a batch, so batches are fixed beforehand: a batch
-that was cut off is done again as a whole.
-"""
+"""Work by a language model in batches: journalled, and the same answers whether or not it was interrupted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +26,8 @@ class ProcessSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.process_id >= self.num_processes:
-            raise ValueError(
-                f"--process-id must be below --num-processes ({self.num_processes}), got {self.process_id}"
-            )
+            limit = f"must be below --num-processes ({self.num_processes})"
+            raise ValueError(f"--process-id {limit}, got {self.process_id}")
 
     @property
     def index_of_count(self) -> tuple[int, int]:
@@ -63,11 +58,6 @@ class CaptionSettings(ProcessSettings):
     resume: bool = setting(True, help="continue earlier work, also backups of the published command")
 
 
-def shard_paths(folder: Path, name: str, count: int) -> list[Path]:
-    """The journals of `count` processes."""
-    return [folder / f"{name}_{index}of{count}.jsonl" for index in range(count)]
-
-
 def run_batches(
     journal: Journal,
     items: Sequence[str],
@@ -75,9 +65,9 @@ def run_batches(
     answer: Callable[[Sequence[T]], Sequence[Mapping[str, Any]]],
     batch: int,
 ) -> None:
-    """Load each item, answer them in batches, record the answers.
+    """Load each item, answer them in batches, record the answers; what cannot be loaded is left out.
 
-    An item that cannot be loaded (ValueError) is left out, and tried again at the next call.
+    Answers depend a little on which images share a batch, so one that was cut off is done again as a whole.
     """
     with tqdm(total=len(items), desc=journal.name) as bar:
         for start in range(0, len(items), batch):

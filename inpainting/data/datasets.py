@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 from datasets.sources.readers import images_in
-from inpainting.data.choice import MaskManifest, centre_crop, layout_rows, within
 from inpainting.data.paintings import (
-    ANNOTATIONS,
     SPLITS,
+    MaskManifest,
     Painting,
     PaintingOptions,
     painting_description,
@@ -29,6 +30,7 @@ from inpainting.data.paintings import (
 )
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
+from ldm.images import read_image, read_mask, to_pm1
 from ldm.journal import attempt_in_order
 from ldm.seeds import seed_of
 
@@ -40,12 +42,39 @@ READERS = 4  # threads that read masks for a manifest
 STACKED = ("pixel_values", "masks", "masked_pixel_values", "input_ids", "freestyle_attention_mask")
 
 
-class PaintingItems(Dataset[dict[str, Any]]):
-    """The captioned images of one split, sorted by name.
+def within(masks: Tensor, threshold: float | None) -> int:
+    """How many of (r, s, s) bool, from the first on, cover at most a fraction `threshold`; at least 1."""
+    if threshold is None:
+        return len(masks)
+    covered = masks.cummax(dim=0).values.float().mean(dim=(1, 2)).double()
+    return max(1, int((covered <= threshold).sum()))
 
-    Random decisions about an image follow from (seed, name, epoch), never from workers, batch size or the
-    order of files; the epoch counts in training only.
+
+def centre_crop(pixels: np.ndarray, side: int) -> Tensor:
+    """The centre of an image whose shorter side is scaled to `side`; sizes are rounded as by torchvision.
+
+    pixels: (h, w, 3) uint8 -> (3, s, s) in [-1, 1], antialiased; bool (h, w) -> bool (s, s), nearest pixel
     """
+    h, w = pixels.shape[:2]
+    h, w = (side, int(side * w / h)) if h <= w else (int(side * h / w), side)
+    top, left = round((h - side) / 2), round((w - side) / 2)
+    if pixels.dtype == bool:
+        scaled = F.interpolate(torch.from_numpy(pixels)[None, None].float(), size=(h, w), mode="nearest")
+        return scaled[0, 0, top : top + side, left : left + side] > 0
+    image_u8 = np.asarray(Image.fromarray(pixels).resize((w, h), Image.Resampling.BILINEAR))
+    return to_pm1(image_u8[top : top + side, left : left + side])
+
+
+def layout_rows(masks: Tensor, max_concepts: int | None) -> Tensor:
+    """(r, s, s) bool -> (max_concepts + 1, s, s) float: all ones; each region with the background; zeros."""
+    background = ~masks.any(dim=0)
+    rows = torch.cat([torch.ones_like(masks[:1]), masks | background]).float()
+    missing = (len(masks) if max_concepts is None else max_concepts) + 1 - len(rows)
+    return F.pad(rows, (0, 0, 0, 0, 0, missing))
+
+
+class PaintingItems(Dataset[dict[str, Any]]):
+    """The captioned images of one split, sorted by name; what is random follows from (seed, name, epoch)."""
 
     def __init__(self, data_dir: Path, split: str, seed: int) -> None:
         self.data_dir, self.split, self.seed, self.epoch = data_dir, split, seed, 0
@@ -60,7 +89,7 @@ class PaintingItems(Dataset[dict[str, Any]]):
             masks, entities = data_dir / "masks" / path.stem, data_dir / "entities" / path.stem
             painting = Painting(path.stem, path, masks, entities)
             try:
-                if (entities / ANNOTATIONS).is_file():
+                if painting.annotations.is_file():
                     painting.read_captions()
                     self.paintings.append(painting)
             except ValueError as error:
@@ -70,22 +99,19 @@ class PaintingItems(Dataset[dict[str, Any]]):
         if len(self.left_out) > SHOWN:
             log.warning("%d images of %s are left out", len(self.left_out), split)
         if not self.paintings:
-            raise ValueError(f"{self.data_dir}: no annotated image in the split {split}")
+            raise ValueError(f"{data_dir}: no annotated image in the split {split}")
 
     def __len__(self) -> int:
         return len(self.paintings)
 
     @property
     def stems(self) -> list[str]:
-        """Names of the images, in the order of the items."""
         return [painting.stem for painting in self.paintings]
 
     def set_epoch(self, epoch: int) -> None:
-        """Other random decisions from now on (training)."""
         self.epoch = epoch
 
     def rng_of(self, stem: str) -> np.random.Generator:
-        """The random numbers of one image in this epoch."""
         return np.random.default_rng(seed_of(self.seed, stem, self.epoch if self.split == TRAIN else 0))
 
     def usable(self, index: int, example: Callable[[Painting], dict[str, Any]]) -> dict[str, Any]:
@@ -94,16 +120,14 @@ class PaintingItems(Dataset[dict[str, Any]]):
             raise IndexError(index)
         if self.split != TRAIN:
             return example(self.paintings[index])
-        reason = ""
         for step in range(len(self)):
             painting = self.paintings[(index + step) % len(self)]
             try:
                 return example(painting)
             except ValueError as error:
-                reason = str(error)
                 if painting.stem not in self.left_out:
-                    log.warning("left out: %s", reason)
-                self.left_out[painting.stem] = reason
+                    log.warning("left out: %s", error)
+                self.left_out[painting.stem] = reason = str(error)
         raise ValueError(f"{self.data_dir}: no image of {self.split} can be used, such as {reason}")
 
 
@@ -132,11 +156,6 @@ class InpaintingDataset(PaintingItems):
         texts_dir: Path | None = None,
         global_anns_path: Path | None = None,
     ) -> None:
-        """freestyle: with the layout of regions and the region of each token
-
-        texts_dir: folder of NAME.json, lists of prompts in the order of the chosen regions
-        global_anns_path: JSON file of descriptions
-        """
         self.options, self.tokenizer = options, tokenizer
         self.freestyle, self.texts_dir = freestyle, texts_dir
         if texts_dir is not None and not texts_dir.is_dir():
@@ -146,29 +165,23 @@ class InpaintingDataset(PaintingItems):
         super().__init__(options.data_dir, split, seed)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Item `index`. In training the next image stands in for a damaged one, with a warning."""
         return self.usable(index, self.example)
 
     def example(self, painting: Painting) -> dict[str, Any]:
-        """The item of one image."""
-        rng = self.rng_of(painting.stem)
-        rgb_u8 = painting.read_image()
-        captions, masks = self.chosen(painting, rgb_u8, rng)[1:]
-        texts = captions if self.texts_dir is None else self.prompts(painting, len(captions))
+        rng, image = self.rng_of(painting.stem), read_image(painting.image)
+        by_name, masks = self.chosen(painting, image.size, rng)
+        texts = captions = list(by_name.values())
+        if self.texts_dir is not None:
+            texts = self.prompts(painting, len(captions))
         drops = self.split == TRAIN and len(texts) == 1
         if drops and rng.random() < self.options.drop_caption_probability:
             texts = [""]
         union = masks.any(dim=0, keepdim=True).float()
-        pixels = centre_crop(rgb_u8, self.options.resolution)
+        pixels = centre_crop(image.rgb_u8, self.options.resolution)
         plan = plan_tokens(texts, self.tokenizer, regions=self.freestyle)
-        item: dict[str, Any] = {
-            "pixel_values": pixels,
-            "masks": union,
-            "masked_pixel_values": pixels * (1 - union),
-            "input_ids": plan.input_ids[0],
-            "gt_texts": captions,
-            "texts": texts,
-        }
+        item: dict[str, Any] = {"pixel_values": pixels, "masks": union}
+        item |= {"masked_pixel_values": pixels * (1 - union), "input_ids": plan.input_ids[0]}
+        item |= {"gt_texts": captions, "texts": texts}
         if self.freestyle:
             item["freestyle_layout_mask"] = layout_rows(masks, self.options.max_concepts)
             item["freestyle_attention_mask"] = plan.token_region_ids
@@ -180,39 +193,35 @@ class InpaintingDataset(PaintingItems):
         return item
 
     def chosen(
-        self, painting: Painting, rgb_u8: np.ndarray, rng: np.random.Generator
-    ) -> tuple[tuple[str, ...], list[str], Tensor]:
-        """Names, captions and masks (r, s, s) of an image's regions: those of the manifest if there is one.
+        self, painting: Painting, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[dict[str, str], Tensor]:
+        """Captions by name and masks (r, s, s) of an image's regions: those of the manifest if there is one.
 
         Else the largest first (on the whole image), at most max_concepts, shuffled, and then as many from the
-        front as the threshold allows. Regions outside the crop are no candidates.
+        front as the threshold allows. Regions outside the crop are no candidates. size: (h, w) of the image.
         """
-        options, captions = self.options, painting.read_captions()
-        names = list(captions) if self.manifest is None else list(self.manifest.items[painting.stem])
-        missing = [name for name in names if name not in captions]
-        if missing:
+        options, side, captions = self.options, self.options.resolution, painting.read_captions()
+        names = list(captions if self.manifest is None else self.manifest.items[painting.stem])
+        if missing := [name for name in names if name not in captions]:
             raise ValueError(f"{painting.entities}: {missing[0]} has no caption")
-        masks = {name: painting.read_mask(name, (rgb_u8.shape[0], rgb_u8.shape[1])) for name in names}
-        crops = {name: centre_crop(mask, options.resolution) for name, mask in masks.items()}
+        masks = {name: read_mask(painting.masks / f"{name}.png", size=size) for name in names}
+        crops = {name: centre_crop(mask, side) for name, mask in masks.items()}
         if self.manifest is None:
             by_area = sorted(names, key=lambda name: -np.count_nonzero(masks[name]))
             names = [name for name in by_area if crops[name].any()]
             if not names:
-                raise ValueError(
-                    f"{painting.image}: no region lies in the central {options.resolution} pixel crop"
-                )
+                raise ValueError(f"{painting.image}: no region lies in the central {side} pixel crop")
             if options.max_concepts == 1:
                 names = [names[int(rng.integers(len(names)))]]
             names = names[: options.max_concepts]
             if options.shuffle_concepts:
                 names = [names[index] for index in rng.permutation(len(names))]
-            names = names[
-                : within(torch.stack([crops[name] for name in names]), options.masked_area_threshold)
-            ]
-        return tuple(names), [captions[name] for name in names], torch.stack([crops[name] for name in names])
+            stacked = torch.stack([crops[name] for name in names])
+            names = names[: within(stacked, options.masked_area_threshold)]
+        return {name: captions[name] for name in names}, torch.stack([crops[name] for name in names])
 
     def prompts(self, painting: Painting, count: int) -> list[str]:
-        """The generated prompts of one image: a JSON list, one text per masked region."""
+        """The generated prompts of one image, one per masked region."""
         path = Path(str(self.texts_dir)) / f"{painting.stem}.json"
         texts = read_json(path, list)
         if not all(isinstance(text, str) for text in texts):
@@ -222,11 +231,7 @@ class InpaintingDataset(PaintingItems):
         return texts
 
     def follow(self, path: Path) -> MaskManifest:
-        """Take the regions from the manifest at `path`; when there is none, choose them and write it.
-
-        Images that cannot be used are left out of it, with the reason. Call it before a run, and with the
-        same path in whatever reads the run's results.
-        """
+        """Take the regions from the manifest at `path`; when there is none, choose them and write it."""
         if path.is_file():
             manifest = MaskManifest.read(path)
             before = {"split": manifest.split, "seed": manifest.seed, **manifest.rules}
@@ -248,10 +253,11 @@ class InpaintingDataset(PaintingItems):
         return manifest
 
     def choose_all(self) -> MaskManifest:
-        """Choose the regions of every image. Reads all images and masks, and so finds damaged ones."""
+        """Choose the regions of every image; those that cannot be used are left out, with the reason."""
 
         def choose(painting: Painting) -> tuple[str, ...]:
-            return self.chosen(painting, painting.read_image(), self.rng_of(painting.stem))[0]
+            size = read_image(painting.image).size
+            return tuple(self.chosen(painting, size, self.rng_of(painting.stem))[0])
 
         choices = tqdm(attempt_in_order(choose, self.paintings, READERS), total=len(self), desc="masks")
         items, left_out = {}, dict(self.left_out)
@@ -267,17 +273,14 @@ class InpaintingDataset(PaintingItems):
 
     @staticmethod
     def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Items -> batch: tensors (b, ...) stacked, texts, names and per-region masks as lists of b.
-
-        Layouts become integers, as published, and get as many rows as the longest has.
-        """
+        """Items -> batch: tensors (b, ...) stacked, texts, names and per-region masks as lists of b."""
         result: dict[str, Any] = {}
         for key in batch[0]:
             values = [item[key] for item in batch]
             if key in STACKED:
                 result[key] = torch.stack(values)
             elif key == "freestyle_layout_mask":
-                result[key] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True).long()
+                result[key] = nn.utils.rnn.pad_sequence(values, batch_first=True).long()
             else:
                 result["global_texts" if key == "global_text" else key] = values
         return result

@@ -2,8 +2,7 @@
 
 An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds"}}}; the
 bounds are {"topLeft": {x, y}, "bottomRight": {x, y}} in pixels. Objects with a label and no parent whose
-box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as published. Noun roots are
-added afterwards by `ops extract-noun-chunk-roots`.
+box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from inpainting.data.paintings import change_annotations, checked_name
-from inpainting.data.steps.captions import EntitySettings, plain_text
 from inpainting.data.steps.regions import (
     ObjectRegion,
+    Reader,
     RegionOutput,
-    RegionSource,
     make_entities,
     make_masks,
     pixel_box,
 )
 from inpainting.data.steps.split import TransferSettings, one_split_each, split_images
+from inpainting.data.steps.texts import EntitySettings, plain_text
 from ldm.files import file_sha256, read_json, visible_files
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import setting
@@ -32,24 +31,42 @@ SPLIT_NAMES = {"valid": "val"}
 
 @dataclass(frozen=True)
 class DciSettings(RegionOutput):
-    """Annotation files and images -> a folder."""
-
     annotations_dir: Path = setting(help="folder of annotation files")
 
-    def source(self) -> RegionSource:
+    def source(self) -> tuple[list[str], dict[str, Any], Reader]:
         files = annotation_files(self.annotations_dir)
 
         def read(name: str) -> tuple[str, Any]:
             document = read_json(files[name])
             return str(document.get("image")), document
 
-        return RegionSource(list(files), {"annotations": len(files)}, read, labelled_regions)
+        return list(files), {"annotations": len(files)}, read
+
+    def regions(self, annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> list[ObjectRegion]:
+        """The labelled objects of an image without a parent, of the right size; ValueError: malformed."""
+        entries = annotation.get("mask_data")
+        if not isinstance(entries, Mapping):
+            raise ValueError("has no object `mask_data`")
+        regions = []
+        for key, entry in entries.items():
+            try:
+                if not entry["label"] or entry["parent"] != -1:
+                    continue
+                low, high = entry["bounds"]["topLeft"], entry["bounds"]["bottomRight"]
+                x0, y0, x1, y1 = (float(corner[axis]) for corner in (low, high) for axis in "xy")
+                box = pixel_box((x0, y0, x1, y1), size_hw)
+                label, caption = str(entry["label"]), str(entry["caption"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"object {key!r} is malformed: {error!r}") from None
+            if box is not None:
+                if not str(key).isalnum():
+                    raise ValueError(f"object {key!r}: its id is no part of a file name")
+                regions.append(ObjectRegion(f"mask_{key}", label, (box,), caption))
+        return regions
 
 
 @dataclass(frozen=True)
 class DciSplitSettings(TransferSettings):
-    """Images -> images/{train,val,test,unannotated}. Copies by default."""
-
     annotations_dir: Path = setting(help="folder of annotation files")
     split_path: Path = setting(help="JSON file: split -> annotation files")
 
@@ -62,28 +79,6 @@ class DciSplitSettings(TransferSettings):
                 image = checked_name(str(read_json(files[name]).get("image")))
                 pairs.append((image, SPLIT_NAMES.get(split, split)))
         return one_split_each(self.split_path, pairs), {"table": file_sha256(self.split_path)}
-
-
-def labelled_regions(document: Mapping[str, Any], size_hw: tuple[int, int]) -> list[ObjectRegion]:
-    """The labelled objects of an image without a parent, of the right size; ValueError: malformed."""
-    entries = document.get("mask_data")
-    if not isinstance(entries, Mapping):
-        raise ValueError("has no object `mask_data`")
-    regions = []
-    for key, entry in entries.items():
-        try:
-            if not entry["label"] or entry["parent"] != -1:
-                continue
-            low, high = entry["bounds"]["topLeft"], entry["bounds"]["bottomRight"]
-            box = pixel_box((float(low["x"]), float(low["y"]), float(high["x"]), float(high["y"])), size_hw)
-            label, caption = str(entry["label"]), str(entry["caption"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"object {key!r} is malformed: {error!r}") from None
-        if box is not None:
-            if not str(key).isalnum():
-                raise ValueError(f"object {key!r}: its id is no part of a file name")
-            regions.append(ObjectRegion(f"mask_{key}", label, (box,), caption))
-    return regions
 
 
 def annotation_files(folder: Path) -> dict[str, Path]:

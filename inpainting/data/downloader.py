@@ -3,15 +3,20 @@
     python -m inpainting.data.downloader fetch-annotations
     python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o data/mm_inp_dataset/images
 
-Both continue where they stopped. Images are fetched in threads: checked, retried, written as a whole.
+Both continue where they stopped. Two of the annotation files lie in an archive. A file kept by Git LFS
+arrives as a pointer; what it points to is fetched then, and checked against its hash.
 """
 
 import csv
+import functools
 import io
 import logging
 import random
+import re
+import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -20,18 +25,29 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from inpainting.data.paintings import checked_name, source_file
-from inpainting.data.steps.fetch import FetchSettings, fetch_annotations
+from inpainting.data.paintings import checked_name, source_file, write_object
 from ldm.decode import DECODER_ERRORS
-from ldm.files import nfc, read_table, write_atomic
+from ldm.files import file_sha256, nfc, read_json, read_table, read_text, write_atomic, written_whole
 from ldm.images import read_image
 from ldm.journal import attempt_in_order
+from ldm.locks import alone
+from ldm.registry.pull import download, is_archive, unpack
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 
 log = logging.getLogger(__name__)
 
-AGENT = "bifrost-painting-data/1.0"
+REPOSITORY = "cilabuniba/i-dream-my-painting"
+REVISION = "3967a0e14d07899e301f388afba2a3a0159b9d5a"
+RAW = "https://raw.githubusercontent.com/{repository}/{revision}/{path}"
+LFS = "https://media.githubusercontent.com/media/{repository}/{revision}/{path}"
+SOURCES = ("data/annotations.zip", "data/wikiart_images.csv")
+WANTED = ("annotations.json", "llava.json", "wikiart_images.csv")
+COLUMNS = ("file_name", "url", "modifier", "split")
+HASHES = "annotations_hashes.json"
+POINTER = re.compile(rb"version https://git-lfs[^\n]*\noid sha256:([0-9a-f]{64})\nsize (\d+)\n?")
+POINTER_BYTES = 1024
+HEADERS = {"User-Agent": "bifrost-painting-data/1.0"}
 RETRYABLE_STATUS = (408, 425, 429, 500, 502, 503, 504)  # temporary failures
 LONGEST_WAIT_S = 60.0  # chosen
 MOST_BYTES = 64 << 20  # chosen
@@ -40,14 +56,126 @@ FAILED = ("file_name", "url", "reason")  # columns of the table of failures
 PROFILED = ("JPEG", "PNG", "WEBP", "TIFF")  # formats whose files say what their colours mean
 
 
-class PermanentError(ValueError):
-    """A failure that a retry does not change."""
+class TemporaryError(ValueError):
+    """A failure that another try may change."""
+
+
+@dataclass(frozen=True)
+class FetchSettings(CheckedSettings):
+    out_dir: Path = setting(Path("data"), help="folder that gets the three files")
+    copies: tuple[Path, ...] = setting(
+        (), aliases=("--from",), help="--from FILE: files, archives or folders fetched elsewhere, no download"
+    )
+    repository: str = setting(REPOSITORY, help="owner/name")
+    revision: str = setting(REVISION, help="commit; full hash")
+    raw_url: str = setting(RAW, help="address of a file of the repository")
+    lfs_url: str = setting(LFS, help="address of what a Git LFS pointer stands for")
+    force: bool = setting(False, help="fetch again what is there")
+
+
+@functools.partial(alone, path_of=lambda settings: settings.out_dir / HASHES, inside=False)
+def fetch_annotations(settings: FetchSettings) -> None:
+    """Get annotations.json, llava.json and wikiart_images.csv, and record their hashes."""
+    out, copies = settings.out_dir, settings.copies
+    missing = [name for name in WANTED if settings.force or copies or not (out / name).is_file()]
+    partial = out / ".annotations.partial"
+    if not missing:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed at its end
+        log.info("%s: all there", out)
+        return
+    origin, note = f"{settings.repository}@{settings.revision}", partial / "origin.txt"
+    if copies or not note.is_file() or read_text(note) != origin:  # what lies there is of something else
+        shutil.rmtree(partial, ignore_errors=True)
+    if not copies:
+        try:
+            write_atomic(note, origin.encode())
+            copies = tuple(download_source(settings, source, partial) for source in SOURCES)
+        except OSError:  # a full disk
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    try:  # from here on everything is on this disk, so a failure leaves nothing behind
+        gather(copies, partial)
+        files: dict[str, Path] = {}
+        for path in sorted(partial.rglob("*")):
+            if path.name in missing and "__MACOSX" not in path.parts:
+                files.setdefault(path.name, path)
+        lacking = [name for name in missing if name not in files]
+        if not files or (lacking and not settings.copies):
+            raise ValueError(f"no {' and no '.join(lacking)} in what was given or fetched")
+        for name, path in files.items():  # a damaged file, or one of another form, never gets its name
+            if name.endswith(".csv"):
+                read_table(path, COLUMNS)
+            else:
+                read_json(path)
+        record_path = out / HASHES
+        record = read_json(record_path) if record_path.is_file() else {}
+        source = ", ".join(map(str, settings.copies)) or origin
+        for name, path in files.items():
+            sha256 = file_sha256(path)
+            before = record.get(name, {}).get("sha256", sha256)
+            if before != sha256:
+                log.warning("%s differs from the one recorded earlier (SHA-256 %s)", name, before)
+            record[name] = {"sha256": sha256, "from": source}
+            log.info("%s: SHA-256 %s", out / name, sha256)
+        write_object(record_path, record)  # first: a call that finds all files there records nothing
+        for name, path in files.items():
+            path.replace(out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def download_source(settings: FetchSettings, source: str, partial: Path) -> Path:
+    """One file of the repository, into the folder `partial` unless an interrupted call has put it there."""
+    path = partial / Path(source).name
+    if path.is_file():
+        return path
+    where = {"repository": settings.repository, "revision": settings.revision, "path": source}
+    try:
+        download(settings.raw_url.format(**where), path)
+        if pointed := pointer_hash(path):
+            path.unlink()
+            log.info("%s is kept by Git LFS", source)
+            download(settings.lfs_url.format(**where), path, pointed)
+            if pointer_hash(path) is not None:
+                raise ValueError(f"{source}: the address of large files answers with a pointer again")
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give "
+            "it: python -m inpainting.data.downloader fetch-annotations --from FILE"
+        ) from None
+    return path
+
+
+def pointer_hash(path: Path) -> str | None:
+    """The SHA-256 that a Git LFS pointer file names; None for any other file."""
+    if path.stat().st_size > POINTER_BYTES:
+        return None
+    match = POINTER.match(path.read_bytes())
+    return match[1].decode() if match else None
+
+
+def gather(copies: Sequence[Path], partial: Path) -> None:
+    """Copy or unpack files that were fetched."""
+    partial.mkdir(parents=True, exist_ok=True)
+    for copy in copies:
+        if copy.is_dir():
+            inside = [path for path in sorted(copy.rglob("*")) if path.name in WANTED or is_archive(path)]
+            gather(inside, partial)
+        elif not copy.is_file():
+            raise ValueError(f"{copy}: no such file")
+        elif pointer_hash(copy) is not None:
+            raise ValueError(
+                f"{copy} is a Git LFS pointer, not the file; `git lfs pull` in its clone gets it"
+            )
+        elif is_archive(copy):
+            unpack(copy, partial)
+        elif copy.parent != partial:
+            with written_whole(partial / copy.name) as temporary:
+                shutil.copyfile(copy, temporary)
 
 
 @dataclass(frozen=True)
 class DownloadSettings(CheckedSettings):
-    """Which images, and how patiently."""
-
     output_dir: Path = setting(
         Path("data/mm_inp_dataset/images"), aliases=("--output_dir", "-o"), help="folder for the images"
     )
@@ -72,12 +200,8 @@ def fetch_images(settings: DownloadSettings) -> None:
     rows = list({(nfc(row["file_name"]), row["url"]): row for row in rows}.values())  # equal ones count once
     addresses = Counter(nfc(row["file_name"]) for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
-    client = httpx.Client(
-        timeout=settings.timeout,
-        follow_redirects=True,
-        headers={"User-Agent": AGENT},
-        limits=httpx.Limits(max_connections=settings.threads),
-    )
+    limits = httpx.Limits(max_connections=settings.threads)
+    client = httpx.Client(timeout=settings.timeout, follow_redirects=True, headers=HEADERS, limits=limits)
 
     def fetch(row: dict[str, str]) -> None:
         """Raises ValueError: why an image is not there."""
@@ -87,7 +211,7 @@ def fetch_images(settings: DownloadSettings) -> None:
             raise ValueError(f"the table gives this name {count} different addresses")
         try:
             if path.is_file() and (not settings.verify or read_image(path)):
-                return
+                return None
         except OSError as error:
             raise ValueError(f"cannot be stored: {error.strerror}") from None
         except ValueError as error:
@@ -98,14 +222,9 @@ def fetch_images(settings: DownloadSettings) -> None:
                 longest = min(LONGEST_WAIT_S, settings.wait * 2 ** (number - 1))
                 time.sleep(longest * random.uniform(0.5, 1))
             try:
-                image = fetch_image(name, row["url"], client)
-            except PermanentError:
-                raise
-            except ValueError as error:
+                return write_atomic(path, fetch_image(name, row["url"], client))
+            except TemporaryError as error:
                 reason = str(error)
-            else:
-                write_atomic(path, image)
-                return
         raise ValueError(f"{reason} ({settings.attempts} tries)")
 
     failed: list[tuple[str, str, str]] = []  # file name, address, reason
@@ -115,8 +234,7 @@ def fetch_images(settings: DownloadSettings) -> None:
             if error is not None:
                 failed.append((row["file_name"], row["url"], str(error)))
                 bar.set_postfix(failed=len(failed))
-    there = len(rows) - len(failed)
-    log.info("%d of %d images are in %s", there, len(rows), folder)
+    log.info("%d of %d images are in %s", len(rows) - len(failed), len(rows), folder)
     if not failed:
         failures.unlink(missing_ok=True)  # of an earlier run
         return
@@ -125,7 +243,7 @@ def fetch_images(settings: DownloadSettings) -> None:
     write_atomic(failures, text.getvalue().encode())
     named = "; ".join(f"{name}: {reason}" for name, _, reason in failed[:SHOWN])
     message = f"{len(failed)} images failed ({named}), all in {failures}; run again to try them again"
-    if not there:
+    if len(failed) == len(rows):
         raise ValueError(message)
     log.warning("%s", message)
 
@@ -134,10 +252,10 @@ def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
     """A whole image as RGB in the format that its file name ends in, with Pillow's defaults.
 
     It is upright, 8 bits deep, on white where it was transparent, and its colour profile is kept or applied.
-    PermanentError: it will not come; ValueError: it may come next time.
+    TemporaryError: it may come next time; ValueError: it will not come.
     """
     if not url.startswith(("http://", "https://")):
-        raise PermanentError(f"only http and https addresses are fetched, got {url!r}")
+        raise ValueError(f"only http and https addresses are fetched, got {url!r}")
     data = bytearray()
     try:
         with client.stream("GET", url) as answer:
@@ -145,15 +263,15 @@ def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
             for block in answer.iter_bytes():
                 data += block
                 if len(data) > MOST_BYTES:
-                    raise PermanentError(f"larger than {MOST_BYTES >> 20} MiB")
+                    raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
-        kind = ValueError if status in RETRYABLE_STATUS else PermanentError
+        kind = TemporaryError if status in RETRYABLE_STATUS else ValueError
         raise kind(f"HTTP {status} {error.response.reason_phrase}") from None
     except httpx.InvalidURL as error:
-        raise PermanentError(str(error)) from None
+        raise ValueError(str(error)) from None
     except httpx.HTTPError as error:
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise TemporaryError(str(error) or type(error).__name__) from None
     try:
         image, buffer = read_image(name, bytes(data)), io.BytesIO()
         form = Image.registered_extensions()[PurePath(name).suffix.lower()]
@@ -163,7 +281,7 @@ def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
             rgb_u8 = np.rint(255 + opacity * (rgb_u8 - np.float32(255))).astype(np.uint8)
         Image.fromarray(rgb_u8).save(buffer, form, icc_profile=profile)
     except DECODER_ERRORS as error:
-        raise ValueError(f"no readable image among {len(data)} bytes: {error}") from None
+        raise TemporaryError(f"no readable image among {len(data)} bytes: {error}") from None
     return buffer.getvalue()
 
 

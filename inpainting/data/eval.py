@@ -1,14 +1,13 @@
 """How well the annotations fit their images: mean cosine between image and text in CLIP's space.
 
-    python -m inpainting.data.eval evaluate-global --annotations-path data/annotations.json \
-        --images-dir data/mm_inp_dataset/images
-    python -m inpainting.data.eval evaluate-local --entities-dir data/mm_inp_dataset/entities
+python -m inpainting.data.eval evaluate-local --entities-dir data/mm_inp_dataset/entities
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,7 @@ import numpy as np
 import typer
 from tqdm.auto import tqdm
 
-from inpainting.data.paintings import (
-    ANNOTATIONS,
-    SPLITS,
-    entity_folders,
-    painting_description,
-    read_entities,
-    source_file,
-)
+from inpainting.data import paintings
 from ldm.files import json_bytes, read_json, same_file
 from ldm.registry.models import OTHER_FRAMEWORKS, local_or_hub_folder
 from ldm.result import overwrite_setting, write_result
@@ -54,31 +46,27 @@ class ClipSettings(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalSettings(ClipSettings):
-    """Images of the three splits and their descriptions."""
-
     annotations_path: Path = setting(help="JSON file of descriptions")
     images_dir: Path = setting(help="folder of images with the folders train, val and test")
 
     def pairs(self) -> Pairs:
-        entries = read_json(source_file(self.annotations_path))
+        entries = read_json(paintings.source_file(self.annotations_path))
         for name in entries:
-            paths = [same_file(self.images_dir / split / Path(name).name) for split in SPLITS]
+            paths = [same_file(self.images_dir / split / Path(name).name) for split in paintings.SPLITS]
             path = next((path for path in paths if path.is_file()), None)
             if path is not None:
-                yield name, path, partial(painting_description, entries, Path(name).name)
+                yield name, path, partial(paintings.painting_description, entries, Path(name).name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSettings(ClipSettings):
-    """Object crops and their captions."""
-
     entities_dir: Path = setting(help="folder of entities")
 
     def pairs(self) -> Pairs:
-        for stem in entity_folders(self.entities_dir):
+        for stem in paintings.entity_folders(self.entities_dir):
             folder = self.entities_dir / stem
             try:
-                entities = read_entities(folder / ANNOTATIONS)
+                entities = paintings.read_entities(folder / paintings.ANNOTATIONS)
             except ValueError as error:
                 log.warning("left out: %s", error)
                 continue
@@ -100,25 +88,19 @@ def score_pairs(settings: ClipSettings) -> dict[str, Any]:
     clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
     scores: list[float] = []
     left_out: dict[str, str] = {}
-    images: list[np.ndarray] = []
-    texts: list[str] = []
 
-    def score(images: Sequence[np.ndarray], texts: Sequence[str]) -> list[float]:
-        return (clip.images(images) * clip.texts(texts)).sum(axis=1).tolist() if images else []
+    def readable() -> Iterator[tuple[np.ndarray, str]]:
+        for name, path, read_text in tqdm(settings.pairs(), unit="images"):
+            try:
+                yield read_image(path).rgb_u8, read_text()
+            except ValueError as error:
+                log.warning("left out: %s", error)
+                left_out[name] = str(error)
 
-    for name, path, read_text in tqdm(settings.pairs(), unit="images"):
-        try:
-            image, text = read_image(path).rgb_u8, read_text()
-        except ValueError as error:
-            log.warning("left out: %s", error)
-            left_out[name] = str(error)
-            continue
-        images.append(image)
-        texts.append(text)
-        if len(images) == settings.batch_size:
-            scores += score(images, texts)
-            images, texts = [], []
-    scores += score(images, texts)
+    pairs = readable()
+    while batch := list(islice(pairs, settings.batch_size)):
+        images, texts = zip(*batch, strict=True)
+        scores += (clip.images(images) * clip.texts(texts)).sum(axis=1).tolist()
     if not scores:
         raise ValueError("there is no image with a text to score")
     mean = float(np.mean(scores))

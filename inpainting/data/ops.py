@@ -1,28 +1,19 @@
 """From images and annotations to the painting data: the published steps one by one, or all with `build`.
 
     python -m inpainting.data.ops build
-    python -m inpainting.data.ops make-masks-dataset --annotations-path data/annotations.json \
-        --image-dir data/mm_inp_dataset/images --out-dir data/mm_inp_dataset/masks
 
-Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. What cannot be used is left out,
-logged, and listed there with its reason. The journal begins with what the step depends on, so `build` skips a
-step that is up to date, a changed input makes it and the later steps run again, and a kill loses one item.
+Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. It begins with what the step
+depends on, so `build` skips a step that is up to date, and a changed input makes it and later ones run again.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from inpainting.data.batches import AnnotateSettings, CaptionSettings
 from inpainting.data.paintings import GET, RAW_CAPTIONS
-from inpainting.data.steps.captions import (
-    EntitySettings,
-    FolderSettings,
-    captions_to_annotations,
-    captions_to_folder,
-)
+from inpainting.data.steps import texts
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
-from inpainting.data.steps.roots import METHODS, RootSettings, extract_roots
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
 from ldm.locks import alone
@@ -50,7 +41,7 @@ class BuildSettings(CheckedSettings):
     annotator_id: str = setting("", help="Kosmos-2, folder or hub name: makes a missing annotations file")
     model_id: str = setting("", help="LLaVA-NeXT, folder or hub name: makes a missing captions file")
     batch_size: int = setting(8, low=1, help="images that a model sees at once")
-    roots: str = setting("auto", choices=METHODS, help="what finds noun roots")
+    roots: str = setting("auto", choices=texts.METHODS, help="what finds noun roots")
     mode: str = setting("copy", choices=MODES, help="how images come into the folders of their split")
     val_size: int = setting(5000, low=1, help="validation images of a random split")
     test_size: int = setting(5000, low=1, help="test images of a random split")
@@ -59,18 +50,17 @@ class BuildSettings(CheckedSettings):
 
 def build_paintings(settings: BuildSettings) -> None:
     """All steps; run again after an interruption or a change, and only what is needed is done."""
-    images, annotations, workers = settings.image_dir, settings.annotations_path, settings.workers
+    images, annotations = settings.image_dir, settings.annotations_path
     masks, entities = settings.out_dir / "masks", settings.out_dir / "entities"
     if settings.annotator_id and not annotations.is_file():
         annotate_images(AnnotateSettings(images, annotations, settings.annotator_id, settings.batch_size))
     if not annotations.is_file():
         raise ValueError(f"{annotations} does not exist; {GET}; or make it with --annotator-id MODEL")
+    regions = RegionSettings(annotations, image_dir=images, out_dir=masks, workers=settings.workers)
     journals: list[Journal | None] = [
-        make_masks(RegionSettings(annotations, image_dir=images, out_dir=masks, workers=workers), redo=False),
-        make_entities(
-            RegionSettings(annotations, image_dir=images, out_dir=entities, workers=workers), redo=False
-        ),
-        extract_roots(RootSettings(entities, settings.roots), redo=False),
+        make_masks(regions, redo=False),
+        make_entities(replace(regions, out_dir=entities), redo=False),
+        texts.extract_roots(texts.RootSettings(entities, settings.roots), redo=False),
     ]
     captions = settings.captions_path
     if not captions.exists():
@@ -79,17 +69,11 @@ def build_paintings(settings: BuildSettings) -> None:
         folder = settings.out_dir / "captions"
         caption_masks(CaptionSettings(entities, settings.model_id, settings.batch_size, output_dir=folder))
         captions = folder / RAW_CAPTIONS
-    split = SplitSettings(
-        settings.out_dir / "images",
-        masks,
-        settings.split_df_path,
-        settings.val_size,
-        settings.test_size,
-        **{settings.mode: True},
-    )
+    table, sizes = settings.split_df_path, (settings.val_size, settings.test_size)
+    split = SplitSettings(settings.out_dir / "images", masks, table, *sizes, **{settings.mode: True})
     journals += [
-        captions_to_folder(FolderSettings(captions, entities), redo=False),
-        captions_to_annotations(EntitySettings(entities), redo=False),
+        texts.captions_to_folder(texts.FolderSettings(captions, entities), redo=False),
+        texts.captions_to_annotations(texts.EntitySettings(entities), redo=False),
         split_images(split, source_dir=images, redo=False),
     ]
     for journal in journals:
@@ -101,10 +85,12 @@ def build_app() -> App:
     app = new_app("Make the painting data.")
     app.command("make-masks-dataset")(command(RegionSettings, make_masks))
     app.command("make-entities-dataset")(command(RegionSettings, make_entities))
-    app.command("extract-noun-chunk-roots")(command(RootSettings, extract_roots))
+    app.command("extract-noun-chunk-roots")(command(texts.RootSettings, texts.extract_roots))
     app.command("caption-masks")(command(CaptionSettings, caption_masks))
-    app.command("llava-annotations-to-folder")(command(FolderSettings, captions_to_folder))
-    app.command("llava-annotations-to-entity-annotations")(command(EntitySettings, captions_to_annotations))
+    app.command("llava-annotations-to-folder")(command(texts.FolderSettings, texts.captions_to_folder))
+    app.command("llava-annotations-to-entity-annotations")(
+        command(texts.EntitySettings, texts.captions_to_annotations)
+    )
     app.command("train-val-test-split")(command(SplitSettings, split_images))
     app.command("annotate-images")(command(AnnotateSettings, annotate_images))
     app.command("build")(command(BuildSettings, alone(build_paintings, lambda settings: settings.out_dir)))

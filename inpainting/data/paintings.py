@@ -6,21 +6,18 @@
              entities/STEM/annotations.json   {"mask_0": {"concept", "noun_chunk_root", "caption"}}
              entities/STEM/llava.json         {"mask_0": raw caption}
 
-Legend: h w pixels. Every error is a ValueError that names the file.
+Every error is a ValueError that names the file.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
-
-import numpy as np
 
 from datasets.sources.readers import IMAGES, images_in, subfolders
 from inpainting.prompts import ANSWER_MARK, COLORS
 from ldm.files import nfc, read_json, same_file, write_atomic
-from ldm.images import read_image, read_mask
 from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
 
@@ -28,13 +25,12 @@ SPLITS = ("train", "val", "test")
 UNANNOTATED = "unannotated"
 ANNOTATIONS = "annotations.json"
 RAW_CAPTIONS = "llava.json"
+MANIFEST = "masks.json"  # beside the results of a run
 RULES = ("max_concepts", "shuffle_concepts", "masked_area_threshold", "resolution")  # as in the manifest
 MAKE_MASKS, MAKE_ENTITIES = "make-masks-dataset", "make-entities-dataset"  # steps that others follow
 MAKE_CAPTIONS = "python -m inpainting.data.ops llava-annotations-to-entity-annotations"
 GET = "`python -m inpainting.data.downloader fetch-annotations` gets it, `--from FILE` from a copy"
-GET_IMAGES = (
-    "`python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o {0}` fetches the images"
-)
+DOWNLOAD = "python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o"
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,14 @@ class PaintingOptions(RegionOptions):
 
     @property
     def rules(self) -> dict[str, Any]:
-        """What decides the choice of regions."""
         return {name: getattr(self, name) for name in RULES}
 
 
 @dataclass(frozen=True)
 class Entity:
-    """One region of a painting: name of its mask, concept, and its caption if there is one."""
+    """One region of a painting."""
 
-    name: str  # mask_0, mask_1, ...
+    name: str  # of its mask: mask_0, mask_1, ...
     concept: str
     noun_chunk_root: str | None = None
     caption: str | None = None
@@ -83,28 +78,41 @@ class Painting:
     masks: Path  # folder of its region masks
     entities: Path  # folder of its entities
 
-    def read_image(self) -> np.ndarray:
-        """RGB (h, w, 3) uint8"""
-        return read_image(self.image).rgb_u8
-
-    def read_entities(self) -> list[Entity]:
-        """The regions in the order of the file."""
-        return read_entities(self.entities / ANNOTATIONS)
+    @property
+    def annotations(self) -> Path:
+        return self.entities / ANNOTATIONS
 
     def read_captions(self) -> dict[str, str]:
-        """{region: caption}; a region without a caption cannot be prompted for, so it is not here."""
-        captions = {entry.name: entry.caption for entry in self.read_entities() if entry.caption is not None}
+        """{region: caption} of the regions that have one."""
+        entities = read_entities(self.annotations)
+        captions = {entry.name: entry.caption for entry in entities if entry.caption is not None}
         if not captions:
-            raise ValueError(f"{self.entities / ANNOTATIONS} has no captions; `{MAKE_CAPTIONS}` adds them")
+            raise ValueError(f"{self.annotations} has no captions; `{MAKE_CAPTIONS}` adds them")
         return captions
 
-    def read_mask(self, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Bool (h, w) of one region; size: the (h, w) that it must have."""
-        return read_mask(self.masks / f"{name}.png", size=size)
+
+@dataclass(frozen=True)
+class MaskManifest:
+    """Which regions were masked in each image of a run; written beside its results."""
+
+    split: str
+    seed: int
+    rules: Mapping[str, Any]  # of `PaintingOptions`
+    items: Mapping[str, tuple[str, ...]]  # image's name -> names of its masks, in the order of its prompts
+    left_out: Mapping[str, str] = field(default_factory=dict)  # image's name -> reason
+
+    @classmethod
+    def read(cls, path: Path) -> "MaskManifest":
+        document = read_json(path)
+        try:
+            items = {stem: tuple(names) for stem, names in document["items"].items()}
+            return cls(document["split"], document["seed"], document["rules"], items, document["left_out"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no record of chosen masks: {error}") from None
 
 
 def read_entities(path: Path) -> list[Entity]:
-    """The entries of an annotations.json, checked."""
+    """The entries of an annotations.json, checked, in their order."""
     entities = []
     for name, entry in read_json(path).items():
         if not isinstance(entry, dict) or not isinstance(entry.get("concept"), str):
@@ -132,7 +140,7 @@ def change_annotations(
     A damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards
     """
 
-    def work(stem: str) -> Mapping[str, Any]:
+    def work(stem: str) -> None:
         path = entities_dir / stem / ANNOTATIONS
         try:
             read_entities(path)
@@ -145,7 +153,6 @@ def change_annotations(
         write_object(path, document)
         if missing:
             raise ValueError(missing)
-        return {}
 
     def is_whole(stem: str, record: Mapping[str, Any]) -> bool:
         path = entities_dir / stem / ANNOTATIONS
@@ -174,7 +181,7 @@ def encode_object(document: Mapping[str, Any]) -> bytes:
 
 
 def source_file(path: Path) -> Path:
-    """One of the files that the authors provide; a missing one is named with the command that gets it."""
+    """One of the files that the authors provide; ValueError names the command that gets a missing one."""
     if not same_file(path).is_file():
         raise ValueError(f"{path} does not exist; {GET}")
     return path
@@ -190,9 +197,9 @@ def painting_description(annotations: Mapping[str, Any], file_name: str) -> str:
 
 
 def image_map(image_dir: Path) -> dict[str, Path]:
-    """File name -> image, of a folder of images before or after the split (published look-up)."""
+    """File name -> image, of a folder of images before or after the split."""
     if not image_dir.is_dir():
-        raise ValueError(f"there is no folder {image_dir}; {GET_IMAGES.format(image_dir)}")
+        raise ValueError(f"there is no folder {image_dir}; `{DOWNLOAD} {image_dir}` fetches the images")
     folders = [*subfolders(image_dir), image_dir]
     return {nfc(path.name): path for folder in folders for path in images_in(folder)}
 
@@ -216,6 +223,4 @@ def entity_folders(entities_dir: Path) -> list[str]:
 
 def rename_damaged(path: Path) -> Path:
     """Rename a damaged file to NAME.wrong, so that nothing reads it again; returns the new name."""
-    aside = path.with_name(path.name + ".wrong")
-    path.replace(aside)
-    return aside
+    return path.replace(path.with_name(path.name + ".wrong"))

@@ -113,7 +113,7 @@ def continue_adapter(model: PeftModel, folder: Path) -> None:
     fill_adapter(model, stored, f"{folder}: not an adapter of these lora settings")
 
 
-def fill_adapter(model: PeftModel, stored: Mapping[str, Tensor], where: str) -> None:
+def fill_adapter(model: nn.Module, stored: Mapping[str, Tensor], where: str) -> None:
     """Copy the weights of an adapter file, all of them, into the parameters that train."""
     parameters = {adapter_key(name): value for name, value in model.named_parameters() if value.requires_grad}
     check_weights(parameters, stored, where)

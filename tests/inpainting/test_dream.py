@@ -14,9 +14,8 @@ import torch
 from inpainting.dream import build_app
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
-from inpainting.models.text_to_image.pipeline import PaintResult
+from inpainting.models.text_to_image.pipeline import PaintResult, RegionPrompt
 from inpainting.painting import Dream, Prompts, dream, write_missing
 from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of_color
 from ldm.decode import LoadedImage

@@ -12,11 +12,16 @@ import torch
 
 from benchmarks.small_models import write_clip
 from inpainting.config_path import HERE
-from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_images
 from inpainting.models.text_to_image.config import PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation import compute as computing
 from inpainting.models.text_to_image.evaluation.compute import compute, paper_table
 from inpainting.models.text_to_image.evaluation.generate import fill_paintings
+from inpainting.models.text_to_image.evaluation.measure import (
+    Backbones,
+    ImageMetrics,
+    InpaintedImage,
+    measure_images,
+)
 from inpainting.models.text_to_image.test import build_app
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.campaign_state import count_renames, wait
-from inpainting.data.downloader import build_app
-from inpainting.data.steps import fetch
-from inpainting.data.steps.fetch import HASHES, REVISION, FetchSettings, fetch_annotations
+from inpainting.data import downloader as fetch
+from inpainting.data.downloader import HASHES, REVISION, FetchSettings, build_app, fetch_annotations
 from ldm.settings.cli import run_app
 from tests.loopback import COLUMNS, Server, pointer, serving
 

@@ -102,7 +102,8 @@ def test_the_loss_is_the_paper_s(folder: Path):
     model = load_inpainter(folder / "model")
     config = recipe(folder, folder / "none")
     items = [training_set(config, model)[k] for k in (1, 2)]
-    loss = LoraLoss(model, True, "nearest", "joint")
+    nearest = replace(config, rca=True, layout="nearest", encoding="joint")
+    loss = LoraLoss(model, nearest)
     with torch.no_grad():
         both = loss(model.unet, InpaintingDataset.collate_fn(items), [7, 8])
         single = [
@@ -110,7 +111,7 @@ def test_the_loss_is_the_paper_s(folder: Path):
             for item, seed in zip(items, (7, 8), strict=True)
         ]
     assert float(both) == pytest.approx(float(sum(single)) / 2, rel=1e-5)
-    plain = LoraLoss(model, False, "nearest", "joint")
+    plain = LoraLoss(model, replace(nearest, rca=False))
     with torch.no_grad():
         other = plain(model.unet, InpaintingDataset.collate_fn(items), [7, 8])
     assert float(other) != pytest.approx(float(both), rel=1e-6)
@@ -127,7 +128,8 @@ def test_rectified_attention_is_on_under_gradient_checkpointing(folder: Path):
         else:
             model.unet.add_adapter(LoraConfig(init_lora_weights="gaussian", target_modules=list(TARGETS)))
         model.unet.train()
-        loss = LoraLoss(model, True, "coverage", "joint")(model.unet, batch, [3])
+        regional = replace(config, rca=True, layout="coverage", encoding="joint")
+        loss = LoraLoss(model, regional)(model.unet, batch, [3])
         loss.backward()
         gradients = [p.grad.clone() for p in model.unet.parameters() if p.grad is not None]
         model.unet.zero_grad()

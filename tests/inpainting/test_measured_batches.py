@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.small_models import write_clip
-from inpainting.models.metrics.measure import Backbones, InpaintedImage, in_batches, measure_images
 from inpainting.models.text_to_image.evaluation.generate import pending_batches
+from inpainting.models.text_to_image.evaluation.measure import (
+    Backbones,
+    InpaintedImage,
+    in_batches,
+    measure_images,
+)
 from ldm.metrics.backbones import INCEPTION_SIDE, Lpips, inception_features
 from ldm.metrics.clip import Clip
 from tests.ldm.small_metrics import write_squeezenet

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inpainting.models.text_to_image.canvas import RegionPrompt
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import load_inpainter
-from inpainting.models.text_to_image.pipeline import paint
+from inpainting.models.text_to_image.pipeline import RegionPrompt, paint
 from inpainting.painting import dream
 from ldm.images import read_depth, read_image, read_mask, write_mask, write_png
 from tests.images import room, room_depth

@@ -13,10 +13,10 @@ import spacy
 from spacy.tokens import Doc
 
 from inpainting.data.ops import BuildSettings, build_paintings
-from inpainting.data.steps import describe, roots
+from inpainting.data.steps import describe, texts
 from inpainting.data.steps.regions import RegionSettings, make_masks
-from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
 from inpainting.data.steps.split import SplitSettings, split_images
+from inpainting.data.steps.texts import RootSettings, extract_roots, rule_root
 from ldm.images import read_image
 from tests.conftest import ROOT
 from tests.inpainting.painting_set import (
@@ -263,7 +263,7 @@ def test_spacys_first_chunk_decides_where_its_model_is(
         def __call__(self, concept: str) -> Doc:
             return bare if concept == "reclining" else document
 
-    monkeypatch.setattr(spacy.util, "is_package", lambda name: name == roots.MODEL)
+    monkeypatch.setattr(spacy.util, "is_package", lambda name: name == texts.MODEL)
     monkeypatch.setattr(spacy, "load", lambda name: Model())
     concepts = {"mask_0": "a woman with a hat", "mask_1": "reclining"}
     path = tmp_path / "a/annotations.json"

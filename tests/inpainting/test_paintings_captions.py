@@ -15,14 +15,6 @@ from benchmarks.small_models import write_kosmos
 from inpainting.data.batches import AnnotateSettings, CaptionSettings
 from inpainting.data.ops import build_app
 from inpainting.data.steps import describe as module
-from inpainting.data.steps.captions import (
-    EntitySettings,
-    FolderSettings,
-    captions_to_annotations,
-    captions_to_folder,
-    clean_caption,
-    read_captions,
-)
 from inpainting.data.steps.describe import (
     annotate_images,
     caption_crops,
@@ -32,6 +24,14 @@ from inpainting.data.steps.describe import (
     open_model,
 )
 from inpainting.data.steps.regions import RegionSettings, make_entities
+from inpainting.data.steps.texts import (
+    EntitySettings,
+    FolderSettings,
+    captions_to_annotations,
+    captions_to_folder,
+    clean_caption,
+    read_captions,
+)
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT, discover_prompt
 from ldm.settings.cli import run_app
 from tests.inpainting.painting_set import REGIONS, PaintingSet, killed, tree, write_set

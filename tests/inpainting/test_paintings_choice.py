@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inpainting.data.choice import centre_crop, layout_rows, within
+from inpainting.data.datasets import centre_crop, layout_rows, within
 
 
 def test_layout_rows_are_the_published_ones() -> None:

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from inpainting.data import dci_ops, downloader, ops
 from inpainting.data import eval as judge
-from inpainting.data.steps import captions as captions_module
+from inpainting.data.steps import texts as captions_module
 from ldm.settings.cli import run_app
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, tree, write_set
 from tests.ldm.small_mllm import small_folder

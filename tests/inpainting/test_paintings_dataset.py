@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from inpainting.data.choice import MANIFEST, MaskManifest
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.data.ops import BuildSettings, build_paintings
-from inpainting.data.paintings import PaintingOptions
+from inpainting.data.paintings import MANIFEST, MaskManifest, PaintingOptions
 from inpainting.tokens import plan_tokens
-from ldm.images import write_mask
+from ldm.images import read_image, write_mask
 from tests.inpainting.painting_set import REGIONS, PaintingSet, tree, write_set
 from tiny.world import make_tokenizer
 
@@ -275,7 +274,8 @@ def test_choices(built: PaintingSet) -> None:
     def chosen(seed: int, **rules: Any) -> tuple[str, ...]:
         data = dataset(built, **{"shuffle_concepts": False, "masked_area_threshold": None, **rules})
         painting = data.paintings[data.stems.index("gina_dancers")]
-        return data.chosen(painting, painting.read_image(), np.random.default_rng(seed))[0]
+        size = read_image(painting.image).size
+        return tuple(data.chosen(painting, size, np.random.default_rng(seed))[0])
 
     by_area = ("mask_0", "mask_2", "mask_1")
     assert chosen(0) == chosen(1, max_concepts=None) == by_area

@@ -13,7 +13,7 @@ from textblob import en
 
 from inpainting.data.ops import build_app, build_paintings
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
-from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
+from inpainting.data.steps.texts import RootSettings, extract_roots, rule_root
 from ldm.journal import read_lines
 from ldm.locks import one_writer
 from ldm.settings.cli import run_app

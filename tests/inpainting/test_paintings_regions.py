@@ -12,22 +12,22 @@ import pytest
 from PIL import Image
 
 from inpainting.data.paintings import MAKE_ENTITIES, MAKE_MASKS
-from inpainting.data.steps.captions import (
-    EntitySettings,
-    FolderSettings,
-    captions_to_annotations,
-    captions_to_folder,
-)
 from inpainting.data.steps.regions import (
     ObjectRegion,
     RegionSettings,
-    grounded_regions,
     make_entities,
     make_masks,
     pixel_box,
     region_files,
 )
-from inpainting.data.steps.roots import RootSettings, extract_roots
+from inpainting.data.steps.texts import (
+    EntitySettings,
+    FolderSettings,
+    RootSettings,
+    captions_to_annotations,
+    captions_to_folder,
+    extract_roots,
+)
 from ldm.journal import Journal, JournalReader, in_order
 from tests.inpainting.painting_set import PAINTINGS, REGIONS, PaintingSet, killed, tree, write_set
 
@@ -48,7 +48,8 @@ def test_area_limits_are_inclusive_and_not_rounded() -> None:
 
 def test_regions_are_numbered_over_the_entities_that_stay() -> None:
     entry = {"entities": {p: {"bboxes": b} for p, b in PAINTINGS["dora_still-life"][1].items()}}
-    assert grounded_regions(entry, (64, 80)) == [
+    settings = RegionSettings(Path("a.json"), image_dir=Path("images"), out_dir=Path("masks"))
+    assert settings.regions(entry, (64, 80)) == [
         ObjectRegion("mask_0", "a bowl of fruit", ((24, 19, 56, 44),)),
         ObjectRegion("mask_1", "a blue cloth", ((0, 38, 80, 64),)),
     ]

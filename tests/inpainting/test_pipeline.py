@@ -11,13 +11,15 @@ import torch
 from diffusers import StableDiffusionInpaintPipeline
 from PIL import Image
 
-from inpainting.models.text_to_image.canvas import RegionPrompt, make_canvas, pair_masks
 from inpainting.models.text_to_image.config import COMPAT, InpainterConfig, PaintOptions, Recommended
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import (
     PaintJob,
+    RegionPrompt,
+    make_canvas,
     paint,
     paint_all,
+    pair_masks,
     prepare_job,
     resolve_options,
 )
@@ -56,7 +58,7 @@ def test_sizes_of_the_canvas():
         assert make_canvas(random_image(*size), [np.ones(size, bool)], 64, 8).inner_hw == inner
     canvas = make_canvas(random_image(30, 41), [box(30, 41, 0, 1, 0.9, 1)], 64, 8)
     assert canvas.inner_hw == (64, 87)
-    assert canvas.size == (64, 88)
+    assert canvas.masks.shape[1:] == (64, 88)
     assert not canvas.masks[0, :, 87:].any(), "what is added at the edge belongs to no region"
     assert torch.equal(canvas.image_pm1[:, :, 87], canvas.image_pm1[:, :, 86])
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from inpainting.models.image_to_text.batches import PromptCollate, WithAlphas
-from inpainting.models.image_to_text.dataset import LlavaDataset
+from inpainting.models.image_to_text.dataset import LlavaDataset, PromptCollate, WithAlphas
 from inpainting.models.image_to_text.settings import AlphaOptions, LlavaOptions
 from inpainting.prompts import LLAVA_PROMPT, TEMPLATE, discover_prompt
 from ldm.mllm.model import IGNORED, Chat

@@ -16,7 +16,7 @@ from torchmetrics.text.rouge import ROUGEScore
 from transformers import CLIPModel
 
 from benchmarks.small_models import write_clip
-from inpainting.models.image_to_text.evaluation.metric_models import (
+from inpainting.models.image_to_text.evaluation.predictions import (
     BertScore,
     PromptMetricModels,
 )
@@ -111,7 +111,7 @@ def test_case_does_not_count() -> None:
 
 
 def test_bertscore_is_that_of_torchmetrics_row_by_row(roberta_folder: Path) -> None:
-    network = BertScore.load(roberta_folder)
+    network = BertScore(roberta_folder)
     rows = drawn(40, seed=5, shortest=1)
     for one, found in zip(rows, network.score(rows), strict=True):
         said, truth = [one.prediction], [one.caption]
@@ -124,7 +124,7 @@ def test_bertscore_is_that_of_torchmetrics_row_by_row(roberta_folder: Path) -> N
 
 def test_bertscore_of_an_empty_answer_is_zero(roberta_folder: Path) -> None:
     rows = [row(0, ""), row(1, "a cat on a mat")]
-    empty, same = BertScore.load(roberta_folder).score(rows)
+    empty, same = BertScore(roberta_folder).score(rows)
     assert empty[2] == 0.0
     assert same == pytest.approx((1.0, 1.0, 1.0), abs=1e-5)
 

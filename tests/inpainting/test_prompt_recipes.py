@@ -16,10 +16,14 @@ from transformers import AutoModelForImageTextToText
 from inpainting.config_path import find_config
 from inpainting.models.image_to_text import training
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
-from inpainting.models.image_to_text.evaluation.validate import HeldOutTest
 from inpainting.models.image_to_text.fine_tune_llavanext import build_app
 from inpainting.models.image_to_text.settings import RECIPE, PromptTraining
-from inpainting.models.image_to_text.training import checkpoint_of, open_mllm, train_prompt_writer
+from inpainting.models.image_to_text.training import (
+    HeldOutTest,
+    checkpoint_of,
+    open_mllm,
+    train_prompt_writer,
+)
 from ldm.mllm import model as mllm_model
 from ldm.mllm.model import load_model
 from ldm.settings.cli import run_app

@@ -11,9 +11,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.small_models import write_clip
-from inpainting.data.steps.roots import RootSettings, extract_roots, rule_root
-from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, PromptMetricModels
-from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
+from inpainting.data.steps.texts import RootSettings, extract_roots, rule_root
+from inpainting.models.image_to_text.evaluation.predictions import (
+    BERTSCORE,
+    Prediction,
+    PromptMetricModels,
+    read_predictions,
+)
 from inpainting.models.image_to_text.evaluation.report import NAMES, PUBLISHED, measure_prompts, tracked
 from inpainting.models.image_to_text.score import build_app
 from inpainting.models.image_to_text.settings import MetricFolders

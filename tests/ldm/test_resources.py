@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from inpainting.data.steps.fetch import gather
+from inpainting.data.downloader import gather
 from inpainting.data.steps.split import transfer
 from ldm.checkpoints import folder_written_whole
 from ldm.files import write_all_atomic, write_json, written_whole

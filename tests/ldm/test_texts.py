@@ -12,8 +12,7 @@ import pytest
 from compose.batch import read_jobs
 from datasets.sources.still import FolderConfig
 from datasets.sources.video import MvImgNetConfig
-from inpainting.data.choice import MaskManifest
-from inpainting.data.paintings import read_entities, source_file
+from inpainting.data.paintings import MaskManifest, read_entities, source_file
 from inpainting.data.steps.split import SplitSettings
 from inpainting.models.image_to_text.evaluation.predictions import read_predictions
 from inpainting.prompts import PrompterConfig

@@ -2,13 +2,10 @@
 
 Both steps are resumable, and several processes may divide the work; the last of them merges the results.
 
-    annotations.json                              descriptions of all images
-    stamp_annotate-images_0of1.jsonl, beside it   what process 0 of 1 has described so far
-    OUTPUT/captions_0of1.jsonl                    what process 0 of 1 has captioned so far
-    OUTPUT/backup_0_final.json                    all of its captions, in the published form, at its end
-    OUTPUT/llava.json                             captions of all processes
-
-Captions in backup_*.json of the published command are taken over instead of made again.
+    stamp_annotate-images_0of1.jsonl    beside annotations.json: what process 0 of 1 has described so far
+    OUTPUT/captions_0of1.jsonl          what process 0 of 1 has captioned so far
+    OUTPUT/backup_0_final.json          all of its captions, in the published form, at its end
+    OUTPUT/llava.json                   captions of all processes
 """
 
 import contextlib
@@ -22,23 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from inpainting.data.batches import (
-    AnnotateSettings,
-    CaptionSettings,
-    ProcessSettings,
-    run_batches,
-    shard_paths,
-)
-from inpainting.data.paintings import (
-    ANNOTATIONS,
-    RAW_CAPTIONS,
-    encode_object,
-    entity_folders,
-    image_map,
-    read_entities,
-    write_object,
-)
-from inpainting.data.steps.captions import STEPS, damaged, read_captions
+from inpainting.data import paintings
+from inpainting.data.batches import AnnotateSettings, CaptionSettings, run_batches
+from inpainting.data.steps.texts import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
 from ldm.device import pick_dtype
 from ldm.files import hash_model
@@ -59,7 +42,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
     """A model by folder or hub name.
 
     precision: 4bit (as published: nf4; needs CUDA and bitsandbytes), full, or auto: 4bit where it works.
-    device, dtype: as in `load_mllm`; with 4 bits they are chosen here, the type by the folder's config.json.
+    device, dtype: as in `load_mllm`; with 4 bits they are chosen here.
     """
     folder = local_or_hub_folder(model_id)
     able = four_bit_works()
@@ -76,21 +59,13 @@ def caption_crops(
     """One raw sentence, "The image shows ...", per crop (h, w, 3) uint8 and the concept that it shows."""
     processor = mllm.processor
     processor.tokenizer.padding_side = "left"
-    inputs = processor(
-        text=[CAPTION_PROMPT.format(concept=concept) for concept in concepts],
-        images=[Image.fromarray(crop) for crop in crops_u8],
-        padding=True,
-        return_tensors="pt",
-    ).to(mllm.device, mllm.model.dtype)
+    texts = [CAPTION_PROMPT.format(concept=concept) for concept in concepts]
+    images = [Image.fromarray(crop) for crop in crops_u8]
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    inputs = inputs.to(mllm.device, mllm.model.dtype)
+    rules = {"logits_processor": [FiniteScores()], "stop_strings": ["."], "tokenizer": processor.tokenizer}
     with torch.inference_mode():
-        written = mllm.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            logits_processor=[FiniteScores()],
-            stop_strings=["."],
-            tokenizer=processor.tokenizer,
-        )
+        written = mllm.model.generate(**inputs, **rules, max_new_tokens=max_new_tokens, do_sample=False)
     length = inputs["input_ids"].shape[1]
     return [CAPTION_START + continuation(processor.tokenizer, row, length) for row in written.cpu()]
 
@@ -111,11 +86,7 @@ def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
 def describe_paintings(
     mllm: Mllm, images_u8: Sequence[np.ndarray], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
-
-    Kosmos-2 gives (phrase, (start, end), boxes); the boxes of a repeated phrase are united. Objects without a
-    phrase, whose span is empty, are dropped.
-    """
+    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes."""
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
@@ -129,7 +100,7 @@ def describe_paintings(
         description, phrases = processor.post_process_generation(text)
         entities: dict[str, Any] = {}
         for phrase, (start, end), boxes in phrases:
-            if start >= end:
+            if start >= end:  # an object without a phrase
                 continue
             entity = entities.setdefault(phrase, {"startend": [start, end], "bboxes": []})
             entity["bboxes"] += [list(box) for box in boxes if list(box) not in entity["bboxes"]]
@@ -145,19 +116,25 @@ def journal_inputs(settings: AnnotateSettings | CaptionSettings, path: Path) -> 
     return {**inputs, "weights": hash_model(Path(settings.model_id))}
 
 
-def own_journal(folder: Path, name: str, settings: ProcessSettings) -> Path:
+def journal_paths(settings: AnnotateSettings | CaptionSettings) -> tuple[Path, list[Path]]:
+    """The journal of this process, and those of all."""
     index, count = settings.index_of_count
-    return shard_paths(folder, name, count)[index]
+    if isinstance(settings, AnnotateSettings):
+        start = settings.out.parent / f"stamp_{STEP}"
+    else:
+        start = settings.output_dir / "captions"
+    paths = [start.with_name(f"{start.name}_{number}of{count}.jsonl") for number in range(count)]
+    return paths[index], paths
 
 
-@functools.partial(alone, path_of=lambda s: own_journal(s.out.parent, f"stamp_{STEP}", s), inside=False)
+@functools.partial(alone, path_of=lambda settings: journal_paths(settings)[0], inside=False)
 def annotate_images(settings: AnnotateSettings) -> Path | None:
     """Describe every image and box what is described, with Kosmos-2; run again to continue."""
     out, (index, count) = settings.out, settings.index_of_count
-    images = image_map(settings.image_dir)
+    images = paintings.image_map(settings.image_dir)
     names = sorted(images)
-    paths = shard_paths(out.parent, f"stamp_{STEP}", count)
-    journal = Journal(paths[index], journal_inputs(settings, paths[index]), keep=True)
+    path, paths = journal_paths(settings)
+    journal = Journal(path, journal_inputs(settings, path), keep=True)
     model = functools.cache(lambda: open_model(settings.model_id, "full"))
     run_batches(
         journal,
@@ -171,20 +148,20 @@ def annotate_images(settings: AnnotateSettings) -> Path | None:
         log.info("%s is written when the other processes have finished", out)
         return None
     entries = {name: entry for progress in journals for name, entry in progress.done.items()}
-    write_result({out: encode_object({name: entries[name] for name in names if name in entries})})
+    write_result({out: paintings.encode_object({name: entries[name] for name in names if name in entries})})
     return out
 
 
-@functools.partial(alone, path_of=lambda s: own_journal(s.output_dir, "captions", s), inside=False)
+@functools.partial(alone, path_of=lambda settings: journal_paths(settings)[0], inside=False)
 def caption_masks(settings: CaptionSettings) -> Path:
     """Caption every crop with LLaVA-NeXT; run again to continue."""
     entities_dir, output_dir = settings.entities_dir, settings.output_dir
     index, count = settings.index_of_count
-    paths = shard_paths(output_dir, "captions", count)
+    path, paths = journal_paths(settings)
     if not settings.resume:
-        paths[index].unlink(missing_ok=True)
-    journal = Journal(paths[index], journal_inputs(settings, paths[index]), keep=True)
-    stems = entity_folders(entities_dir)  # sorted; process p takes every n-th from the p-th on, as published
+        path.unlink(missing_ok=True)
+    journal = Journal(path, journal_inputs(settings, path), keep=True)
+    stems = paintings.entity_folders(entities_dir)  # process p takes every n-th from the p-th on (published)
     concepts: dict[str, str] = {}
     for stem in stems[index::count]:
         try:
@@ -195,8 +172,20 @@ def caption_masks(settings: CaptionSettings) -> Path:
     for key, entry in list(journal.done.items()):
         if concepts.get(key) != entry.get("concept"):  # the object has another name now
             del journal.done[key]
-    if settings.resume and not journal.done:
-        take_over(journal, output_dir, concepts)
+    if settings.resume and not journal.done:  # what earlier runs made is taken over
+        others = [JournalReader(path) for path in sorted(output_dir.glob("captions_*of*.jsonl"))]
+        same = [other for other in others if other.path != path and other.inputs == journal.inputs]
+        sources = [(backup, read_captions(backup)) for backup in sorted(output_dir.glob("backup_*.json"))]
+        for source, by_stem in [*sources, *((other.path, captions_of(other)) for other in same)]:
+            taken: dict[str, dict[str, Any]] = {}
+            for stem, captions in by_stem.items():
+                for name, text in captions.items() if isinstance(captions, dict) else ():
+                    key = f"{stem}/{name}"
+                    if key in concepts and isinstance(text, str) and not damaged(text):
+                        taken[key] = {"concept": concepts[key], "caption": text, "from": source.name}
+            if taken:
+                log.info("%d captions taken over from %s", len(taken), source)
+                journal.add_all(taken)
     to_caption = [key for key in concepts if "from" not in journal.done.get(key, {})]
     model = functools.cache(lambda: open_model(settings.model_id, settings.precision))
 
@@ -211,42 +200,22 @@ def caption_masks(settings: CaptionSettings) -> Path:
     run_batches(journal, to_caption, load, answer, settings.batch_size)
     steps = -(-len(to_caption) // settings.batch_size)
     final = output_dir / f"backup_{index}_final.json"
-    write_object(final, {**captions_of(journal, concepts), STEPS: steps})
+    paintings.write_object(final, {**captions_of(journal, concepts), STEPS: steps})
     journals = [JournalReader(path) for path in paths]
     if all(progress.complete for progress in journals):
         merged: dict[str, dict[str, str]] = {}
         for number, stem in enumerate(stems):
             with contextlib.suppress(ValueError):  # it is left out
                 merged |= captions_of(journals[number % count], concepts_of(entities_dir, stem))
-        write_result({output_dir / RAW_CAPTIONS: encode_object(merged)})
-        log.info("captions of all processes: %s", output_dir / RAW_CAPTIONS)
+        write_result({output_dir / paintings.RAW_CAPTIONS: paintings.encode_object(merged)})
+        log.info("captions of all processes: %s", output_dir / paintings.RAW_CAPTIONS)
     return final
 
 
 def concepts_of(entities_dir: Path, stem: str) -> dict[str, str]:
     """{"stem/mask_j": concept}; ValueError: the annotation is damaged."""
-    entities = read_entities(entities_dir / stem / ANNOTATIONS)
+    entities = paintings.read_entities(entities_dir / stem / paintings.ANNOTATIONS)
     return {f"{stem}/{entity.name}": entity.concept for entity in entities}
-
-
-def take_over(journal: Journal, output_dir: Path, concepts: dict[str, str]) -> None:
-    """Record what earlier runs made: backups, and journals of another number of processes.
-
-    Captions without their beginning are made again.
-    """
-    others = [JournalReader(path) for path in sorted(output_dir.glob("captions_*of*.jsonl"))]
-    same = [other for other in others if other.path != journal.path and other.inputs == journal.inputs]
-    sources = [(path, read_captions(path)) for path in sorted(output_dir.glob("backup_*.json"))]
-    for path, captions_by_stem in [*sources, *((other.path, captions_of(other)) for other in same)]:
-        taken: dict[str, dict[str, Any]] = {}
-        for stem, captions in captions_by_stem.items():
-            for name, text in captions.items() if isinstance(captions, dict) else ():
-                key = f"{stem}/{name}"
-                if key in concepts and isinstance(text, str) and not damaged(text):
-                    taken[key] = {"concept": concepts[key], "caption": text, "from": path.name}
-        if taken:
-            log.info("%d captions taken over from %s", len(taken), path)
-            journal.add_all(taken)
 
 
 def captions_of(journal: JournalReader, keys: Iterable[str] | None = None) -> dict[str, dict[str, str]]:

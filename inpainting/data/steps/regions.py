@@ -1,7 +1,7 @@
 """Boxes of objects -> the folders `masks` and `entities` of the painting data (published rules).
 
-Legend: h w pixels. box01_xyxy are fractions of the image, box_xyxy pixels. A box counts when it covers
-1 % to 65 % of the image; an entity without such a box is dropped, the others are numbered in order.
+Legend: h w pixels. A box counts when it covers 1 % to 65 % of the image; an entity without such a box is
+dropped, the others are numbered in order.
 """
 
 import math
@@ -23,7 +23,7 @@ from inpainting.data.paintings import (
     read_intact,
     source_file,
 )
-from inpainting.data.steps.captions import plain_text
+from inpainting.data.steps.texts import plain_text
 from ldm.files import excerpt, file_sha256, nfc, read_json, write_all_atomic
 from ldm.images import encode_png, read_image
 from ldm.journal import Journal, run_step, stamp_path
@@ -45,18 +45,7 @@ class ObjectRegion:
     caption: str | None = None
 
 
-@dataclass(frozen=True)
-class RegionSource:
-    """Annotated items of a data set.
-
-    read: item -> name of its image file, and its annotation
-    find: annotation, (h, w) of the image -> its regions; ValueError: malformed
-    """
-
-    items: Sequence[str]
-    inputs: Mapping[str, Any]  # the journal begins with them
-    read: Callable[[str], tuple[str, Any]]
-    find: Callable[[Any, tuple[int, int]], list[ObjectRegion]]
+Reader = Callable[[str], tuple[str, Any]]  # item -> name of its image file, and its annotation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +56,45 @@ class RegionOutput(CheckedSettings):
     out_dir: Path = setting(help="folder that gets one folder per image")
     workers: int = setting(0, low=0, help="threads; 0: one per core")
 
-    def source(self) -> RegionSource:
-        """The annotations."""
+    def source(self) -> tuple[list[str], dict[str, Any], Reader]:
+        """The annotated items, what the journal begins with, and what reads an item."""
+        raise NotImplementedError
+
+    def regions(self, annotation: Any, size_hw: tuple[int, int]) -> list[ObjectRegion]:
+        """The objects of an image of (h, w) that are large enough; ValueError: malformed."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class RegionSettings(RegionOutput):
-    """annotations.json and images -> a folder."""
-
     annotations_path: Path = setting(help="JSON file of descriptions with boxes")
 
-    def source(self) -> RegionSource:
+    def source(self) -> tuple[list[str], dict[str, Any], Reader]:
         entries = read_json(source_file(self.annotations_path))
         inputs = {"annotations_sha256": file_sha256(self.annotations_path)}
-        return RegionSource(list(entries), inputs, lambda name: (name, entries[name]), grounded_regions)
+        return list(entries), inputs, lambda name: (name, entries[name])
+
+    def regions(self, annotation: Any, size_hw: tuple[int, int]) -> list[ObjectRegion]:
+        """The phrases with at least one box of the right size, numbered, in lower case."""
+        entities = annotation.get("entities") if isinstance(annotation, Mapping) else None
+        if not isinstance(entities, Mapping):
+            raise ValueError("its annotation has no object `entities`")
+        h, w = size_hw
+        regions: list[ObjectRegion] = []
+        for phrase, value in entities.items():
+            boxes = value.get("bboxes") if isinstance(value, Mapping) else None
+            if not isinstance(boxes, list):
+                raise ValueError(f"entity {phrase!r} has no list `bboxes`")
+            for box in boxes:
+                numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
+                if not numbers or len(box) != 4 or not all(0 <= value <= 1 for value in box):
+                    raise ValueError(
+                        f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {excerpt(box)}"
+                    )
+            pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
+            if usable := tuple(box for box in pixels if box is not None):
+                regions.append(ObjectRegion(f"mask_{len(regions)}", phrase.lower(), usable))
+        return regions
 
 
 def make_masks(settings: RegionOutput, redo: bool = True) -> Journal:
@@ -96,18 +109,18 @@ def make_entities(settings: RegionOutput, redo: bool = True) -> Journal:
 
 def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
     """Write the folder of every image, for the step `MAKE_MASKS` or `MAKE_ENTITIES`."""
-    source, images = settings.source(), image_map(settings.image_dir)
+    (items, inputs, read), images = settings.source(), image_map(settings.image_dir)
     stems = Counter(nfc(path.stem) for path in images.values())
 
     def work(item: str) -> Mapping[str, Any]:
-        file_name, annotation = source.read(item)
+        file_name, annotation = read(item)
         path = images.get(nfc(checked_name(file_name)))
         if path is None:
             raise ValueError(f"no such image in {settings.image_dir}: {file_name}")
         if (count := stems[nfc(path.stem)]) > 1:
             raise ValueError(f"{count} images are called {path.stem}, which names its folder; rename one")
         image = read_image(path)
-        regions = source.find(annotation, image.size)
+        regions = settings.regions(annotation, image.size)
         folder = settings.out_dir / path.stem
         if regions:
             write_all_atomic(region_files(step, folder, image.rgb_u8, regions))
@@ -121,24 +134,22 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
                 folder.rmdir()
         return {"regions": len(regions)}
 
-    stamp = stamp_path(settings.out_dir, step)
-
     def is_whole(item: str, record: Mapping[str, Any]) -> bool:
-        folder, counts = settings.out_dir / Path(source.read(item)[0]).stem, {record["regions"]}
+        folder, counts = settings.out_dir / Path(read(item)[0]).stem, {record["regions"]}
         if step == MAKE_ENTITIES and counts != {0}:
             counts.add(len(read_intact(folder / ANNOTATIONS)))
         return counts == {sum(path.stat().st_size > 0 for path in folder.glob("mask_*.png"))}
 
-    return run_step(stamp, source.inputs, source.items, work, redo, settings.workers, is_whole)
+    stamp = stamp_path(settings.out_dir, step)
+    return run_step(stamp, inputs, items, work, redo, settings.workers, is_whole)
 
 
 def region_files(
     step: str, folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]
 ) -> dict[Path, bytes]:
-    """mask_j.png of every object: 255 in the union of its boxes; or the object alone, and annotations.json.
+    """mask_j.png of each object: 255 in the union of its boxes; or its crops in a grid, and annotations.json.
 
-    The object alone is its crop, or a collage of its crops in a square grid. Entries keep the further fields
-    of the old file where the concept is the same but for case or punctuation.
+    Entries keep the further fields of the old file where the concept differs by case or punctuation at most.
     """
     files, entries = {}, {}
     old = read_intact(folder / ANNOTATIONS) if step == MAKE_ENTITIES else {}
@@ -164,32 +175,6 @@ def region_files(
             entry = {**before, **entry}
         entries[region.name] = entry
     return files if step == MAKE_MASKS else {**files, folder / ANNOTATIONS: encode_object(entries)}
-
-
-def grounded_regions(entry: Any, size_hw: tuple[int, int]) -> list[ObjectRegion]:
-    """The phrases of an image's annotation with at least one box of the right size, numbered, in lower case.
-
-    ValueError if the annotation is malformed.
-    """
-    entities = entry.get("entities") if isinstance(entry, Mapping) else None
-    if not isinstance(entities, Mapping):
-        raise ValueError("its annotation has no object `entities`")
-    h, w = size_hw
-    regions: list[ObjectRegion] = []
-    for phrase, value in entities.items():
-        boxes = value.get("bboxes") if isinstance(value, Mapping) else None
-        if not isinstance(boxes, list):
-            raise ValueError(f"entity {phrase!r} has no list `bboxes`")
-        for box in boxes:
-            numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
-            if not numbers or len(box) != 4 or not all(0 <= value <= 1 for value in box):
-                raise ValueError(
-                    f"entity {phrase!r} has a box that is not 4 numbers in [0, 1]: {excerpt(box)}"
-                )
-        pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
-        if usable := tuple(box for box in pixels if box is not None):
-            regions.append(ObjectRegion(f"mask_{len(regions)}", phrase.lower(), usable))
-    return regions
 
 
 def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:

@@ -26,7 +26,7 @@ SEED = 42  # of the published split without a file
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """How images get into the folder of their split; a subclass says which split that is."""
+    """How images get into the folder of their split."""
 
     image_dir: Path = setting(help="folder of images; gets a folder per split")
     _: KW_ONLY
@@ -47,8 +47,6 @@ class TransferSettings:
 
 @dataclass(frozen=True)
 class SplitSettings(TransferSettings):
-    """Images -> images/{train,val,test,unannotated}. Copies by default."""
-
     masks_dir: Path = setting(help="folder of masks; an image without any is unannotated")
     split_df_path: Path | None = setting(None, help="table of file_name and split; default: a random split")
     val_size: int = setting(5000, low=1, help="validation images of a random split")
@@ -75,10 +73,8 @@ class SplitSettings(TransferSettings):
             table = dict.fromkeys(annotated, "train")
             for rank, index in enumerate(np.random.RandomState(SEED).permutation(len(held))):
                 table[annotated[held[index]]] = "test" if rank < self.test_size else "val"
-        inputs = {
-            "table": sizes if self.split_df_path is None else file_sha256(self.split_df_path),
-            "after": stamp_hash(masks_dir, MAKE_MASKS),
-        }
+        given = sizes if self.split_df_path is None else file_sha256(self.split_df_path)
+        inputs = {"table": given, "after": stamp_hash(masks_dir, MAKE_MASKS)}
         return {name: table.get(name, "") for name in annotated}, inputs
 
 
@@ -96,8 +92,7 @@ def split_images(
     settings: TransferSettings, source_dir: Path | None = None, redo: bool = True
 ) -> Journal | None:
     """Put the images into the folders of their split; those without annotation are unannotated."""
-    # The images are in `source_dir`, or in `image_dir` itself. An image that is planned for no split is left
-    # out. A dry run has no journal.
+    # An image that is planned for no split is left out. A dry run has no journal.
     image_dir, folders = settings.image_dir, (*SPLITS, UNANNOTATED)
     mode = "move" if settings.move else "symlink" if settings.symlink else "copy"
     images = image_map(source_dir or image_dir)

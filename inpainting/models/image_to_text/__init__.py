@@ -4,7 +4,7 @@
     image, colors = draw_colored_masks(pixel_values, masks)
     inputs = processor(text=[discover_prompt(colors)], images=[image], return_tensors="pt")
     text = processor.batch_decode(model.generate(**inputs, max_new_tokens=512))[0]
-    prompts = output_to_color_dict(text, colors)                     # {"red": "a dog", ...}
+    prompts = output_to_color_dict(text, colors)
 
 `writer.PromptWriter` does the same in one call and never lacks a tag. Legend: h w pixels.
 """
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 
 def get_pretrained_prompt_generator(adapter_path: str | Path, precision: str = "auto") -> tuple[Any, Any]:
-    """(processor, model) of an adapter and the model that it names; prompts are padded on the left.
-
-    precision: 4bit (as published; needs CUDA and bitsandbytes), full, or auto: 4bit where it works
-    """
+    """(processor, model) of an adapter and the model that it names; precision: see `open_model`."""
     from inpainting.models.image_to_text.writer import PromptWriter
 
     mllm = PromptWriter.load(adapter_path, precision=precision).mllm

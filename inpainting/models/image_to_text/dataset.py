@@ -1,33 +1,38 @@
 """Paintings whose regions hide behind solid colours, and the answer that names what was there (paper 3.1).
 
-Legend: h w pixels of the image, r masked regions. Masks and colours are drawn at the image's own size.
+Masks and colours are drawn at the image's own size.
+
+Legend: h w pixels of the image, r masked regions, b rows of a batch, t tokens, image tokens included.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from inpainting.data.choice import within
-from inpainting.data.datasets import TRAIN, PaintingItems
-from inpainting.data.paintings import Entity, Painting
-from inpainting.models.image_to_text.settings import LlavaOptions
-from inpainting.prompts import COLORS, RED, SINGLE, paint_masks, remove_overlaps, target_text
+from inpainting.data.datasets import TRAIN, PaintingItems, within
+from inpainting.data.paintings import Entity, Painting, read_entities
+from inpainting.models.image_to_text.settings import AlphaOptions, LlavaOptions
+from inpainting.prompts import (
+    COLORS,
+    RED,
+    SINGLE,
+    discover_question,
+    paint_masks,
+    remove_overlaps,
+    target_text,
+)
+from ldm.images import read_image, read_mask
+from ldm.mllm.model import IGNORED, Chat, ChatExample
+from ldm.seeds import seed_of
 
+Item = Mapping[str, Any]
 MAKE_ROOTS = "python -m inpainting.data.ops extract-noun-chunk-roots"
-
-
-@dataclass(frozen=True, eq=False)
-class MaskedRegion:
-    """A masked region: its entity, its mask (h, w) bool, what question and answer call it, its paint."""
-
-    entity: Entity
-    mask: np.ndarray
-    color: str
-    paint: str
 
 
 class LlavaDataset(PaintingItems):
@@ -49,7 +54,6 @@ class LlavaDataset(PaintingItems):
         self.tested = split != TRAIN  # one region is tested
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Item `index`. In training the next image stands in for a damaged one, with a warning."""
         return self.with_alphas(index)
 
     def with_alphas(self, index: int, alphas: Sequence[float] | None = None) -> dict[str, Any]:
@@ -59,33 +63,36 @@ class LlavaDataset(PaintingItems):
         return self.usable(index, lambda painting: self.example(painting, alphas))
 
     def example(self, painting: Painting, alphas: Sequence[float] | None = None) -> dict[str, Any]:
-        """The item of one image."""
-        rng = self.rng_of(painting.stem)
-        image_u8 = painting.read_image()
-        regions, tested = self.regions(painting, (image_u8.shape[0], image_u8.shape[1]), rng)
-        masks = [region.mask for region in regions]
+        rng, alone = self.rng_of(painting.stem), self.options.only_gray_concept
+        image = read_image(painting.image)
+        captioned = [entity for entity in read_entities(painting.annotations) if entity.caption is not None]
+        if self.tested and any(entity.noun_chunk_root is None for entity in captioned):  # for the accuracy
+            raise ValueError(f"{painting.entities}: entities without noun_chunk_root; `{MAKE_ROOTS}` adds it")
+        paths = {entity: painting.masks / f"{entity.name}.png" for entity in captioned}
+        masks = {entity: read_mask(path, size=image.size) for entity, path in paths.items()}
+        regions, names, paints, tested = self.regions(masks, rng)
+        visible = [masks[entity] for entity in regions]
         if self.options.remove_intersections:
-            masks = remove_overlaps(masks)
-        painted = list(range(len(regions)))
-        if self.options.only_gray_concept:
+            visible = remove_overlaps(visible)
+        order = painted = list(range(len(regions)))
+        if alone:
             painted = [] if tested is None else [tested]
         masked_u8 = paint_masks(
-            image_u8,
-            [masks[number] for number in painted],
-            [regions[number].paint for number in painted],
+            image.rgb_u8,
+            [visible[number] for number in painted],
+            [paints[number] for number in painted],
             None if alphas is None else [float(alphas[number]) for number in painted],
             order="given",
         )
-        order = list(range(len(regions)))
         if self.options.shuffle_concepts:
             order = rng.permutation(len(regions)).tolist()
         if tested is not None:  # the answer names it last, or it alone
             order = [number for number in order if number != tested] + [tested]
-        answered = [regions[number] for number in (order[-1:] if self.options.only_gray_concept else order)]
-        entities, colors = [region.entity for region in answered], [region.color for region in answered]
+        order = order[-1:] if alone else order
+        entities, colors = [regions[number] for number in order], [names[number] for number in order]
         captions = [str(entity.caption) for entity in entities]
         return {
-            "PIL_images": Image.fromarray(image_u8),
+            "PIL_images": Image.fromarray(image.rgb_u8),
             "PIL_masked_images": Image.fromarray(masked_u8),
             "entity_captions": captions,
             "entity_concepts": [entity.concept for entity in entities],
@@ -98,18 +105,14 @@ class LlavaDataset(PaintingItems):
         }
 
     def regions(
-        self, painting: Painting, size: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[list[MaskedRegion], int | None]:
-        """The regions in the order of painting, and which of them is tested or alone.
+        self, masks: Mapping[Entity, np.ndarray], rng: np.random.Generator
+    ) -> tuple[list[Entity], list[str], list[str], int | None]:
+        """The regions in the order of painting, their names, their paints, and which is tested or alone.
 
-        Largest first, at most max_concepts, shuffled, as many from the front as the threshold allows, and
-        again the largest first where there is a threshold. size: (h, w) of the image.
+        masks: (h, w) bool of each candidate. Largest first, at most max_concepts, shuffled, as many from the
+        front as the threshold allows, and again the largest first where there is a threshold.
         """
         options, published = self.options, self.options.bookkeeping == "published"
-        captioned = [entity for entity in painting.read_entities() if entity.caption is not None]
-        if self.tested and any(entity.noun_chunk_root is None for entity in captioned):  # for the accuracy
-            raise ValueError(f"{painting.entities}: entities without noun_chunk_root; `{MAKE_ROOTS}` adds it")
-        masks = {entity: painting.read_mask(entity.name, size) for entity in captioned}
         entities = sorted(masks, key=lambda entity: -np.count_nonzero(masks[entity]))[: options.colors]
         palette = list(COLORS)[: options.colors]
         sampled = [palette[number] for number in rng.permutation(len(palette))[: len(entities)]]
@@ -135,6 +138,86 @@ class LlavaDataset(PaintingItems):
                 tested = 0 if published else int(rng.integers(len(colors)))
             if tested is not None:
                 colors[tested], paints[tested] = SINGLE[options.single_color]
-        chosen = [entities[number] for number in order]
-        drawn = zip(chosen, colors, paints, strict=True)
-        return [MaskedRegion(entity, masks[entity], color, paint) for entity, color, paint in drawn], tested
+        return [entities[number] for number in order], colors, paints, tested
+
+
+class WithAlphas(Dataset[dict[str, Any]]):
+    """Images whose masks have the opacity of the optimizer step that they belong to; see `AlphaOptions`.
+
+    batches(epoch): the images of each batch. per_step: batches of all processes of one step
+    """
+
+    def __init__(
+        self,
+        dataset: LlavaDataset,
+        options: AlphaOptions,
+        batches: Callable[[int], list[list[int]]],
+        steps: int,
+        per_step: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.options, self.batches = dataset, options, batches
+        self.steps, self.per_step, self.seed = steps, per_step, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.dataset.set_epoch(epoch)
+        batches = self.batches(epoch)
+        first = epoch * math.ceil(len(batches) / self.per_step)
+        numbered = ((first + number // self.per_step, batch) for number, batch in enumerate(batches))
+        self.step_of = {index: step for step, batch in numbered for index in batch}
+
+    def alphas(self, index: int) -> list[float]:
+        rng = np.random.default_rng(seed_of(self.seed, "alpha", self.epoch, index))
+        return self.options.alphas(self.step_of[index], self.steps, self.dataset.options.colors, rng)
+
+    def __len__(self) -> int:
+        return len(self.step_of)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset.with_alphas(index, self.alphas(index))
+
+
+class PromptCollate:
+    """Items of LlavaDataset -> what the model is given.
+
+    max_length: most tokens of an answer; longer ones lose words of their longest captions
+    append_eos: the model learns to stop; off as published, where an answer ends with its last tag
+    question: asked instead of the one about the colours (LLaVA-Prompt)
+    """
+
+    def __init__(
+        self, chat: Chat, max_length: int = 512, append_eos: bool = True, question: str | None = None
+    ) -> None:
+        self.chat, self.max_length, self.append_eos, self.question = chat, max_length, append_eos, question
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Training examples with `labels` (b, t): the answer, -100 elsewhere; padded on the right."""
+        batch = self.chat.examples([self.ask(item, self.target(item)) for item in items])
+        if not self.append_eos:
+            for row in batch["labels"]:
+                last = (row != IGNORED).nonzero()[-1]
+                if int(row[last]) == self.chat.end:
+                    row[last] = IGNORED
+        return batch
+
+    def ask(self, item: Item, answer: str | None = None) -> ChatExample:
+        question = self.question or discover_question(item["entity_colors"])
+        return ChatExample(np.asarray(item["PIL_masked_images"]), question, answer)
+
+    def target(self, item: Item) -> str:
+        """The answer of at most max_length tokens."""
+        colors, captions = item["entity_colors"], list(item["entity_captions"])
+        while self.tokens(text := target_text(list(zip(colors, captions, strict=True)))) > self.max_length:
+            longest = max(range(len(captions)), key=lambda number: len(captions[number].split()))
+            words = captions[longest].split()
+            if not words:
+                raise ValueError(
+                    f"max_length={self.max_length} has no room for the tags of {len(colors)} colours"
+                )
+            captions[longest] = " ".join(words[:-1])
+        return text
+
+    def tokens(self, text: str) -> int:
+        return len(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])

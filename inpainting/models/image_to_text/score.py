@@ -19,8 +19,6 @@ from ldm.settings.later import later
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(MetricFolders):
-    """Runs, the networks that measure them, and where the numbers go."""
-
     predictions: tuple[Path, ...] = setting(
         aliases=("PREDICTIONS",), help="predictions.jsonl of one or more runs"
     )

@@ -17,8 +17,6 @@ from ldm.training.settings import FitConfig, LoraSettings
 
 @dataclass(frozen=True)
 class AlphaOptions:
-    """The opacity of the masks."""
-
     kind: str = setting(
         "constant",
         choices=("constant", "random", "curriculum"),
@@ -63,7 +61,6 @@ class LlavaOptions(RegionOptions):
 
     @property
     def colors(self) -> int:
-        """How many colours are used."""
         return self.max_concepts or len(COLORS)
 
 
@@ -80,8 +77,6 @@ RECIPE = LoraSettings(rank=16, alpha=16, dropout=0.05, projector=False, init="ga
 
 @dataclass(frozen=True)
 class ValidationOptions(CheckedSettings):
-    """How held-out images are answered and measured."""
-
     split: str = setting("val", choices=SPLITS, help="which images")
     instances: int = setting(64, low=0, help="most images; 0: none, and no validation while training")
     batch: int = setting(8, low=1, help="images that are answered together")
@@ -158,7 +153,6 @@ class PromptTraining:
 
     @property
     def dtype_name(self) -> str:
-        """fp32, fp16 or bf16."""
         if self.dtype != "auto":
             return self.dtype
         return "fp32" if self.fit.precision == "no" else self.fit.precision
@@ -168,18 +162,13 @@ class PromptTraining:
         """How the trained model is asked; `text_to_image.test` and the dream command read it."""
         alone, gray = self.data.only_gray_concept, self.data.single_color == "gray"
         known = (RED,) if alone and not gray else tuple(COLORS)[: self.data.colors]
-        return PrompterConfig(
-            name=f"{'1Mask' if alone else 'MultiMask'} of {self.project_dir.name}",
-            colors=known,
-            question="gray" if alone and gray else "discover",
-            template=self.template,
-        )
+        name = f"{'1Mask' if alone else 'MultiMask'} of {self.project_dir.name}"
+        question = "gray" if alone and gray else "discover"
+        return PrompterConfig(name, colors=known, question=question, template=self.template)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded."""
-
     constrained: bool = setting(True, help="one closed, non-empty tag per colour; off: as published")
     temperature: float = setting(0.0, low=0, help="0: the most probable tokens; else drawn, image by image")
     seed: int = setting(0, help="of the draws")

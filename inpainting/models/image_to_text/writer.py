@@ -3,9 +3,8 @@
     writer = PromptWriter.load("assets/tiny/prompter")
     prompts = writer.write([image_u8], [[mask_a, mask_b]])[0]
 
-Masks are painted in solid colours, large ones first, and the model is asked what hides behind the colours
-(paper section 3.1). Answers are constrained to one closed, non-empty tag per colour; `constrained=False`
-decodes as published, up to the last tag, and a missing tag gives an empty prompt.
+Answers are constrained to one closed, non-empty tag per colour; or they are decoded as published, up to the
+last tag, and a missing tag gives an empty prompt.
 
 Legend: b questions of a batch, h w pixels, t tokens.
 """
@@ -23,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
 
 from inpainting.data.steps.describe import continuation, open_model
 from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
@@ -46,13 +44,11 @@ from ldm.registry.models import how_to_get, local_or_hub_folder, resolve_model_p
 from ldm.settings.config import read_config
 
 log = logging.getLogger(__name__)
-DEFAULTS = PrompterConfig()
 
+DEFAULTS = PrompterConfig()
 LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 RULES = 32  # compiled expressions in memory; one takes some megabytes for a large vocabulary (chosen)
 LONGEST_ANSWER = 512  # tokens (published)
-
-
 GREEDY = Decoding()
 
 
@@ -70,7 +66,7 @@ def find_files(folder: Path | str | None = None, adapter: Path | str | None = No
 
     folder: of a model, or its hub name; or of an adapter, which names its model itself; None: the released
     adapter where it is there, else the small model of the bundle. adapter: added to the model; its config
-    counts where both have one. ValueError names what is missing.
+    counts where both have one.
     """
     if folder is None:
         released = resolve_model_path(RELEASED)
@@ -102,7 +98,7 @@ def base_folder(name: str) -> str:
 
 
 class PromptWriter:
-    """A LLaVA or LLaVA-NeXT, or another vision-language model, asked for prompts."""
+    """A vision-language model, asked for prompts."""
 
     def __init__(self, mllm: Mllm, config: PrompterConfig = DEFAULTS, adapter: Path | None = None) -> None:  # noqa: B008
         self.mllm, self.config, self.adapter = mllm, config, adapter
@@ -119,10 +115,7 @@ class PromptWriter:
         dtype: str = "auto",
         precision: str = "full",
     ) -> PromptWriter:
-        """What `find_files` finds. precision: full, 4bit (as published) or auto, see `describe.open_model`.
-
-        Raises ValueError naming the folder, file or weight that does not fit.
-        """
+        """What `find_files` finds. precision: full, 4bit (as published) or auto, as in `open_model`."""
         files = find_files(folder, adapter)
         mllm = open_model(str(files.model), precision, device, dtype)
         if files.adapter is not None:
@@ -133,8 +126,8 @@ class PromptWriter:
 
     def weights(self) -> dict[str, Any]:
         """SHA-256 of its weight files."""
-        hashes: dict[str, Any] = {"model": hash_of(self.mllm.folder)}
-        return hashes if self.adapter is None else {**hashes, "adapter": hash_of(self.adapter)}
+        adapter = {} if self.adapter is None else {"adapter": hash_of(self.adapter)}
+        return {"model": hash_of(self.mllm.folder), **adapter}
 
     def write(
         self,
@@ -148,7 +141,6 @@ class PromptWriter:
 
         batch: questions that go through the model together. given: prompts that are known, one per mask,
         empty where it is to be written; they stay as they are, and the model knows them when it writes.
-        Raises ValueError for masks that do not fit their image, and for more than the model knows colours.
         """
         prompts = [list(texts) for texts in given or [[""] * len(of_image) for of_image in masks]]
         queries: list[tuple[int, Query]] = []
@@ -172,14 +164,12 @@ class PromptWriter:
             return self._free(prompts, queries, decoding.longest or LONGEST_ANSWER)
         longest = decoding.longest or self.config.longest
         patterns = [self._pattern(query) for query in queries]
-        seeded = torch.Generator().manual_seed(decoding.seed)
-        choice = TagChoice(self.grammar, patterns, length, longest, decoding.temperature, seeded)
+        choice = TagChoice(self.grammar, patterns, length, longest, decoding)
         # Tags and known texts may be spelled letter by letter, and a letter that is cut may need more bytes.
         pairs = zip(patterns, queries, strict=True)
         most = max(len(form.encode()) + (longest + 4) * max(1, len(query.tags)) for form, query in pairs)
-        return [
-            SPACED_TAG.sub(r"<\1\2>", answer.text) for answer in generate(self.mllm, prompts, choice, most)
-        ]
+        answers = generate(self.mllm, prompts, choice, most)
+        return [SPACED_TAG.sub(r"<\1\2>", answer.text) for answer in answers]
 
     def _pattern(self, query: Query) -> str:
         """The expression of an answer; a given prompt that the tokenizer cannot spell stays open."""
@@ -206,42 +196,31 @@ class PromptWriter:
         """As published: the most probable tokens up to the last closing tag, or to a full stop."""
         length, tokenizer = prompts["input_ids"].shape[1], self.mllm.processor.tokenizer
         ends = [f"</{query.tags[-1]}>" if query.tags else "." for query in queries]
+
+        def ended(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+            """(b, t) -> (b,) bool, which rows are at their end."""
+            texts = tokenizer.batch_decode(input_ids[:, length:], skip_special_tokens=True)
+            done = [end in text for end, text in zip(ends, texts, strict=True)]
+            return torch.tensor(done, device=input_ids.device)
+
+        inputs = to_device(prompts, self.mllm.device, self.mllm.dtype)
+        rules = {"logits_processor": [FiniteScores()], "stopping_criteria": [ended]}
         with torch.inference_mode():
-            written = self.mllm.model.generate(
-                **to_device(prompts, self.mllm.device, self.mllm.dtype),
-                max_new_tokens=longest,
-                do_sample=False,
-                logits_processor=[FiniteScores()],
-                stopping_criteria=[EndOfRow(tokenizer, ends, length)],
-            )
+            written = self.mllm.model.generate(**inputs, **rules, max_new_tokens=longest, do_sample=False)
         return [continuation(tokenizer, row, length) for row in written.cpu()]
 
 
 class TagChoice(ConstrainedChoice):
-    """Chooses every next token of answers whose tags are given; see `ConstrainedChoice`.
-
-    patterns: made by `pattern_of`, one per row. longest: tokens between two tags, after which one is closed.
-    """
+    """`ConstrainedChoice` whose rows have the form of `patterns`; a tag is closed after `longest` tokens."""
 
     def __init__(
-        self,
-        grammar: Grammar,
-        patterns: Sequence[str],
-        prompt: int,
-        longest: int,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        self, grammar: Grammar, patterns: Sequence[str], prompt: int, longest: int, decoding: Decoding
     ) -> None:
-        super().__init__(
-            grammar,
-            patterns,
-            prompt,
-            greedy=0 if temperature else None,
-            temperature=temperature or 1.0,
-            generator=generator,
-        )
-        self.patterns, self.longest = patterns, longest
-        self.rules = [grammar.rule(pattern) for pattern in patterns]
+        super().__init__(grammar, patterns, prompt)
+        if decoding.temperature:
+            self.greedy, self.temperature = 0, decoding.temperature
+            self.generator = torch.Generator().manual_seed(decoding.seed)
+        self.longest, self.rules = longest, [grammar.rule(pattern) for pattern in patterns]
         self._tensor = lru_cache(maxsize=None)(self._allowed_tensor)
 
     def allowed(self, row: int, tokens: list[int]) -> Tensor:
@@ -253,20 +232,7 @@ class TagChoice(ConstrainedChoice):
     def _allowed_tensor(self, row: int, state: int | None, full: bool) -> Tensor:
         tokens = [] if state is None else self.rules[row].allowed(state)
         if not tokens:
-            raise ValueError(f"no token continues the answer of form {self.patterns[row]}")
+            raise ValueError(f"no token continues the answer of form {self.forms[row]}")
         # These begin the closing tag, or end an answer without tags.
         closing = [x for x in tokens if full and (x == self.grammar.end or b"<" in self.grammar.spelled[x])]
         return torch.tensor(closing or tokens)
-
-
-class EndOfRow(StoppingCriteria):
-    """Ends each row at a text of its own, after a prompt of `length` tokens."""
-
-    def __init__(self, tokenizer: Any, ends: Sequence[str], length: int) -> None:
-        self.tokenizer, self.ends, self.length = tokenizer, ends, length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        """(b, t) -> (b,) bool, which rows are at their end."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.length :], skip_special_tokens=True)
-        done = [end in text for end, text in zip(self.ends, texts, strict=True)]
-        return torch.tensor(done, device=input_ids.device)

@@ -1,13 +1,8 @@
-"""An inpainter folder -> networks: the stock layout, the published clone, the patched clone, the tiny one.
+"""An inpainter folder -> networks: unet/ vae/ text_encoder/ tokenizer/ scheduler/ [inpainter.json].
 
-    unet/ vae/ text_encoder/ tokenizer/ scheduler/ [inpainter.json] [model_index.json, not read]
-
-The published system patched the clone's JSON files with names of its own blocks; their weights are stock, so
-the names are mapped back. Every weight of every file is used, or loading stops.
-
-Every key of a LoRA file has its layer. The released format is `unet.<layer>.lora.down.weight` and
-`.lora.up.weight`; peft's own names (`lora_A`, `lora_B`), those of attention processors before diffusers 0.22
-(`processor.to_q_lora`) and names without `unet.` are read too.
+Every weight of every file is used, or loading stops. The released format of a LoRA is
+`unet.<layer>.lora.down.weight` and `.lora.up.weight`; peft's names, those of attention processors before
+diffusers 0.22 (`processor.to_q_lora`) and names without `unet.` are read too.
 """
 
 from __future__ import annotations
@@ -48,16 +43,14 @@ PATCH = "Freestyle"  # prefix of the block names in the published JSON replaceme
 BLOCKS = ("down_block_types", "mid_block_type", "up_block_types")
 CHANNELS = 9  # noisy latents 4, mask 1, latents of the masked image 4
 LORA_FILE = "pytorch_lora_weights.safetensors"
-KEY = re.compile(r"unet\.(?P<layer>.+)\.lora(?:\.(?P<half>down|up)|_(?P<peft>[AB]))\.weight")
+KEY = re.compile(r"unet\.(.+)\.lora_([AB])\.weight")
+HALVES = {"A": "down", "B": "up"}  # as messages call them
 ADAPTER = "inpainting"
 
 
 @dataclass(eq=False)
 class Inpainter:
-    """The networks of one inpainting model, in eval mode on one device.
-
-    lora: the file that was merged into the UNet's weights, if any
-    """
+    """The networks of one inpainting model, in eval mode on one device."""
 
     unet: UNet2DConditionModel
     latent_space: LatentSpace
@@ -66,7 +59,7 @@ class Inpainter:
     scheduler_config: dict[str, Any]
     config: InpainterConfig
     folder: Path | None = None
-    lora: Path | None = None
+    lora: Path | None = None  # the file that was merged into the UNet's weights
 
     @property
     def device(self) -> torch.device:
@@ -98,8 +91,7 @@ def load_inpainter(
 ) -> Inpainter:
     """Load a model folder, merge a LoRA in the released format, switch to rectified attention.
 
-    device, dtype: also by name, see `ldm.device`; auto is single precision on a CPU
-    lora: a file, or the folder that holds pytorch_lora_weights.safetensors
+    device, dtype: also by name, see `ldm.device`. lora: a file, or its folder
     Raises ValueError naming the folder, file or key that is missing, unexpected or of another shape.
     """
     folder, device = Path(folder), pick_device(str(device))
@@ -110,10 +102,8 @@ def load_inpainter(
     blocks = read_json(folder / "unet" / "config.json")
     changes = {key: stock(blocks[key]) for key in BLOCKS if key in blocks}
     unet = load_network(UNet2DConditionModel, folder / "unet", dtype, **changes)
-    if unet.config.in_channels != CHANNELS:
-        raise ValueError(
-            f"{folder}/unet: takes {unet.config.in_channels} channels, an inpainting model {CHANNELS}"
-        )
+    if (channels := unet.config.in_channels) != CHANNELS:
+        raise ValueError(f"{folder}/unet: takes {channels} channels, an inpainting model {CHANNELS}")
     if file is not None:  # W + scale alpha / r (up down), merged, so that the layers stay stock ones
         weights, metadata = read_lora(unet, file, dtype)
         unet.load_lora_adapter(weights, prefix="unet", adapter_name=ADAPTER, metadata=metadata)
@@ -121,17 +111,12 @@ def load_inpainter(
         unet.unload_lora()
     if config.notice:
         log.info("%s", config.notice)
-    inpainter = Inpainter(
-        install_rca(unet.requires_grad_(False)),
-        LatentSpace.from_pretrained(folder / config.vae, dtype, load_network),
-        load_network(CLIPTextModel, folder / "text_encoder", dtype),
-        load_tokenizer(folder / "tokenizer"),
-        read_json(folder / "scheduler" / "scheduler_config.json"),
-        config,
-        folder,
-        file,
-    )
-    return inpainter.to(device)
+    space = LatentSpace.from_pretrained(folder / config.vae, dtype, load_network)
+    encoder = load_network(CLIPTextModel, folder / "text_encoder", dtype)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    rectified = install_rca(unet.requires_grad_(False))
+    return Inpainter(rectified, space, encoder, tokenizer, scheduler, config, folder, file).to(device)
 
 
 def read_inpainter_config(folder: Path) -> InpainterConfig:
@@ -144,7 +129,7 @@ def read_inpainter_config(folder: Path) -> InpainterConfig:
 
 
 def stock(block: Any) -> Any:
-    """Block names of the published JSON replacement -> those of diffusers."""
+    """Block names of the published JSON files, whose weights are stock -> those of diffusers."""
     if isinstance(block, str):
         return block.removeprefix(PATCH)
     return block and [stock(name) for name in block]
@@ -159,10 +144,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def load_network(kind: type[Module], folder: Path, dtype: torch.dtype, **changes: Any) -> Module:
-    """One network, strictly, from .safetensors or else .bin; the libraries map names of older releases.
-
-    changes: entries of config.json
-    """
+    """One network, strictly, from .safetensors or else .bin. changes: entries of config.json"""
     variant = weight_files(folder)[0].stem.partition(".")[2].partition("-")[0] or None  # such as fp16
     changes["dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"] = dtype
     return load_pretrained(kind, folder, exact=True, local_files_only=True, variant=variant, **changes)
@@ -192,7 +174,6 @@ def save_inpainter(model: Inpainter, folder: Path, dtype: torch.dtype = torch.fl
 
 
 def lora_file(path: Path) -> Path:
-    """A LoRA file, or that of its folder; ValueError where there is none."""
     if path.is_dir():  # .bin: as diffusers wrote before 0.20
         files = [path / LORA_FILE, (path / LORA_FILE).with_suffix(".bin")]
         path = next((one for one in files if one.is_file()), files[0])
@@ -223,26 +204,23 @@ def read_lora(
 
 
 def check_lora(unet: nn.Module, weights: dict[str, Tensor], where: Path | str) -> None:
-    """Raise ValueError unless every weight has its place and every layer both halves of one rank."""
+    """Raise ValueError unless every weight, named as by peft, has its place and its other half."""
     layers = dict(unet.named_modules())
     halves: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     strange = []
     for key, value in weights.items():
         match = KEY.fullmatch(key)
-        if match is None or not isinstance(layers.get(match["layer"]), (nn.Linear, nn.Conv2d)):
+        if match is None or not isinstance(layers.get(match[1]), (nn.Linear, nn.Conv2d)):
             strange.append(key)
-            continue
-        half = match["half"] or {"A": "down", "B": "up"}[match["peft"]]
-        halves[match["layer"]][half] = tuple(value.shape)
+        else:
+            halves[match[1]][HALVES[match[2]]] = tuple(value.shape)
     if strange or not weights:
         named = f"{len(strange)} of {len(weights)} keys fit no layer of this UNet: {strange[:3]}"
         raise ValueError(f"{where}: not a LoRA of this model; {named if weights else 'it is empty'}")
     for name, shapes in halves.items():
-        wide, tall = layers[name].weight.shape[1], layers[name].weight.shape[0]
+        tall, wide = layers[name].weight.shape[:2]
         if set(shapes) != {"down", "up"}:
             raise ValueError(f"{where}: layer {name} has only its {next(iter(shapes))} half")
-        rank = shapes["down"][0]
-        if shapes["down"][1] != wide or shapes["up"][:2] != (tall, rank):
-            raise ValueError(
-                f"{where}: layer {name} is {tall} x {wide}, its LoRA {shapes['up']} x {shapes['down']}"
-            )
+        up, down = shapes["up"], shapes["down"]
+        if down[1] != wide or up[:2] != (tall, down[0]):
+            raise ValueError(f"{where}: layer {name} is {tall} x {wide}, its LoRA {up} x {down}")

@@ -18,55 +18,45 @@ from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.models.text_to_image.train_text_to_image_lora import TrainLoraConfig
 from inpainting.tokens import encode_plans, plan_tokens
-from ldm.checkpoints import check_weights
 from ldm.denoise import min_snr_weight, noise_for, prediction_target
 from ldm.device import DTYPES
 from ldm.files import write_atomic
 from ldm.loading import drawing
+from ldm.mllm.training import fill_adapter
 from ldm.seeds import seed_of
 from ldm.settings.config import dump_yaml
 from ldm.training.fit import Task, fit, make_accelerator
-from ldm.training.run import Layout, refuse_foreign, trained
+from ldm.training.run import Layout, refuse_foreign
 
 log = logging.getLogger(__name__)
-
 
 ADAPTER = "default"
 
 
 @dataclass(eq=False)
 class LoraLoss:
-    """Mean squared error of the UNet's prediction over all latent pixels (published).
-
-    rca: regions restrict the cross-attention;  layout, encoding: see `rca` and `tokens`
-    noise_offset: extra noise per channel;  min_snr: limit of the weights by signal-to-noise ratio, 0 = none
-    """
+    """Mean squared error of the UNet's prediction over all latent pixels (published)."""
 
     model: Inpainter
-    rca: bool
-    layout: str
-    encoding: str
-    noise_offset: float = 0.0
-    min_snr: float = 0.0
+    config: TrainLoraConfig
 
     def __post_init__(self) -> None:
         self.schedule = DDPMScheduler.from_config(self.model.scheduler_config)
-        self.levels = len(self.model.unet.config.block_out_channels)
 
     def __call__(self, unet: nn.Module, batch: dict[str, Any], seeds: Sequence[int]) -> Tensor:
         """batch: of `InpaintingDataset.collate_fn`, on the device; seeds: one per image."""
-        image, space = batch["pixel_values"], self.model.latent_space
+        image, space, config = batch["pixel_values"], self.model.latent_space, self.config
         size = (image.shape[2] // space.factor, image.shape[3] // space.factor)
         noise, generators = noise_for(seeds, (space.channels, *size))
         noise = noise.to(image.device)
-        if self.noise_offset:
+        if config.noise_offset:
             offsets = [torch.randn(space.channels, 1, 1, generator=generator) for generator in generators]
-            noise = noise + self.noise_offset * torch.stack(offsets).to(image.device)
+            noise = noise + config.noise_offset * torch.stack(offsets).to(image.device)
         count = int(self.schedule.config.num_train_timesteps)
         draws = [torch.randint(count, (1,), generator=generator) for generator in generators]
         timesteps = torch.cat(draws).to(image.device)
         plans = [
-            plan_tokens(texts, self.model.tokenizer, encoding=self.encoding, regions=self.rca)
+            plan_tokens(texts, self.model.tokenizer, encoding=config.encoding, regions=config.rca)
             for texts in batch["texts"]
         ]
         with torch.no_grad():
@@ -75,17 +65,16 @@ class LoraLoss:
             text, region_ids = encode_plans(plans, self.model.text_encoder)
         union = batch["masks"].bool()
         x = self.schedule.add_noise(latents, noise, timesteps)
-        nine = torch.cat([x, known_channels(union, masked, self.layout)], 1)
+        nine = torch.cat([x, known_channels(union, masked, config.layout)], 1)
         kwargs = None
-        if self.rca:
+        if config.rca:
             masks = batch["freestyle_layout_mask"][:, 1:].bool() & union  # the rows hold the background too
-            kwargs = region_kwargs(
-                masks, region_ids, size, levels=self.levels, layout=self.layout, dtype=text.dtype
-            )
+            levels, layout = len(self.model.unet.config.block_out_channels), config.layout
+            kwargs = region_kwargs(masks, region_ids, size, levels=levels, layout=layout, dtype=text.dtype)
         prediction = unet(nine, timesteps, encoder_hidden_states=text, cross_attention_kwargs=kwargs).sample
         target = prediction_target(self.schedule, latents, noise, timesteps)
         error = (prediction.float() - target.float()).square().mean((1, 2, 3))
-        return (error * min_snr_weight(self.schedule, timesteps, self.min_snr)).mean()
+        return (error * min_snr_weight(self.schedule, timesteps, config.min_snr)).mean()
 
     def encode(self, image_pm1: Tensor, generators: list[torch.Generator]) -> Tensor:
         """(b, 3, H, W) -> (b, c, h, w), drawn from the autoencoder's posterior as published."""
@@ -119,25 +108,16 @@ def train_lora(config: TrainLoraConfig) -> Path:
             raise ValueError(
                 f"{file}: alpha is {alpha} and rank {rank}; only a LoRA of scale 1 can be continued"
             )
-    options = config.lora
-    adapter = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.rank,
-        lora_dropout=options.dropout,
-        init_lora_weights="gaussian",  # it changes nothing yet
-        target_modules=list(options.targets),
+    rank, targets, dropout = config.lora.rank, list(config.lora.targets), config.lora.dropout
+    adapter = LoraConfig(  # gaussian: it changes nothing yet
+        r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=dropout, init_lora_weights="gaussian"
     )
     with drawing(seed_of(config.fit.seed, "lora")):
         model.unet.add_adapter(adapter, adapter_name=ADAPTER)
     cast_training_params(model.unet, torch.float32)
     if begun:
-        mine = {
-            f"unet.{name.replace(f'.{ADAPTER}.', '.')}": value for name, value in trained(model.unet).items()
-        }
-        check_weights(mine, begun, f"{config.resume_from}: not a LoRA of these lora settings")
-        with torch.no_grad():
-            for key, value in mine.items():
-                value.copy_(begun[key])
+        weights = {key.removeprefix("unet."): value for key, value in begun.items()}
+        fill_adapter(model.unet, weights, f"{config.resume_from}: not a LoRA of these lora settings")
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     training, held_out = (
@@ -148,13 +128,8 @@ def train_lora(config: TrainLoraConfig) -> Path:
     held_out.paintings = held_out.paintings[: config.val_samples or None]
     if accelerator.is_main_process:
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
-    task = Task(
-        LoraLoss(model, config.rca, config.layout, config.encoding, config.noise_offset, config.min_snr),
-        training,
-        InpaintingDataset.collate_fn,
-        held_out=held_out,
-        layout=Layout(LORA_FILE, released_key),
-    )
+    loss, layout = LoraLoss(model, config), Layout(LORA_FILE, released_key)
+    task = Task(loss, training, InpaintingDataset.collate_fn, held_out=held_out, layout=layout)
     outcome = fit(config.fit, out, model.to(accelerator.device).unet, task, accelerator)
     best = outcome.best or outcome.newest
     if accelerator.is_main_process:

@@ -2,7 +2,6 @@
 
     pipe = load_inpainter("assets/tiny/inpainter")
     result = paint(image_u8, [(mask_a, "a red cube"), (mask_b, "a green ball")], pipe, seed=0)
-    write_png("out.png", result.image_u8)
 
 All regions are painted together: one union mask, one UNet call per step, and cross-attention that lets each
 pixel read the prompts of its own regions only. Pixels outside the masks keep their bytes; that is measured.
@@ -15,13 +14,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from datasets.masks import feather_inside
-from inpainting.models.text_to_image.canvas import Canvas, RegionPrompt, make_canvas, whole
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, weights_of
 from inpainting.models.text_to_image.sample import Batch, sample
@@ -29,17 +29,39 @@ from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.decode import LoadedImage
 from ldm.denoise import AT_ONCE, Monitor
-from ldm.images import read_image
+from ldm.images import read_image, read_mask, resize, to_pm1
 from ldm.result import StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
 
+PNDM = "PNDMScheduler"  # where the model folder names none
+LONGEST = 2.0  # longer side of the canvas in units of the resolution
+
+
+@dataclass(frozen=True, eq=False)
+class RegionPrompt:
+    mask: np.ndarray  # (H, W) bool
+    prompt: str
+    negative: str = ""  # what it shall not show
+
+    def __post_init__(self) -> None:
+        """A path or a PIL image as mask is read."""
+        if not isinstance(self.mask, np.ndarray):
+            object.__setattr__(self, "mask", read_mask(self.mask))
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """What the model sees of one image."""
+
+    image_pm1: Tensor  # (3, h, w)
+    masks: Tensor  # (r, h, w) bool
+    inner_hw: tuple[int, int]  # size without padding (top left)
+
 
 @dataclass(frozen=True, eq=False)
 class PaintJob:
-    """One image, what to paint into it, and a seed for each sample of it."""
-
     image_u8: np.ndarray  # (H, W, 3)
     regions: Sequence[RegionPrompt | tuple[np.ndarray, str]]
     seeds: Sequence[int] = (0,)
@@ -48,11 +70,9 @@ class PaintJob:
 
 @dataclass(frozen=True, eq=False)
 class PaintResult:
-    """What painting one image gives. Sample i has seed `seeds[i]`."""
-
     images: list[LoadedImage]  # n, of the size and in the colours of the image
     edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
-    seeds: list[int]
+    seeds: list[int]  # n
     regions: list[RegionPrompt]
     recipe: dict[str, Any]  # all that decides the pixels
     report: dict[str, Any]  # what was measured: drift, seconds, shortened prompts
@@ -79,6 +99,21 @@ class PreparedJob:
     negative: TokenPlan
 
 
+def pair_masks(
+    masks: Sequence[np.ndarray], prompts: Sequence[str], negatives: Sequence[str] = ()
+) -> list[RegionPrompt]:
+    """Masks and prompts in the same order -> regions; their numbers must agree."""
+    if not masks or not prompts:
+        raise ValueError(f"nothing to paint: got {len(masks)} masks and {len(prompts)} prompts")
+    if len(masks) != len(prompts):
+        more = "prompts than masks" if len(prompts) > len(masks) else "masks than prompts"
+        raise ValueError(f"more {more}: {len(prompts)} prompts, {len(masks)} masks; each mask has one prompt")
+    if negatives and len(negatives) != len(masks):
+        raise ValueError(f"{len(negatives)} negative prompts for {len(masks)} masks; give one each, or none")
+    negatives = negatives or [""] * len(masks)
+    return [RegionPrompt(*each) for each in zip(masks, prompts, negatives, strict=True)]
+
+
 def paint(
     image: np.ndarray | LoadedImage,
     regions: Sequence[RegionPrompt | tuple[np.ndarray, str]],
@@ -92,10 +127,8 @@ def paint(
     """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
 
     image:   array, path, PIL image, or what `read_image` gives; masks likewise
-    regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts; where
-             masks overlap, pixels read both prompts
+    regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts
     samples: images to make; sample i has seed + i and is the image of that seed painted alone
-    Raises ValueError for invalid input.
     """
     if not isinstance(image, np.ndarray | LoadedImage):
         image = read_image(image)
@@ -118,9 +151,9 @@ def paint_all(
     """
     options = resolve_options(pipe, options)
     prepared = [prepare_job(job, pipe, options) for job in jobs]
-    batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+    batches: dict[torch.Size, list[int]] = defaultdict(list)  # by (h, w)
     for index, job in enumerate(prepared):
-        batches[job.canvas.size].append(index)
+        batches[job.canvas.masks.shape[1:]].append(index)
     results: dict[int, PaintResult] = {}
     for indices in batches.values():
         group = [prepared[index] for index in indices]
@@ -135,9 +168,8 @@ def paint_all(
             rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
             seeds=[seed for each in group for seed in each.job.seeds],
         )
-        timer = StageTimer()
+        timer, images_u8 = StageTimer(), list[np.ndarray]()
         with timer.stage("paint"):
-            images_u8 = []
             for start in range(0, len(batch.rows), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
                 several = replace(batch, rows=batch.rows[part], seeds=batch.seeds[part])
@@ -150,24 +182,35 @@ def paint_all(
 
 def resolve_options(pipe: Inpainter, options: PaintOptions = DEFAULTS) -> PaintOptions:
     """The user's options on top of what the model recommends; no field is None."""
-    sampling = pipe.config.sampling
-    recommended: dict[str, Any] = {
-        "scheduler": sampling.scheduler or pipe.scheduler_config.get("_class_name", "PNDMScheduler"),
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-        "layout": pipe.config.layout,
-        "encoding": pipe.config.encoding,
-        "resolution": pipe.resolution,
-    }
+    recommended: dict[str, Any] = {**vars(pipe.config.sampling), "resolution": pipe.resolution}
+    recommended |= {"layout": pipe.config.layout, "encoding": pipe.config.encoding}
+    recommended["scheduler"] = recommended["scheduler"] or pipe.scheduler_config.get("_class_name", PNDM)
     missing = {name: value for name, value in recommended.items() if getattr(options, name) is None}
     return replace(options, **missing)
 
 
-def prepare_job(job: PaintJob, pipe: Inpainter, options: PaintOptions) -> PreparedJob:
-    """Check a job and bring it to painting size; prompts that do not fit are named in a warning.
+def make_canvas(
+    image_u8: np.ndarray, masks: Sequence[np.ndarray], resolution: int, factor: int, layout: str = "coverage"
+) -> Canvas:
+    """Bring image (H, W, 3) and masks (H, W) to painting size: the shorter side is `resolution`, or less.
 
-    ValueError names the mask that does not fit the image.
+    factor: pixels per latent;  layout: nearest samples masks at one point, coverage keeps what they touch
     """
+    high, wide = image_u8.shape[:2]
+    scale = min(resolution / min(high, wide), LONGEST * resolution / max(high, wide))
+    inner = max(1, round(high * scale)), max(1, round(wide * scale))
+    padding = [(0, -side % factor) for side in inner]
+    image = np.pad(resize(image_u8, inner), [*padding, (0, 0)], mode="edge")
+    if layout == "nearest" or not (inner[0] < high or inner[1] < wide):
+        fitted = [resize(mask.astype(np.uint8), inner, how="nearest") > 0 for mask in masks]
+    else:
+        fitted = [resize(mask.astype(np.float32), inner, how="area") > 1e-6 for mask in masks]
+    padded = np.stack([np.pad(mask, padding) for mask in fitted])
+    return Canvas(to_pm1(image), torch.from_numpy(padded), inner)
+
+
+def prepare_job(job: PaintJob, pipe: Inpainter, options: PaintOptions) -> PreparedJob:
+    """Check a job and bring it to painting size; prompts that do not fit are named in a warning."""
     image_u8 = job.image_u8
     if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
         raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
@@ -201,23 +244,23 @@ def finish_job(
     options: PaintOptions,
     timer: StageTimer,
 ) -> PaintResult:
-    """Back to the image's own size; outside the masks every byte stays, and that is measured.
-
-    painted_u8: gives one canvas per seed;  without paste_back all of the model's image is the result
-    """
+    """Back to the image's own size, one canvas per seed; outside the masks every byte stays: the drift."""
     image, canvas, regions = prepared.job.image_u8, prepared.canvas, prepared.regions
-    source = prepared.job.source or LoadedImage(image)
-    seeds = list(prepared.job.seeds)
+    source, seeds, images = prepared.job.source or LoadedImage(image), list(prepared.job.seeds), []
+    (h, w), (high, wide) = canvas.inner_hw, image.shape[:2]
     edit = np.logical_or.reduce([region.mask for region in regions])
     with timer.stage("paste back"):
         place, width = (edit, options.feather * min(edit.shape)) if options.paste_back else (edit | True, 0.0)
         weight_01 = feather_inside(place, width)
-        images = [source.painted(whole(image, next(painted_u8), canvas), weight_01, place) for _ in seeds]
+        for canvas_u8 in islice(painted_u8, len(seeds)):
+            how = "cubic" if high > h or wide > w else "area"
+            whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
+            images.append(source.painted(whole_u8, weight_01, place))
     report = {
         "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
         "seeds": seeds,
         "cuts": [to_plain(cut) for cut in prepared.plan.cuts],
-        "canvas": list(canvas.size),
+        "canvas": list(canvas.masks.shape[1:]),
         "mask_pixels": [int(region.mask.sum()) for region in regions],
         "device": str(pipe.device),
         "seconds": timer.report(),

@@ -1,12 +1,11 @@
 """The Python interface of the published system, under its own names, on the stock UNet.
 
     pipe = get_pretrained_mm_inpainting_pipe(sd2_path, adapter_path, device)
-    layout = get_freestyle_layout_mask(masks)                        # list of (1, h, w) -> (6, h, w)
-    ids, token_region_ids = get_freestyle_text_inputs(texts, pipe.tokenizer)   # (77,), (77,)
+    layout = get_freestyle_layout_mask(masks)
+    ids, token_region_ids = get_freestyle_text_inputs(texts, pipe.tokenizer)
     pipe(ids[None], token_region_ids[None], layout[None], image, mask_image).images
 
-It paints as published: nearest layout, one joint sequence, the whole decoded image. `pipeline.paint` takes
-the same pipe and offers the rest. Legend: b images, r regions, t tokens, h w pixels.
+`pipeline.paint` takes the same pipe and offers the rest. Legend: b images, r regions, t tokens, h w pixels.
 """
 
 import secrets
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from inpainting.data.choice import layout_rows
+from inpainting.data.datasets import layout_rows
 from inpainting.models.text_to_image.config import COMPAT
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import resolve_options
@@ -35,15 +34,11 @@ SEEDS = 2**31
 
 @dataclass(frozen=True, eq=False)
 class PipelineOutput:
-    """images: PIL images, or (h, w, 3) uint8 arrays for output_type "np"; seeds: one for each."""
-
-    images: list
+    images: list  # PIL images, or (h, w, 3) uint8 arrays for output_type "np"
     seeds: list[int]
 
 
 class FreestyleStableDiffusionInpaintPipeline(Inpainter):
-    """An inpainter with the published call."""
-
     def __call__(
         self,
         input_ids: Tensor,
@@ -79,22 +74,18 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
             given = f"{len(pixels)} images, {len(union)} masks, {len(freestyle_layout_mask)} layouts"
             raise ValueError(f"{count} token sequences for {given}; there must be as many of each")
         if pixels.shape[-2:] != union.shape[-2:]:
-            raise ValueError(
-                f"image and mask_image differ in size: {list(pixels.shape)}, {list(union.shape)}"
-            )
+            both = f"{list(pixels.shape)}, {list(union.shape)}"
+            raise ValueError(f"image and mask_image differ in size: {both}")
         h, w, factor = *pixels.shape[-2:], self.latent_space.factor
         if h % factor or w % factor:
             raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")
-        negative = plan_shared(negative_prompt or "", self.tokenizer)
+        tokens = zip(input_ids, freestyle_attention_mask, strict=True)
         batch = Batch(
             image_pm1=pixels,
             masks=freestyle_layout_mask[:, 1:].bool(),
             union=union,
-            plans=[
-                TokenPlan(ids[None].cpu(), token_region_ids.cpu().long())
-                for ids, token_region_ids in zip(input_ids, freestyle_attention_mask, strict=True)
-            ],
-            negatives=[negative] * count,
+            plans=[TokenPlan(ids[None].cpu(), region_ids.cpu().long()) for ids, region_ids in tokens],
+            negatives=[plan_shared(negative_prompt or "", self.tokenizer)] * count,
             rows=[row for row in range(count) for _ in range(num_images_per_prompt)],
             seeds=_seeds(generator, count, num_images_per_prompt),
         )
@@ -113,10 +104,7 @@ def get_pretrained_mm_inpainting_pipe(
 
 
 def get_freestyle_layout_mask(masks: Sequence[Tensor], max_concepts: int = 5) -> Tensor:
-    """Masks (1, h, w) of one image -> layout (max_concepts + 1, h, w), 0 or 1, int64.
-
-    Row 0 is 1 everywhere; row k is mask k or background; rows without a mask are 0.
-    """
+    """Masks (1, h, w) of one image -> layout (max_concepts + 1, h, w), int64, see `layout_rows`."""
     if not 0 < len(masks) <= max_concepts:
         raise ValueError(f"a layout of at most {max_concepts} masks needs at least one, got {len(masks)}")
     return layout_rows(torch.cat([mask > 0 for mask in masks]), max_concepts).long()

@@ -2,8 +2,8 @@
 
     A[p, j] = softmax_j(q_p . k_j / sqrt(d) + beta[p, j]),  beta = 0 where pixel p may read token j, or -inf
 
-beta depends on the masks and the tokens' regions alone. So it is built once per call (or training batch) for
-each resolution, one array for all heads, layers and steps, and given to one fused attention call:
+beta is built once per call (or training batch) for each resolution, for all heads, layers and steps, and
+given to one fused attention call:
 
     install_rca(unet)
     kwargs = region_kwargs(masks, region_ids, latent_hw, levels=4)   # {"regions": {n: (b, 1, n, t)}}
@@ -12,13 +12,10 @@ each resolution, one array for all heads, layers and steps, and given to one fus
 It travels as an argument, never as state of the processors: gradient checkpointing runs a block again with
 the arguments it was first given.
 
-A pixel of one or more regions reads their prompts; a pixel of none (background) reads all of them. At the
-coarse resolutions of the UNet the layout decides which cells a region owns:
+A pixel of one or more regions reads their prompts; a pixel of none (background) reads all of them. Layouts:
 
 nearest   the published rule: a cell takes the value of its top-left pixel, so a small region may vanish
-          at a coarse resolution, where its prompt then acts on background only
-coverage  a cell belongs to every region that touches it, so no region vanishes; the background is what
-          no region touches
+coverage  a cell belongs to every region that touches it; the background is what no region touches
 
 Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w, t tokens.
 """
@@ -46,10 +43,7 @@ ALIGNED = 16  # tokens; the CUDA kernels copy a bias whose rows do not start at 
 
 
 class RegionalAttention(AttnProcessor2_0):
-    """Cross-attention with the bias of its resolution added.
-
-    Without `regions`, and for self-attention, it is the stock attention.
-    """
+    """Cross-attention with the bias of its resolution added; without `regions` the stock attention."""
 
     def __call__(
         self,
@@ -66,11 +60,10 @@ class RegionalAttention(AttnProcessor2_0):
         if attention_mask is not None:
             raise ValueError("regions cannot be used together with an encoder_attention_mask")
         (b, n), t = hidden_states.shape[:2], encoder_hidden_states.shape[1]
-        bias = regions.get(n)
+        bias, expected = regions.get(n), (b, 1, n, t)
         if bias is None:
             built = ", ".join(map(str, regions))
             raise ValueError(f"no region map for {n} latent cells, only for {built}: another latent size?")
-        expected = (b, 1, n, t)
         if bias.shape != expected:
             raise ValueError(
                 f"the region map is {tuple(bias.shape)}, this batch needs {expected}: "
@@ -85,11 +78,7 @@ class RegionalAttention(AttnProcessor2_0):
 
 
 def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Give a stock UNet (plain, with LoRA, or checkpointed) the processors; its weights stay as they are.
-
-    Without `regions` among the cross_attention_kwargs it computes what it did before.
-    Raises ValueError for an attention layer of another kind than Stable Diffusion's.
-    """
+    """Give a stock UNet (plain, with LoRA, or checkpointed) the processors; ValueError for another kind."""
     for name, layer in attention_layers(unet):
         cross = name.endswith("attn2")
         unusual = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
@@ -99,8 +88,8 @@ def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
             kind = "cross-attention" if cross else "self-attention"
             raise ValueError(f"{name}: expected {kind}, as Stable Diffusion has it")
         layer.set_processor(RegionalAttention())
-    if not any(isinstance(hook, _Guard) for hook in unet._forward_pre_hooks.values()):
-        unet.register_forward_pre_hook(_Guard(attention_layers(unet)), with_kwargs=True)
+    if check_processors not in unet._forward_pre_hooks.values():
+        unet.register_forward_pre_hook(check_processors, with_kwargs=True)
     return unet
 
 
@@ -108,29 +97,23 @@ def attention_layers(unet: nn.Module) -> list[tuple[str, Attention]]:
     return [(name, module) for name, module in unet.named_modules() if isinstance(module, Attention)]
 
 
-class _Guard:
+def check_processors(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     """Before every forward: diffusers drops unknown arguments of a processor with no more than a warning."""
-
-    def __init__(self, layers: list[tuple[str, Attention]]) -> None:
-        self.layers = layers
-
-    def __call__(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if "regions" not in (kwargs.get("cross_attention_kwargs") or {}):
-            return
-        backend = str(_AttentionBackendRegistry.get_active_backend()[0].value)
-        if backend not in OWN_BACKENDS:
+    if "regions" not in (kwargs.get("cross_attention_kwargs") or {}):
+        return
+    backend = str(_AttentionBackendRegistry.get_active_backend()[0].value)
+    if backend not in OWN_BACKENDS:
+        raise ValueError(
+            f"attention backend {backend!r} takes no bias of each pixel, which regions need: choose "
+            "PyTorch's own, unet.set_attention_backend('native'), or do without rectified cross-attention"
+        )
+    for name, layer in attention_layers(unet):
+        if not isinstance(layer.processor, RegionalAttention):
             raise ValueError(
-                f"attention backend {backend!r} takes no bias of each pixel, which regions need: choose "
-                "PyTorch's own, unet.set_attention_backend('native'), or do without rectified cross-attention"
+                f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}. "
+                "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
+                "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
             )
-        for name, layer in self.layers:
-            if not isinstance(layer.processor, RegionalAttention):
-                raise ValueError(
-                    f"rectified cross-attention is switched off: {name} runs "
-                    f"{type(layer.processor).__name__}. Something replaced the attention processors "
-                    "(set_attn_processor, enable_xformers..., fuse_qkv_projections); call install_rca(unet) "
-                    "after it, or do without it"
-                )
 
 
 def attention_sizes(latent_hw: tuple[int, int], levels: int) -> list[tuple[int, int]]:
@@ -159,8 +142,7 @@ def log_visibility(
 ) -> Tensor:
     """How strongly cell i may read the prompt of region k, as the logarithm of a factor.
 
-    masks:      (b, r, H, W) bool; a row without any pixel is an absent region and is seen by background only.
-                The published layout's rows 1 to n, which hold the background already, give the same result
+    masks:      (b, r, H, W) bool; a row without any pixel is an absent region and is seen by background only
     soft_cells: width of soft edges in cells: outside its own cells a region fades with the distance d as
                 exp(-d^2 / 2 width^2) where other regions are, and ends at three widths
     returns:    (b, r + 1, n) float32: 0 = read as it is, -inf = hidden; row 0, for shared tokens, is 0
@@ -195,10 +177,9 @@ def region_kwargs(
     For n images per prompt repeat the rows of masks and ids n times; for guidance in one batch put the
     unconditional rows first, with ids 0 where every pixel shall read every token.
 
-    masks:      (b, r, H, W) bool, any size of the same aspect as the latents; absent regions are empty rows
+    masks, soft_cells: see `log_visibility`; masks of any size of the aspect of the latents
     region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
     levels:     resolutions of the UNet: len(unet.config.block_out_channels)
-    soft_cells: width of soft edges in latent cells, 0 = hard
     """
     highest = int(region_ids.max())
     if highest > masks.shape[1] or len(masks) != len(region_ids):
@@ -217,8 +198,7 @@ def region_bias(visibility: Tensor, region_ids: Tensor, dtype: torch.dtype = tor
     """beta: visibility (b, r + 1, n), region_ids (b, t) -> (b, 1, n, t), a view of rows of aligned length."""
     hidden = (region_ids == HIDDEN)[..., None]
     index = region_ids.clamp(min=0)[..., None].expand(-1, -1, visibility.shape[2])
-    rows = visibility.gather(1, index)  # (b, t, n)
-    rows = rows.masked_fill(hidden, float("-inf"))
+    rows = visibility.gather(1, index).masked_fill(hidden, float("-inf"))  # (b, t, n)
     # Where only regions without a prompt are and no token is shared, a cell reads all: softmax needs one.
     fully_masked_rows = rows.amax(dim=1, keepdim=True).isneginf()
     rows = rows.masked_fill(fully_masked_rows & ~hidden, 0.0)

@@ -23,21 +23,15 @@ from ldm.latents import make_scheduler
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images of one size.
+    """Images of one size."""
 
-    image_pm1: (j, 3, H, W);  masks: (j, r, H, W) bool, absent regions are empty;  union: (j, 1, H, W) bool
-    plans:     tokens of the prompts;  negatives: tokens of the negative prompts, one plan per image each
-    rows:      (b,) which image each sample is of
-    seeds:     b of them
-    """
-
-    image_pm1: Tensor
-    masks: Tensor
-    union: Tensor
-    plans: Sequence[TokenPlan]
-    negatives: Sequence[TokenPlan]
-    rows: Sequence[int]
-    seeds: Sequence[int]
+    image_pm1: Tensor  # (j, 3, H, W)
+    masks: Tensor  # (j, r, H, W) bool, absent regions are empty
+    union: Tensor  # (j, 1, H, W) bool
+    plans: Sequence[TokenPlan]  # j
+    negatives: Sequence[TokenPlan]  # j
+    rows: Sequence[int]  # b, which image each sample is of
+    seeds: Sequence[int]  # b
 
 
 def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> Tensor:
@@ -50,12 +44,7 @@ def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> T
 
 
 @torch.inference_mode()
-def sample(
-    batch: Batch,
-    pipe: Inpainter,
-    options: PaintOptions,
-    monitor: Monitor,
-) -> list[np.ndarray]:
+def sample(batch: Batch, pipe: Inpainter, options: PaintOptions, monitor: Monitor) -> list[np.ndarray]:
     """One image (H, W, 3) uint8 per sample. options: without None, see `pipeline.resolve_options`."""
     device, dtype, space = pipe.device, pipe.dtype, pipe.latent_space
     guided = options.guidance != 1.0
@@ -81,24 +70,15 @@ def sample(
     noise, generators = noise_for(batch.seeds, masked.shape[1:])
     start = space.encode(image).float()[rows] if options.strength < 1 else None
     latents = start_latents(schedule, noise.to(device), start)
-
     steps, first_joined = count(), options.join_from * len(schedule.timesteps)
 
     def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
-        nine, regions = (
-            torch.cat([x, known], dim=1).to(dtype),
-            joined if next(steps) >= first_joined else apart,
-        )
+        nine = torch.cat([x, known], dim=1).to(dtype)
+        regions = joined if next(steps) >= first_joined else apart
         return pipe.unet(
             nine, t.to(device), encoder_hidden_states=embeddings, cross_attention_kwargs=regions
         ).sample.float()
 
-    latents = denoise(
-        predict,
-        latents,
-        schedule,
-        guidance=float(options.guidance or 0.0),
-        generators=generators,
-        monitor=monitor,
-    )
+    guidance = float(options.guidance or 0.0)
+    latents = denoise(predict, latents, schedule, guidance=guidance, generators=generators, monitor=monitor)
     return [from_pm1(space.decode(latent[None].to(dtype))[0].float().cpu()) for latent in latents]

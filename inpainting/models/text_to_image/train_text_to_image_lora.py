@@ -32,8 +32,6 @@ class LoraOptions(CheckedSettings):
 
 @dataclass(frozen=True)
 class TrainLoraConfig:
-    """One training run."""
-
     project_dir: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the best LoRA")
     pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="folder to start from")
     resume_from: Path | None = setting(

@@ -1,13 +1,7 @@
 """Predicted prompts -> all numbers with 95 % intervals, as valid JSON, under the published names.
 
-accuracy         the noun root stands somewhere in the prediction, also within a word (published)
-accuracy_words   the noun root stands there as a word of its own
-bleu1, bleu4     of the whole corpus, so that a region gives counts; no smoothing, words split at spaces
-rouge*           fmeasure, precision, recall per region
-clipscore, bertscore_*    see metric_models
-
-Texts are compared in lower case. Every number is a fraction or a cosine up to 1; the paper's table shows them
-times 100. `_last` is over the last region of each image. Intervals resample images with all their regions.
+BLEU is of the whole corpus, so that a region gives counts; no smoothing, words split at spaces. Texts are
+compared in lower case. `_last` is over the last region of each image. Intervals resample whole images.
 """
 
 import logging
@@ -23,9 +17,14 @@ import typer
 from torchmetrics.functional.text.rouge import rouge_score
 from torchmetrics.text import BLEUScore
 
-from inpainting.data.steps.roots import STEP
-from inpainting.models.image_to_text.evaluation.metric_models import BERTSCORE, CLIPSCORE, PromptMetricModels
-from inpainting.models.image_to_text.evaluation.predictions import Prediction, read_predictions
+from inpainting.data.steps.texts import ROOTS_STEP
+from inpainting.models.image_to_text.evaluation.predictions import (
+    BERTSCORE,
+    CLIPSCORE,
+    Prediction,
+    PromptMetricModels,
+    read_predictions,
+)
 from inpainting.models.image_to_text.score import ScoreOptions
 from ldm.device import pick_device
 from ldm.files import json_bytes
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 GRAMS = 4
 BLEU = {"bleu1": 1, "bleu4": GRAMS}
-ROUGE = ("rouge1", "rouge2", "rougeL")
+ROUGE, SIDES = ("rouge1", "rouge2", "rougeL"), ("fmeasure", "precision", "recall")
 SENTENCES = "rougeLsum"  # per sentence, which nltk's data must split
 NO_PUNKT = "nltk's sentence splitter is not installed; `python -m nltk.downloader punkt_tab` gets it"
 LIBRARY = f"torchmetrics {torchmetrics.__version__}"
@@ -46,14 +45,10 @@ SOURCES = {  # what decides a number that needs no network
     "accuracy": "noun root as a substring (published)",
     "accuracy_words": "noun root as a whole word",
     **dict.fromkeys(BLEU, f"counts of {LIBRARY}"),
-    **{
-        f"{name}_{side}": LIBRARY
-        for name in (*ROUGE, SENTENCES)
-        for side in ("fmeasure", "precision", "recall")
-    },
+    **{f"{name}_{side}": LIBRARY for name in (*ROUGE, SENTENCES) for side in SIDES},
 }
 NAMES = (*SOURCES, CLIPSCORE, *BERTSCORE)
-WITH_INTERVALS, LAST, BY_MASKS = "with_intervals", "last_region", "by_number_of_masks"
+WITH_INTERVALS, LAST = "with_intervals", "last_region"
 # model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
 PUBLISHED: dict[str, tuple[float, ...]] = {
     "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46),
@@ -79,8 +74,6 @@ def measure_prompts(
     resamples: int = BOOTSTRAPS,
 ) -> dict[str, Any]:
     """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
-    if not rows:
-        raise ValueError("there is no prediction to measure")
     models = models or PromptMetricModels()
     of_networks, skipped = models.numbers(rows)
     keys: tuple[str, ...] = (*ROUGE, SENTENCES)
@@ -96,7 +89,6 @@ def measure_prompts(
         images.setdefault(row.stem, []).append(index)
 
     def table(groups: Iterable[list[int]]) -> dict[str, dict[str, Any]]:
-        """All numbers over these rows, by image."""
         groups = [group for group in groups if group]
         if not groups:
             return {}
@@ -118,14 +110,11 @@ def measure_prompts(
             brevity = np.exp(min(0.0, 1 - words_true / words))
             return float(brevity * np.exp(np.log(right / predicted).mean()))
 
-        return {
-            name: {
-                **with_interval(partial(value, name), groups, seed, resamples),
-                "judge": SOURCES.get(name) or models.source(name),
-            }
-            for name in NAMES
-            if name in sums
-        }
+        found = {}
+        for name in filter(sums.__contains__, NAMES):
+            source = {"judge": SOURCES.get(name) or models.source(name)}
+            found[name] = with_interval(partial(value, name), groups, seed, resamples) | source
+        return found
 
     whole = table(images.values())
     last = table([index for index in group if rows[index].last] for group in images.values())
@@ -135,7 +124,7 @@ def measure_prompts(
     }
     # Who found the noun roots, by the journals of the painting data that the regions lie in.
     folders = {row.crop_path and row.crop_path.parent.parent for row in rows}
-    steps = [(folder and JournalReader(stamp_path(folder, STEP)).inputs) or {} for folder in folders]
+    steps = [(folder and JournalReader(stamp_path(folder, ROOTS_STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
         **{f"{name}_last": value_of(last, name) for name in NAMES},
@@ -144,7 +133,7 @@ def measure_prompts(
         "empty_predictions": sum(not row.prediction.strip() for row in rows),
         WITH_INTERVALS: whole,
         LAST: last,
-        BY_MASKS: by_masks,
+        "by_number_of_masks": by_masks,
         "judges": models.used,
         "noun_roots": sorted({str(step.get("method", "as given with the data")) for step in steps}),
         "skipped": skipped,
@@ -183,24 +172,18 @@ def score_prompts(options: ScoreOptions) -> dict[str, Any]:
     """Measure predicted prompts, and print them beside the paper's table."""
     runs = {path.as_posix(): read_predictions(path) for path in options.predictions}
     models = PromptMetricModels.load(options, pick_device(options.device))
-    reports = {
-        name: measure_prompts(rows, models, options.seed, options.resamples) for name, rows in runs.items()
-    }
+    seed, resamples = options.seed, options.resamples
+    reports = {name: measure_prompts(rows, models, seed, resamples) for name, rows in runs.items()}
     table = [["model", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
-    table += [
-        [f"{model}, published", *(f"{x:.2f}" for x in values), "-"] for model, values in PUBLISHED.items()
-    ]
+    for model, values in PUBLISHED.items():
+        table.append([f"{model}, published", *(f"{value:.2f}" for value in values), "-"])
     for name, report in reports.items():
         measured = {f"{report['regions']} regions": report[WITH_INTERVALS]}
         if report["regions"] > report["images"] and report[LAST]:
             measured[f"last of {report['images']} images"] = report[LAST]
         for what, numbers in measured.items():
-            table.append(
-                [
-                    f"{name}, {what}",
-                    *(format_estimate(numbers.get(key), factor=100) for key in COLUMNS.values()),
-                ]
-            )
+            cells = [format_estimate(numbers.get(key), factor=100) for key in COLUMNS.values()]
+            table.append([f"{name}, {what}", *cells])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
     files = {options.out: json_bytes(reports if len(reports) > 1 else next(iter(reports.values())))}
     if options.table is not None:

@@ -1,12 +1,8 @@
 """Measure the filled images of a run against the originals.
 
 What was measured is kept in OUT/measured/NAME.npz: features, and the numbers as JSON with the key of what
-they were measured on (the same image, the same regions, the same networks). So an interrupted measurement
-continues, and a second one is free.
-
-metrics.json has numbers with 95 % intervals, in the published names and units: psnr in dB, pooled over all
-pixels of all images; fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times
-100). `paper_table` puts measured runs beside the published rows.
+they were measured on (image, regions, networks). metrics.json has the published names and units: psnr in dB;
+fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times 100).
 """
 
 import hashlib
@@ -22,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from inpainting.models.metrics.measure import Backbones, ImageMetrics, InpaintedImage, measure_images
 from inpainting.models.text_to_image.config import ALL, MULTI, PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation.generate import (
     image_path,
@@ -30,6 +25,12 @@ from inpainting.models.text_to_image.evaluation.generate import (
     item_masks,
     open_paintings,
     pending_batches,
+)
+from inpainting.models.text_to_image.evaluation.measure import (
+    Backbones,
+    ImageMetrics,
+    InpaintedImage,
+    measure_images,
 )
 from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
@@ -55,14 +56,12 @@ PERCENT = {"lpips", "clip_iqa", "clip_score_image2image", "clip_score_text2image
 
 MEASURED = "measured"  # folder beside the images
 VERSION = 1  # of what `measure_images` computes
-SEVERAL = 2  # regions, from which an image counts for --only-multi-prompt
 
 
 def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: bool = False) -> Path:
     """Write metrics.json or metrics_multi.json into the folder of the images; returns its path.
 
     only_multi_prompt: only images with two regions or more;  partial: leave out images that are missing
-    What was measured before on the same images with the same networks is not measured again.
     """
     device = pick_device(config.device)
     networks = Backbones.load(config.backbones, device)
@@ -81,7 +80,7 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
     for count in range(1, MOST_MASKS + 1):
         for name in BY_MASKS:
             content[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
-    needed = {name: need for name, need in NEEDS.items() if need in networks.skipped}
+    skipped = networks.skipped
     content |= {
         "images": len(metrics),
         "regions": sum(row.regions for row in metrics),
@@ -90,7 +89,7 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
         "by_number_of_masks": by_masks,
         "settings": {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt},
         "backbones": networks.used,
-        "skipped": {name: f"{need}: {networks.skipped[need]}" for name, need in needed.items()},
+        "skipped": {name: f"{need}: {skipped[need]}" for name, need in NEEDS.items() if need in skipped},
     }
     write_result({path: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()})
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
@@ -111,7 +110,7 @@ def measure_run(
     dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
     assert dataset.manifest is not None
     masks = dataset.manifest.items
-    stems = [stem for stem in dataset.stems if not only_multi_prompt or len(masks[stem]) >= SEVERAL]
+    stems = [stem for stem in dataset.stems if not only_multi_prompt or len(masks[stem]) > 1]
     missing = {stem for stem in stems if not image_path(out, stem).is_file()}
     if missing and not partial:
         raise ValueError(
@@ -123,10 +122,8 @@ def measure_run(
     keys: dict[str, str] = {}
     for stem in stems:
         if stem not in missing:
-            text = json.dumps(
-                [VERSION, facts, file_sha256(image_path(out, stem)), masks[stem]], sort_keys=True
-            )
-            keys[stem] = hashlib.sha256(text.encode()).hexdigest()
+            given = [VERSION, facts, file_sha256(image_path(out, stem)), masks[stem]]
+            keys[stem] = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     results = {}
     for stem, key in keys.items():  # what was stored for an image counts where its key is the same
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -138,21 +135,17 @@ def measure_run(
     for items in pending_batches(config, dataset, list(keys), set(results).__contains__, "measuring"):
         images = []
         for item in items:
-            stem = item["image_stems"]
-            truth_u8, masks_of = item_image(item), item_masks(item)
-            painted_u8, texts = read_image(image_path(out, stem)).rgb_u8, item["gt_texts"]
-            images.append(
-                InpaintedImage(stem, truth_u8, painted_u8, masks_of, texts, item.get("global_text"))
-            )
+            painted_u8 = read_image(image_path(out, item["image_stems"])).rgb_u8
+            about_it = item_masks(item), item["gt_texts"], item.get("global_text")
+            images.append(InpaintedImage(item["image_stems"], item_image(item), painted_u8, *about_it))
         for metrics in measure_images(images, networks, device):
             if (stem := metrics.stem) in results:  # it was there
                 continue
             results[stem] = metrics
-            names = ("regions", "pixels", "numbers", "masked_pixels")
-            about = {"key": keys[stem], **{name: getattr(metrics, name) for name in names}}
+            about = {name: value for name, value in vars(metrics).items() if name not in ("stem", "features")}
             arrays: dict[str, Any] = {f"f_{name}": value for name, value in metrics.features.items()}
             buffer = io.BytesIO()
-            np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+            np.savez(buffer, about=np.array(json.dumps({"key": keys[stem], **about})), **arrays)
             write_atomic(out / MEASURED / f"{stem}.npz", buffer.getvalue())
     return [results[stem] for stem in keys]
 
@@ -160,29 +153,20 @@ def measure_run(
 def numbers(
     rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
 ) -> dict[str, Estimate]:
-    """Everything that was measured on all of `rows`. view: "" or "masked_".
-
-    PSNR is that of the mean squared error over all pixels of all images, not a mean of decibels. Means are
-    over all values; images are resampled with all their regions.
-    """
+    """What was measured on all of `rows`; PSNR of the error over all their pixels. view: "" or "masked_"."""
     if not rows:
         return {}
     pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
     errors = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
 
-    def psnr(drawn: np.ndarray) -> float:
-        return decibels(errors[drawn].sum() / pixels[drawn].sum())
+    def mean(sums: np.ndarray, counts: np.ndarray, unit: Callable[[Any], float] = float) -> Estimate:
+        return with_interval(lambda i: unit(sums[i].sum() / counts[i].sum()), rows, seed, resamples)
 
-    table = {"psnr": with_interval(psnr, rows, seed, resamples)}
+    table = {"psnr": mean(errors, pixels, decibels)}
     for name in (*MEANS, GLOBAL):
         if all(view + name in row.numbers for row in rows):
-            sums = np.array([np.sum(row.numbers[view + name]) for row in rows])
-            counts = np.array([len(row.numbers[view + name]) for row in rows])
-
-            def mean(drawn: np.ndarray, sums: np.ndarray = sums, counts: np.ndarray = counts) -> float:
-                return sums[drawn].sum() / counts[drawn].sum()
-
-            table[name] = with_interval(mean, rows, seed, resamples)
+            values = [row.numbers[view + name] for row in rows]
+            table[name] = mean(np.array([np.sum(each) for each in values]), np.array([*map(len, values)]))
     if not all(f"{view}real" in row.features for row in rows):
         return table
     real, fake = ([row.features[view + side] for row in rows] for side in ("real", "fake"))
@@ -201,10 +185,7 @@ def numbers(
 
 
 def paper_table(runs: Mapping[str, Path]) -> str:
-    """A Markdown table. runs: model of the paper -> folder of its images with metrics.json.
-
-    Each model has its published row, and one of ours where it was measured; in parentheses, several masks.
-    """
+    """The paper's table in Markdown, with our rows. runs: model of the paper -> folder of its images."""
     lines = ["| model | " + " | ".join(TITLES) + " |", "|---" * (1 + len(TITLES)) + "|"]
     for model, (everything, several) in PAPER_ROWS.items():
         values = [f"{a:.2f} ({b:.2f})" for a, b in zip(everything, several, strict=True)]

@@ -1,8 +1,6 @@
-"""A run over the test paintings: its settings and images; regions are filled, prompts for them are written.
+"""A run over the test paintings: regions are filled, prompts for them are written.
 
 Each image's noise follows from the seed and its name, so shards, batches and interruptions change nothing.
-For the prompts the regions are painted in solid colours, large ones first; the prompt writer names what could
-be behind each colour.
 """
 
 import json
@@ -17,8 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
-from inpainting.data.choice import MANIFEST, MaskManifest
 from inpainting.data.datasets import InpaintingDataset
+from inpainting.data.paintings import MANIFEST, MaskManifest
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.config import PaintingsConfig
@@ -43,14 +41,9 @@ def open_paintings(
 
     texts_dir: prompts instead of captions; they must have been written for the same regions
     """
+    texts: dict[str, Any] = {"texts_dir": texts_dir, "global_anns_path": config.global_anns_path}
     dataset = InpaintingDataset(
-        config.data,
-        tokenizer,
-        config.split,
-        seed=config.seed,
-        freestyle=config.paint.rca,
-        texts_dir=texts_dir,
-        global_anns_path=config.global_anns_path,
+        config.data, tokenizer, config.split, seed=config.seed, freestyle=config.paint.rca, **texts
     )
     manifest = dataset.follow(beside / MANIFEST)
     if texts_dir is not None and (texts_dir / MANIFEST).is_file():
@@ -143,13 +136,12 @@ def fill_paintings(
             image_u8, stem, masks = item_image(item), item["image_stems"], item_masks(item)
             pairs = list(zip(masks, item["texts"], strict=True))
             if one_by_one:
-                seeds = [seed_of(stem, config.seed, turn) for turn in range(len(pairs))]
-                turns = zip(pairs, seeds, strict=True)
-                jobs.append([PaintJob(image_u8, [pair], [seed]) for pair, seed in turns])
-                continue
-            if config.fixed_prompt is not None:  # it counts once, for all regions together
-                pairs = [(np.any(masks, axis=0), config.fixed_prompt)]
-            jobs.append([PaintJob(image_u8, pairs, [seed_of(stem, config.seed)])])
+                turns = [([pair], seed_of(stem, config.seed, turn)) for turn, pair in enumerate(pairs)]
+            elif config.fixed_prompt is None:
+                turns = [(pairs, seed_of(stem, config.seed))]
+            else:  # it counts once, for all regions together
+                turns = [([(np.any(masks, axis=0), config.fixed_prompt)], seed_of(stem, config.seed))]
+            jobs.append([PaintJob(image_u8, regions, [seed]) for regions, seed in turns])
         images_u8 = [turns[0].image_u8 for turns in jobs]
         for turn in range(max(map(len, jobs))):  # the second job of an image paints into the first's result
             numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]

@@ -1,4 +1,4 @@
-"""Filled images against their originals, as numbers and features; `report` makes tables of them.
+"""Filled images against their originals, as numbers and features.
 
 A metric looks at the whole image, at one region in its dimmed surroundings, or at its bounding box.
 Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w).
@@ -30,8 +30,6 @@ PADDED = "A padded image of {}"  # published text for a highlighted region
 
 @dataclass
 class Backbones(MetricNetworks):
-    """The metric models; missing ones are skipped by name."""
-
     inception: nn.Module | None = None
     lpips: Lpips | None = None
     clip: Clip | None = None
@@ -39,18 +37,14 @@ class Backbones(MetricNetworks):
 
     @classmethod
     def load(cls, files: BackboneFiles, device: torch.device) -> Backbones:
-        """Every network whose file is there and intact."""
-
-        def load_clip_iqa(path: Path) -> Clip | ResnetClip:
+        def load_clip(path: Path) -> Clip | ResnetClip:
             return Clip.load(path, device) if path.is_dir() else ResnetClip.load(path, device)
 
         models = cls()
-        models.inception = models.get(
-            "inception", files.inception, lambda path: load_inception(path).to(device)
-        )
-        models.lpips = models.get("squeezenet", files.squeezenet, lambda path: Lpips.load(path).to(device))
-        models.clip = models.get("clip", files.clip, lambda path: Clip.load(path, device))
-        models.clip_iqa = models.get("clip_iqa", files.clip_iqa, load_clip_iqa)
+        models.inception = models.get("inception", files.inception, lambda it: load_inception(it).to(device))
+        models.lpips = models.get("squeezenet", files.squeezenet, lambda it: Lpips.load(it).to(device))
+        models.clip = models.get("clip", files.clip, lambda it: Clip.load(it, device))
+        models.clip_iqa = models.get("clip_iqa", files.clip_iqa, load_clip)
         return models
 
 
@@ -66,29 +60,21 @@ class InpaintedImage:
     description: str | None = None  # of the whole image
 
     def __post_init__(self) -> None:
-        if self.truth_u8.shape != self.result_u8.shape:
-            raise ValueError(
-                f"{self.stem}: the result is {self.result_u8.shape[:2]}, "
-                f"the original {self.truth_u8.shape[:2]}"
-            )
-        if len(self.masks) != len(self.captions) or not self.masks:
-            raise ValueError(f"{self.stem}: {len(self.masks)} masks and {len(self.captions)} captions")
+        result, truth = self.result_u8.shape[:2], self.truth_u8.shape[:2]
+        if result != truth:
+            raise ValueError(f"{self.stem}: the result is {result}, the original {truth}")
 
 
 @dataclass(eq=False)
 class ImageMetrics:
-    """The metrics of one image. Values that need a missing network are not in `numbers`.
-
-    numbers: name -> the values of this image, one, or one per region
-    features: name -> (1 or k, d)
-    """
+    """The metrics of one image, less those that need a missing network."""
 
     stem: str
     regions: int
     pixels: int
     masked_pixels: int
-    numbers: dict[str, list[float]] = field(default_factory=dict)
-    features: dict[str, np.ndarray] = field(default_factory=dict)
+    numbers: dict[str, list[float]] = field(default_factory=dict)  # one value, or one per region
+    features: dict[str, np.ndarray] = field(default_factory=dict)  # (1 or k, d)
 
 
 @torch.inference_mode()
@@ -107,10 +93,6 @@ def measure_images(
         metrics.append(ImageMetrics(image.stem, len(image.masks), union.size, int(union.sum()), numbers))
     truths, results = ([[image.truth_u8] for image in images], [[image.result_u8] for image in images])
 
-    def note(name: str, network: Callable[[list[Any]], Any], groups: Sequence[Sequence[Any]]) -> None:
-        for each, rows in zip(metrics, in_batches(network, groups), strict=True):
-            each.numbers[name] = rows.tolist()
-
     if (lpips := networks.lpips) is not None:
         planes = ([to_pm1(np.ascontiguousarray(one)) for (one,) in side] for side in (results, truths))
         pair = [torch.stack(side).to(device) for side in planes]
@@ -124,34 +106,22 @@ def measure_images(
             for each, rows in zip(metrics, parts, strict=True):
                 each.features[name] = rows
     if networks.clip_iqa is not None:
-        note("clip_iqa", networks.clip_iqa.quality, results)
-        note("masked_clip_iqa", networks.clip_iqa.quality, fake)
+        for name, groups in (("clip_iqa", results), ("masked_clip_iqa", fake)):
+            for each, rows in zip(metrics, in_batches(networks.clip_iqa.quality, groups), strict=True):
+                each.numbers[name] = rows.tolist()
     if (clip := networks.clip) is not None:
         told = [[] if image.description is None else [image.description] for image in images]
-        shown, true_views, crops, true_crops, whole = (
-            in_batches(clip.images, groups)
-            for groups in (
-                [views(image.result_u8, image.masks) for image in images],
-                [views(image.truth_u8, image.masks) for image in images],
-                fake,
-                real,
-                [result * len(texts) for result, texts in zip(results, told, strict=True)],
-            )
-        )
-        padded, captions, about = (
-            in_batches(clip.texts, groups)
-            for groups in (
-                [[PADDED.format(text) for text in image.captions] for image in images],
-                [image.captions for image in images],
-                told,
-            )
-        )
+        whole = [result * len(texts) for result, texts in zip(results, told, strict=True)]
+        shown = in_batches(clip.images, [views(image.result_u8, image.masks) for image in images])
+        crops, captions = in_batches(clip.images, fake), [image.captions for image in images]
+        true_views = in_batches(clip.images, [views(image.truth_u8, image.masks) for image in images])
+        padded = in_batches(clip.texts, [[PADDED.format(text) for text in texts] for texts in captions])
         for name, one, other in (
             ("clip_score_image2image", shown, true_views),
             ("clip_score_text2image", shown, padded),
-            ("masked_clip_score_image2image", crops, true_crops),
-            ("masked_clip_score_text2image", crops, captions),
-            ("clip_score_text2image_global", whole, about),
+            ("masked_clip_score_image2image", crops, in_batches(clip.images, real)),
+            ("masked_clip_score_text2image", crops, in_batches(clip.texts, captions)),
+            ("clip_score_text2image_global", in_batches(clip.images, whole), in_batches(clip.texts, told)),
         ):
             for each, a, b in zip(metrics, one, other, strict=True):
                 each.numbers |= {name: (a * b).sum(1).tolist()} if len(a) else {}

@@ -1,1 +1,0 @@
-"""Numbers about prompts and about painted images."""
