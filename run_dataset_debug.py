@@ -73,16 +73,18 @@ def check_files(source: ExampleSource, config: DatasetsConfig, settings: DebugSe
         raise ValueError(f"--validate is for sources of files; {rest}")
     journal, index = out.with_name(f"{out.stem}_unfinished.jsonl"), out.with_name(f"{out.stem}_index.json")
     with one_writer(journal, inside=False):
-        report = validate(source, name, journal, to_plain(getattr(config, name)))
-    counted = {"accepted": report.objects.accepted, **report.objects.rejected}
-    items = {"items": len(source), "sound": len(report.sound), "read_as_stored": report.objects.as_stored}
-    body = {"source": name, **items, "objects": counted, "problems": report.problems}
-    listed = json.dumps({"source": name, "items": report.sound}) + "\n"
+        objects, problems = validate(source, name, journal, to_plain(getattr(config, name)))
+    sound = [item for item, wrong in problems.items() if not wrong]
+    unsound = {item: wrong for item, wrong in problems.items() if wrong}
+    counted = {"accepted": objects.accepted, **objects.rejected}
+    items = {"items": len(source), "sound": len(sound), "read_as_stored": objects.as_stored}
+    body = {"source": name, **items, "objects": counted, "problems": unsound}
+    listed = json.dumps({"source": name, "items": sound}) + "\n"
     write_result({out: json_bytes(body), index: listed.encode()}, settings.overwrite)
     journal.unlink()
-    summary = f"{len(report.sound)} of {len(source)} items are sound, {len(report.problems)} are not"
+    summary = f"{len(sound)} of {len(source)} items are sound, {len(unsound)} are not"
     files = f"report: {out}\nindex:  {index} (indexes.{name}={index})"
-    log.info("%s\n%s\n%s", report.objects.table(), summary, files)
+    log.info("%s\n%s\n%s", objects.table(), summary, files)
 
 
 def debug(settings: DebugSettings) -> None:

@@ -136,15 +136,6 @@ def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
     return depth_01 > near + MARGIN
 
 
-def hidden_object(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str) -> np.ndarray:
-    """(h, w) bool: where the background of depth_01 (h, w) hides the object.
-
-    "near": where it is nearer than the object's nearest point: the ground does not eat the object's foot.
-    "pixel": where it is nearer than the object's own pixel (published).
-    """
-    return depth_01 >= placed.depth_01 if occlusion == "pixel" else occluders(depth_01, near)
-
-
 def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size | None = None) -> np.ndarray:
     """Grow by a fraction of the image's size.
 

@@ -16,21 +16,8 @@ import torch
 from torch import Tensor
 
 from datasets import fusion
-from datasets.geometry import (
-    Box,
-    Box01,
-    Crop,
-    Size,
-    bbox_of_mask,
-    box_from_01,
-    box_to_pixels,
-    expand_box,
-    mask_of_box,
-    square_box,
-    square_padding,
-    tight_slices,
-    whole_box,
-)
+from datasets import geometry as geo
+from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
 from ldm.images import resize, to_01, to_pm1
 
@@ -91,18 +78,18 @@ class Geometry:
         box: Box01
         if inputs.box01_xyxy is None:
             assert inputs.target_mask is not None  # Inputs refuses to be without both
-            box = bbox_of_mask(inputs.target_mask, options.bbox_end)
+            box = geo.bbox_of_mask(inputs.target_mask, options.bbox_end)
         else:
-            to_pixels = box_to_pixels if options.resample == "legacy" else box_from_01
+            to_pixels = geo.box_to_pixels if options.resample == "legacy" else geo.box_from_01
             box = to_pixels(inputs.box01_xyxy, (h, w))
-        region = expand_box(box, options.box_ratio, (h, w), options.bbox_end)
+        region = geo.expand_box(box, options.box_ratio, (h, w), options.bbox_end)
         ratio = params.crop_ratio
         if options.border == "shift":  # context gives way before the crop would need padding
             longest = max(region[2] - region[0], region[3] - region[1])
             ratio = min(ratio, max(LEAST_CONTEXT, min(h, w) / longest))
-        wide = expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
-        x0, y0, x1, y1 = square_box(wide, (h, w), options.border)
-        crop = Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
+        wide = geo.expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
+        x0, y0, x1, y1 = geo.square_box(wide, (h, w), options.border)
+        crop = Crop((x0, y0, x1, y1), geo.square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
         images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
         cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, options.depth_fill)
         if params.flip:
@@ -124,7 +111,7 @@ class Geometry:
         if self.legacy or self.params.mask_level == "perturbed":  # they look at the whole crop
             return self.crop.native
         masks = (mask for mask in (self.inputs.target_mask, self.inputs.region) if mask is not None)
-        boxes = np.array([self.region_xyxy, self.box_xyxy, *(bbox_of_mask(m) for m in masks if m.any())])
+        boxes = np.array([self.region_xyxy, self.box_xyxy, *(geo.bbox_of_mask(m) for m in masks if m.any())])
         reach = self.options.dilation * (4 if self.params.mask_level == "coarse" else 1)
         margin = max(LEAST_MARGIN, reach) * max(self.crop.padded_size) + 2
         return self.crop.narrowed([*boxes[:, :2].min(0) - margin, *boxes[:, 2:].max(0) + margin])
@@ -149,7 +136,7 @@ class Geometry:
         frame = self.crop.native.size if crop is self.window else crop.size  # of which dilation is a fraction
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
         target = None if inputs.target_mask is None else crop.take_mask(inputs.target_mask)
-        region = mask_of_box(whole_box(crop.to_frame(self.region_xyxy)), crop.size)
+        region = geo.mask_of_box(geo.whole_box(crop.to_frame(self.region_xyxy)), crop.size)
         fused = inputs.mode in ("place", "replace")
         if inputs.mode == "replace":
             hole = region if target is None else fusion.dilate(target, options.dilation, frame=frame)
@@ -158,8 +145,9 @@ class Geometry:
         placed = fusion.place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
         keep = fusion.occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
         shown = target
-        if fused or shown is None:
-            shown = ~fusion.hidden_object(depth_01, placed, near, options.occlusion)
+        if fused or shown is None:  # "near" spares the object's foot from the ground; "pixel" as published
+            pixel = options.occlusion == "pixel"
+            shown = depth_01 < placed.depth_01 if pixel else ~fusion.occluders(depth_01, near)
         edit = self._edit_region(crop, frame, (placed.alpha_01 > 0.5) & shown, target, region) & ~keep
         coverage = np.where(shown & edit, placed.alpha_01, np.float32(0))
         if fused:
@@ -231,7 +219,7 @@ def pair_of(geometry: Geometry) -> Pair:
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
         map_u8 = fusion.high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
-        detail_u8, part = np.zeros_like(layers.background_u8), tight_slices(layers.region)
+        detail_u8, part = np.zeros_like(layers.background_u8), geo.tight_slices(layers.region)
         detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")
         depth_01 = fit((layers.depth_01 * 255).astype(np.uint8)) / np.float32(255)  # the depth in 8 bits
         if options.mask_resize == "nearest":
@@ -273,7 +261,7 @@ def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tu
     """The object on white with a margin, square: (r, r, 3) uint8 and its mask (r, r) bool."""
     h, w = cutout.mask.shape
     extra_h, extra_w = int(h * ratio) - h, int(w * ratio) - w
-    left, top, right, bottom = square_padding((h + extra_h, w + extra_w))
+    left, top, right, bottom = geo.square_padding((h + extra_h, w + extra_w))
     above, before = extra_h // 2, extra_w // 2
     sides = top + above, bottom + extra_h - above, left + before, right + extra_w - before
     white = np.where(cutout.mask[..., None], cutout.rgb_u8, 255).astype(np.uint8)

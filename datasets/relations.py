@@ -124,7 +124,7 @@ def relation_margins(a: Places, b: Places, surfaces: bool = False) -> dict[str, 
     about rendered rooms are made without.
     """
     a, b = a.spread(1), b.spread(0)
-    on = _max(_on(a, b), _lies_on(a, b)) if surfaces else _on(a, b)
+    on = _on(a, b, surfaces)
     apart = -on / 0.3  # an object that stands on another is not beside it
     margins = {word: np.minimum(margin, apart) for word, margin in _beside(a, b).items()}
     return {**margins, "on": on, "above": _above(a, b), "under": _above(b, a)}
@@ -145,7 +145,7 @@ def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     for the converse. Left / right and in front / behind are antisymmetric, next to is symmetric.
     """
     if on is None:
-        on = bool(max(_on(a, b), _lies_on(a, b)) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
+        on = bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
     if on:
         return frozenset({"on"})
     return frozenset(word for word, margin in _beside(a, b).items() if margin > 0)
@@ -183,17 +183,15 @@ def _beside(a: _Edges, b: _Edges) -> dict[str, Any]:
     }
 
 
-def _on(a: _Edges, b: _Edges) -> Any:
-    edges = _min(a.middle - b.x0, b.x1 - a.middle) / X_SCALE
-    top = _min(a.y1 - b.y0, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1, b.y0 - a.y0) / Y_SCALE
-    return _min(edges, top, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
-
-
-def _lies_on(a: _Edges, b: _Edges) -> Any:
-    """a's box lies in that of a surface seen from above, a bed or a table, whose top edge is then higher."""
+def _on(a: _Edges, b: _Edges, surfaces: bool = True) -> Any:
+    """surfaces: a's box may lie in that of a bed or table seen from above, whose top edge is then higher."""
     band = b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1
-    inside = _min(a.y0 - b.y0, a.x0 - b.x0, b.x1 - a.x1, b.y1 - b.y0 - 2 * (a.y1 - a.y0), band) / Y_SCALE
-    return _min(inside, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
+    edges = _min(a.middle - b.x0, b.x1 - a.middle) / X_SCALE
+    margin = _min(edges, _min(a.y1 - b.y0, band, b.y0 - a.y0) / Y_SCALE)
+    if surfaces:
+        inside = a.y0 - b.y0, a.x0 - b.x0, b.x1 - a.x1, b.y1 - b.y0 - 2 * (a.y1 - a.y0), band
+        margin = _max(margin, _min(*inside) / Y_SCALE)
+    return _min(margin, (CONTACT - gap(a.far, a.near, b.far, b.near)) / 0.01)
 
 
 def _above(a: _Edges, b: _Edges) -> Any:

@@ -64,7 +64,7 @@ THOUGHTS: dict[str, tuple[int, str]] = {
         tiny/locator/training.py: train_small_locator Training open_scenes labelled_images patch_loss
         tiny/locator/train.py: LocatorTraining
         tiny/locator/questions.py: open_questions pack_questions QuestionCache locator_tokenizer
-        tiny/world.py: ArrayCache word_tokenizer
+        tiny/world.py: cached_arrays word_tokenizer
         tiny/llava.py: create_llava train_vision LanguageTrainer save_llava
     """),
 }  # fmt: skip

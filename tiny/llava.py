@@ -14,16 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    DPTConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    ResNetConfig,
-)
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ldm.checkpoints import folder_written_whole
@@ -52,24 +45,24 @@ def create_llava(
     numbers: words of the vocabulary, in order, of which neighbours mean nearly the same
     """
     side = config.image // PATCH
-    convolutions = ResNetConfig(
+    convolutions = transformers.ResNetConfig(
         embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
         layer_type="basic", out_features=["stage1", "stage2", "stage3"],
     )  # fmt: skip
-    vision = DPTConfig(
+    vision = transformers.DPTConfig(
         is_hybrid=True, backbone_config=convolutions, image_size=config.image, patch_size=PATCH,
         backbone_featmap_shape=[1, config.stages[2], side, side], hidden_size=config.width,
         intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
         num_attention_heads=config.heads, hidden_act="gelu", hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    text = LlamaConfig(
+    text = transformers.LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=config.width, intermediate_size=config.hidden,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
         max_position_embeddings=512, rope_theta=10000.0, tie_word_embeddings=False,
         initializer_range=config.width**-0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    whole = LlavaConfig(  # last vision layer, class token dropped
+    whole = transformers.LlavaConfig(  # last vision layer, class token dropped
         vision_config=vision, text_config=text, image_token_index=vocabulary.index(IMAGE),
         image_seq_length=config.patches, vision_feature_layer=-1, vision_feature_select_strategy="default",
         projector_hidden_act="gelu", tie_word_embeddings=False,
@@ -218,7 +211,7 @@ def save_llava(
         do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
         image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
     )  # fmt: skip
-    processor = LlavaProcessor(
+    processor = transformers.LlavaProcessor(
         image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
         chat_template=tokenizer.chat_template,

@@ -6,7 +6,7 @@ The loss of a step is a function of the step number, so an interrupted run conti
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -49,7 +49,7 @@ class Stage:
     module: nn.Module
     settings: StageSettings
     out: Path
-    groups: Iterable[tuple[list[nn.Parameter], float]] = ()
+    groups: Sequence[tuple[list[nn.Parameter], float]] = ()
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None
     same: Mapping[str, Any] = field(default_factory=dict)
     state_file: str = "state.pt"
@@ -59,8 +59,9 @@ class Stage:
         settings = self.settings
         self.weights = {name: value for name, value in self.module.named_parameters() if value.requires_grad}
         groups = self.groups or [(list(self.weights.values()), settings.lr)]
+        self.peaks = [lr for _, lr in groups if lr > 0]
         self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": lr, "peak": lr} for parameters, lr in groups if lr > 0],
+            [{"params": parameters, "lr": lr} for parameters, lr in groups if lr > 0],
             betas=settings.betas, weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
@@ -93,15 +94,12 @@ class Stage:
         if not (same and self.weights.keys() <= weights.keys()):
             raise ValueError(f"{self.checkpoint} holds other weights than this model; choose another folder")
         self.module.load_state_dict(weights, strict=False)
-        peaks = [group["peak"] for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             wrong = "an earlier version trained other parameters in this stage"
             way = "remove the file to train the stage again, or choose another out="
             raise ValueError(f"{self.checkpoint}: {wrong}; {way}") from error
-        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-            group["peak"] = peak
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["schedule"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
@@ -119,10 +117,8 @@ class Stage:
             "settings": dict(self.same),
             "weights": {name: v for name, v in self.module.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-            "recent": self.recent,
-        }
+            "step": self.step, "seconds": self.seconds, "recent": self.recent,
+        }  # fmt: skip
         if self.average is not None:
             state["average"] = dict(zip(self.weights, self.average.shadow_params, strict=True))
         if self.scheduler is not None:
@@ -171,8 +167,8 @@ class Stage:
                 late = (self.fraction - (1 - settings.decay)) / max(settings.decay, 1e-9)
                 cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, late))))
                 rate *= settings.final_lr + (1 - settings.final_lr) * cosine
-            for group in groups:
-                group["lr"] = group["peak"] * rate
+            for group, peak in zip(groups, self.peaks, strict=True):
+                group["lr"] = peak * rate
         value, measures = loss(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()

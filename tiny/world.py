@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -104,51 +104,42 @@ def word_tokenizer(
     )  # fmt: skip
 
 
-class ArrayCache:
-    """Arrays of the first `count` scenes of some shards, in a folder with the recipe of what they hold."""
+def cached_arrays(
+    kind: type[T], folder: Path, recipe: dict[str, Any], count: int, files: Sequence[Path],
+    arrays_of: Callable[[Path], dict[str, np.ndarray]],
+) -> T:  # fmt: skip
+    """Arrays of the first `count` scenes of some shards, made once in `folder` and memory-mapped from there.
 
-    def __init__(self, folder: Path, recipe: dict[str, Any], count: int) -> None:
-        self.folder, self.recipe, self.count, self.filled = folder, recipe, count, 0
-        self.arrays: dict[str, np.memmap] = {}
-
-    def missing(self, files: Sequence[Path]) -> Iterator[Path]:
-        """The shards whose arrays must be appended, none if they all were before.
-
-        ValueError when there are too few scenes, or the cache was made from others.
-        """
-        done = self.folder / "recipe.json"
-        if done.exists():
-            if read_json(done) != self.recipe:
-                raise ValueError(f"{self.folder} was made from other scenes; remove it")
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+    kind: a dataclass of them. recipe: what they hold; arrays_of: those of one shard, by name.
+    ValueError when there are too few scenes, or the folder holds arrays of another recipe.
+    """
+    done = folder / "recipe.json"
+    if done.exists() and read_json(done) != recipe:
+        raise ValueError(f"{folder} was made from other scenes; remove it")
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, np.memmap] = {}
+        filled = 0
         for file in tqdm(files, desc="scene arrays", unit="shard"):
-            if self.filled == self.count:
+            if filled == count:
                 break
-            yield file
-        if self.filled < self.count:
-            raise ValueError(f"{files[0].parent}: {self.filled} scenes, {self.count} are asked for")
-        for array in self.arrays.values():
+            found, start = arrays_of(file), filled
+            filled = min(count, start + len(next(iter(found.values()))))
+            for name, values in found.items():
+                if name not in arrays:
+                    path, shape = folder / f"{name}.npy", (count, *values.shape[1:])
+                    arrays[name] = np.lib.format.open_memmap(path, "w+", values.dtype, shape)
+                    if hasattr(os, "posix_fallocate"):  # a mapping that finds no space later ends the process
+                        with full_disk_named(path), path.open("r+b") as opened:
+                            os.posix_fallocate(opened.fileno(), 0, path.stat().st_size)
+                arrays[name][start:filled] = values[: filled - start]
+        if filled < count:
+            raise ValueError(f"{files[0].parent}: {filled} scenes, {count} are asked for")
+        for array in arrays.values():
             array.flush()
-        write_json(done, self.recipe)
-
-    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
-        start, stop = self.filled, min(self.count, self.filled + len(next(iter(arrays.values()))))
-        for name, values in arrays.items():
-            if name not in self.arrays:
-                path = self.folder / f"{name}.npy"
-                shape = (self.count, *values.shape[1:])
-                self.arrays[name] = np.lib.format.open_memmap(path, "w+", values.dtype, shape)
-                if hasattr(os, "posix_fallocate"):  # a mapping that finds no space later ends the process
-                    with full_disk_named(path), path.open("r+b") as file:
-                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            self.arrays[name][start:stop] = values[: stop - start]
-        self.filled = stop
-
-    def load(self, kind: type[T]) -> T:
-        """The dataclass `kind` of these arrays."""
-        names = kind.__dataclass_fields__  # type: ignore[attr-defined]
-        return kind(**{name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names})
+        write_json(done, recipe)
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names})
 
 
 def pooled(maps: np.ndarray, patch: int) -> np.ndarray:

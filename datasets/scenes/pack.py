@@ -88,22 +88,15 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
     bounds = {"ellipsoid": largest, "torus": long, "capsule": long}
     corners, box = view.camera.project(part.corners()), (-9.0, -9.0, 9.0, 9.0)
     return {
-        "kind": KINDS.index(part.kind),
-        "owner": owner,
-        "hidden": owner == view.hidden,
-        "matrix": matrix.ravel(),
-        "centre": part.centre,
-        "eye": matrix @ (view.camera.origin - part.centre),
-        "param": part.param,
-        "bound": bounds.get(part.kind, float(np.linalg.norm(half))),
+        "kind": KINDS.index(part.kind), "owner": owner, "hidden": owner == view.hidden,
+        "matrix": matrix.ravel(), "centre": part.centre, "eye": matrix @ (view.camera.origin - part.centre),
+        "param": part.param, "bound": bounds.get(part.kind, float(np.linalg.norm(half))),
         "middle": part.centre + (0.4 * scale[2] * part.axes[2] if part.kind == "dome" else 0),
         "ball_radius": np.prod(half) ** (1 / 3),  # about the volume of the part's box
         "box": box if corners[:, 2].min() < 0.1 else (*corners[:, :2].min(0), *corners[:, :2].max(0)),
         **{name: getattr(finish, name) for name in ("rgb_a", "rgb_b", "frequency", "gloss", "shine")},
-        "pattern": ALL_PATTERNS.index(finish.pattern),
-        "aspect": scale / largest,
-        "size": largest,
-    }
+        "pattern": ALL_PATTERNS.index(finish.pattern), "aspect": scale / largest, "size": largest,
+    }  # fmt: skip
 
 
 def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> PackedViews:
@@ -132,12 +125,9 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         numbers[name] = [np.ravel(value) for value in values] if np.ndim(values) > 1 else values
     numbers |= {"floor": floors, "wall": walls}
     cameras = [view.camera for view in views]
+    kinds = {row["kind"] for parts in described for row in parts}
     return PackedViews(
-        len(views),
-        slots,
-        tuple(sorted({row["kind"] for parts in described for row in parts})),
-        tuple(sorted(looks)),
-        Parts(**columns),
+        len(views), slots, tuple(sorted(kinds)), tuple(sorted(looks)), Parts(**columns),
         origin=table([camera.origin for camera in cameras]),
         right=table([camera.axes[0] * camera.tan_x for camera in cameras]),
         up=table([camera.axes[1] * camera.tan_y for camera in cameras]),
@@ -145,4 +135,4 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         window=table([camera.window01_xyxy for camera in cameras]),
         light={f.name: table([getattr(view.light, f.name) for view in views]) for f in fields(Light)},
         room={name: table(numbers[name]) for name in numbers} if rooms else None,
-    )
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from tqdm import tqdm
 
-from datasets.scenes.batch import SceneBatch, SceneFacts, render
+from datasets.scenes.batch import SceneFacts, render
 from datasets.scenes.describe import Scene
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.settings import SceneOptions, StoreSettings, eval_seed, train_seed
@@ -91,8 +91,17 @@ def render_shards(
         _drop_parts(path)
         return True
 
-    def make(seed: int) -> SceneBatch:
-        return render([sample(seed, settings)], settings, settings.device)
+    def make(seed: int) -> Rendered:
+        batch = render([sample(seed, settings)], settings, settings.device)
+        rows = {name: value.cpu().numpy() for name, value in vars(batch).items() if name != "facts"}
+        arrays = {name: np.packbits(rows[name], axis=-1) for name in PACKED}
+        arrays["instances_u8"] = rows["instances"].astype(np.uint8)
+        for name in ("image", "without", "reference"):
+            colours_u8 = np.round(rows[f"{name}_01"] * 255).astype(np.uint8)
+            arrays[f"{name}_u8"] = np.ascontiguousarray(colours_u8.transpose(0, 2, 3, 1))
+        for name in ("depth", "without_depth", "reference_depth"):
+            arrays[f"{name}_u16"] = np.round(rows[f"{name}_01"] * 65535).astype(np.uint16)
+        return arrays, [asdict(fact) for fact in batch.facts]
 
     total = sum(map(len, paths.values()))
     with tqdm(total=total, unit="scene", desc="rendering") as bar:
@@ -104,7 +113,7 @@ def render_shards(
 
 
 def _render_shard(
-    path: Path, recipe: str, seeds: Sequence[int], make: Callable[[int], SceneBatch], bar: tqdm
+    path: Path, recipe: str, seeds: Sequence[int], make: Callable[[int], Rendered], bar: tqdm
 ) -> None:
     """Render the scenes that no part holds yet, and write the shard; a part is written every few seconds."""
     rendered: list[Rendered] = []
@@ -119,7 +128,7 @@ def _render_shard(
     bar.update(count)
     since = time.monotonic()
     for seed in seeds[count:]:
-        new.append(_rendered(make(seed)))
+        new.append(make(seed))
         bar.update()
         if time.monotonic() - since > PART_S:
             write_atomic(part(), _pack(new, recipe))
@@ -131,22 +140,6 @@ def _render_shard(
 def _drop_parts(path: Path) -> None:
     for part in path.parent.glob(f".{path.stem}.*.part"):
         part.unlink(missing_ok=True)
-
-
-def _rendered(batch: SceneBatch) -> Rendered:
-    """The arrays of scenes as they are stored, and their facts."""
-
-    def rows(name: str) -> np.ndarray:
-        return getattr(batch, name).cpu().numpy()
-
-    arrays = {name: np.packbits(rows(name), axis=-1) for name in PACKED}
-    arrays["instances_u8"] = rows("instances").astype(np.uint8)
-    for name in ("image", "without", "reference"):
-        colours_u8 = np.round(rows(f"{name}_01") * 255).astype(np.uint8)
-        arrays[f"{name}_u8"] = np.ascontiguousarray(colours_u8.transpose(0, 2, 3, 1))
-    for name in ("depth", "without_depth", "reference_depth"):
-        arrays[f"{name}_u16"] = np.round(rows(f"{name}_01") * 65535).astype(np.uint16)
-    return arrays, [asdict(fact) for fact in batch.facts]
 
 
 def _pack(rendered: Sequence[Rendered], recipe: str) -> bytes:

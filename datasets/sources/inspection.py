@@ -64,42 +64,35 @@ def accepted_samples(
             raise ValueError(f"nothing was accepted in {MAX_TRIES} draws in a row; {stats.table()}")
 
 
-@dataclass
-class Report:
-    objects: RejectionStats  # by the rules of the source
-    sound: list[str] = field(default_factory=list)  # items without any problem
-    problems: dict[str, list[str]] = field(default_factory=dict)  # by item
-
-
-def validate(source: ImageSource, name: str, journal: Path, settings: dict[str, Any]) -> Report:
+def validate(
+    source: ImageSource, name: str, journal: Path, settings: dict[str, Any]
+) -> tuple[RejectionStats, dict[str, list[str]]]:
     """Read every file of every item once: images, masks, ids, sizes, depth maps.
 
     journal: file with a line per finished item, so that an interrupted check continues; the caller removes it
     when the report is written. settings: what must not change in between (ValueError if it did).
+    returns: what the rules of the source say of the objects; the problems of each item, none if it is sound
     """
-    report = Report(RejectionStats(f"{name}, objects as references and targets"))
+    total, problems = RejectionStats(f"{name}, objects as references and targets"), dict[str, list[str]]()
     finished, stored = Journal(journal, settings, keep=True), set[str]()
     for index in tqdm(range(len(source)), desc=name, disable=None):
         item = source.name(index)
         if item not in finished.done:
-            objects = RejectionStats(report.objects.source, named=report.objects.named)
+            objects = RejectionStats(total.source, named=total.named)
             source.as_stored.clear()
-            problems = item_problems(source, index, objects)
+            wrong = item_problems(source, index, objects)
             counts = {"accepted": objects.accepted, "refused": objects.rejected}
             as_stored = sorted(map(str, source.as_stored))
-            finished.add(item, {"problems": problems, "as_stored": as_stored, **counts})
-            if problems:
-                log.warning("%s: %s", item, problems[0])
+            finished.add(item, {"problems": wrong, "as_stored": as_stored, **counts})
+            if wrong:
+                log.warning("%s: %s", item, wrong[0])
         record = finished.done[item]
-        report.objects.accepted += record["accepted"]
-        report.objects.rejected.update(record["refused"])
+        total.accepted += record["accepted"]
+        total.rejected.update(record["refused"])
         stored.update(record.get("as_stored", ()))  # an image may belong to several items
-        if record["problems"]:
-            report.problems[item] = record["problems"]
-        else:
-            report.sound.append(item)
-    report.objects.as_stored = len(stored)
-    return report
+        problems[item] = record["problems"]
+    total.as_stored = len(stored)
+    return total, problems
 
 
 def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> list[str]:

@@ -7,7 +7,7 @@ from datasets.fusion import (
     Cutout,
     fill_colour,
     fill_depth,
-    hidden_object,
+    occluders,
     own_depth,
     place_cutout,
     tight_cutout,
@@ -36,14 +36,14 @@ def block(size: tuple[int, int] = (40, 30)) -> Cutout:
 
 
 def fuse(
-    background: np.ndarray, cutout: Cutout, box: Box, extent: tuple[float, float], legacy: bool = False, **how
-) -> tuple[np.ndarray, np.ndarray]:
+    background: np.ndarray, cutout: Cutout, box: Box, extent: tuple[float, float], legacy: bool = False,
+    occlusion: str = "near",
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Fused depth and visible object, (h, w)."""
     frame = background.shape
     placed = place_cutout(cutout, box, extent, frame, legacy)
-    visible = (placed.alpha_01 > 0.5) & ~hidden_object(
-        background, placed, extent[1], **{"occlusion": "near"} | how
-    )
+    hidden = background >= placed.depth_01 if occlusion == "pixel" else occluders(background, extent[1])
+    visible = (placed.alpha_01 > 0.5) & ~hidden
     return np.where(visible, placed.depth_01, background), visible
 
 

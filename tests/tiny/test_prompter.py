@@ -135,7 +135,7 @@ def test_a_scene_has_the_words_that_were_drawn_for_it() -> None:
 
 def test_masks_hide_one_solid_each(sets: Sets) -> None:
     count = 0
-    for scene in range(len(sets)):
+    for scene in range(len(sets.kind)):
         for seed in range(8):
             masked = draw_masks(sets, scene, 5, np.random.default_rng((scene, seed)))
             if not masked.solids:
@@ -245,7 +245,7 @@ def test_vision_of_another_model_is_the_start(data: Path, trained: Path, tmp_pat
 def test_a_blind_writer_gives_one_answer_for_every_image(data: Path, sets: Sets, tmp_path: Path) -> None:
     train_prompter(replace(training(data, tmp_path), blind=True))
     writer = PromptWriter.load(tmp_path / "model")
-    cases = [case for scene in range(len(sets)) if (case := prompt_case(sets, scene, 1, 0))]
+    cases = [case for scene in range(len(sets.kind)) if (case := prompt_case(sets, scene, 1, 0))]
     answers = writer.write([case.image_u8 for case in cases], [case.masks for case in cases])
     assert len({text for told in answers for text in told}) == 1
 

@@ -2,12 +2,18 @@
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tiny.world import ArrayCache
+from tiny.world import cached_arrays
+
+
+@dataclass
+class Arrays:
+    a: np.ndarray
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no posix_fallocate here")
@@ -21,12 +27,15 @@ def test_room_is_reserved_before_an_array_is_filled(tmp_path: Path, monkeypatch,
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", reserve)
-    cache = ArrayCache(tmp_path, {}, 3)
+
+    def cached() -> Arrays:
+        files = [Path("one"), Path("two")]
+        return cached_arrays(Arrays, tmp_path, {}, 3, files, lambda file: {"a": np.ones((2, 4), np.float32)})
+
     if full:
         with pytest.raises(OSError, match="no space left on the disk") as caught:
-            cache.append({"a": np.ones((2, 4), np.float32)})
+            cached()
         assert caught.value.filename == str(tmp_path / "a.npy")
     else:
-        cache.append({"a": np.ones((2, 4), np.float32)})
-        assert np.load(tmp_path / "a.npy").sum() == 8
+        assert cached().a.sum() == 12
     assert asked == [128 + 3 * 4 * 4]  # header and numbers

@@ -112,8 +112,8 @@ def measure_depth(
     """
     model.eval()
     rng = np.random.default_rng(0)
-    absolute, aligned, right, pairs = 0.0, 0.0, 0, 0
-    for start in range(0, len(pixels_u8), 16):
+    absolute, aligned, right, pairs, n = 0.0, 0.0, 0, 0, len(pixels_u8)
+    for start in range(0, n, 16):
         pixels_01 = torch.from_numpy(pixels_u8[start : start + 16]).to(device).float() / 255
         target = min_max(torch.from_numpy(depth_u16[start : start + 16].astype(np.float32)))
         predicted = predict(model, pixels_01).cpu()
@@ -124,7 +124,6 @@ def measure_depth(
         ordered = (t[:, i] - t[:, j]).abs() > COMPARABLE
         right += int((((p[:, i] > p[:, j]) == (t[:, i] > t[:, j])) & ordered).sum())
         pairs += int(ordered.sum())
-    n = len(pixels_u8)
     order = right / max(pairs, 1)
     return {"mae": absolute / n, "mae_aligned": aligned / n, "order": order, "images": float(n)}
 

@@ -1,4 +1,4 @@
-"""Train the small inpainter on rendered scenes, stage by stage, each resumable.
+"""Train the small inpainter on rendered scenes, stage by stage; a stage whose result is there is skipped.
 
     python -m tiny.inpainter.train configs/tiny/inpainter.yaml
 
@@ -8,7 +8,6 @@ rca          LoRA on several masks, with rectified cross-attention
 joint        the same with all prompts in one token sequence, as published; for the evaluation only
 plain        LoRA on the same examples without it: prompts joined with periods
 judge        a classifier of colour and shape, for the evaluation only
-A stage whose result is there is skipped; an interrupted one continues from its last checkpoint.
 """
 
 from dataclasses import dataclass

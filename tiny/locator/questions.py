@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tokenizers import Regex, decoders
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -168,9 +169,6 @@ class ImageDraw:
         index = scenes[rng.integers(len(scenes), size=count)]
         return cls(index, rng.integers(2, size=count), rng.random(count) < 0.5)
 
-    def first(self, count: int) -> "ImageDraw":
-        return ImageDraw(self.index[:count], self.view[:count], self.flip[:count])
-
 
 @dataclass(frozen=True, eq=False)
 class PackedQuestions:
@@ -188,8 +186,8 @@ def pack_questions(
     cache: QuestionCache, draw: ImageDraw, rng: np.random.Generator, most: tuple[int, int], patches: int
 ) -> PackedQuestions:
     """Draw up to most = (placing, replacing) questions about each image, and pack them into one sequence."""
-    start = len(PREFIX) + patches
-    texts, questions, names = [], [], []
+    head = [*PREFIX, *[VOCABULARY.index(IMAGE)] * patches]
+    start, rows, questions, names = len(head), [], [], []
     for i, (scene, view, flip) in enumerate(zip(draw.index, draw.view, draw.flip, strict=True)):
         lengths = cache.length[scene, view]
         chosen = [
@@ -197,25 +195,20 @@ def pack_questions(
             for slot, top in zip((range(PLACED), range(PLACED, PLACED + REPLACED)), most, strict=True)
         ]
         pick = np.concatenate(chosen).astype(int)
-        tokens, lengths = cache.tokens[scene, view, pick].astype(np.int64), lengths[pick].astype(np.int64)
+        texts, lengths = cache.tokens[scene, view, pick].astype(np.int64), lengths[pick].astype(np.int64)
         if flip and len(pick):
-            tokens = mirrored_questions(tokens, lengths)
-        texts.append([text[:count] for text, count in zip(tokens, lengths, strict=True)])
-        at = start
-        for q, count in zip(pick, lengths.tolist(), strict=True):
+            texts = mirrored_questions(texts, lengths)
+        tokens, block, position = list(head), [0] * start, list(range(start))
+        for number, (q, text, count) in enumerate(zip(pick, texts, lengths.tolist(), strict=True), 1):
             pairs = zip(cache.named[scene, view, q], cache.named_at[scene, view, q], strict=True)
-            names += [(i, at + int(place), int(solid)) for solid, place in pairs if solid >= 0]
-            at += count
-            questions.append((i, at - 1))
-    shape = len(texts), start + max(sum(map(len, text)) for text in texts)
-    (tokens, position), block = np.zeros((2, *shape), np.int64), np.full(shape, -1)
-    tokens[:, : len(PREFIX)], tokens[:, len(PREFIX) : start] = PREFIX, VOCABULARY.index(IMAGE)
-    block[:, :start], position[:, :start] = 0, np.arange(start)
-    for i, text in enumerate(texts):
-        at = start
-        for q, words in enumerate(text, 1):
-            here = slice(at, at + len(words))
-            tokens[i, here], block[i, here], position[i, here] = words, q, start + np.arange(len(words))
-            at += len(words)
-    sequences = [torch.from_numpy(values) for values in (tokens, block, position)]
+            names += [(i, len(tokens) + int(place), int(solid)) for solid, place in pairs if solid >= 0]
+            tokens += text[:count].tolist()
+            block += [number] * count
+            position += range(start, start + count)
+            questions.append((i, len(tokens) - 1))
+        rows.append((tokens, block, position))
+    sequences = [
+        pad_sequence([torch.tensor(values) for values in column], batch_first=True, padding_value=filler)
+        for column, filler in zip(zip(*rows, strict=True), (0, -1, 0), strict=True)
+    ]
     return PackedQuestions(*sequences, *torch.tensor(questions).T, *torch.tensor(names).T)

@@ -5,7 +5,6 @@
 vision     the vision tower and the projector learn to see, before any language
 matching   the language model learns to find a named solid
 placement  it learns to place a new one
-Interrupted, it continues from its last checkpoint when started again with the same command.
 """
 
 from dataclasses import dataclass

@@ -55,11 +55,6 @@ class SceneArrays:
     labels: np.ndarray  # (n, s, 3) int8 shape, colour, pattern
     boxes: np.ndarray  # (n, s, 4) float32 amodal boxes, fractions
     depths: np.ndarray  # (n, s, 3) float32 d, far, near
-    visible: np.ndarray  # (n, s) float32 visible fraction in image 0
-    removed: np.ndarray  # (n,) int64
-
-    def __len__(self) -> int:
-        return len(self.images_u8)
 
 
 def open_scenes(data: Path, folder: Path) -> SceneArrays:
@@ -67,8 +62,8 @@ def open_scenes(data: Path, folder: Path) -> SceneArrays:
     files = shard_files(data)
     recipe = {"format": FORMAT, "patch": PATCH, "shards": [[f.name, f.stat().st_size] for f in files]}
     first, last = (len(read_facts(file)) for file in (files[0], files[-1]))
-    cache = world.ArrayCache(folder, recipe, first * (len(files) - 1) + last)
-    for file in cache.missing(files):
+
+    def arrays_of(file: Path) -> dict[str, np.ndarray]:
         shard = read_shard(file)
         k = len(shard.facts)
         removed = np.array([fact.removed for fact in shard.facts])
@@ -78,7 +73,6 @@ def open_scenes(data: Path, folder: Path) -> SceneArrays:
         depth = depth_01(np.stack([shard.depth_u16, shard.without_depth_u16], 1))
         labels = np.full((k, SOLIDS, 3), -1, np.int8)
         boxes, depths = np.zeros((k, SOLIDS, 4), np.float32), np.zeros((k, SOLIDS, 3), np.float32)
-        visible = np.zeros((k, SOLIDS), np.float32)
         for i, fact in enumerate(shard.facts):
             count = len(fact.names)
             for row, name in enumerate(fact.names):
@@ -86,15 +80,16 @@ def open_scenes(data: Path, folder: Path) -> SceneArrays:
                 if solid is not None:
                     labels[i, row, 1:] = COLOUR_WORDS.index(solid.colour), PATTERN_NAMES.index(solid.pattern)
             boxes[i, :count], depths[i, :count] = fact.boxes01, fact.depths
-            visible[i, :count] = fact.visible
-        cache.append({
+        return {
             "images_u8": np.stack([shard.image_u8, shard.without_u8], 1),
             "cover_u8": np.round(cover * 255).astype(np.uint8),
             "unknown_u8": np.round(world.pooled(without[:, None] == 255, PATCH)[:, 0] * 255).astype(np.uint8),
             "patch_depth": world.pooled(depth, PATCH).astype(np.float16),
-            "labels": labels, "boxes": boxes, "depths": depths, "visible": visible, "removed": removed,
-        })  # fmt: skip
-    return cache.load(SceneArrays)
+            "labels": labels, "boxes": boxes, "depths": depths,
+        }  # fmt: skip
+
+    count = first * (len(files) - 1) + last
+    return world.cached_arrays(SceneArrays, folder, recipe, count, files, arrays_of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +177,8 @@ class Training:
         """
         model = self.trainer.model
         patches = llava.project(model, batch.pixels)
-        packed = words.pack_questions(self.questions, draw.first(count), rng, most, patches.shape[1])
+        asked = ImageDraw(draw.index[:count], draw.view[:count], draw.flip[:count])
+        packed = words.pack_questions(self.questions, asked, rng, most, patches.shape[1])
         states = llava.last_states(model, patches[:count], packed.tokens, packed.block, packed.position)
         at = packed.end[:, None] + torch.arange(1 - words.ANSWER, 1)  # (k, 8) where the answer's tokens are
         right = packed.tokens[packed.row[:, None], at]
@@ -244,7 +240,7 @@ def train_small_locator(config: LocatorTraining) -> None:
     cache = config.cache or config.out / "cache"
     scenes = open_scenes(config.data, cache)
     render = f"datasets.scenes render --out {config.data} --count {2 * config.held_out}"
-    train, held_out = world.split_scenes(len(scenes), config.held_out, render)
+    train, held_out = world.split_scenes(len(scenes.images_u8), config.held_out, render)
     model = llava.create_llava(config.model, words.VOCABULARY, config.seed, words.NUMBERS)
 
     def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:

@@ -66,7 +66,7 @@ def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | No
 def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
     """Captions by vote of the most similar boxes of other scenes: what the boxes alone give away."""
     known, rows = [], []
-    for scene in range(len(sets)):
+    for scene in range(len(sets.kind)):
         for draw in range(DRAWS):
             drawn = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
             for solid, box in zip(drawn.solids, drawn.boxes, strict=True):
@@ -141,14 +141,9 @@ def task_numbers(by_reader: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
             by_visible[title][str(count)] = numbers
     wrong = {of: [row for row in mine if not row[f"bayes_{of}"]] for of in ("colour", "shape")}
     leak = {of: scene_mean(group, of) for of, group in wrong.items() if group}
-    return {
-        "masks": len(mine),
-        "images": len({result["scene"] for result in mine}),
-        "accuracy": rows,
-        "gap": gap,
-        **by_visible,
-        "right where Bayes-optimal is wrong": leak,
-    }
+    images = len({result["scene"] for result in mine})
+    counts = {"masks": len(mine), "images": images, "accuracy": rows, "gap": gap}
+    return {**counts, **by_visible, "right where Bayes-optimal is wrong": leak}
 
 
 def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:

@@ -24,7 +24,7 @@ from inpainting.prompts import rgb_of_color
 from tiny.prompter.scenes import SetScenes
 from tiny.regions import box_area, grown, overlap
 from tiny.settings import MASK_COLORS, PATCH
-from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, ArrayCache, pooled
+from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, cached_arrays, pooled
 
 FOLLOW = 0.85
 NAME = "sets: colour of the half, shape of the scene"  # in the recipe of rendered shards
@@ -135,9 +135,6 @@ class Sets:
     boxes: np.ndarray  # (n, s, 4) int16 box around what is visible, pixels
     pixels: np.ndarray  # (n, s) int32 visible pixels
 
-    def __len__(self) -> int:
-        return len(self.images_u8)
-
 
 def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
     """The first scenes of a folder of shards, as memory-mapped arrays made once in `folder`.
@@ -146,8 +143,8 @@ def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
     """
     files = shard_files(data, "tiny.prompter.scenes")
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
-    cache = ArrayCache(folder, recipe, scenes)
-    for file in cache.missing(files):
+
+    def arrays_of(file: Path) -> dict[str, np.ndarray]:
         shard = read_shard(file)
         shape = (len(shard.facts), SOLIDS)
         kind, colour, side = (np.full(shape, -1, np.int8) for _ in range(3))
@@ -161,11 +158,12 @@ def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
                     side[i, j] = side_of((fact.boxes01[j][0] + fact.boxes01[j][2]) / 2)
                 mask = shard.instances_u8[i] == j + 1
                 pixels[i, j], boxes[i, j] = mask.sum(), bbox_of_mask(mask) if mask.any() else 0
-        cache.append({
+        return {
             "images_u8": shard.image_u8, "instances_u8": shard.instances_u8,
             "kind": kind, "colour": colour, "side": side, "boxes": boxes, "pixels": pixels,
-        })  # fmt: skip
-    return cache.load(Sets)
+        }  # fmt: skip
+
+    return cached_arrays(Sets, folder, recipe, scenes, files, arrays_of)
 
 
 @dataclass(frozen=True)

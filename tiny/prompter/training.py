@@ -18,6 +18,7 @@ import torch
 from tokenizers import decoders
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig, discover_question
 from ldm.files import hash_folder
@@ -87,12 +88,12 @@ def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tenso
 
 @dataclass(frozen=True, eq=False)
 class PackedCaptions:
-    tokens: Tensor  # (b, l) from world.BEGIN to world.END, padded on the right
+    tokens: Tensor  # (b, l) from <s> to </s>, padded on the right
     block: Tensor  # (b, l) what sees what, as tiny.llava.last_states reads it
     row: Tensor  # (c,) image of each caption
     at: Tensor  # (c,) place of its first tag in the sequence
     mask: Tensor  # (c,) number of its mask in the question
-    end: Tensor  # (b,) place of world.END
+    end: Tensor  # (b,) place of </s>
 
 
 def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = None) -> PackedCaptions:
@@ -111,11 +112,9 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
             article, *words = caption_of(Name("", COLOUR_WORDS[colour], SHAPE_WORDS[shape])).split()
             text += [f"<{color}>", article, *(f" {word}" for word in words), f"</{color}>"]
         ends.append(len(text))
-        rows.append([VOCABULARY.index(word) for word in (*text, world.END)])
-    tokens = torch.full((len(rows), max(map(len, rows))), VOCABULARY.index(world.PAD))
-    block = torch.full_like(tokens, -1)
-    for number, ids in enumerate(rows):
-        tokens[number, : len(ids)], block[number, : len(ids)] = torch.tensor(ids), 0
+        rows.append(torch.tensor([VOCABULARY.index(word) for word in (*text, world.END)]))
+    tokens = pad_sequence(rows, batch_first=True, padding_value=VOCABULARY.index(world.PAD))
+    block = pad_sequence([torch.zeros_like(ids) for ids in rows], batch_first=True, padding_value=-1)
     for number, start, slot in captions:
         if alone is not None and alone[number]:
             block[number, start : start + CAPTION] = slot + 1
@@ -139,9 +138,8 @@ def writing_loss(
     logits = trainer.model.lm_head(states[packed.row[:, None], at - 1]).float()
     losses = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
     every = torch.arange(len(packed.end))
-    end = functional.cross_entropy(
-        trainer.model.lm_head(states[every, packed.end - 1]).float(), packed.tokens[every, packed.end]
-    )
+    ends = trainer.model.lm_head(states[every, packed.end - 1]).float()
+    end = functional.cross_entropy(ends, packed.tokens[every, packed.end])
     form = losses[0] + losses[CAPTION - 1] + end
     total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
     places = (("colour", COLOUR), ("shape", SHAPE))
@@ -233,15 +231,14 @@ def train_prompter(config: PrompterTraining) -> None:
         painted = draw(rng, size)
         return llava.pixel_values(painted.images_u8, rng), painted
 
-    images = held_out_images(sets, held_out, len(MASK_COLORS))
-    shown = ((llava.pixel_values(painted.images_u8), painted) for painted in images)
+    shown = held_out_images(sets, held_out, len(MASK_COLORS))
     read, see, seen = llava.train_vision(config, model, sum(SECTIONS), draw_with_pixels, shown, painted_loss)
     measures = {"vision": seen}
     writer = llava.LanguageTrainer(model, read, ATTENTION_LAYERS)
     settings = config.writing
-    sees = settings.vision_lr > 0 and not config.blind
-    attention_weight = 0.0 if config.blind else config.attention_loss_weight
-    weights = attention_weight, config.vision_loss_weight if sees else 0.0
+    weights = config.attention_loss_weight, config.vision_loss_weight if settings.vision_lr > 0 else 0.0
+    if config.blind:
+        weights = 0.0, 0.0
 
     def loss(step: int) -> tuple[Tensor, llava.Measures]:
         rng = np.random.default_rng((config.seed, 2, step))
@@ -254,10 +251,8 @@ def train_prompter(config: PrompterTraining) -> None:
     write = writer.train_stage("writing", settings, config.out, loss)
     writer.eval()
     with torch.inference_mode():
-        rows = [
-            writing_loss(writer, images, llava.pixel_values(images.images_u8), (1.0, 0.0))[1]
-            for images in held_out_images(sets, held_out, config.most)
-        ]
+        batches = held_out_images(sets, held_out, config.most)
+        rows = [writing_loss(writer, painted, pixels, (1.0, 0.0))[1] for pixels, painted in batches]
     measures["writing"] = llava.rounded_means(rows)
     log.info("writing: %s", measures["writing"])
     gates, stages = {"gates": measures}, [see, write]
@@ -269,11 +264,13 @@ def train_prompter(config: PrompterTraining) -> None:
     llava.save_llava(config, model, tokenizer, CAPTION * len(MASK_COLORS) + 1, files)
 
 
-def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[Painted]:
+def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[tuple[Tensor, Painted]]:
     """Batches of scenes with masks that depend on the scene alone; those without masks are left out."""
     for part in np.array_split(scenes, max(1, len(scenes) // 64)):
         masks: dict[int, DrawnMasks] = {}
         for scene in part.tolist():
             drawn = draw_masks(sets, scene, most, np.random.default_rng(scene))
             masks |= {scene: drawn} if drawn.solids else {}
-        yield paint_scenes(sets, np.array(list(masks)), np.zeros(len(masks), bool), list(masks.values()))
+        index, flip = np.array(list(masks)), np.zeros(len(masks), bool)
+        painted = paint_scenes(sets, index, flip, list(masks.values()))
+        yield llava.pixel_values(painted.images_u8), painted
