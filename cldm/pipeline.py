@@ -110,6 +110,7 @@ class CompositorPipeline:
         for start in range(0, len(seeds), AT_ONCE):
             scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
             schedule = set_steps(scheduler, sampling.steps, strength, self.device, sampling.step_rule)
+            schedule = schedule._replace(interval=sampling.guidance_interval)
             noise, generators = noise_for(seeds[start : start + AT_ONCE], background.shape[1:])
             noise = noise.to(self.device)
             known = self.known_region(pair, background, noise)
@@ -121,7 +122,7 @@ class CompositorPipeline:
                 latents = denoise(
                     Predictor(model, controls, sampling.reuse_every, len(schedule.timesteps)),
                     start_latents(schedule, noise, first), schedule, guidance=sampling.guidance,
-                    interval=sampling.guidance_interval, generators=generators, known=known,
+                    generators=generators, known=known,
                     monitor=replace(monitor, on_step=None) if start else monitor,  # previews: the first ones
                 )  # fmt: skip
             images += self.decode(latents)

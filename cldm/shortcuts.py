@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cldm.config import Sampling
 from cldm.model import Compositor, Conditions, shared
-from ldm.denoise import Schedule, is_guided
+from ldm.denoise import Schedule
 
 LAST_FULL = 3  # steps at the end that reuse nothing; at 20 steps worth 3 dB (benchmarks/results/speed.json)
 
@@ -63,9 +63,8 @@ def make_controls(
     schedule: Schedule,
 ) -> list[Controls]:
     """The residuals of one composite: of all conditions, or of each half where not all steps are guided."""
-    times, total = schedule.timesteps.tolist(), schedule.scheduler.config.num_train_timesteps
-    guided = [t for t in times if is_guided(t / total, sampling.guidance, sampling.guidance_interval)]
-    count = sampling.control_evaluations
+    times, count = schedule.timesteps.tolist(), sampling.control_evaluations
+    guided = list(filter(schedule.guides, times))
     if len(conditions.tokens) == 1 or len(guided) == len(times):
         return [Controls(model, conditions, branches, times, count)]
     halves = conditions.halves()

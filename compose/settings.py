@@ -133,11 +133,7 @@ class ComposeSettings(LocatorOptions):
         high=1,
         help="what counts as fine detail, fraction of the object's size; without it the model's own",
     )
-    speed: str = setting(
-        "exact",
-        choices=tuple(SPEEDS),
-        help="balanced, fast: fewer evaluations of the networks for almost the same image",
-    )
+    speed: str = setting("exact", choices=tuple(SPEEDS), help="balanced, fast: nearly the same image, sooner")
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")

@@ -108,31 +108,23 @@ def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Te
     return schedule.scheduler.add_noise(image, noise, schedule.timesteps[:1].repeat(len(noise)))
 
 
-def is_guided(noise: float, guidance: float, interval: tuple[float, float]) -> bool:
-    """Whether guidance acts at a noise level t / T (Kynkaanniemi et al. 2024: in the middle only)."""
-    return guidance != 1.0 and interval[0] <= noise <= interval[1]
-
-
 @torch.inference_mode()
 def denoise(
     predict: Predict, latents: Tensor, schedule: Schedule, *, guidance: float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0), generators: list[torch.Generator] | None = None,
-    known: Known | None = None,
+    generators: list[torch.Generator] | None = None, known: Known | None = None,
     monitor: Monitor = Monitor(),
 ) -> Tensor:  # fmt: skip
     """Run a schedule from `latents` (b, c, h, w); returns noise-free latents.
 
     predict(x, t, guided): x is (b, c, h, w), or (2b, c, h, w) where guidance acts, unconditional half first
-    interval: of noise levels t / T at which a guidance other than 1 acts
     """
-    scheduler, timesteps = schedule
-    total = scheduler.config.num_train_timesteps
+    scheduler, timesteps = schedule.scheduler, schedule.timesteps
     known_options = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in known_options else {}
     for index, t in enumerate(tqdm(timesteps, desc="denoising", disable=not monitor.progress, leave=False)):
         if monitor.cancelled is not None and monitor.cancelled():
             raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
-        guided = is_guided(float(t) / total, guidance, interval)
+        guided = guidance != 1.0 and schedule.guides(t)
         x = scheduler.scale_model_input(latents, t)
         prediction = predict(torch.cat([x, x]) if guided else x, t, guided)
         if index == 0:  # most overflows show at once, the others at the end
