@@ -1,6 +1,6 @@
 """Kills, two at once, full disk and threads over all long commands: is the end state that of a run alone?
 
-    python -m benchmarks.campaign [--kills 200]                            (an hour on one busy core)
+    python -m benchmarks.campaign --kills 240 --renames 10                 (minutes on two quiet cores)
     python -m benchmarks.campaign --only precompute_depth --kills 4        (a minute; other rows stay)
 
 This process imports the product once and forks, so that a kill hits work and not imports; the child calls the
@@ -166,12 +166,15 @@ class Campaign:
 
     def judge(self, case: str) -> None:
         """Run the command to its end, and compare."""
-        if "Traceback" in self.output():
-            self.note("traceback", case, self.said())
         if code := self.finish(self.start(), case):
             self.note("refused", case, f"{code}: {self.said()}")
-            return
-        now = state.contents(self.place)
+        else:
+            self.compare(case, self.place)
+
+    def compare(self, case: str, place: Path) -> None:
+        if "Traceback" in self.output():
+            self.note("traceback", case, self.said())
+        now = state.contents(place, self.place)
         if more := sorted(now.keys() - self.alone.keys()):
             self.note("left over", case, ", ".join(more[:4]))
         if changed := [name for name in state.differences(now, self.alone) if name not in more]:
@@ -238,11 +241,8 @@ class Campaign:
         if code := self.finish(self.start(beside=beside), "threads"):
             self.note("exit", "threads", f"{code}: {self.said()}")
         self.counts["threads"] += 1
-        if "Traceback" in self.output():
-            self.note("traceback", "threads", self.said())
         for place in (self.place, beside):
-            if changed := state.differences(state.contents(place, self.place), self.alone):
-                self.note("wrong", "threads", f"{place.name}: {', '.join(changed)}")
+            self.compare(f"threads, {place.name}", place)
         shutil.rmtree(beside, ignore_errors=True)
 
 

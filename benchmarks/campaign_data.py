@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.small_models import write_clip, write_kosmos, write_llava
-from ldm.files import read_json
+from ldm.files import read_json, write_json
 
 ROOMS = sorted(Path("assets/examples").glob("*/room.png"))
 EXAMPLES = ROOMS[:2]
@@ -23,10 +22,12 @@ def write_coco(folder: Path) -> None:
     """The rooms of the examples, and what stands in them as instances."""
     images, (w, h) = [], (128, 96)
     annotations: list[dict[str, Any]] = []
-    (folder / "images").mkdir(parents=True)
+    for name in ("images", "depth"):
+        (folder / name).mkdir(parents=True)
     for number, room in enumerate(ROOMS):
         name = f"{room.parent.name}.png"
-        Image.open(room).resize((w, h)).save(folder / "images" / name)
+        for kind, file in (("images", room), ("depth", room.with_name("room_depth.png"))):
+            Image.open(file).resize((w, h), Image.Resampling.NEAREST).save(folder / kind / name)
         images.append({"id": number, "file_name": name, "height": h, "width": w})
         for noun, place in read_json(room.with_name("anchors.json")).items():
             x0, y0, x1, y1 = (round(edge * side) for edge, side in zip(place["box"], (w, h) * 2, strict=True))
@@ -34,15 +35,15 @@ def write_coco(folder: Path) -> None:
             outline = {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]], "area": (x1 - x0) * (y1 - y0)}
             annotations.append({**facts, **outline, "bbox": [x0, y0, x1 - x0, y1 - y0]})
     categories = [{"id": noun, "name": noun} for noun in {item["category_id"]: "" for item in annotations}]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "instances.json").write_text(json.dumps(document))
+    facts = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "instances.json", facts)
 
 
 def write_data(data: Path, web: str) -> None:
     """Two lists of jobs (the same names, other seeds and boxes), images, paintings, an archive."""
     rng = np.random.default_rng(0)
     noise: Callable[..., Any] = lambda h, w: Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))  # noqa: E731
-    for folder in ("images", "paintings", "backgrounds", "cutouts/images", "cutouts/masks"):
+    for folder in ("images", "paintings", "backgrounds"):
         (data / folder).mkdir(parents=True)
     networks = {"model": f"{data}/compositor/model", "num_samples": 2}
     for name, seed, box in (("jobs", 1, [0.3, 0.3, 0.7, 0.8]), ("older", 5, [0.1, 0.3, 0.5, 0.8])):
@@ -64,8 +65,6 @@ def write_data(data: Path, web: str) -> None:
         Image.fromarray(cutout).save(data / "objects" / f"toy{number}" / "0.png")
         Image.open(room).resize((64, 64)).save(data / "backgrounds" / f"{number}_GT.png")
         Image.fromarray(mask).save(data / "backgrounds" / f"{number}_mask.png")
-        Image.fromarray(mask).save(data / "cutouts" / "masks" / f"{number}.png")
-        noise(64, 64).save(data / "cutouts" / "images" / f"{number}.png")
     for number in range(16):
         noise(48, 64).save(data / "images" / f"{number}.png")
     shutil.make_archive(str(data / "network"), "zip", "assets/tiny/depth")
@@ -76,22 +75,15 @@ def write_data(data: Path, web: str) -> None:
         noise(64, 80).save(data / "paintings" / f"{stem}.jpg")
     captions = {f"mask_{j}": f"The image shows {phrase}." for j, phrase in enumerate(boxes)}
     described = {f"{stem}.jpg": {"description": "Answer: It shows", "entities": entities} for stem in stems}
-    (data / "annotations.json").write_text(json.dumps(described))
-    videos = [{"id": number, "file_names": [f"{number}/0.jpg", f"{number}/1.jpg"]} for number in range(4)]
-    (data / "videos.json").write_text(json.dumps({"videos": videos}))
+    write_json(data / "raw" / "annotations.json", described)
+    write_json(data / "raw" / "llava.json", dict.fromkeys(stems, captions))
+    shutil.make_archive(str(data / "data" / "annotations"), "zip", data / "raw")
+    splits = ["val", *["test"] * 3, *["train"] * (PAINTINGS - 4)]
+    pairs = zip(described, splits, strict=True)
+    rows = [[name, f"{web}/paintings/{name}", "", split] for name, split in pairs]
+    with (data / "data" / "wikiart_images.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "url", "modifier", "split"], *rows])
     write_coco(data / "coco")
     write_clip(data / "clip")
     write_kosmos(data / "kosmos")
     write_llava(data / "llava")
-    (data / "llava.json").write_text(json.dumps(dict.fromkeys(stems, captions)))
-    splits = ["val", *["test"] * 3, *["train"] * (PAINTINGS - 4)]
-    rows = [
-        [name, f"{web}/paintings/{name}", "", split] for name, split in zip(described, splits, strict=True)
-    ]
-    with (data / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["file_name", "url", "modifier", "split"], *rows])
-    (data / "data").mkdir()  # as the authors' repository has it
-    shutil.copy(data / "table.csv", data / "data" / "wikiart_images.csv")
-    with zipfile.ZipFile(data / "data" / "annotations.zip", "w") as archive:
-        for name in ("annotations.json", "llava.json"):
-            archive.write(data / name, name)

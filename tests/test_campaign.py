@@ -129,6 +129,7 @@ def campaign_rows(table: dict[str, Any]) -> list[str]:
 WITHOUT_ROW = re.compile(
     r"""run_inference.py[ ]schema|compose.benchmark[ ]verify|ldm.doctor|scripts.measure_code  # write nothing
     |ldm.registry[ ](list|show|where|verify)
+    |datasets.uvo_process                        # seconds, one file
     |compose.serve                               # does not end; tests/compose/serve
     |cldm.convert[ ](anydoor|sd21|dinov2|dpt)    # write as `bifrost` does, at full size
     |llava_bifrost.model[ ]convert               # writes as `merge` does
