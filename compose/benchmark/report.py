@@ -15,7 +15,7 @@ from ldm.files import json_bytes
 from ldm.images import encode_png
 from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval
 from ldm.metrics.similarity import frechet_distance, kernel_distance
-from ldm.result import write_result
+from ldm.result import beside, write_result
 from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
@@ -138,8 +138,7 @@ def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrit
     ranked = np.argsort(-values if MEASURES[name][1] else values, kind="stable").tolist()
     chosen = ranked if len(ranked) <= 2 * ON_SHEET else ranked[:ON_SHEET] + ranked[-ON_SHEET:]
     labels = [f"{scores.cases[i].instruction} {name} {values[i]:.3f}" for i in chosen]
-    titles = ("object", "background", "result")
-    sheet_u8 = grid([scores.thumbnails[i] for i in chosen], titles, labels, cell=CELL)
-    sheet = out.with_name(f"{out.stem}_sheet.png")
-    files = {out: json_bytes(body), out.with_suffix(".md"): table.encode(), sheet: encode_png(sheet_u8)}
+    images, titles = [scores.thumbnails[i] for i in chosen], ("object", "background", "result")
+    sheet = encode_png(grid(images, titles, labels, cell=CELL))
+    files = {out: json_bytes(body), out.with_suffix(".md"): table.encode(), beside(out, "_sheet.png"): sheet}
     write_result(files, overwrite)

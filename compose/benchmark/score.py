@@ -28,7 +28,7 @@ from cldm.evaluate.cases import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
-from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box
+from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box, tight_slices
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import file_sha256, hash_folder, visible_files
@@ -101,10 +101,7 @@ def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str
              pasted rectangle with shifted colours shows there, an object with a free outline hardly does
     """
     size = (before_u8.shape[0], before_u8.shape[1])
-    x0, y0, x1, y1 = expand_box(box_to_pixels(box01, size), MARGIN, size)
-    mask = np.ones(size, bool)
-    mask[y0:y1, x0:x1] = False
-    numbers = {"seam": 0.0}
+    mask, numbers = ~mask_of_box(expand_box(box_to_pixels(box01, size), MARGIN, size), size), {"seam": 0.0}
     if mask.any():
         changed = before_u8[mask] != after_u8[mask]
         error = squared_error(after_u8, before_u8, mask)
@@ -113,8 +110,7 @@ def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str
         numbers["drift_psnr_db"] = decibels(error) if error else 100.0
     change = np.abs(after_u8.astype(np.float32) - before_u8).mean(axis=2)
     if change.any():
-        x0, y0, x1, y1 = bbox_of_mask(change > 0)
-        inside = change[y0:y1, x0:x1]
+        inside = change[tight_slices(change > 0)]
         edge = [inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]]
         numbers["seam"] = float(np.concatenate(edge).mean())
     return numbers
@@ -139,9 +135,8 @@ def order(
     front = relation == "in front of"
     seen = (np.abs(after_u8.astype(np.int16) - before_u8).max(axis=2) > VISIBLE).astype(np.uint8)
     opened = cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
-    x0, y0, x1, y1 = box_to_pixels(box01, (seen.shape[0], seen.shape[1]))
-    placed = np.zeros(seen.shape, bool)
-    placed[y0:y1, x0:x1] = opened[y0:y1, x0:x1]
+    size = (seen.shape[0], seen.shape[1])
+    placed = opened & mask_of_box(box_to_pixels(box01, size), size)
     if placed.sum() < SMALLEST:
         return 0.0 if front else None
     right = order_is_right(depth_01, placed, anchor & ~placed, front)

@@ -7,6 +7,7 @@ python -m scripts.docs.draw_figure --model runs/tiny/bifrost/model --out outputs
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,8 +65,7 @@ class Drawing:
 
         self.figure = Figure(figsize=(WIDTH / 10, HEIGHT / 10), dpi=10 * DOTS)
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set_xlim(0, WIDTH)
-        self.axes.set_ylim(0, HEIGHT)
+        self.axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
         self.axes.axis("off")
 
     def image(
@@ -73,10 +73,9 @@ class Drawing:
     ) -> None:
         """An image (h, w, 3) with its name below or above."""
         half_w, half_h = width / 2, width / 2 * image_u8.shape[0] / image_u8.shape[1]
-        edges = (x - half_w, x + half_w, y - half_h, y + half_h)
+        x0, x1, y0, y1 = edges = (x - half_w, x + half_w, y - half_h, y + half_h)
         self.axes.imshow(image_u8, extent=edges, aspect="auto", interpolation="lanczos", zorder=2)
-        sides = [edges[i] for i in (0, 1, 1, 0, 0)], [edges[i] for i in (2, 2, 3, 3, 2)]
-        self.axes.plot(*sides, color=LINE, linewidth=0.8, zorder=3)
+        self.axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=LINE, linewidth=0.8, zorder=3)
         name_y, anchor = (y + half_h + 0.7, "bottom") if above else (y - half_h - 0.9, "top")
         self.axes.text(x, name_y, title, ha="center", va=anchor, fontsize=9, color=INK)
 
@@ -88,8 +87,8 @@ class Drawing:
 
     def arrow(self, *points: tuple[float, float]) -> None:
         """A line through points that ends in an arrow head."""
-        for start, end in zip(points[:-2], points[1:-1], strict=True):
-            self.axes.plot([start[0], end[0]], [start[1], end[1]], color=LINE, linewidth=1.1)
+        for start, end in pairwise(points[:-1]):
+            self.axes.plot(*zip(start, end, strict=True), color=LINE, linewidth=1.1)
         style = {"arrowstyle": "-|>", "color": LINE, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
         self.axes.annotate("", xy=points[-1], xytext=points[-2], arrowprops=style)
 

@@ -90,8 +90,7 @@ def draw_bias(axes: Axes, owners: list[int], regions: torch.Tensor) -> None:
     axes.set(xlim=(0, len(owners)), ylim=(0, len(kinds)), xticks=[])
     axes.set_yticks([len(kinds) - 0.5 - row for row in range(len(kinds))], list(kinds), fontsize=9)
     axes.tick_params(length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def draw_regions(
@@ -132,8 +131,7 @@ def draw_regions(
             axes = figure.add_axes((0.15 + 0.215 * column, 0.245 - 0.235 * line, 0.2, 0.218))
             axes.imshow(np.rint(mixed * 255).astype(np.uint8), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-            for side in axes.spines.values():
-                side.set_color(PALE)
+            axes.spines[:].set_color(PALE)
             if line == 0:
                 axes.set_title(f"{latent[1]} x {latent[0]} cells", fontsize=9.5, color=INK)
         name = {"coverage": "coverage\n(default)", "nearest": "nearest\n(published)"}[layout]
