@@ -24,24 +24,6 @@ from ldm.settings.cli import run_module, single_app
 MEGABYTE = 2**20
 
 
-def make_file(path: Path, network: NetworkConfig) -> dict[str, float]:
-    """A file of the UNet in the original layout with ones for weights."""
-    import torch
-    from safetensors.torch import save_file
-
-    from cldm.convert.keys import original_pieces
-    from cldm.convert.plan import UNET, empty_networks
-
-    model = empty_networks(network)["unet"]
-    pieces = original_pieces(model)
-    ones = {UNET + pieces[key].key: torch.ones(value.shape) for key, value in model.state_dict().items()}
-    if path.suffix == ".safetensors":
-        save_file(ones, path)
-    else:
-        torch.save({"state_dict": ones}, path)
-    return {}
-
-
 def convert(path: Path, out: Path, network: NetworkConfig, dtype: str) -> dict[str, float]:
     """Convert, sampling this process's memory 50 times a second; MB above the start, and seconds."""
     from cldm.convert.convert import write_part
@@ -84,11 +66,23 @@ def measure_conversion(
     out: Out = RESULTS / "convert.json",
 ) -> None:
     """Measure peak memory of converting one network."""
+    import torch
+    from safetensors.torch import save_file
+
+    from cldm.convert.keys import original_pieces
+    from cldm.convert.plan import UNET, empty_networks
+
     rows, network = [], NetworkConfig(block_channels=(width, 2 * width, 4 * width, 4 * width))
+    model = empty_networks(network)["unet"]  # its file has the original layout and ones for weights
+    shapes, pieces = model.state_dict(), original_pieces(model)
+    ones = {UNET + pieces[key].key: torch.ones(value.shape) for key, value in shapes.items()}
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for suffix in (".ckpt", ".safetensors"):
             file = Path(folder) / f"unet{suffix}"
-            row_of_process(make_file, file, network)
+            if suffix == ".ckpt":
+                torch.save({"state_dict": ones}, file)
+            else:
+                save_file(ones, file)
             for dtype in ("keep", "fp16"):
                 converted = Path(folder) / dtype
                 row = row_of_process(convert, file, converted, network, dtype)

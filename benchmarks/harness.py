@@ -35,19 +35,16 @@ def photographs(data: Path | None) -> Path:
 
 
 def best_seconds(
-    functions: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    device: torch.device | str = "cpu",
-    clock: Callable[[], float] | None = None,
+    functions: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Best of `repeats` of each function, in turn, after a warm-up: what else runs only adds time.
 
-    clock: by default processor time of this process on the CPU, wall-clock time on a GPU
+    returns: processor time of this process on the CPU, wall-clock time on a GPU
     """
     import torch
 
     cpu = torch.device(device).type == "cpu"
-    clock = clock or (time.process_time if cpu else time.perf_counter)
+    clock = time.process_time if cpu else time.perf_counter
     best = dict.fromkeys(functions, float("inf"))
     for repeat in range(repeats + 1):
         for name, function in functions.items():

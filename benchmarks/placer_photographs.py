@@ -8,6 +8,7 @@ it (`agrees`; none of the placer's thresholds is used). The size is judged apart
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,23 +99,22 @@ def measure_photographs(
         if "depth" in photograph:
             depths["given"] = read_depth(folder / photograph["depth"], size=rgb_u8.shape[:2])
         boxes = {anchor: {"box": box} for anchor, box in photograph["anchors"].items()}
-        asked = [(part, each) for part in PARTS for each in table[part] if each["photograph"] == name]
+        sentences = [(part, each) for part in PARTS for each in table[part] if each["photograph"] == name]
         for kind, depth_01 in depths.items():
             places = read_anchors(boxes, depth_01)
-            for part, sentence in asked:
+            for part, sentence in sentences:
                 row = {"photograph": name, "depth": kind, "part": part, "text": sentence["text"]}
                 answers.append(row | answer(sentence, places, depth_01))
     rows: dict[str, Any] = {}
-    for kind in ("given", "estimated"):
-        for name, parts in {**{part: (part,) for part in PARTS}, "first and second": PARTS[:2]}.items():
-            asked_now = [row for row in answers if row["depth"] == kind and row["part"] in parts]
-            given = [row for row in asked_now if "box" in row]
-            if given:
-                rows[f"{kind} depth, {name}"] = {
-                    "answered": fraction(["box" in row for row in asked_now]),
-                    "right of these": fraction([row["region"] and row["relations"] for row in given]),
-                    "size of these": fraction([row["size"] for row in given]),
-                }
+    groups = {**{part: (part,) for part in PARTS}, "first and second": PARTS[:2]}
+    for kind, (name, parts) in product(("given", "estimated"), groups.items()):
+        asked = [row for row in answers if row["depth"] == kind and row["part"] in parts]
+        if given := [row for row in asked if "box" in row]:
+            rows[f"{kind} depth, {name}"] = {
+                "answered": fraction(["box" in row for row in asked]),
+                "right of these": fraction([row["region"] and row["relations"] for row in given]),
+                "size of these": fraction([row["size"] for row in given]),
+            }
     write_results(out, {"depth network": depth_folder(depth_model).as_posix(), **rows, "answers": answers})
 
 

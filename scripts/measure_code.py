@@ -82,13 +82,6 @@ class Function:
     method: bool
 
 
-def sources(root: Path) -> dict[str, str]:
-    """Repository path -> text of every Python file of the product."""
-    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=root, capture_output=True, text=True, check=True)
-    paths = [path for path in listed.stdout.split() if path.split("/")[0] in PRODUCT or "/" not in path]
-    return {path: (root / path).read_text(encoding="utf-8") for path in paths if (root / path).is_file()}
-
-
 def functions(path: str, tree: ast.Module) -> Iterator[Function]:
     """Every function of a file; parameters without self and cls."""
     for node in ast.walk(tree):
@@ -154,7 +147,9 @@ def measure_tree(
     listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
 ) -> dict[str, str]:
     """Print the table."""
-    texts = sources(root)
+    files = subprocess.check_output(["git", "ls-files", "*.py"], cwd=root, text=True).split()
+    paths = [path for path in files if path.split("/")[0] in PRODUCT or "/" not in path]
+    texts = {path: (root / path).read_text(encoding="utf-8") for path in paths if (root / path).is_file()}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     found = [function for path, tree in trees.items() for function in functions(path, tree)]
     used, by_import = sum((uses(tree) for tree in trees.values()), Counter()), uses_by_import(trees)

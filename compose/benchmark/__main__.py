@@ -66,22 +66,19 @@ def build(
     seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
 ) -> None:
     """Write the manifest: every object in every background, with box, relation and instruction."""
-    concepts = read_benchmark_objects(objects, classes)
+    concepts, roots = read_benchmark_objects(objects, classes), {"pictures": images, "objects": objects}
     cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
-    name, roots = f"dreambooth-coco-{len(concepts)}x{backgrounds}", {"pictures": images, "objects": objects}
-    files = write_benchmark(out, name, seed, cases, roots).files
+    files = write_benchmark(out, f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, cases, roots).files
     absent = sum(not digest for digest in files.values())
     log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)
 
 
 def check(manifest: ManifestFile, images: Images, objects: Objects) -> dict[str, Any]:
     """Say which files are missing or differ; exit code 1 when there are any."""
-    wrong = list(differing_files(read_benchmark(manifest), {"pictures": images, "objects": objects}))
-    for name, what in wrong:
-        typer.echo(f"{what}: {name}")
-    if not wrong:
-        typer.echo("all files are those of the manifest")
-    return {"failed": dict(wrong)}
+    wrong = dict(differing_files(read_benchmark(manifest), {"pictures": images, "objects": objects}))
+    lines = [f"{what}: {name}" for name, what in wrong.items()]
+    typer.echo("\n".join(lines or ["all files are those of the manifest"]))
+    return {"failed": wrong}
 
 
 def jobs(
