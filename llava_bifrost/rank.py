@@ -1,11 +1,9 @@
-"""Which of several proposed places is best: simple geometry, each part a number in (0, 1].
+"""Which of several proposed places is best: the product of what can be decided, each a number in (0, 1].
 
-    in frame     the sides of the box that lie on the border of the image, where the object may be cut off
-    a clause     "behind the sofa": whether it is true, where the anchors' places are known
-    support      the depth of what is seen at the lower edge of the box against the depth of the object
-    size         against the size that the anchors and a small table of nouns suggest at this depth
-
-What cannot be decided (no depth map, no anchors) is left out. The score is the product.
+in frame     the sides of the box that lie on the border of the image, where the object may be cut off
+a clause     "behind the sofa": whether it is true, where the anchors' places are known
+support      the depth of what is seen at the lower edge of the box against the depth of the object
+size         against the size that the anchors and a small table of nouns suggest at this depth
 """
 
 from collections.abc import Mapping, Sequence

@@ -85,9 +85,8 @@ class CocoSource:
             candidates = published.large_objects(objects)
         else:
             low, high = settings.thresholds.target
-            usable = (low <= item.area <= high and not item.crowd and can_be_named(item.category)
-                      for item in objects)  # fmt: skip
-            candidates = [index for index, good in enumerate(usable) if good]
+            candidates = [index for index, item in enumerate(objects) if low <= item.area <= high
+                          and not item.crowd and can_be_named(item.category)]  # fmt: skip
         order = [int(index) for index in rng.permutation(candidates)]
         asks_replace = rng.random() < settings.replace
         try:

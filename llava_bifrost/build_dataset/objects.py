@@ -63,11 +63,7 @@ class Photograph:
 
 
 def read_instances(document: Any, path: Path, images: Path | None = None) -> list[Photograph]:
-    """Photographs of a COCO instances document, sorted by name; ValueError when there is none.
-
-    A photograph with an annotation that cannot be used is left out, since its names may fit no longer.
-    images: folder of the photographs, for documents that name no files
-    """
+    """Photographs by name, less those with unusable annotations. images: folder, if files have no names."""
     categories = coco.records_by_id(document, "categories", path)
     records = coco.annotated_images(document, path, images, lambda entry: entry)
     names = {

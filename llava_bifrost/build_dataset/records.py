@@ -65,25 +65,22 @@ def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float
 
 def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
     location, request = sample.location, sample.request
-    meta = {
-        "request": asdict(request),
-        "box01_xyxy": list(location.box01_xyxy),
-        "depth": location.d,
-        "far": metadata_number(location.far),
-        "near": metadata_number(location.near),
-        "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
-        "kind": "replace" if request.replace else "place",
-        "source": sample.source,
-        **sample.facts,
-    }
+    asked, answer = f"{IMAGE}\n{make_question(request, fmt)}", format_answer(location, fmt, decimals)
     return {
         "id": sample.id,
         "image": sample.image,
-        "conversations": [
-            {"from": "human", "value": f"{IMAGE}\n{make_question(request, fmt)}"},
-            {"from": "gpt", "value": format_answer(location, fmt, decimals)},
-        ],
-        "meta": meta,
+        "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}],
+        "meta": {
+            "request": asdict(request),
+            "box01_xyxy": list(location.box01_xyxy),
+            "depth": location.d,
+            "far": metadata_number(location.far),
+            "near": metadata_number(location.near),
+            "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
+            "kind": "replace" if request.replace else "place",
+            "source": sample.source,
+            **sample.facts,
+        },
     }
 
 
@@ -148,11 +145,7 @@ def read_records(path: Path) -> list[LocatorRecord]:
 
 
 def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], items: int) -> dict[str, Any]:
-    """Counts of a whole data set; nothing in them depends on when or how fast it was made.
-
-    dropped: reasons, "short name: detail"; counted by the short name
-    items:   images or scenes that were looked at
-    """
+    """Counts of a data set. dropped: reasons, "short name: detail", by short name. items: looked at."""
     metas = [record["meta"] for record in records]
     clauses = [Request(**meta["request"]).clauses for meta in metas]
     phrases = [phrase for request in clauses for phrase, _ in request]

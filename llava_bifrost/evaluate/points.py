@@ -1,9 +1,7 @@
-"""Does the answer of a locator lie where a mask says that it may? For photographs with a sentence and a mask.
+"""Does the point of an answer, the middle of its box's lower edge, lie where a mask says that it may?
 
-    {"image": "a.jpg", "sentence": "Place the cup on the table", "mask": "a_mask.png"}   a line of JSONL
-    Placement/question.json with rgb_path, prompt, mask_path                    RefSpatial-Bench
-
-The point of an answer is where the object stands: the middle of its box's lower edge.
+{"image": "a.jpg", "sentence": "Place the cup on the table", "mask": "a_mask.png"}   a line of JSONL
+Placement/question.json with rgb_path, prompt, mask_path                    RefSpatial-Bench
 """
 
 import logging

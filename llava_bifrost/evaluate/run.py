@@ -66,10 +66,8 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
         images = [case.image_u8 for case in chosen]
         asked = [make_instruction(case.request) for case in chosen]
         other = np.roll(np.arange(len(chosen)), len(chosen) // 2)  # no image stays with its question
-        answers = {
-            GREEDY: greedy_answers(locator, asked, images, config.batch),
-            SHUFFLED: greedy_answers(locator, asked, [images[i] for i in other], config.batch),
-        }
+        answers = {GREEDY: greedy_answers(locator, asked, images, config.batch)}
+        answers[SHUFFLED] = greedy_answers(locator, asked, [images[i] for i in other], config.batch)
         answers[FREE] = greedy_answers(locator, asked, images, config.batch, constrained=False)
         if blind is not None:
             answers[IMAGE_FREE] = greedy_answers(blind, asked, images, config.batch)
@@ -102,13 +100,11 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
     strips = [grid([cells[i : i + ROW]], labels[i : i + ROW], cell=CELL) for i in range(0, len(cells), ROW)]
     width = max(strip.shape[1] for strip in strips)
     padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips]
-    files = {
-        config.out: json_bytes(result),
-        config.out.with_suffix(".txt"): ("\n".join(texts)).encode(),
-        config.out.with_suffix(".png"): encode_png(np.concatenate(padded)),
-    }
+    text, sheet = "\n".join(texts), encode_png(np.concatenate(padded))
+    out = config.out
+    files = {out: json_bytes(result), out.with_suffix(".txt"): text.encode(), out.with_suffix(".png"): sheet}
     write_result(files, config.overwrite)
-    log.info("%s", "\n".join(texts))
+    log.info("%s", text)
     return result
 
 

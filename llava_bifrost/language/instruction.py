@@ -1,9 +1,7 @@
 """Instructions: the sentences that ask for a place (paper section 3.2), and what they ask for.
 
-    Place the cat behind the bed and to the left of the lamp, output the bounding box and ...
-    Replace the cat with the reference image, output the bounding box and ...
-
-Seventeen phrases are published; reading.py also reads what else people type.
+Place the cat behind the bed and to the left of the lamp, output the bounding box and ...
+Replace the cat with the reference image, output the bounding box and ...
 """
 
 import re
@@ -71,12 +69,10 @@ class InstructionError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for.
+    """What an instruction asks for; names are lower case, one blank between words.
 
-    relations: (phrase of PHRASES, name of the anchor) pairs, all of which must hold; the two anchors of
-               "between" are two neighbouring pairs
+    relations: (phrase of PHRASES, name of the anchor) pairs, all of which must hold; "between" has two pairs
     replace:   put the new object where the target is; then there are no relations
-    Names are lower case, one blank between words.
     """
 
     target: str

@@ -92,7 +92,6 @@ KNOWN_FORMS = (
 def parse_instruction(text: str) -> Request:
     """Read an instruction, published or free; InstructionError names the part that was not understood.
 
-    Upper and lower case, articles, commas, "please" and the published question after it do not matter.
     Several relations are joined by "and" or a comma; "behind the Y and the Z" is behind both. Without a
     joint, the second relation tells which object is meant: "on the chair behind the Y".
     """
@@ -220,9 +219,8 @@ def reproduces(request: Request, text: str) -> bool:
 def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
     """The request in the names of known objects: what "the chair behind the Y" describes.
 
-    A description that is true of the known chair tells which chair is meant; another one ("the bench next to
-    the dog") is a wish about the object itself. The ground is left out where another
-    relation stays. Names that cannot be resolved stay as they are.
+    A description that is true of the known chair tells which is meant; another one is a wish about the object
+    itself. The ground is left out where another relation stays. Unresolved names stay as they are.
     """
     if request.replace:
         head, described = _described(request.target)

@@ -57,8 +57,6 @@ class Item:
     def __post_init__(self) -> None:
         if not 0.02 <= self.aspect <= 50:
             raise ValueError(f"the aspect of an object must lie in [0.02, 50], got {self.aspect}")
-        if self.relative_size is not None and not 0.02 <= self.relative_size <= 50:
-            raise ValueError(f"the relative size must lie in [0.02, 50], got {self.relative_size}")
 
 
 def place_object(

@@ -7,6 +7,7 @@ Legend: k objects that are placed, s solids of the scene, p points on a solid's 
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -142,19 +143,15 @@ class World:
     @cached_property
     def anchors(self) -> tuple[int, ...]:
         """Solids that a sentence may refer to: present, seen well enough, not cut by the image's border."""
-        solids, anchors = self.solids, []
-        for i in np.flatnonzero(self.present):
-            x0, y0, x1, y1 = solids.box[i]
-            inside = min(x0, y0) > 0 and max(x1, y1) < 1
-            seen = solids.visible[i] >= MIN_VISIBLE[bool(solids.movable[i])]
-            if seen and solids.area[i] >= MIN_AREA and (inside or not solids.movable[i]):
-                anchors.append(int(i))
-        return tuple(anchors)
+        solids = self.solids
+        inside = (solids.box[:, :2].min(1) > 0) & (solids.box[:, 2:].max(1) < 1)
+        seen = solids.visible >= np.where(solids.movable, MIN_VISIBLE[True], MIN_VISIBLE[False])
+        good = self.present & seen & (solids.area >= MIN_AREA) & (inside | ~solids.movable)
+        return tuple(map(int, np.flatnonzero(good)))
 
     def place(self, index: int) -> Place:
-        d, far, near = (float(value) for value in self.solids.depths[index])
-        x0, y0, x1, y1 = (float(value) for value in self.solids.box[index])
-        return Place((x0, y0, x1, y1), d, far, near)
+        box: Any = tuple(self.solids.box[index].tolist())
+        return Place(box, *self.solids.depths[index].tolist())
 
     def stand(self, shape: np.ndarray, surface: np.ndarray, middle: np.ndarray, d: np.ndarray) -> "Standing":
         """Typical solids of k shapes on k surfaces, the middle of their boxes at x = middle, at depth d."""
