@@ -45,8 +45,6 @@ class Sampling(CheckedSettings):
 
 @dataclass(frozen=True)
 class CompositorConfig:
-    """What a user and the pipeline must know of a compositor besides its weights."""
-
     name: str = setting("compositor", help="short name for logs and recipes")
     notice: str = setting("", help="shown once when the model is loaded")
     pair: PairOptions = setting(PairOptions(), help="pre-processing that the model was trained with")

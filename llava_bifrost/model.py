@@ -18,8 +18,6 @@ from llava_bifrost.settings import FULL
 
 @dataclass(frozen=True)
 class ConvertLocator(CheckedSettings):
-    """The released adapter and its base."""
-
     adapter: Path = setting(help="folder in LLaVA's own layout: adapter_model.*, non_lora_trainables.bin")
     base: Path = setting(help="transformers folder of LLaVA-1.5, such as models/llava-1.5-7b-hf")
     out: Path = setting(FULL, help="folder to write")
@@ -30,8 +28,6 @@ class ConvertLocator(CheckedSettings):
 
 @dataclass(frozen=True)
 class MergeLocator(CheckedSettings):
-    """An adapter that was trained here, and its base."""
-
     adapter: Path = setting(help="adapter folder of a run: OUT/adapter, or CHECKPOINT/adapter")
     base: Path = setting(help="the model folder that the run started from")
     out: Path = setting(FULL, help="folder to write")

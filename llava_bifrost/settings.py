@@ -19,8 +19,6 @@ GEOMETRIC = "geometric"  # the locator that is no folder
 
 @dataclass(frozen=True, kw_only=True)
 class LocatorOptions(CheckedSettings):
-    """A locator, the known places and the number of proposals."""
-
     locator: str | None = setting(
         None,
         help="what reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
@@ -155,8 +153,6 @@ class Thresholds(CheckedSettings):
 
 @dataclass(frozen=True)
 class RelationRules(CheckedSettings):
-    """What may be stated about an object and its anchors."""
-
     most: int = setting(3, low=1, high=5, help="most relations of an instruction")
     reach: float = setting(0.3, low=0, high=1, help="largest gap between two boxes, either axis")
     depth_step: float = setting(0.1, low=0, high=1, help="least difference of depths for in front of, behind")

@@ -97,7 +97,6 @@ def convert_single(kind: str, settings: ConvertSettings, model: nn.Module | None
 
 
 def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: ConvertSettings) -> dict[str, Any]:
-    """Log what was done; write the full report where one is wanted."""
     report: dict[str, Any] = {"verb": kind, "source": settings.source.name, "parts": {}, "dead": {}}
     for name, origins in plan.parts.items():
         part = report["parts"][name or kind] = {}

@@ -88,7 +88,6 @@ def network_entries(folder: Path, prefix: str, positions: Path | None) -> dict[s
 
 
 def joined(pieces: list[tuple[Piece, str]], file: WeightFile) -> Entry:
-    """One original weight from its chunks in order."""
     keys = [key for _, key in sorted(pieces, key=lambda pair: pair[0].index)]
     shape, dtype = file.shapes[keys[0]], file.dtypes[keys[0]]
     whole = (shape[0] * len(keys), *shape[1:], *(1,) * pieces[0][0].ones) if shape else shape

@@ -13,8 +13,6 @@ from ldm.settings.config import CheckedSettings, check_settings, load_config, se
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from and how they are loaded."""
-
     datasets: Path | None = setting(None, help="real sources with weights, such as configs/datasets.yaml")
     scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
     more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
@@ -60,10 +58,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CompositorTrainConfig(CheckedSettings):
-    """How to train; the defaults are the published recipe (AdamW 1e-5, constant rate).
-
-    drop_identity, drop_detail, drop_depth: condition dropout, for classifier-free guidance
-    """
+    """The defaults are the published recipe (AdamW 1e-5, constant rate). drop_*: condition dropout."""
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
     final_lr: float = setting(1.0, low=0.0, high=1.0, help="fraction of lr at the last step; 1 = constant")
@@ -128,8 +123,6 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, as written in configs/bifrost.yaml."""
-
     out: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the finished model")
     pretrained: Path | None = setting(None, help="compositor folder to start from; none: fresh networks")
     first_stage: Path | None = setting(None, help="autoencoder folder for fresh networks")

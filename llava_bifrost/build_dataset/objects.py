@@ -53,8 +53,6 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Photograph:
-    """One record of an instances file with its objects."""
-
     name: str  # of the item: the file name without ending, its slashes as hyphens
     file: str
     id: int  # seeds its random choices

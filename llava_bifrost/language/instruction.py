@@ -98,14 +98,12 @@ class Request:
     def clauses(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """(phrase, its anchors): one anchor, two for "between"."""
         clauses: list[tuple[str, tuple[str, ...]]] = []
-        rest = list(self.relations)
-        while rest:
-            phrase, *names = rest.pop(0)
-            if phrase == "between":
-                if not rest or rest[0][0] != "between":
-                    raise ValueError(f"between needs two objects, got only {names[0]!r}")
-                names.append(rest.pop(0)[1])
-            clauses.append((phrase, tuple(names)))
+        pairs = iter(self.relations)
+        for phrase, name in pairs:
+            second, other = next(pairs, ("", "")) if phrase == "between" else ("", "")
+            if phrase == "between" and second != phrase:
+                raise ValueError(f"between needs two objects, got only {name!r}")
+            clauses.append((phrase, (name, other) if other else (name,)))
         return tuple(clauses)
 
     @property
@@ -137,7 +135,6 @@ def make_question(request: Request, fmt: str = "center") -> str:
 
 
 def check_format(fmt: str) -> str:
-    """The name of an answer format, or a ValueError."""
     if fmt not in FORMATS:
         raise ValueError(f"unknown answer format {fmt!r}; allowed: {', '.join(FORMATS)}")
     return fmt

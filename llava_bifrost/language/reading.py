@@ -136,7 +136,6 @@ def _read(text: str) -> Request:
 
 
 def without_question(text: str) -> str:
-    """A sentence without the published question after it."""
     return _TAIL.sub("", " ".join(text.split())).rstrip(" .!,;")
 
 
