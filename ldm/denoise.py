@@ -33,6 +33,12 @@ class Cancelled(Exception):
 class Schedule(NamedTuple):
     scheduler: Any  # a diffusers scheduler, prepared
     timesteps: Tensor  # (steps,), to run
+    interval: tuple[float, float] = (0.0, 1.0)  # noise levels t / T at which guidance acts
+
+    def guides(self, t: Tensor | float) -> bool:
+        """Whether guidance acts at a timestep (Kynkaanniemi et al. 2024: best in the middle only)."""
+        low, high = self.interval
+        return low <= float(t) / self.scheduler.config.num_train_timesteps <= high
 
 
 @dataclass(frozen=True)
