@@ -1,6 +1,6 @@
 """Tools for agents over the Model Context Protocol, at /mcp: images by path or address, results as JSON text.
 
-A call becomes a request to the HTTP API of the same server, with its account, limits and queue. No image
+A call is read as a form of the HTTP API is, with its limits and queue. No image
 passes through the conversation. The library `mcp` is optional; without it /mcp says so.
 """
 
@@ -12,35 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from compose.serve import rest
 from compose.serve.fields import field_schemas
 from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED
-from compose.serve.settings import MOST_IMAGES, ServeSettings
+from compose.serve.settings import MOST_IMAGES
 from compose.serve.uploads import new_file
 from ldm import __version__
 from ldm.doctor import lacks_mcp
 from ldm.result import sample_paths, write_result
 from ldm.settings.schema import nearest
 
-POLL_S = 0.2  # seconds between two looks at a job; chosen
 HOW = "Images are named by a path below a folder that the server allows, or by a public address if it may ask"
-TOOLS = {  # name -> end of the address it stands for, the kinds of its fields, what it needs, what it does
-    "place": ("places", "place", ("image", "reference_image", "instruction"),
+TOOLS = {  # name -> kind of its work, what it needs, what it does
+    "place": ("place", ("image", "reference_image", "instruction"),
         "Propose boxes and depths for an object (reference_image) where a sentence says; paints nothing."),
-    "compose": ("edits", "compose", ("image", "reference_image"),
+    "compose": ("compose", ("image", "reference_image"),
         "Put an object (reference_image) into an image: at a box, where a sentence says, or in a mask. "
         "Nearer things hide it; drift counts the pixels that changed elsewhere."),
-    "paint": ("edits", "paint", ("image", "regions"),
+    "paint": ("paint", ("image", "regions"),
         "Paint regions of an image in one pass, each with its own prompt."),
-    "dream": ("edits", "paint", ("image", "regions"),
+    "dream": ("paint", ("image", "regions"),
         "As paint; a model that sees the image writes the prompts of regions that have none."),
-    "replay": ("replays", "replay", ("result",),
+    "replay": ("replay", ("result",),
         "Paint a composite again by the recipe in its PNG; inputs and networks must be the same ones."),
-    "describe_models": ("models", "", (), "Which networks work here, what for, and what requests may hold."),
+    "describe_models": ("", (), "Which networks work here, what for, and what requests may hold."),
 }  # fmt: skip
 PLAIN = {"prompt", "model", "size", "response_format", "output_format"}  # fields for other clients
 
@@ -66,26 +67,15 @@ def tool_schema(kind: str, needed: tuple[str, ...]) -> dict[str, Any]:
 
 
 async def answer(
-    tool: str,
-    given: dict[str, Any],
-    client: httpx.AsyncClient,
-    settings: ServeSettings,
-    tell: Callable[..., Any],
+    tool: str, given: dict[str, Any], request: Request, tell: Callable[..., Any]
 ) -> dict[str, Any]:
-    """The result of a call. tell: await tell(step, total). ValueError says what was wrong."""
-
-    async def ask(method: str, path: str, **more: Any) -> Any:
-        found = await client.request(method, path, **more)
-        if found.is_error:
-            known = found.headers.get("content-type", "").startswith("application/json")
-            raise ValueError(found.json()["error"]["message"] if known else "the server failed; see its log")
-        return found.json() if method != "DELETE" else None
-
+    """The result of a call. tell: await tell(step, total). ValueError, HTTPException: what was wrong."""
     if tool not in TOOLS:
         raise ValueError(nearest(tool, TOOLS, "tool"))
-    end, kind, *_ = TOOLS[tool]
+    kind, *_ = TOOLS[tool]
     if not kind:
-        return await ask("GET", "v1/models")
+        return rest.known_models(request)
+    settings, queue = request.app.state.settings, request.app.state.queue
     out, count = given.pop("out", None), given.get("n", 1)
     names = [] if out is None else [path.as_posix() for path in sample_paths(Path(out), count)]
     for name in names:  # before the work too
@@ -95,38 +85,36 @@ async def answer(
         if tool == "paint" and not region.get("prompt"):
             raise ValueError(f"region {number} has no prompt; the tool dream writes one")
         if "mask" in region:
-            masks.append(("mask", (None, region.pop("mask"))))
+            masks.append(("mask", region.pop("mask")))
     fields = {**given, **({"regions": regions} if regions else {})}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-    parts = [*((name, (None, text)) for name, text in texts.items()), *masks]
-    job = await ask("POST", f"v1/images/{end}", files=parts, headers={"Prefer": "respond-async"})
-    path, step = f"v1/jobs/{job['id']}", 0
+    form = FormData([*texts.items(), *masks])
+    _, job = await rest.begin(request, kind, lambda: nullcontext(form))
+    step = 0
     try:
-        while (job := await ask("GET", path))["state"] not in ENDED:
-            if job["step"] != step:
-                await tell(step := job["step"], job["total"])
-            await anyio.sleep(POLL_S)
-    except anyio.get_cancelled_exc_class():
-        with anyio.CancelScope(shield=True):
-            await ask("DELETE", path)
-        raise
-    if job["state"] != "done":
-        raise ValueError(job["error"] or "the job was cancelled")
-    result = {name: value for name, value in job["result"].items() if name not in ("recipe", "images")}
-    for image, name in zip(result["data"], names, strict=False):
-        data, place = (await client.get(image["url"])).content, new_file("out", name, settings)
+        while job.state not in ENDED:
+            if job.step != step:
+                await tell(step := job.step, job.total)
+            await anyio.sleep(rest.POLL_S)
+    finally:
+        if job.state not in ENDED:
+            queue.cancel(job)
+    if job.state != "done" or job.result is None:
+        raise ValueError(job.error or "the job was cancelled")
+    status, hidden = rest.job_status(job, request), ("recipe", "images", "files")
+    result = {name: value for name, value in status["result"].items() if name not in hidden}
+    for image, made, name in zip(result["data"], job.result.get("images", ()), names, strict=False):
+        data, place = (job.folder / made["file"]).read_bytes(), new_file("out", name, settings)
         try:
             write_result({place: data})
         except (OSError, ValueError):
             raise ValueError(f"out: {name} cannot be written; the image is at {image['url']}") from None
         image["path"] = name
-    return {"id": job["id"], "expires": job["expires"], **result}
+    return {"id": job.id, "expires": status["expires"], **result}
 
 
-def agents_at(
-    app: ASGIApp, settings: ServeSettings
-) -> tuple[ASGIApp, Callable[[], AbstractAsyncContextManager]]:
-    """The application for /mcp, and what must run around the server. app: the server itself."""
+def agents_at() -> tuple[ASGIApp, Callable[[], AbstractAsyncContextManager]]:
+    """The application for /mcp, and what must run around the server."""
     if missing := lacks_mcp():
         return error_json(501, missing), nullcontext
     from mcp.server.fastmcp.server import StreamableHTTPASGIApp
@@ -135,16 +123,15 @@ def agents_at(
     from mcp.types import TextContent, Tool
 
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    logging.getLogger("mcp.server.streamable_http").setLevel(
-        logging.CRITICAL
-    )  # every ended session is an "error"
+    http = logging.getLogger("mcp.server.streamable_http")
+    http.setLevel(logging.CRITICAL)  # every ended session is an "error"
     server: Any = Server("bifrost", __version__, instructions=f"{HOW}; describe_models says what holds here.")
 
     @server.list_tools()
     async def list_tools() -> list[Tool]:
         return [
             Tool(name=name, description=f"{what} {HOW}.", inputSchema=tool_schema(kind, needed))
-            for name, (_, kind, needed, what) in TOOLS.items()
+            for name, (kind, needed, what) in TOOLS.items()
         ]
 
     @server.call_tool()
@@ -158,13 +145,10 @@ def agents_at(
                 about = {"related_request_id": str(context.request_id)}
                 await context.session.send_progress_notification(token, step, total, **about)
 
-        asker = (request.client.host, request.client.port) if request.client else ("", 0)
-        account = {key: value for key, value in request.headers.items() if key == "authorization"}
-        inside = httpx.ASGITransport(app, raise_app_exceptions=False, client=asker)
-        async with httpx.AsyncClient(
-            transport=inside, base_url=str(request.base_url), headers=account
-        ) as client:
-            result = await answer(name, arguments, client, settings, tell)
+        try:
+            result = await answer(name, arguments, request, tell)
+        except HTTPException as error:
+            raise ValueError(error.detail) from None
         return [TextContent(type="text", text=json.dumps(result))]
 
     manager = StreamableHTTPSessionManager(server)

@@ -17,16 +17,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cldm.config import load_compositor_config
-from compose import ComposeSettings
 from compose.models import compositor_folder
 from compose.serve.agents import agents_at
 from compose.serve.guard import LOCAL_HOSTS, Guard, error_json
 from compose.serve.jobs import Job, JobQueue, QueueFull
 from compose.serve.page import RESULT, Site
 from compose.serve.page_about import THEME, build_page
-from compose.serve.request import filled
 from compose.serve.rest import error_answer, router
-from compose.serve.settings import COMPOSE_IMAGES, ServeSettings
+from compose.serve.settings import COMPOSE_IMAGES, ServeSettings, anywhere, filled
 from compose.serve.uploads import without_paths
 from compose.serve.work import Networks
 from inpainting.dream import DreamSettings
@@ -41,7 +39,6 @@ log = logging.getLogger(__name__)
 
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
 NAMES = {setting: field for field, setting in COMPOSE_IMAGES.items()} | {"num_samples": "n", "masks": "mask"}
-PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
 # What Gradio would do with files: its answers name folders of the server, and the page has other ways.
 UNUSED = ("upload", "process_recording", "file={at:path}", "file/{at:path}", "proxy={at:path}")
 GRACE = 5  # seconds for open answers when the server is stopped; chosen
@@ -80,11 +77,11 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         version=__version__,
         summary="Put objects into images, and paint regions of them",
         lifespan=lifespan,
-        docs_url=None,  # they load scripts from elsewhere; `rest.described` is ours
+        docs_url=None,  # its scripts come from elsewhere; `rest.described` is ours
         redoc_url=None,
         exception_handlers={QueueFull: error_answer, HTTPException: error_answer},  # type: ignore[dict-item]
     )
-    composites = filled(ComposeSettings, settings.compose_config, PLACE)
+    composites = anywhere(settings.compose_config)
     paintings = filled(DreamSettings, settings.paint_config, {"image": "-"})
     app.state.settings, app.state.queue = settings, queue
     app.state.models = {  # kind of work -> the name of the model that does it
@@ -92,7 +89,7 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         "paint": read_inpainter_config(painter_folder(paintings)).name,
     }
     app.include_router(router)
-    agents, around = agents_at(app, settings)
+    agents, around = agents_at()
     app.router.add_route("/mcp", agents)  # type: ignore[arg-type]  # an ASGI application takes all methods
     app.add_middleware(CORSMiddleware, allow_origins=[])
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_mb * 1_000_000)
@@ -115,34 +112,20 @@ def make_app(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
 def serve(settings: ServeSettings) -> None:
     """Serve the page and the HTTP API until Ctrl-C; results outlive the server for the stated time."""
     settings.out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    place, family = (
-        (settings.host, settings.port),
-        socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
-    )
-    with one_writer(settings.out), socket.create_server(place, family=family) as listener:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.create_server((settings.host, settings.port), family=family)
+    with one_writer(settings.out), listening as listener:
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if not settings.is_local and settings.auth is None:
-            log.warning(
-                "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more", url
-            )
+            text = "everybody who reaches %s can use this server; --auth USER:PASSWORD asks for more"
+            log.warning(text, url)
         queue = make_queue(settings)
         app = make_app(settings, queue, url if settings.open else "")
-        log.info(
-            "page:    %s\nAPI:     %s/docs\nagents:  %s\nresults: %s, for %g minutes",
-            url,
-            url,
-            lacks_mcp() or f"{url}/mcp",
-            settings.out,
-            settings.keep_minutes,
-        )
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            timeout_graceful_shutdown=GRACE,
-            server_header=False,
-            root_path=settings.root_path,
-        )
+        log.info("page:    %s\nAPI:     %s/docs\nagents:  %s", url, url, lacks_mcp() or f"{url}/mcp")
+        log.info("results: %s, for %g minutes", settings.out, settings.keep_minutes)
+        proxy: dict[str, Any] = {"root_path": settings.root_path, "server_header": False}
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, **proxy)
         try:
             uvicorn.Server(config).run(sockets=[listener])
         finally:

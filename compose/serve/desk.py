@@ -15,7 +15,7 @@ import numpy as np
 from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
 from compose.serve.jobs import Job
-from compose.serve.settings import COMPOSE_FIELDS
+from compose.serve.settings import COMPOSE_FIELDS, anywhere, filled
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sources import Sources, depth_of
 from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
@@ -24,7 +24,7 @@ from ldm.decode import LoadedImage
 from ldm.experts.segment import corrected_mask, mask_at, object_mask
 from ldm.files import file_sha256, write_json
 from ldm.images import fitted, read_image, read_mask, resize, write_mask
-from ldm.settings.config import Layer, merge_layers, to_plain
+from ldm.settings.config import to_plain
 from ldm.temporary import FOLDER, IN_MEMORY, own_folder
 
 # What a recipe says besides files and place, which the page may have no control for.
@@ -42,13 +42,6 @@ def stroke_mask(size: tuple[int, int], points: Sequence[Sequence[float]], radius
     return mask > 0
 
 
-def anywhere(layers: Sequence[Layer]) -> ComposeSettings:
-    """Settings of a composite of no images, to load networks by."""
-    return merge_layers(
-        ComposeSettings, [*layers, Layer({"background": "-", "object": "-", "box": [0, 0, 1, 1]})]
-    )
-
-
 class Visit:
     """What one visitor has: a folder, files, the job that may be cancelled."""
 
@@ -61,10 +54,10 @@ class Visit:
 class Desk(Visit):
     """The composite that one visitor prepares. ValueError for what the visitor can mend."""
 
-    def __init__(self, layers: Sequence[Layer], options: PairOptions) -> None:
-        """layers: settings below the visitor's. options: the pre-processing of the compositor."""
+    def __init__(self, config: Path | None, options: PairOptions) -> None:
+        """config: of settings below the visitor's. options: the pre-processing of the compositor."""
         super().__init__()
-        self.layers, self.options = layers, options
+        self.config, self.options = config, options
         self.files: dict[str, Path] = {}  # setting -> its file
         self.seen: dict[str, Path] = {}  # hash -> every file that was given
         self.wanted: dict[str, str] = {}  # setting -> hash of its file in a recipe
@@ -99,7 +92,7 @@ class Desk(Visit):
             self.item, self.marks = (item := read_image(path)), np.zeros(item.size, np.uint8)
             self.files.pop("object_mask", None)
             self.files.pop("object_depth", None)
-            self.object_depth_01, plain = None, anywhere([*self.layers, Layer(self.carried)])
+            self.object_depth_01, plain = None, anywhere(self.config, self.carried)
             try:
                 self.cut, way = object_mask(item, plain.sam, plain.cutout, plain.object_box)
                 note = "" if way == "alpha" else "The outline is estimated: click or paint to correct it"
@@ -205,7 +198,7 @@ class Desk(Visit):
             if self.box and given.get("mode") == "place":
                 values.pop("target_mask", None)
         plain = to_plain({name: value for name, value in values.items() if value is not None})
-        return merge_layers(ComposeSettings, [*self.layers, Layer(plain)])
+        return filled(ComposeSettings, self.config, plain)
 
     def preview(self, mode: str) -> Occlusion | None:
         """The object in its place; None where something is missing for that."""
@@ -216,16 +209,9 @@ class Desk(Visit):
             return None
         if self.small is None:
             box01 = None if self.target is None else box_to_01(bbox_of_mask(self.target), self.target.shape)
-            full = (
-                self.background,
-                self.item,
-                self.cut.astype(bool),
-                "file",
-                box01,
-                self.target,
-                self.depth_01,
-            )
-            self.small = shrink(Sources(*full, self.object_depth_01, []), self.depth_01)
+            maps = self.target, self.depth_01, self.object_depth_01
+            full = Sources(self.background, self.item, self.cut.astype(bool), "file", box01, *maps, [])
+            self.small = shrink(full, self.depth_01)
         sources, depth_01 = self.small
         sources = sources if target is not None else replace(sources, target=None)
         depth = self.depth or (None if self.box is None else (self.centre(),))
@@ -269,10 +255,7 @@ class Desk(Visit):
         self.box, self.depth = settings.box, settings.depth
         placement = recipe.get("placement")
         if placement:
-            others = [
-                {**placement, "chosen": i, "satisfied": {}} for i in range(len(placement["candidates"]))
-            ]
-            self.records = [
-                placement if other["chosen"] == placement["chosen"] else other for other in others
-            ]
+            count = range(len(placement["candidates"]))
+            self.records = [{**placement, "chosen": index, "satisfied": {}} for index in count]
+            self.records[placement["chosen"]] = placement
         return {**plain, "instruction": placement and placement["instruction"]}, missing

@@ -8,13 +8,13 @@ import gradio as gr
 from cldm.config import load_compositor_config
 from cldm.model import Compositor
 from compose.models import compositor_folder
-from compose.serve.desk import Desk, Visit, anywhere
+from compose.serve.desk import Desk, Visit
 from compose.serve.jobs import JobQueue
 from compose.serve.page import EVENT, Site
 from compose.serve.page_compose import ComposeTab
 from compose.serve.page_jobs import jobs_tab
 from compose.serve.page_regions import RegionsDesk, RegionsTab
-from compose.serve.settings import ServeSettings
+from compose.serve.settings import ServeSettings, anywhere, filled
 from compose.serve.uploads import public, without_paths
 from inpainting.dream import DreamSettings
 from inpainting.models.image_to_text.writer import find_files
@@ -23,7 +23,6 @@ from ldm.doctor import report_sections
 from ldm.experts.depth import DepthEstimator
 from ldm.files import read_json
 from ldm.registry.models import depth_folder
-from ldm.settings.config import load_config, yaml_layers
 from llava_bifrost.locator import load_locator
 
 DAY = 24 * 3600  # seconds that a visit and its files last; chosen
@@ -32,8 +31,8 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospac
 
 def networks_here(queue: JobQueue, settings: ServeSettings) -> list[str]:
     """A line for each network: its folder, whether it is loaded, and what its makers say of it."""
-    composite = anywhere([] if settings.compose_config is None else yaml_layers(settings.compose_config))
-    painting = load_config(DreamSettings, settings.paint_config, ["image=-"])
+    composite = anywhere(settings.compose_config)
+    painting = filled(DreamSettings, settings.paint_config, {"image": "-"})
     here: dict[str, tuple[Path | str, Any]] = {
         "compositor": (compositor_folder(composite.model), Compositor),
         "depth network": (depth_folder(composite.depth_model), DepthEstimator.load),
@@ -56,9 +55,8 @@ def networks_here(queue: JobQueue, settings: ServeSettings) -> list[str]:
 
 def build_page(site: Site) -> gr.Blocks:
     """The page of a server."""
-    settings = site.settings
-    layers = [] if settings.compose_config is None else yaml_layers(settings.compose_config)
-    config = load_compositor_config(compositor_folder(anywhere(layers).model))
+    settings, below = site.settings, site.settings.compose_config
+    config = load_compositor_config(compositor_folder(anywhere(below).model))
 
     def about() -> str:
         """Markdown: the networks, and what the doctor says."""
@@ -79,5 +77,5 @@ def build_page(site: Site) -> gr.Blocks:
         with gr.Tab("About") as tab:
             text = gr.Markdown()
         tab.select(about, None, text, **EVENT)
-        blocks.load(lambda: (Desk(layers, config.pair), RegionsDesk(), Visit()), None, visits, **EVENT)
+        blocks.load(lambda: (Desk(below, config.pair), RegionsDesk(), Visit()), None, visits, **EVENT)
     return blocks

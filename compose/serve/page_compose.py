@@ -13,8 +13,9 @@ import numpy as np
 from compose import load_models
 from compose.preview import SIDE
 from compose.serve import page
-from compose.serve.desk import Desk, anywhere
+from compose.serve.desk import Desk
 from compose.serve.jobs import Job
+from compose.serve.settings import anywhere
 from compose.serve.uploads import public
 from compose.serve.work import Networks, compose_work, places_of
 from compose.settings import INPUT_FILES, ComposeSettings
@@ -205,7 +206,7 @@ class ComposeTab:
         """The depth of a background that has none yet."""
         if (background := desk.background) is None or desk.depth_01 is not None:
             return
-        settings = anywhere(desk.layers)
+        settings = anywhere(desk.config)
 
         def work(job: Job, networks: Networks) -> dict[str, Any]:
             networks.models = load_models(replace(settings, device=networks.device), networks.models)
@@ -251,6 +252,6 @@ class ComposeTab:
             placed = desk.box is not None or desk.target is not None
             placement = desk.record
         job, settings = self.begin(desk, "compose", request, "" if placed else sentence, controls)
-        work = compose_work(settings, page=True, placement=placement)
+        work = partial(compose_work, settings, page=True, placement=placement)
         async for text in self.site.follow(job, work, composite_in_words):
             yield text

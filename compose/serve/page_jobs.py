@@ -6,6 +6,7 @@ import html
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,7 +96,7 @@ def jobs_tab(site: page.Site, visit: gr.State) -> None:
                         while len(sent) < len(jobs):
                             own = jobs[len(sent)].settings
                             job, files = site.begin(visit, "compose", request, own.input_files)
-                            sent.append(site.queue.submit(job, compose_work(replace(own, **files))))
+                            sent.append(site.queue.submit(job, partial(compose_work, replace(own, **files))))
                     yield shown(jobs, sent)
                     await asyncio.sleep(page.POLL)
             finally:

@@ -5,6 +5,7 @@ Legend: h w pixels of the image.
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import Visit, stroke_mask
 from compose.serve.jobs import Job
+from compose.serve.settings import filled
 from compose.serve.work import paint_work
 from inpainting.dream import DreamSettings
 from inpainting.prompts import paint_masks, palette, rgb_of_color, split_colors
 from ldm.decode import LoadedImage
 from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
-from ldm.settings.config import Layer, merge_layers, to_plain, yaml_layers
+from ldm.settings.config import to_plain
 
 TINT = 0.6  # opacity of the masks on the screen; chosen
 CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
@@ -106,8 +108,7 @@ class RegionsTab:
     """Its components, and what their events do."""
 
     def __init__(self, site: page.Site, painting: gr.State) -> None:
-        self.site, config = site, site.settings.paint_config
-        self.layers = [] if config is None else yaml_layers(config)
+        self.site = site
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 several = f"{page.IMAGE_FILES} multiple"
@@ -177,9 +178,10 @@ class RegionsTab:
             files = painting.files()
             image, *masks = files.values()
             given |= {"image": image, "masks": masks}
-            settings = merge_layers(DreamSettings, [*self.layers, Layer(to_plain(given))])
+            settings = filled(DreamSettings, self.site.settings.paint_config, to_plain(given))
             job, stored = self.site.begin(painting, "paint", request, files)
             image, *masks = stored.values()
-            work = paint_work(replace(settings, image=image, masks=tuple(masks)), paints, page=True)
+            own = replace(settings, image=image, masks=tuple(masks))
+            work = partial(paint_work, own, paints=paints, page=True)
         async for text in self.site.follow(job, work, painting_in_words if paints else None):
             yield [text, with_prompts(table, job)]

@@ -8,7 +8,8 @@ import base64
 import html
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Annotated, Any
 
@@ -17,13 +18,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
 from compose.serve.fields import edit_schema
 from compose.serve.guard import error_json
-from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull
+from compose.serve.jobs import ENDED, Job, QueueFull
 from compose.serve.page_about import networks_here
-from compose.serve.request import read_edit
+from compose.serve.request import EditRequest
 from compose.serve.settings import MOST_IMAGES
 from ldm import __version__
 
@@ -80,6 +82,31 @@ def job_status(job: Found, request: Request) -> dict[str, Any]:
     return known
 
 
+async def begin(
+    request: Request, kind: str, form: Callable[[], AbstractAsyncContextManager[FormData]]
+) -> tuple[EditRequest, Job]:
+    """Read a form, and send its job; HTTPException says what was wrong. kind: as in `EditRequest`"""
+    queue, state = request.app.state.queue, request.app.state
+    job = queue.open("edit", request.client.host if request.client else "")
+    try:
+        with anyio.fail_after(UPLOAD_S):
+            async with form() as fields:
+                wanted = EditRequest(fields, job, state.settings, kind)
+                job.kind = wanted.kind
+                queue.submit(job, await run_in_threadpool(wanted.work, state.models))
+        return wanted, job
+    except BaseException as error:
+        queue.cancel(job)
+        if isinstance(error, ValueError):
+            raise HTTPException(400, queue.clean(str(error), job)) from None
+        if isinstance(error, TimeoutError):
+            raise HTTPException(408, f"the request did not arrive within {UPLOAD_S} s") from None
+        if isinstance(error, OSError):
+            log.exception("job %s", job.id)
+            raise HTTPException(507, "the server could not store the request; its log says why") from None
+        raise
+
+
 @router.post("/v1/images/places", openapi_extra=edit_schema("place"))
 @router.post("/v1/images/replays", openapi_extra=edit_schema("replay"))
 @router.post("/v1/images/edits", openapi_extra=edit_schema("compose", "paint"))
@@ -94,39 +121,23 @@ async def edit(request: Request) -> Response:
         raise HTTPException(400, "fields belong into the form, not into the address")
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise HTTPException(415, "a multipart/form-data form is needed")
-    queue: JobQueue = request.app.state.queue
-    job = queue.open("edit", request.client.host if request.client else "")
+    form = partial(request.form, max_files=MOST_PARTS, max_fields=MOST_PARTS)
+    wanted, job = await begin(request, KINDS[request.url.path.rpartition("/")[2]], form)
+    if "respond-async" in request.headers.get("prefer", ""):
+        where = str(request.url_for("job", identity=job.id))
+        return JSONResponse(job_status(job, request), 202, {"Location": where})
     try:
-        with anyio.fail_after(UPLOAD_S):
-            async with request.form(max_files=MOST_PARTS, max_fields=MOST_PARTS) as form:
-                state, kind = request.app.state, KINDS[request.url.path.rpartition("/")[2]]
-                wanted = await run_in_threadpool(read_edit, form, job, state.settings, state.models, kind)
-        job.kind = wanted.kind
-        queue.submit(job, wanted.run)
-        if "respond-async" in request.headers.get("prefer", ""):
-            where = str(request.url_for("job", identity=job.id))
-            return JSONResponse(job_status(job, request), 202, {"Location": where})
         finished = asyncio.wrap_future(job.finished)
         while not (await asyncio.wait({finished}, timeout=POLL_S))[0]:
             if await request.is_disconnected():
-                raise ConnectionError
-    except BaseException as error:
+                return Response(status_code=499)  # as nginx has it; nobody reads it
+    finally:
         if job.state not in ENDED:
-            queue.cancel(job)
-        if isinstance(error, ConnectionError):
-            return Response(status_code=499)  # as nginx has it; nobody reads it
-        if isinstance(error, ValueError):
-            raise HTTPException(400, queue.clean(str(error), job)) from None
-        if isinstance(error, TimeoutError):
-            raise HTTPException(408, f"the request did not arrive within {UPLOAD_S} s") from None
-        if isinstance(error, OSError):
-            log.exception("job %s", job.id)
-            raise HTTPException(507, "the server could not store the request; its log says why") from None
-        raise
+            request.app.state.queue.cancel(job)
     if job.state != "done":
         code = 409 if job.state == "cancelled" else 400 if job.invalid else 500
         raise HTTPException(code, job.error or "the job was cancelled")
-    data = await run_in_threadpool(data_of, job, request, wanted.as_url)
+    data = await run_in_threadpool(data_of, job, request, wanted.text("response_format") == "url")
     facts = {name: value for name, value in (job.result or {}).items() if name not in ("images", "files")}
     return JSONResponse({"created": int(job.created), "id": job.id, "data": data, **facts})
 

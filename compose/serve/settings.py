@@ -1,12 +1,14 @@
 """The settings of the server, and which settings of a composite or a painting a request may give."""
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from compose.settings import DEFAULTS, CompositeSettings
+from compose.settings import DEFAULTS, ComposeSettings, CompositeSettings
 from inpainting.dream import DreamSettings
-from ldm.settings.config import CheckedSettings, setting
+from ldm.settings.config import CheckedSettings, Layer, merge_layers, setting, yaml_layers
 from ldm.settings.schema import flat_settings
 
 # Field of a request -> the image setting that it fills.
@@ -25,6 +27,8 @@ SERVERS = {  # what the server's owner decides, besides all paths: networks, dev
 }
 OTHERWISE = {"invert_target_mask", "num_samples", "prompts", "negatives"}  # given under other names
 MOST_IMAGES = 10  # of one request, as in the API of OpenAI
+PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # completes settings to be looked at
+T = TypeVar("T")
 
 
 def request_settings(schema: type) -> list[str]:
@@ -33,6 +37,16 @@ def request_settings(schema: type) -> list[str]:
 
 
 COMPOSE_FIELDS, PAINT_FIELDS = request_settings(CompositeSettings), request_settings(DreamSettings)
+
+
+def filled(schema: type[T], config: Path | None, values: Mapping[str, Any]) -> T:
+    """Settings: the server's defaults with the values of a request on top."""
+    return merge_layers(schema, [*(yaml_layers(config) if config else ()), Layer(values)])
+
+
+def anywhere(config: Path | None, values: Mapping[str, Any] = PLACE) -> ComposeSettings:
+    """Settings of a composite of no images, to load networks by."""
+    return filled(ComposeSettings, config, {**values, **PLACE})
 
 
 @dataclass(frozen=True)

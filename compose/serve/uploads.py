@@ -72,17 +72,15 @@ def named_bytes(field: str, name: str, settings: ServeSettings) -> bytes:
             raise ValueError(f"{field}: addresses are not fetched here (--allow-urls allows it)")
         return fetch(field, name, most)
     if not settings.allow:
-        raise ValueError(
-            f"{field} must be a file; paths on the server are not read (--allow allows a folder)"
-        )
+        text = "must be a file; paths on the server are not read (--allow allows a folder)"
+        raise ValueError(f"{field} {text}")
     for folder in (folder.resolve() for folder in settings.allow):
         try:
             path = Path(os.path.realpath(folder / name, strict=True))
             if not path.is_relative_to(folder):
                 continue
-            with open(
-                os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK), "rb"
-            ) as file:
+            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_NONBLOCK
+            with open(os.open(path, flags), "rb") as file:
                 if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     data = file.read(most + 1)
                     break
@@ -171,11 +169,17 @@ def white_is_edit(job: Job, path: Path, field: str) -> tuple[Path, str]:
     edit = alpha_u8 == 0
     if not edit.any():
         raise ValueError(f"{field}: no pixel is fully transparent (alpha 0), so nothing would be edited")
-    data = encode_png(edit.astype(np.uint8) * 255)
-    mask = job.inputs / f"{hashlib.sha256(data).hexdigest()}.png"
-    mask.write_bytes(data)
+    mask = written_mask(job, edit)
     job.names[str(mask)] = field
     return mask, "alpha 0 = edit"
+
+
+def written_mask(job: Job, mask: np.ndarray) -> Path:
+    """The file of a mask (h, w) bool."""
+    data = encode_png(mask.astype(np.uint8) * 255)
+    path = job.inputs / f"{hashlib.sha256(data).hexdigest()}.png"
+    path.write_bytes(data)
+    return path
 
 
 def without_paths(text: str, names: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from compose.layers import save_layers
 from compose.models import Models
 from compose.placement import Placement, locate
 from compose.recipe import check_unchanged
-from compose.serve.jobs import Job, Work
+from compose.serve.jobs import Job
 from compose.serve.uploads import public
 from compose.sheet import save_sheet
 from compose.sources import read_sources
@@ -71,101 +71,82 @@ def places_of(settings: ComposeSettings, networks: Networks, depth_01: np.ndarra
         return locate(own, models, sources, depth_01)
 
 
-def place_work(settings: ComposeSettings) -> Work:
+def place_work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[str, Any]:
     """The proposed places, best first, with the clauses of the sentence that hold there."""
-
-    def work(job: Job, networks: Networks) -> dict[str, Any]:
-        found = places_of(settings, networks, None)
-        record = public(found.record(0))
-        places = [{**one, "satisfied": found.satisfied(i)} for i, one in enumerate(record["candidates"])]
-        return {"places": places, **{name: record[name] for name in ("instruction", "locator", "anchors")}}
-
-    return work
+    found = places_of(settings, networks, None)
+    record = public(found.record(0))
+    places = [{**one, "satisfied": found.satisfied(i)} for i, one in enumerate(record["candidates"])]
+    return {"places": places, **{name: record[name] for name in ("instruction", "locator", "anchors")}}
 
 
 def compose_work(
-    settings: ComposeSettings,
-    *,
-    page: bool = False,
-    layers: bool = False,
-    placement: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
-) -> Work:
+    settings: ComposeSettings, job: Job, networks: Networks, *,
+    page: bool = False, layers: bool = False,
+    placement: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Compose as the settings say.
 
     layers: each image gets its own beside it. page: so it does; a contact sheet and the background too
     placement: record of the sentence that gave the place before
     recipe: inputs and networks must be those of this one
     """
-
-    def work(job: Job, networks: Networks) -> dict[str, Any]:
-        own = replace(settings, device=networks.device)
-        with resources_named(own):
-            networks.models = models = load_models(own, networks.models)
-            if recipe is not None:
-                check_unchanged(Path("result"), recipe, own, models)
-            monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
-            result = compose(
-                own, models, on_step=monitor.on_step, cancelled=monitor.cancelled, progress=False
-            ).with_placement(placement)
-        made = save_images(job, result, {})
-        if page or layers:
-            for index, image in enumerate(made["images"]):
-                image["layers"] = save_layers(result, index, job.folder / image["file"], True).name
-            made["files"] += [image["layers"] for image in made["images"]]
-        if page:
-            sheet = save_sheet(result, job.folder / "0.png", overwrite=True)
-            made["files"] += [sheet.name, shown_before(job, own.background)]
-        return made
-
-    return work
+    own = replace(settings, device=networks.device)
+    with resources_named(own):
+        networks.models = models = load_models(own, networks.models)
+        if recipe is not None:
+            check_unchanged(Path("result"), recipe, own, models)
+        monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
+        steps = {"on_step": monitor.on_step, "cancelled": monitor.cancelled, "progress": False}
+        result = compose(own, models, **steps).with_placement(placement)  # type: ignore[arg-type]
+    made = save_images(job, result, {})
+    if page or layers:
+        for index, image in enumerate(made["images"]):
+            image["layers"] = save_layers(result, index, job.folder / image["file"], True).name
+        made["files"] += [image["layers"] for image in made["images"]]
+    if page:
+        sheet = save_sheet(result, job.folder / "0.png", overwrite=True)
+        made["files"] += [sheet.name, shown_before(job, own.background)]
+    return made
 
 
-def replay_work(settings: ComposeSettings, recipe: dict[str, Any], image: Path) -> Work:
+def replay_work(
+    settings: ComposeSettings, recipe: dict[str, Any], image: Path, job: Job, networks: Networks
+) -> dict[str, Any]:
     """The sample of a recipe again, and whether its pixels are those of the image that carries the recipe."""
-    again = compose_work(settings, placement=recipe.get("placement"), recipe=recipe)
-
-    def work(job: Job, networks: Networks) -> dict[str, Any]:
-        made = again(job, networks)
-        chosen = made["images"][recipe["sample"]]
-        before, after = read_image(image), read_image(job.folder / chosen["file"])
-        return {**made, "images": [chosen], "identical": np.array_equal(before.rgb_u8, after.rgb_u8)}
-
-    return work
+    made = compose_work(settings, job, networks, placement=recipe.get("placement"), recipe=recipe)
+    chosen = made["images"][recipe["sample"]]
+    before, after = read_image(image), read_image(job.folder / chosen["file"])
+    return {**made, "images": [chosen], "identical": np.array_equal(before.rgb_u8, after.rgb_u8)}
 
 
-def paint_work(settings: DreamSettings, paints: bool = True, page: bool = False) -> Work:
+def paint_work(
+    settings: DreamSettings, job: Job, networks: Networks, *, paints: bool = True, page: bool = False
+) -> dict[str, Any]:
     """Fill the masks of an image; prompts that are empty are written first.
 
     paints: or only that is done. page: it shows the image as it was, too
     """
-
-    def work(job: Job, networks: Networks) -> dict[str, Any]:
-        own = replace(settings, device=networks.device)
-        with resources_named(own):
-            image = read_image(own.image)
-            masks = [read_mask(path, size=image.size) for path in own.masks]
-            known = completed(own.prompts, len(masks))
-            writer = None
-            if not all(known):
-                writer = networks.once(
-                    load_writer, own, "prompter", "adapter", "device", "dtype", "precision"
-                )
-            prompts = write_missing(image.rgb_u8, masks, known, writer, own.decoding)
-            if not paints:
-                return {"prompts": prompts.rows()}
-            pipe = networks.once(load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
-            regions = pair_masks(masks, prompts.texts, own.negatives)
-            monitor = job.monitor(partial(preview, pipe.latent_space))
-            result = paint_regions(own, image, regions, pipe, monitor)
-        result = replace(result, report={**result.report, "prompts": prompts.rows()})
-        more = {} if writer is None else {"command": "dream", "prompter": facts_of_writer(writer)}
-        hashes = {"image": file_sha256(own.image), "masks": [file_sha256(path) for path in own.masks]}
-        made = save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
-        made["files"] += [shown_before(job, own.image)] if page else []
-        return made
-
-    return work
+    own, writer = replace(settings, device=networks.device), None
+    with resources_named(own):
+        image = read_image(own.image)
+        masks = [read_mask(path, size=image.size) for path in own.masks]
+        known = completed(own.prompts, len(masks))
+        if not all(known):
+            names = ("prompter", "adapter", "device", "dtype", "precision")
+            writer = networks.once(load_writer, own, *names)
+        prompts = write_missing(image.rgb_u8, masks, known, writer, own.decoding)
+        if not paints:
+            return {"prompts": prompts.rows()}
+        pipe = networks.once(load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
+        regions = pair_masks(masks, prompts.texts, own.negatives)
+        monitor = job.monitor(partial(preview, pipe.latent_space))
+        result = paint_regions(own, image, regions, pipe, monitor)
+    result = replace(result, report={**result.report, "prompts": prompts.rows()})
+    more = {} if writer is None else {"command": "dream", "prompter": facts_of_writer(writer)}
+    hashes = {"image": file_sha256(own.image), "masks": [file_sha256(path) for path in own.masks]}
+    made = save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
+    made["files"] += [shown_before(job, own.image)] if page else []
+    return made
 
 
 def shown_before(job: Job, image: Path) -> str:

@@ -8,18 +8,19 @@ import pytest
 
 from cldm.config import load_compositor_config
 from compose.commands import run_image
-from compose.serve.desk import Desk, anywhere, stroke_mask
+from compose.serve.desk import Desk, stroke_mask
+from compose.serve.settings import anywhere
 from compose.settings import CompositeSettings
 from ldm.images import read_image, read_mask, write_mask, write_png
-from ldm.settings.config import Layer
 from tests.images import Case, room, room_depth, thing
 
 
 @pytest.fixture
 def desk(case: Case) -> Desk:
     """With background, object, their mask and depth."""
-    layers = [Layer({"model": str(case.model), "depth_model": str(case.depth_model)})]
-    desk = Desk(layers, load_compositor_config(case.model).pair)
+    config = case.folder / "compose.yaml"
+    config.write_text(f"model: {case.model}\ndepth_model: {case.depth_model}\n", encoding="utf-8")
+    desk = Desk(config, load_compositor_config(case.model).pair)
     files = {"background": "room", "object": "thing", "object_mask": "mask", "background_depth": "depth"}
     for name, file in files.items():
         desk.take(name, case.folder / f"{file}.png")
@@ -57,7 +58,7 @@ def test_a_stroke_at_the_border_stays_inside(point):
 @pytest.mark.parametrize("name", ["object_mask", "background_depth", "target_mask"])
 def test_what_belongs_to_an_image_comes_after_it(case: Case, name):
     with pytest.raises(ValueError, match=f"the {name.replace('_', ' ')} comes after its image"):
-        Desk([], load_compositor_config(case.model).pair).take(name, case.folder / "mask.png")
+        Desk(None, load_compositor_config(case.model).pair).take(name, case.folder / "mask.png")
 
 
 def test_a_new_background_forgets_what_belonged_to_the_old_one(desk: Desk, case: Case):
@@ -261,7 +262,7 @@ def test_settings_without_a_control_come_back_too(desk: Desk, case: Case):
 def test_files_that_are_not_here_are_named_and_checked(desk: Desk, case: Case):
     desk.draw(False, [0.1, 0.1, 0.2, 0.2], [])
     image = made(desk, case)
-    new = Desk(desk.layers, desk.options)
+    new = Desk(desk.config, desk.options)
     _, missing = new.replay(image)
     assert missing == [
         "background (room.png)",
@@ -286,4 +287,4 @@ def test_what_carries_no_recipe_is_said(desk: Desk, case: Case, file):
 
 
 def test_no_settings_name_no_networks_but_those_of_the_server():
-    assert anywhere([Layer({"model": "models/x"})]).model == Path("models/x")
+    assert anywhere(None, {"model": "models/x"}).model == Path("models/x")
