@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
-from ldm.files import KEPT_HASHES, first_line, full_disk_named, read_json, set_aside
+from ldm.files import KEPT_HASHES, full_disk_named, named_failure, read_json, set_aside
 from ldm.loading import empty_parameters, loading
 from ldm.locks import held, one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
@@ -83,11 +83,10 @@ def load_pretrained(
 
     exact: weights that fit nothing are refused too. may_lack: part of the names of what need not be there
     """
-    try:
-        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    what = f"{source} cannot be loaded"
+    with named_failure(what, OSError, ValueError, RuntimeError, KeyError, SafetensorError):
         model, report = kind.from_pretrained(str(source), **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from error
     wrong = {
         "missing": sorted(key for key in report["missing_keys"] if may_lack not in key),
         "mismatched": sorted(str(item[0]) for item in report["mismatched_keys"]),

@@ -131,6 +131,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+@contextlib.contextmanager
+def named_failure(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds, which a library raises, as a ValueError: what failed, and their first line."""
+    try:
+        yield
+    except kinds as error:
+        raise ValueError(f"{what}: {first_line(error)}") from error
+
+
 def excerpt(value: object) -> str:
     """What a message shows of a user's value: its `repr`, or the beginning of a long one and `...`."""
     text = repr(value)

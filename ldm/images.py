@@ -233,6 +233,8 @@ def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") ->
 
     `area` averages when it shrinks and is linear where it enlarges; `cubic` may overshoot for floats.
     """
+    if how not in INTERPOLATION:
+        raise ValueError(f"unknown interpolation {how!r}; allowed: {', '.join(INTERPOLATION)}")
     if image.dtype == bool:
         return resize(image.astype(np.float32), size_hw, how=how) >= 0.5
     if image.shape[:2] == tuple(size_hw):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoints import load_part, save_part
 from ldm.device import check_finite
-from ldm.files import first_line, read_json, write_json
+from ldm.files import named_failure, read_json, write_json
 from ldm.images import from_pm1
 from ldm.settings.choices import SCHEDULERS, scheduler_name
 from ldm.settings.config import nearest
@@ -107,10 +107,8 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
     """A diffusers scheduler by short name or class name, if it can drive the sampling loop."""
     if (kind := getattr(diffusers, scheduler_name(name), None)) is None:
         raise ValueError(nearest(name, SCHEDULERS, "scheduler"))
-    try:
+    with named_failure(f"scheduler {name}", ImportError):  # of a class that needs another library
         usable = all(hasattr(kind, method) for method in LOOP_METHODS)
-    except ImportError as error:  # diffusers' stand-in for a class that needs another library
-        raise ValueError(f"scheduler {name}: {first_line(error)}") from error
     if usable:  # it must need nothing else in a step, and take the model's noise schedule as it is
         step = list(inspect.signature(kind.step).parameters.values())[1:]
         needed = {one.name for one in step if one.default is one.empty and one.kind != one.VAR_KEYWORD}

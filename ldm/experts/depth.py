@@ -18,7 +18,7 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 
 from ldm.checkpoints import load_pretrained
 from ldm.device import check_finite
-from ldm.files import first_line, read_json
+from ldm.files import named_failure, read_json
 from ldm.images import normalize, resize, rgb_of, to_01
 
 log = logging.getLogger(__name__)
@@ -73,10 +73,8 @@ class DepthEstimator:
         if not Path(source).is_dir() and not is_hub_name:
             wrong = "is neither a folder nor a hub name of the form owner/name"
             raise ValueError(f"depth model {source} {wrong}")
-        try:
+        with named_failure(f"depth model {source} cannot be read", OSError, ValueError):
             config = AutoConfig.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"depth model {source} cannot be read: {first_line(error)}") from error
         if config.model_type not in DEPTH_NETWORKS:  # its output would not be understood
             allowed = ", ".join(DEPTH_NETWORKS)
             raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")

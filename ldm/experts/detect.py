@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 
 from ldm.checkpoints import load_pretrained
 from ldm.device import check_finite
-from ldm.files import first_line
+from ldm.files import named_failure
 from ldm.images import Box01, rgb_of
 
 # Kind of network -> (text prompt, lowest accepted score). Scores of the two families differ.
@@ -50,13 +50,11 @@ class Detector:
         """A `save_pretrained` folder with its processor. ValueError names the folder and what is wrong."""
         if not Path(folder).is_dir():
             raise ValueError(f"detector {folder}: no such folder")
-        try:
+        with named_failure(f"detector {folder} cannot be loaded", OSError, ValueError, KeyError):
             kind = AutoConfig.from_pretrained(str(folder)).model_type
             if kind not in KINDS:
                 raise ValueError(f"it is of type {kind!r}; allowed: {', '.join(KINDS)}")
             processor = AutoProcessor.from_pretrained(str(folder))
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"detector {folder} cannot be loaded: {first_line(error)}") from error
         model = load_pretrained(AutoModelForZeroShotObjectDetection, folder)
         return cls(model.to(device), processor, kind, least_score)
 

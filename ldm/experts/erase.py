@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional
 
 from ldm.device import check_finite
-from ldm.files import file_sha256, first_line, hash_folder
+from ldm.files import file_sha256, hash_folder, named_failure
 from ldm.images import fitted, resize, to_01
 from ldm.loading import loading
 
@@ -74,10 +74,8 @@ class Eraser:
 
 def _lama(path: Path, device: str) -> Fill:
     """image (1, 3, n, m) in [0, 1] and mask (1, 1, n, m) of 0 and 1 -> image in [0, 1], sides padded."""
-    try:
+    with named_failure(f"eraser {path} cannot be loaded as TorchScript", RuntimeError, ValueError):
         network = torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"eraser {path} cannot be loaded as TorchScript: {first_line(error)}") from error
 
     @torch.inference_mode()
     def fill(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
@@ -100,12 +98,11 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
     """The stock inpainting pipeline on a window around the hole, at the model's own size."""
     from diffusers import StableDiffusionInpaintPipeline
 
-    try:
+    what = f"eraser {folder} cannot be loaded"
+    with named_failure(what, OSError, ValueError, TypeError, AttributeError, KeyError):
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(
             str(folder), dtype=dtype, safety_checker=None, local_files_only=True
         )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"eraser {folder} cannot be loaded: {first_line(error)}") from error
     if pipeline.unet.config.in_channels != 9:
         channels = pipeline.unet.config.in_channels
         raise ValueError(f"eraser {folder} is no inpainting model: its UNet has {channels} inputs, not 9")

@@ -9,7 +9,7 @@ import torch
 
 from ldm.decode import LoadedImage
 from ldm.device import check_finite
-from ldm.files import first_line
+from ldm.files import named_failure
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, fitted, resize
 from ldm.loading import loading
 from ldm.registry.models import cutout_network
@@ -219,12 +219,9 @@ def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None)
     from transformers import SamModel, SamProcessor
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
-    try:
-        with loading():
-            model = SamModel.from_pretrained(str(folder)).eval()
+    with named_failure(f"SAM folder {folder} cannot be loaded", OSError, ValueError), loading():
+        model = SamModel.from_pretrained(str(folder)).eval()
         processor = SamProcessor(SamImageProcessorPil.from_pretrained(str(folder)))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"SAM folder {folder} cannot be loaded: {first_line(error)}") from error
     h, w = rgb_u8.shape[:2]
     if box01 is None:
         prompt = {"input_points": [[[w / 2, h / 2]]]}

@@ -26,7 +26,7 @@ from transformers.utils import is_torchvision_available
 
 from ldm.checkpoints import load_pretrained
 from ldm.device import pick_device, pick_dtype
-from ldm.files import first_line, read_json
+from ldm.files import named_failure, read_json
 from ldm.loading import loading
 from ldm.registry.models import existing_folder
 
@@ -119,7 +119,7 @@ def load_processor(folder: Path, config: Any = None) -> Any:
         if (folder / file).is_file():
             said = read_json(folder / file)
             given = {key: value for key, value in {**said, **given}.items() if value is not None}
-    try:
+    with named_failure(f"{folder}: no usable processor files", OSError, KeyError, ImportError):
         kind = getattr(transformers, str(given.get("processor_class")), transformers.AutoProcessor)
         if not is_torchvision_available():
             kind = images_only(kind)
@@ -128,8 +128,6 @@ def load_processor(folder: Path, config: Any = None) -> Any:
         if images is not None and not type(images).__name__.endswith("Pil"):
             found: Any = transformers.AutoImageProcessor
             processor.image_processor = found.from_pretrained(folder, backend="pil", local_files_only=True)
-    except (OSError, KeyError, ImportError) as error:
-        raise ValueError(f"{folder}: no usable processor files: {first_line(error)}") from error
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"{folder}: names no processor of images and text (processor_config.json)")
     if hasattr(processor, "num_additional_image_tokens"):  # LLaVA and its kin; older files lack what follows
