@@ -1,7 +1,4 @@
-"""One writer: a run folder is held by one process, and processes that share items take each of them once.
-
-The locks are those of the operating system, so that of a dead process holds nothing.
-"""
+"""One writer for a folder or an item, by locks of the operating system: those of dead processes are free."""
 
 import contextlib
 import functools

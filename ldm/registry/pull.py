@@ -1,7 +1,4 @@
-"""Models and files from elsewhere: over HTTP, continued where it stopped; archives, unpacked with care.
-
-A model is put together in a folder beside its own, which is renamed when whole; hashes are recorded.
-"""
+"""Models and files from elsewhere: over HTTP, continued where it stopped; archives, unpacked with care."""
 
 import contextlib
 import http.client
