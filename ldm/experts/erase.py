@@ -54,7 +54,7 @@ class Eraser:
         )
 
     def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
-        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled. seed: of a diffusion's noise."""
+        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled. seed: of a diffusion model."""
         if mask.shape != rgb_u8.shape[:2] or mask.dtype != bool:
             raise ValueError(f"the mask must be bool {rgb_u8.shape[:2]}, got {mask.dtype} {mask.shape}")
         if not mask.any():
