@@ -1,4 +1,4 @@
-"""Relative inverse depth, depth_01 (h, w) float32, 1 = nearest. Legend: b batch, n m pixels of the network."""
+"""Relative inverse depth, depth_01 (h, w) float32, 1 = nearest (b batch, n m pixels of the network)."""
 
 import contextlib
 import logging

@@ -81,14 +81,13 @@ def four_bit_works() -> bool:
 
 @loading()
 def load_quantised(
-    folder: Path | str, compute: torch.dtype, load_in: str = "4bit", device_map: Any = "auto",
+    folder: Path, compute: torch.dtype, load_in: str = "4bit", device_map: Any = "auto",
     dtype: torch.dtype | None = None,
 ) -> Mllm:  # fmt: skip
     """A model folder with NF4 weights (4bit, QLoRA), or those of LLM.int8 (8bit).
 
     compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
     """
-    folder = Path(folder)
     options: dict[str, Any] = {f"load_in_{load_in}": True}
     if load_in == "4bit":
         options |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
