@@ -1,7 +1,4 @@
-"""Fresh, untrained compositors of any size.
-
-The defaults are the published architecture: SD-2.1-base UNet, two ControlNets, DINOv2-g, f8 KL autoencoder.
-"""
+"""Fresh, untrained compositors of any size; the defaults are the published architecture."""
 
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn

@@ -22,10 +22,18 @@ from ldm.mllm.constrain import ConstrainedChoice, Grammar, SharedPrompt, generat
 from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import how_to_get
-from ldm.settings.config import read_config
+from ldm.settings.config import CheckedSettings, read_config, setting
 from llava_bifrost.language.answer import AnswerError, Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, Frame, frame_of
-from llava_bifrost.language.instruction import PHRASES, TAILS, InstructionError, Request, make_question
+from llava_bifrost.language.instruction import (
+    CODECS,
+    FORMATS,
+    PHRASES,
+    TAILS,
+    InstructionError,
+    Request,
+    make_question,
+)
 from llava_bifrost.language.reading import parse_instruction, reproduces, without_question
 from llava_bifrost.rank import Evidence, distinct, rank
 
@@ -40,24 +48,15 @@ LISTED = 60  # words named in an error
 
 
 @dataclass(frozen=True)
-class LocatorConfig:
-    """How a locator is asked and how it answers: locator.json.
+class LocatorConfig(CheckedSettings):
+    """How a locator is asked and how it answers: locator.json."""
 
-    format: center or maxmedmin. codec: see codec.py. decimals: of its numbers. template: one of
-    ldm.mllm.templates instead of the processor's own. names: the objects it knows, where these are few.
-    """
-
-    format: str = "center"
-    codec: str = "bifrost"
-    decimals: int = 3
-    template: str | None = None
-    names: tuple[str, ...] = ()
+    format: str = setting("center", choices=FORMATS)
+    codec: str = setting("bifrost", choices=CODECS, help="see codec.py")
+    decimals: int = setting(3, low=2, high=4, help="of its numbers")
+    template: str | None = setting(None, choices=TEMPLATES, help="chat template instead of the processor's")
+    names: tuple[str, ...] = setting((), help="the objects it knows, where these are few")
     notice: str = ""
-
-    def __post_init__(self) -> None:
-        if self.template not in (None, *TEMPLATES):
-            raise ValueError(f"unknown chat template {self.template!r}; allowed: {', '.join(TEMPLATES)}")
-        self.make_codec()
 
     def make_codec(self) -> Codec:
         return Codec(self.codec, self.format, self.decimals)

@@ -15,6 +15,7 @@ from ldm.mllm.constrain import Grammar
 from llava_bifrost.language.answer import AnswerError, format_answer, parse_answer
 from llava_bifrost.language.codec import Codec, Frame, frame_of, number_text, span, to_square
 from llava_bifrost.language.instruction import CODECS, FORMATS
+from llava_bifrost.locator import LocatorConfig
 from tests.ldm.small_mllm import build_small, word_level
 
 fraction = st.floats(0, 1)
@@ -134,9 +135,10 @@ def test_frame_is_what_the_model_sees(family: str, size: tuple[int, int]):
 
 
 def test_refused_settings():
-    for settings, said in (({"name": "xml"}, "unknown codec 'xml'"), ({"decimals": 9}, r"\[2, 4\]"),
-                           ({"fmt": "mean"}, "unknown answer format")):  # fmt: skip
+    refused = [({"codec": "xml"}, "unknown codec 'xml'"), ({"decimals": 9}, r"\[2, 4\]")]
+    refused += [({"format": "mean"}, "unknown format 'mean'"), ({"template": "x"}, "unknown template 'x'")]
+    for settings, said in refused:
         with pytest.raises(ValueError, match=said):
-            Codec(**settings)
+            LocatorConfig(**settings)
     with pytest.raises(ValueError, match="needs a processor that resizes"):
         Codec("pixels").form(Frame((10, 10)))
