@@ -71,12 +71,6 @@ def as_levels(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, :3])
 
 
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """The same, RGB (h, w, 3) in any case."""
-    levels_u8 = as_levels(image)
-    return np.repeat(levels_u8[:, :, None], 3, axis=2) if levels_u8.ndim == 2 else levels_u8
-
-
 def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
     """(width, height) of a text of one or more lines in pixels."""
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))

@@ -17,7 +17,7 @@ import typer
 from ldm.images import from_pm1
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
-from ldm.sheet import as_rgb
+from ldm.sheet import as_levels
 from scripts.docs.make_examples import FOLDER
 
 if TYPE_CHECKING:
@@ -71,10 +71,11 @@ class Drawing:
     def image(
         self, image_u8: np.ndarray, x: float, y: float, width: float, title: str, above: bool = False
     ) -> None:
-        """An image (h, w, 3) with its name below or above."""
+        """An image, (h, w, 3) or gray (h, w), with its name below or above."""
         half_w, half_h = width / 2, width / 2 * image_u8.shape[0] / image_u8.shape[1]
         x0, x1, y0, y1 = edges = (x - half_w, x + half_w, y - half_h, y + half_h)
-        self.axes.imshow(image_u8, extent=edges, aspect="auto", interpolation="lanczos", zorder=2)
+        gray: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}  # which counts for gray images only
+        self.axes.imshow(image_u8, extent=edges, aspect="auto", interpolation="lanczos", zorder=2, **gray)
         self.axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=LINE, linewidth=0.8, zorder=3)
         name_y, anchor = (y + half_h + 0.7, "bottom") if above else (y - half_h - 0.9, "top")
         self.axes.text(x, name_y, title, ha="center", va=anchor, fontsize=9, color=INK)
@@ -109,7 +110,7 @@ def draw_compositor(
     given = result.geometry.inputs
     drawing.image(on_white(given.reference_u8, given.reference_mask), 10, rows[0], 14, "object")
     drawing.image(marked_background(result), 10, rows[1], 17, "background and box")
-    drawing.image(as_rgb(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
+    drawing.image(as_levels(given.background_depth_01), 10, rows[2], 17, "depth, 1 = nearest")
     drawing.block("cut out,\ncrop,\nplace,\ndepth test", 30, 35, (10, 50), STEP)
     for y in rows:
         drawing.arrow((19 if y < rows[0] else 17.5, y), (24.8, y))
@@ -127,7 +128,7 @@ def draw_compositor(
     drawing.block(UNET, 90, 35, (15.6, 50), PAINT)
     drawing.arrow((98, 35), (102, 35))
     drawing.image(result.painted_u8[0], 110, 35, 15, "model's image")
-    drawing.image(as_rgb(result.edit_mask), 110, 14, 15, "edit mask")
+    drawing.image(as_levels(result.edit_mask), 110, 14, 15, "edit mask")
     drawing.block("paste back:\ndetail transfer,\nsoft edge inside\nthe mask", 126, 35, (12, 12), STEP)
     drawing.arrow((117.6, 35), (119.8, 35))
     drawing.arrow((117.6, 14), (126, 14), (126, 28.8))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm.sheet import as_rgb, grid
+from ldm.sheet import as_levels, grid
 
 
 def test_every_cell_shows_its_image_whole() -> None:
@@ -25,10 +25,10 @@ def test_words_take_room_of_their_own() -> None:
 
 
 def test_masks_and_maps_become_gray() -> None:
-    assert as_rgb(np.array([[True, False]])).tolist() == [[[255] * 3, [0] * 3]]
-    assert as_rgb(np.array([[0.5, 2.0]])).tolist() == [[[128] * 3, [255] * 3]]
+    assert as_levels(np.array([[True, False]])).tolist() == [[255, 0]]
+    assert as_levels(np.array([[0.5, 2.0]])).tolist() == [[128, 255]]
     with pytest.raises(ValueError, match="int64"):
-        as_rgb(np.zeros((2, 2), np.int64))
+        as_levels(np.zeros((2, 2), np.int64))
 
 
 def test_wrong_counts_are_refused() -> None:
