@@ -39,14 +39,12 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
 
     times: list[float] = []  # at the start of the training and at the end of every step
 
-    class Clock(pl.Callback):
-        def on_train_start(self, *ignored: Any, **also_ignored: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter())
+    def tick(*ignored: Any, **also_ignored: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
 
-        on_train_batch_end = on_train_start
-
+    clock = pl.callbacks.LambdaCallback(on_train_start=tick, on_train_batch_end=tick)
     torch.set_default_dtype(getattr(torch, PRECISIONS[precision]))
     model = create_compositor(NetworkConfig())
     torch.set_default_dtype(torch.float32)
@@ -61,7 +59,7 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,
         precision=precision,  # type: ignore[arg-type]
-        callbacks=[Clock()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader([noise] * steps, batch_size=None))  # type: ignore[arg-type]

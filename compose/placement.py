@@ -1,6 +1,4 @@
-"""From a sentence, if there is one, to a place and the inputs there.
-
-Every error names its file. A sentence becomes a box and a depth: locator and compositor meet here.
+"""From a sentence, if there is one, to a place and the inputs there: locator and compositor meet here.
 
 A locator is a folder with a vision-language model (`llava_bifrost.predict`), or "geometric"
 (`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector.
@@ -42,13 +40,12 @@ class Placement:
 
     def settings_of(self, index: int) -> ComposeSettings:
         """The settings with box and depth of a proposal instead of the sentence; they need no locator."""
-        location, mode = self.candidates[index].location, self.settings.mode
-        extent = location.extent or (location.d,)
-        if self.request is not None and self.request.replace and mode == "place":
-            mode = "replace"
-        place = {"mode": mode, "box": location.box01_xyxy, "depth": self.settings.depth or extent}
-        changes: dict[str, Any] = {"instruction": None, **WITH_SENTENCE, **place}
-        return replace(self.settings, **changes)
+        location = self.candidates[index].location
+        changes: dict[str, Any] = {"instruction": None, **WITH_SENTENCE}
+        if self.request is not None and self.request.replace and self.settings.mode == "place":
+            changes["mode"] = "replace"
+        depth = self.settings.depth or location.extent or (location.d,)
+        return replace(self.settings, **changes, box=location.box01_xyxy, depth=depth)
 
     def record(self, chosen: int) -> dict[str, Any]:
         """For recipe and report: the sentence, the known places, and every proposal.

@@ -24,7 +24,6 @@ RENAMED = {  # file of 0.1.0 -> the same weights under the names of the hub
     "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8",
 }  # fmt: skip
 MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
-PARTS = (*MAPPINGS, "sample", "seed")  # of a recipe
 
 
 def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, PairOptions]:
@@ -81,7 +80,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     recipe = read_recipe(image)
     if recipe.get("command") != "image":
         raise ValueError(f"{image}: its recipe was not written by the image verb")
-    if absent := [part for part in PARTS if part not in recipe]:
+    if absent := [part for part in (*MAPPINGS, "sample", "seed") if part not in recipe]:
         raise ValueError(f"{image}: its recipe lacks {', '.join(absent)}")
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
     if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):

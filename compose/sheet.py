@@ -125,10 +125,9 @@ def settings_of_case(
 def make_sheet(settings: ContactSheetSettings) -> None:
     """Compose and draw one row per image or case."""
     models: Models | None = None
-    rows, labels = [], []
+    rows, labels, folders = [], [], (settings.root, settings.model, settings.depth_model)
     jobs = [(image.stem, *settings_of_recipe(image)) for image in settings.images]
     if settings.cases is not None:
-        folders = settings.root, settings.model, settings.depth_model
         jobs = [(case["id"], settings_of_case(case, *folders), {}) for case in read_cases(settings.cases)]
     for name, job, recipe in tqdm(jobs, desc="composites", disable=not sys.stderr.isatty()):
         models = load_models(job, models)

@@ -1,7 +1,6 @@
 """Draw what a locator makes of sentences, and the composites that follow: docs/figures/locator.png.
 
 python -m scripts.docs.draw_locator
-python -m scripts.docs.draw_locator --locator assets/tiny/locator --out outputs/locator.png
 
 The images are the example rooms of the repository; every place is the locator's own answer.
 """

@@ -1,9 +1,6 @@
 """Compose the examples and show them beside the ground truth: place, object, result, true render.
 
-    python -m scripts.docs.make_teaser
-    python -m scripts.docs.make_teaser --model runs/tiny/bifrost/model --out outputs/teaser.png
-
-The image of README.md is made by the first command.
+python -m scripts.docs.make_teaser           (the image of README.md)
 """
 
 from pathlib import Path
