@@ -15,7 +15,6 @@ import signal
 import tempfile
 import traceback
 from collections import Counter, defaultdict
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +35,7 @@ from ldm.settings.cli import run_module, single_app
 from ldm.settings.config import Layer, load_config, merge_layers
 from ldm.settings.later import later
 
+IDENTITY = NetworkConfig(identity_width=16, identity_layers=1, identity_heads=2, reference_size=28)
 CHUNK = 200  # items of one process
 LONGEST_S = 120  # of one item, on a busy machine
 KINDS = {"images": 0.4, "texts": 0.25, "settings": 0.2, "weights": 0.12, "compose": 0.015, "paint": 0.015}
@@ -56,22 +56,12 @@ GIVEN = ((ComposeSettings, {"background": "a.png", "object": "b.png", "box": [0,
 class Fuzz:
     """Items in a folder, a method for each kind."""
 
+    models: Any = None  # loaded when an item needs them
+    painter: Any = None
+    encoder: Any = None
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.models: Any = None
-
-    @cached_property
-    def painter(self) -> Any:
-        from inpainting.models.text_to_image.load import load_inpainter
-
-        return load_inpainter(TINY_MODEL, device="cpu")
-
-    @cached_property
-    def encoder(self) -> Any:
-        from cldm.create import create_identity
-
-        network = NetworkConfig(identity_width=16, identity_layers=1, identity_heads=2, reference_size=28)
-        return create_identity(network).encoder
 
     def write(self, name: str, data: bytes, rng: np.random.Generator, damaged: float) -> Path:
         """A file of the data; a fraction of them is cut, changed, repeated or gets more at random places."""
@@ -118,8 +108,10 @@ class Fuzz:
         from safetensors.torch import save
 
         from cldm.convert.plan import plan_single
+        from cldm.create import create_identity
         from ldm.weight_files import open_weights
 
+        self.encoder = self.encoder or create_identity(IDENTITY).encoder
         state = {name: value * rng.random() for name, value in self.encoder.state_dict().items()}
         if rng.random() < 0.3:
             state[str(rng.choice(list(state)))] = torch.ones(tuple(rng.integers(0, 4, 2)))
@@ -153,8 +145,10 @@ class Fuzz:
         assert (result.images_u8[0][outside] == before[outside]).all(), "pixels changed outside"
 
     def paint(self, rng: np.random.Generator) -> None:
+        from inpainting.models.text_to_image.load import load_inpainter
         from inpainting.models.text_to_image.pipeline import paint
 
+        self.painter = self.painter or load_inpainter(TINY_MODEL, device="cpu")
         image = read_image(self.image(rng, size=rng.integers(2, 80, 2), mode="RGB"))
         masks = [rng.random(image.size) < rng.random() ** 2 for _ in range(rng.integers(0, 4))]
         regions = [(mask, str(rng.choice(["a red cube", "", "x " * 200, "\u00e4\u4e2d"]))) for mask in masks]

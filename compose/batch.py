@@ -1,13 +1,11 @@
 """Many composites in one run: each a job with a name, its own seed and its own files; done ones are kept.
 
-A job file has one JSON object a line, with the setting names of the image verb, and a name if one is wanted:
-
-    {"name": "dog/1", "background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5, 0.9], "seed": 3}
-
-A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of settings,
-input files, networks and version what it is the result of, so a job is done again when these have changed.
-Processes that do the same part at the same time divide its jobs; networks stay loaded while jobs have them in
-common. A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason; it is tried again later.
+A job file has one JSON object a line (`EXAMPLE`), with the setting names of the image verb, and a name if one
+is wanted. A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of
+settings, input files, networks and version what it is the result of, so a job is done again when these have
+changed. Processes that do the same part at the same time divide its jobs; networks stay loaded while jobs
+have them in common. A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason; it is tried
+again later.
 
 The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
 
