@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,13 @@ from ldm.mllm.constrain import ConstrainedChoice, Grammar, SharedPrompt, generat
 from ldm.mllm.model import Chat, ChatExample, Mllm, load_mllm
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import how_to_get
-from ldm.settings.config import CheckedSettings, read_config, setting
+from ldm.settings.config import read_config
 from llava_bifrost.language.answer import AnswerError, Candidate, ways_to_place
 from llava_bifrost.language.codec import FAMILIES, Codec, Frame, frame_of
-from llava_bifrost.language.instruction import (
-    CODECS,
-    FORMATS,
-    PHRASES,
-    TAILS,
-    InstructionError,
-    Request,
-    make_question,
-)
+from llava_bifrost.language.instruction import PHRASES, TAILS, InstructionError, Request, make_question
 from llava_bifrost.language.reading import parse_instruction, reproduces, without_question
 from llava_bifrost.rank import Evidence, distinct, rank
+from llava_bifrost.settings import LocatorConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +37,6 @@ ROUNDS = 4  # of sampling, each of as many answers as are still missing
 AT_ONCE = 16  # answers written together; of a 7B model with 700 tokens each they take 6 GB
 CLOSED = 2000  # a tokenizer with fewer tokens than this knows few words; they are listed
 LISTED = 60  # words named in an error
-
-
-@dataclass(frozen=True)
-class LocatorConfig(CheckedSettings):
-    """How a locator is asked and how it answers: locator.json."""
-
-    format: str = setting("center", choices=FORMATS)
-    codec: str = setting("bifrost", choices=CODECS, help="see codec.py")
-    decimals: int = setting(3, low=2, high=4, help="of its numbers")
-    template: str | None = setting(None, choices=TEMPLATES, help="chat template instead of the processor's")
-    names: tuple[str, ...] = setting((), help="the objects it knows, where these are few")
-    notice: str = ""
-
-    def make_codec(self) -> Codec:
-        return Codec(self.codec, self.format, self.decimals)
-
-    def make_chat(self, processor: Any) -> Chat:
-        return Chat(processor, None if self.template is None else TEMPLATES[self.template])
 
 
 def read_locator_config(folder: Path, family: str) -> LocatorConfig:
@@ -75,8 +49,9 @@ class Locator:
     """A vision-language model, asked for places. Answers are constrained to the form of its codec."""
 
     def __init__(self, mllm: Mllm, config: LocatorConfig) -> None:
-        self.mllm, self.config, self.codec = mllm, config, config.make_codec()
-        self.chat = config.make_chat(mllm.processor)
+        self.mllm, self.config = mllm, config
+        self.codec = Codec(config.codec, config.format, config.decimals)
+        self.chat = Chat(mllm.processor, TEMPLATES.get(config.template or ""))
         self.grammar = Grammar(mllm.processor.tokenizer)
 
     def locate(

@@ -5,16 +5,29 @@ from pathlib import Path
 
 from datasets.relations import DEPTH_STEP
 from ldm.files import located
+from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import resolve_model_path
 from ldm.result import overwrite_setting
 from ldm.settings.choices import DEVICES, FLOAT_TYPES
 from ldm.settings.config import CheckedSettings, check_settings, setting
 from ldm.shards import shard_of
-from llava_bifrost.language.instruction import FORMATS
+from llava_bifrost.language.instruction import CODECS, FORMATS
 
 FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
 SMALLER, SMALLER_HELP = ("", "4bit", "8bit"), "the locator with smaller weights; needs CUDA and bitsandbytes"
 GEOMETRIC = "geometric"  # the locator that is no folder
+
+
+@dataclass(frozen=True)
+class LocatorConfig(CheckedSettings):
+    """How a locator is asked and how it answers: locator.json."""
+
+    format: str = setting("center", choices=FORMATS)
+    codec: str = setting("bifrost", choices=CODECS, help="see codec.py")
+    decimals: int = setting(3, low=2, high=4, help="of its numbers")
+    template: str | None = setting(None, choices=TEMPLATES, help="chat template instead of the processor's")
+    names: tuple[str, ...] = setting((), help="the objects it knows, where these are few")
+    notice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from ldm.files import read_json, write_atomic, write_json
 from ldm.images import read_image
 from ldm.mllm import training
 from ldm.mllm.llava_original import merge_into
-from ldm.mllm.model import ChatExample, Mllm, load_model, load_processor
+from ldm.mllm.model import Chat, ChatExample, Mllm, load_model, load_processor
+from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import existing_folder
 from ldm.settings.config import dump_yaml, to_plain, write_config
 from ldm.training.fit import Task, fit, make_accelerator
@@ -26,8 +27,9 @@ from llava_bifrost.build_dataset.records import LocatorRecord, read_records
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.codec import Codec, frame_of
 from llava_bifrost.language.instruction import make_question
-from llava_bifrost.locator import CONFIG, Locator, LocatorConfig, read_locator_config
+from llava_bifrost.locator import CONFIG, Locator, read_locator_config
 from llava_bifrost.model import ConvertLocator, MergeLocator
+from llava_bifrost.settings import LocatorConfig
 from llava_bifrost.train import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
         write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)
         log.info("%d examples, %d trained weights, codec %s", len(records), count, answers.codec)
-    codec = answers.make_codec()
+    codec = Codec(answers.codec, answers.format, answers.decimals)
     refuse_other_format(records, config.data, codec.fmt)
     refuse_other_format(held_out, config.validation, codec.fmt)
     validation, measured = held_out[: config.validation_samples], held_out[: config.measured]
@@ -83,7 +85,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
     task = Task(
         training.answer_loss,
         LocatorData(records, codec, processor),
-        answers.make_chat(processor).examples,
+        Chat(processor, TEMPLATES.get(answers.template or "")).examples,
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=measure if measured else None,
         layout=training.adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),

@@ -2,10 +2,9 @@
 
 python -m cldm.convert anydoor --source epoch=1-step=8687.ckpt --out models/anydoor
 python -m cldm.convert bifrost --source bifrost.ckpt --out models/bifrost --report models/bifrost.json
-python -m cldm.convert sd21 --source v2-1_512-ema-pruned.ckpt --dinov2 dinov2_vitg14_pretrain.pth --out models/bifrost_start
-python -m cldm.convert dinov2 | dpt --source FILE --out FOLDER
+python -m cldm.convert sd21 --source v2-1_512-ema-pruned.ckpt --dinov2 FILE --out models/bifrost_start
 python -m cldm.convert export --source models/bifrost --out bifrost.safetensors
-"""  # noqa: E501
+"""
 
 from functools import partial
 

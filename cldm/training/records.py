@@ -1,6 +1,5 @@
 """What a training run records: rows of numbers, rejected samples, sheets of what the model paints.
 
-Control branches learn suddenly; the three numbers of `condition_sensitivity` show when.
 Legend: b examples, c latent channels, h w latent pixels.
 """
 

@@ -4,7 +4,6 @@ Inverse depth is affine in the image coordinates of a plane, so a plane is three
 d(x, y) = a x + b y + c with x, y in fractions of the image. Relative inverse depth d = (1/z - low) / range
 hides where 1/z = 0 lies; that value of d, `horizon_d`, is what sizes need: an object of fixed size covers a
 width proportional to d - horizon_d. It follows from a wall, because walls and ground are at right angles.
-
 Legend: h w pixels of the depth map, k points, p planes.
 """
 
@@ -63,7 +62,6 @@ class Plane:
         return TOLERANCE * max(1.0, self.b / BENDING)
 
     def height_of(self, x: Any, d: Any) -> Any:
-        """The y at which the plane has depth d."""
         return (d - self.c - self.a * x) / self.b
 
     def raised(self, factor: float, horizon_d: float) -> "Plane":

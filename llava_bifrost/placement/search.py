@@ -2,7 +2,6 @@
 
 Everything is decided for many candidates at once. Units: x, y, w, h in fractions of the image; d a depth_01;
 `side` and `away` in a ground plan whose unit is the same in both directions: away = 1 / (d - horizon_d).
-
 Legend: k candidates.
 """
 
@@ -52,7 +51,6 @@ class CandidatePlacements:
         return len(self.x)
 
     def where(self, chosen: np.ndarray) -> "CandidatePlacements":
-        """The candidates of a mask or of indices."""
         return CandidatePlacements(*(values[chosen] for values in vars(self).values()))
 
     @property
@@ -63,7 +61,6 @@ class CandidatePlacements:
 
 
 def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:
-    """One list of several; none of no parts."""
     nothing = CandidatePlacements(*[np.zeros(0)] * 8)
     columns = zip(*(vars(part).values() for part in (nothing, *parts)), strict=True)
     return CandidatePlacements(*map(np.concatenate, columns))
@@ -173,7 +170,6 @@ def surface_below(view: View, item: Place) -> Plane | None:
 
 
 def _inside(x0: float, y0: float, x1: float, y1: float) -> Box01:
-    """The part of a region inside the image."""
     return max(0.0, x0), max(0.0, y0), min(1.0, x1), min(1.0, y1)
 
 
