@@ -62,8 +62,7 @@ class Registry:
     models: dict[str, Any] = setting(help="name -> Model")
 
     def __post_init__(self) -> None:
-        for name, values in self.models.items():
-            read_model(name, values)
+        object.__setattr__(self, "models", {name: read_model(name, it) for name, it in self.models.items()})
 
 
 def read_model(name: str, values: Mapping[str, Any]) -> Model:
@@ -75,8 +74,7 @@ def read_model(name: str, values: Mapping[str, Any]) -> Model:
 
 
 def load_registry(path: Path = REGISTRY_FILE) -> dict[str, Model]:
-    registry = load_config(Registry, path)
-    return {name: read_model(name, values) for name, values in registry.models.items()}
+    return load_config(Registry, path).models
 
 
 def models_root() -> Path:
