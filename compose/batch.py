@@ -34,7 +34,7 @@ from datasets.sources.readers import images_in, subfolders
 from ldm.files import file_sha256, numbered_lines, read_json, same_file, work_digest, write_json
 from ldm.journal import parse_line
 from ldm.locks import taken
-from ldm.registry.models import cutout_network, depth_folder
+from ldm.registry.models import BUILTIN, cutout_network, depth_folder, detector_folder, how_to_get
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.config import Layer, flag_name, layer_merger, to_plain, yaml_layers
@@ -49,6 +49,7 @@ NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
 NETWORKS = ("model", "depth_model", "sam", "detector", "locator", "cutout")  # settings that choose a network
 DECIDE_NETWORKS = ("instruction", "background_depth", "object_mask", "anchors")  # whether one is needed
 PATHS = [field.name for field in fields(ComposeSettings) if "Path" in str(field.type)] + ["locator"]
+NO_PATHS = {"locator": GEOMETRIC, "detector": BUILTIN}  # words that these settings also take
 LISTED = 20  # errors that are shown; chosen: they fit on a screen
 EXAMPLE = '{"background": "room.png", "object": "dog.png", "box": [0.1, 0.4, 0.5, 0.9]}'
 
@@ -95,7 +96,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
             if not isinstance(name, str) or not NAME.fullmatch(name) or ".." in name:
                 raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
             for key in PATHS:
-                if isinstance(values.get(key), str) and values[key] != GEOMETRIC:
+                if isinstance(values.get(key), str) and values[key] != NO_PATHS.get(key):
                     values[key] = same_file(root / values[key]).as_posix()
             settings = merged(Layer({"seed": seed_of(name) % 2**32, **values}))
             claim_names(name, settings.num_samples, f"line {number}", taken)
@@ -137,7 +138,8 @@ def named_files(settings: ComposeSettings) -> dict[str, Path]:
 
 def named_folders(settings: ComposeSettings) -> dict[str, Path]:
     """The folders of all networks that may be needed, by the name of their setting."""
-    folders = {"model": compositor_folder(settings.model), "sam": settings.sam, "detector": settings.detector}
+    folders = {"model": compositor_folder(settings.model), "sam": settings.sam}
+    folders["detector"] = settings.detector and detector_folder(settings.detector)
     if settings.background_depth is None:
         folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
@@ -162,7 +164,7 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
         sound.add(folders["model"])
     for name, folder in folders.items():
         if not folder.is_dir():
-            raise ValueError(f"{name}: {folder} is not a folder")
+            raise ValueError(f"{name}: {folder} is not a folder{how_to_get(folder)}")
     sound.add(chosen)
 
 

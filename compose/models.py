@@ -62,7 +62,7 @@ class Models:
 
     def detector(self, folder: Path) -> Detector:
         """The network that finds named objects."""
-        return self._once(folder, Detector.load)
+        return self._once(folder, Detector.load, dtype=self.asked_dtype)
 
     @property
     @loading()

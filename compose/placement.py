@@ -19,6 +19,7 @@ from datasets.inputs import PairOptions
 from datasets.pairs import Geometry
 from datasets.relations import Place
 from ldm.files import file_sha256, hash_folder
+from ldm.registry.models import detector_folder
 from llava_bifrost.language.answer import Candidate, satisfies
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.placement.placer import Item
@@ -87,7 +88,8 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
         locator["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}
     if settings.detector is not None:
         locator["detector"] = settings.detector.as_posix()
-        locator["detector_weights"] = hash_folder(settings.detector)
+        folder = detector_folder(settings.detector)
+        locator["detector_weights"] = hash_folder(folder) | hash_folder(folder, "*.pth")
     if settings.anchors is not None:
         locator["anchors"] = settings.anchors.as_posix()
         locator["anchors_sha256"] = file_sha256(settings.anchors)

@@ -40,7 +40,9 @@ class LocatorOptions(CheckedSettings):
     )
     anchors: Path | None = setting(None, help="JSON of objects, as llava_bifrost.predict anchors writes it")
     detector: Path | None = setting(
-        None, help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names"
+        None,
+        help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names, or "
+        "builtin: a rough one (python -m ldm.registry pull builtin-detector, and u2netp)",
     )
     load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")

@@ -16,9 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from ldm.checkpoints import load_pretrained
-from ldm.device import check_finite
+from ldm.device import check_finite, pick_dtype
+from ldm.experts.builtin import LEAST_SCORE, RoughFinder
 from ldm.files import named_failure
 from ldm.images import Box01, rgb_of
+from ldm.registry.models import BUILTIN_FOLDER, detector_folder, how_to_get, resolve_model_path
 
 # Kind of network -> (text prompt, lowest accepted score). Scores of the two families differ.
 # 0.25 and 0.1 are the defaults of the processors, 0.2 is chosen.
@@ -46,10 +48,19 @@ class Detector:
         self.least_score = default if least_score is None else least_score
 
     @classmethod
-    def load(cls, folder: Path | str, *, device: str = "cpu", least_score: float | None = None) -> "Detector":
-        """A `save_pretrained` folder with its processor. ValueError names the folder and what is wrong."""
-        if not Path(folder).is_dir():
-            raise ValueError(f"detector {folder}: no such folder")
+    def load(
+        cls, folder: Path | str, *, device: str = "cpu", least_score: float | None = None, dtype: str = "auto"
+    ) -> "Detector":
+        """A `save_pretrained` folder with its processor, or `builtin`. ValueError names what is wrong.
+
+        dtype: precision of the built-in one; the others have that of their folder
+        """
+        folder = detector_folder(Path(folder))
+        if not folder.is_dir():
+            raise ValueError(f"detector {folder}: no such folder{how_to_get(folder)}")
+        if folder == resolve_model_path(BUILTIN_FOLDER):
+            precision = pick_dtype(dtype, torch.device(device), undeclared="fp32")
+            return BuiltinDetector(RoughFinder.load(folder, device, precision))
         with named_failure(f"detector {folder} cannot be loaded", OSError, ValueError, KeyError):
             kind = AutoConfig.from_pretrained(str(folder)).model_type
             if kind not in KINDS:
@@ -85,11 +96,24 @@ class Detector:
         """The best box of every name. ValueError lists the names that were not found."""
         found = {name: self.find_all(rgb_u8, name) for name in names}
         if absent := [name for name, boxes in found.items() if not boxes]:
+            listed = " and nothing like ".join(map(repr, absent))
             raise ValueError(
-                f"the detector finds no {' and no '.join(absent)} in the background (least score "
-                f"{self.least_score:g}); name a visible object, or give --anchors FILE.json, or --box"
+                f"nothing like {listed} was found in the background (least score {self.least_score:g}); name "
+                "it with --anchors FILE.json, or a visible object, or give --box"
             )
         return {name: boxes[0] for name, boxes in found.items()}
+
+
+class BuiltinDetector(Detector):
+    """The rough detector: see `ldm.experts.builtin`."""
+
+    def __init__(self, finder: RoughFinder) -> None:
+        self.model, self.finder, self.least_score = finder.model, finder, LEAST_SCORE
+
+    def find_all(self, image: Any, name: str) -> list[Detection]:
+        """The box of the named object, or none."""
+        found = self.finder.find(rgb_of(image), name)
+        return [] if found is None else [Detection(name, *found)]
 
 
 def depth_in_box(

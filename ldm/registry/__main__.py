@@ -33,7 +33,7 @@ def show(name: Annotated[str, typer.Argument(help="model")]) -> dict[str, Any]:
     typer.echo(f"{name}: {model.about}\nlicence: {model.licence}\nsize: {model.size_gb} GB")
     typer.echo(f"used by: {', '.join(model.used_by)}\nfolder: {folder_of(model)}")
     for place in model.places:
-        origin = place.hub or place.url or place.package or f"by hand: {place.manual}"
+        origin = place.hub or place.url or ", ".join(place.packages) or f"by hand: {place.manual}"
         typer.echo(f"source: {origin} {place.file_name}".rstrip())
     if model.then:
         typer.echo(f"then: {model.then}")

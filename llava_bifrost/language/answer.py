@@ -111,9 +111,9 @@ def ways_to_place(names: Sequence[str]) -> str:
     typed = " ".join(f'"{name}=x1,y1,x2,y2"' for name in names)
     return (
         f"where the {' and the '.join(names)} is: give --detector FOLDER, which finds it (python -m "
-        "ldm.registry pull detector), or --anchors FILE.json with its box (python -m llava_bifrost.predict "
-        f"anchors --image IMAGE --out FILE.json {typed} writes one), or, instead of the sentence, "
-        "--box x1,y1,x2,y2 of run_inference.py image"
+        "ldm.registry pull detector), or builtin, a rough one, or --anchors FILE.json with its box (python "
+        f"-m llava_bifrost.predict anchors --image IMAGE --out FILE.json {typed} writes one), or, instead of "
+        "the sentence, --box x1,y1,x2,y2 of run_inference.py image"
     )
 
 

@@ -23,13 +23,14 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
+from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.files import excerpt, json_bytes, numbered_lines, same_file, set_aside, work_digest, write_atomic
 from ldm.images import encode_png, read_depth, read_image
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.locks import alone
-from ldm.registry.models import depth_folder
+from ldm.registry.models import depth_folder, detector_folder
 from ldm.result import beside, write_result
 from ldm.settings.config import to_plain
 from ldm.shards import shard_of
@@ -48,9 +49,12 @@ Job = dict[str, Any]
 def load_networks(settings: LocatorSettings) -> SimpleNamespace:
     """The networks that the settings name; the depth network ranks several places, or is needed."""
     name, folder = settings.locator_name, settings.depth_model
-    how = settings.device, settings.dtype, settings.load_in
+    how, detector = (settings.device, settings.dtype, settings.load_in), None
     locator = None if name == GEOMETRIC else load_locator(name, *how)
-    detector = None if settings.detector is None else Detector.load(settings.detector)
+    if settings.detector is not None:
+        detector = Detector.load(
+            settings.detector, device=str(pick_device(settings.device)), dtype=settings.dtype
+        )
     needed = name == GEOMETRIC or settings.anchors is not None or settings.detector is not None
     ranking = settings.candidates > 1 and folder is not None
     depth = DepthEstimator.load(depth_folder(folder)) if needed or ranking else None
@@ -104,7 +108,8 @@ def candidate_report(candidate: Candidate) -> dict[str, Any]:
 def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:
     """For every id a hash of what decides its answer: job, image, settings, networks and version."""
     plain = to_plain(settings) | dict.fromkeys(("jobs", "out", "batch", "shard", "device"))
-    named = (settings.locator_name, settings.detector, settings.sam, depth_folder(settings.depth_model))
+    detector = settings.detector and detector_folder(settings.detector)
+    named = (settings.locator_name, detector, settings.sam, depth_folder(settings.depth_model))
     folders = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
     found = {}
     for job in jobs:

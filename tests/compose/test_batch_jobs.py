@@ -159,3 +159,23 @@ def test_a_folder_that_cannot_be_written_is_found_before_work(case: Case, capsys
     (case.folder / "many").touch()
     assert batch(case) == 2
     assert "many: a part of its path is a file, not a folder" in capsys.readouterr().err
+
+
+def test_the_built_in_detector_is_no_path(case: Case, tmp_path: Path, monkeypatch) -> None:
+    """All of its files must be there before a job starts; another name is a folder, as before."""
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    sentence = {"instruction": "Place the cup left of the bed", "box": None, "depth": None}
+    path = write(case, job(case, **sentence, detector="builtin"))
+    with pytest.raises(ValueError, match=r"line 1: .*u2netp.onnx: no such file; get it with: python -m ldm"):
+        read_jobs(path, None, case.folder)
+    (tmp_path / "u2netp").mkdir()
+    (tmp_path / "u2netp" / "u2netp.onnx").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"line 1: detector: .*builtin_detector is not a folder; get it with: "
+    ):
+        read_jobs(path, None, case.folder)
+    (tmp_path / "builtin_detector").mkdir()
+    (item,) = read_jobs(path, None, case.folder)
+    assert (item.settings.detector, item.settings.locator_name) == (Path("builtin"), "geometric")
+    with pytest.raises(ValueError, match="detector: .*mine is not a folder$"):
+        read_jobs(write(case, job(case, **sentence, detector="mine")), None, case.folder)

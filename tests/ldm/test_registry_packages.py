@@ -12,7 +12,6 @@ from ldm.registry.pull import changed, pull_model
 
 CONTENT = bytes(range(256)) * 40
 SHA = hashlib.sha256(CONTENT).hexdigest()
-PACKAGE = {"package": "parts==1.0", "files": ["parts/net.onnx"]}
 
 
 def pip_that_brings(held: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,15 +34,16 @@ def pip_that_brings(held: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ldm.registry.pull.subprocess.run", run)
 
 
-def packaged(**more: object) -> dict[str, object]:
+def packaged(files: object = None, package: str = "parts==1.0", **more: object) -> dict[str, object]:
     known = {"about": "x", "folder": "net", "needs": ["net.onnx"], "licence": "x", "size_gb": 0.1}
-    return {**known, "sources": [{**PACKAGE, **more}]}
+    held = {"parts/net.onnx": SHA} if files is None else files
+    return {**known, **more, "sources": [{"packages": {package: held}}]}
 
 
 def test_a_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     pip_that_brings({"parts/net.onnx": CONTENT, "parts/__init__.py": b""}, monkeypatch)
-    model = read_model("net", packaged(sha256=SHA))
+    model = read_model("net", packaged())
     folder = pull_model("net", model)
     assert sorted(path.name for path in folder.iterdir()) == ["hashes.json", "net.onnx"]
     assert (folder / "net.onnx").read_bytes() == CONTENT
@@ -64,14 +64,55 @@ def test_a_package_without_the_file(
 ) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     pip_that_brings(held, monkeypatch)
-    model = read_model("net", packaged(sha256=sha256))
+    model = read_model("net", packaged({"parts/net.onnx": sha256}))
     with pytest.raises(ValueError, match=said):
         pull_model("net", model)
     assert missing_files(model) == ["net.onnx"]
     assert list((tmp_path / "net.partial").iterdir()) == []
 
 
-@pytest.mark.parametrize("files", [[], ["a/net.onnx", "b/net.onnx"]])
-def test_a_package_names_one_file(files: list[str]) -> None:
-    with pytest.raises(ValueError, match="names one file in it"):
-        read_model("net", packaged(files=files))
+def test_several_files_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie side by side under their own names; of a package with a wrong file none is taken."""
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    words = hashlib.sha256(b"words").hexdigest()
+    held = {"parts/net.onnx": CONTENT, "parts/more/words.txt": b"words"}
+    pip_that_brings(held, monkeypatch)
+    needs = ["net.onnx", "words.txt"]
+    wrong = packaged({"parts/net.onnx": SHA, "parts/more/words.txt": SHA}, needs=needs)
+    with pytest.raises(ValueError, match="SHA-256 of parts/more/words.txt is"):
+        pull_model("net", read_model("net", wrong))
+    assert list((tmp_path / "net.partial").iterdir()) == []
+    right = packaged({"parts/net.onnx": SHA, "parts/more/words.txt": words}, needs=needs)
+    folder = pull_model("net", read_model("net", right))
+    assert sorted(path.name for path in folder.iterdir()) == ["hashes.json", "net.onnx", "words.txt"]
+    assert (folder / "words.txt").read_bytes() == b"words"
+
+
+def test_what_an_interrupted_pull_brought_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    (tmp_path / "net.partial").mkdir()
+    (tmp_path / "net.partial" / "net.onnx").write_bytes(CONTENT)
+    pip_that_brings({}, monkeypatch)  # it would fail
+    assert (pull_model("net", read_model("net", packaged())) / "net.onnx").read_bytes() == CONTENT
+    (tmp_path / "net").rename(tmp_path / "net.partial")
+    (tmp_path / "net.partial" / "net.onnx").write_bytes(b"changed")
+    with pytest.raises(ValueError, match="No matching distribution"):
+        pull_model("net", read_model("net", packaged()))
+
+
+def test_files_fetched_elsewhere_have_the_hashes_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path / "models"))
+    (tmp_path / "net.onnx").write_bytes(b"changed")
+    model = read_model("net", packaged())
+    with pytest.raises(ValueError, match="wrong SHA-256"):
+        pull_model("net", model, tmp_path)
+    (tmp_path / "net.onnx").write_bytes(CONTENT)
+    assert pull_model("net", model, tmp_path / "net.onnx").is_dir()
+
+
+@pytest.mark.parametrize("files", [{"net.onnx": ""}, {"net.onnx": None}, ["net.onnx"], "net.onnx"])
+def test_a_package_names_files_and_hashes(files: object) -> None:
+    with pytest.raises(ValueError, match="each names its files and their SHA-256"):
+        read_model("net", packaged(files))
