@@ -194,13 +194,9 @@ class Compositor(nn.Module):
 
     def predict(self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor]) -> Tensor:
         """The stock UNet on x (n, c, h, w) with n rows of tokens and of each residual."""
-        return self.unet(
-            x,
-            timestep,
-            encoder_hidden_states=tokens,
-            down_block_additional_residuals=residuals[:-1],
-            mid_block_additional_residual=residuals[-1],
-        ).sample
+        *down, mid = residuals
+        hints = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return self.unet(x, timestep, encoder_hidden_states=tokens, **hints).sample
 
     def predict_in_parts(
         self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor], deep: Tensor | None

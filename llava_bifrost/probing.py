@@ -93,12 +93,8 @@ def free_numbers(locator: Locator, images: Sequence[np.ndarray], questions: Sequ
         if place is not None and DEPTHS.get(len(numbers)) == locator.config.format:
             good += 1
             digits.update(len(decimals) for decimals in numbers if decimals)
-    common = digits.most_common(1)
-    return {
-        "parsed": round(good / len(answers), 3),
-        "decimals": common[0][0] if common else None,
-        "example": answers[0][0],
-    }
+    decimals = digits.most_common(1)[0][0] if digits else None
+    return {"parsed": round(good / len(answers), 3), "decimals": decimals, "example": answers[0][0]}
 
 
 def token_parity(locator: Locator, text: str) -> bool | None:

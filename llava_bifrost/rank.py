@@ -51,10 +51,8 @@ class Evidence:
 
 def rank(candidates: Sequence[Candidate], evidence: Evidence) -> list[Candidate]:
     """Best first, with scores; equal scores (to 0.01) are ordered by the model's own probability."""
-    scored = [
-        replace(candidate, score=round(prod(score_parts(candidate.location, evidence).values()), 4))
-        for candidate in candidates
-    ]
+    scores = [round(prod(score_parts(candidate.location, evidence).values()), 4) for candidate in candidates]
+    scored = [replace(candidate, score=score) for candidate, score in zip(candidates, scores, strict=True)]
     return sorted(scored, key=lambda item: (-round(item.score or 0.0, 2), -item.log_probability))
 
 

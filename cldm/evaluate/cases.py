@@ -105,10 +105,8 @@ def find_cases(
         shown, facts = source.inputs(index), source.facts(index)
         truth = normalize(shown.background_depth_01)
         estimated = estimator.estimate(shown.background_u8)
-        error = {
-            "mae": float(np.abs(estimated - truth).mean()),
-            "order": pixel_order(estimated, truth, np.random.default_rng(index)),
-        }
+        order = pixel_order(estimated, truth, np.random.default_rng(index))
+        error = {"mae": float(np.abs(estimated - truth).mean()), "order": order}
         inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
         pair = build_pair(inputs, options)
         window, layers = pair.geometry.window, pair.geometry.native_layers

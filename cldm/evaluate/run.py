@@ -94,11 +94,8 @@ class Measurer:
         """Every image that is measured, (h, w, 3) uint8."""
         truth = build_pair(replace(case.inputs, target_u8=case.truth_u8), self.config.pair).target_pm1
         ceiling = self.pipeline.decode(self.pipeline.encode(truth))[0]
-        images = {
-            CUTOUT: self.finish(case, from_pm1(case.pair.paste_pm1), 1.0, scores),
-            BACKGROUND: case.inputs.background_u8,
-            CEILING: self.finish(case, ceiling, 0.0, scores),
-        }
+        images = {CUTOUT: self.finish(case, from_pm1(case.pair.paste_pm1), 1.0, scores)}
+        images |= {BACKGROUND: case.inputs.background_u8, CEILING: self.finish(case, ceiling, 0.0, scores)}
         settings, default = self.settings, self.config.sampling
         base, starts = replace(default, steps=settings.steps), dict[str, Sampling]()
         for guidance in settings.guidance:

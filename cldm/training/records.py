@@ -62,10 +62,8 @@ def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int
 
     whole = predict()
     size = whole.square().mean().clamp_min(1e-12)
-    return {
-        name: float(((predict(blank) - whole).square().mean() / size).sqrt())
-        for name, blank in zip(PROBES, inputs, strict=True)
-    }
+    changes = [(predict(blank) - whole).square().mean() for blank in inputs]
+    return {name: float((change / size).sqrt()) for name, change in zip(PROBES, changes, strict=True)}
 
 
 class Metrics(pl.Callback):

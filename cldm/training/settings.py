@@ -1,6 +1,7 @@
 """One training run of the compositor."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class DataConfig:
                 "scenes are also a source of a datasets file (section scenes)"
             )
 
-    def open_sources(self) -> tuple[dict[str, ExampleSource], list[float]]:
+    def open_sources(self) -> tuple[Mapping[str, ExampleSource], list[float]]:
         if self.datasets is not None:
             settings = load_config(DatasetsConfig, self.datasets)
             try:
@@ -50,9 +51,7 @@ class DataConfig:
         folders = (self.scenes, *self.more)
         from datasets.sources.rendered import RenderedScenes
 
-        rendered: dict[str, ExampleSource] = {
-            str(folder): RenderedScenes(folder, true_depth=self.true_depth) for folder in folders
-        }
+        rendered = {str(folder): RenderedScenes(folder, true_depth=self.true_depth) for folder in folders}
         return rendered, list(self.weights) or [1.0] * len(folders)
 
 

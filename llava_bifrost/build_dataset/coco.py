@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,12 +64,8 @@ class CocoSource:
 
     def finish(self, prepared: Sequence[PreparedPhotograph]) -> list[Built]:
         """Estimate the depth of all images of a chunk together, then make the questions."""
-        images = [
-            rgb_u8
-            for item in prepared
-            if item.rgb_u8 is not None
-            for rgb_u8 in (item.rgb_u8, *(removal.filled_u8 for removal in item.removals))
-        ]
+        shown: list[Any] = [item for item in prepared if item.rgb_u8 is not None]
+        images = [u8 for item in shown for u8 in (item.rgb_u8, *(gone.filled_u8 for gone in item.removals))]
         maps = iter(self.depth.estimate_many(images, batch_size=self.settings.batch))
         return [
             Built(item.photograph.name, (), item.dropped)

@@ -64,11 +64,9 @@ def read_instances(document: Any, path: Path, images: Path | None = None) -> lis
     """Photographs by name, less those with unusable annotations. images: folder, if files have no names."""
     categories = coco.records_by_id(document, "categories", path)
     records = coco.annotated_images(document, path, images, lambda entry: entry)
-    names = {
-        record.file: PurePosixPath(record.file).with_suffix("").as_posix().replace("/", "-")
-        for record in records
-    }
-    times = Counter(names[record.file] for record in records)
+    files = [record.file for record in records]
+    names = {file: PurePosixPath(file).with_suffix("").as_posix().replace("/", "-") for file in files}
+    times = Counter(names[file] for file in files)
 
     def photograph(record: coco.AnnotatedImage) -> Photograph:
         (h, w), name, objects = record.size_hw, names[record.file], []

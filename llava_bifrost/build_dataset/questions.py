@@ -134,9 +134,9 @@ def make_samples(
     """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
     photograph, index = prepared.photograph, prepared.replaced
     samples: list[Sample] = []
-    for count, depth_01 in enumerate(filled_01):
+    for nth, depth_01 in enumerate(filled_01):
         try:
-            samples.append(_place_sample(prepared, count, original_01, depth_01, options))
+            samples.append(_place_sample(prepared, nth, original_01, depth_01, options))
         except Rejected as error:
             prepared.drop(error)
     if index is None:
@@ -162,14 +162,10 @@ def make_samples(
 
 
 def _place_sample(
-    prepared: PreparedPhotograph,
-    count: int,
-    original_01: np.ndarray,
-    filled_01: np.ndarray,
-    options: CocoBuild,
+    prepared: PreparedPhotograph, nth: int, original_01: np.ndarray, filled_01: np.ndarray, options: CocoBuild
 ) -> Sample:
-    """ "Place the X ..." on the image without X."""
-    photograph, removal, rules = prepared.photograph, prepared.removals[count], options.thresholds
+    """ "Place the X ..." on the image without X, the nth of those removed."""
+    photograph, removal, rules = prepared.photograph, prepared.removals[nth], options.thresholds
     target, facts = photograph.objects[removal.index], dict[str, Any]()
     if options.published:
         location, request, anchors = published.question(photograph, removal.index, original_01, prepared.rng)
@@ -198,7 +194,7 @@ def _place_sample(
         request = word_request(target.category, chosen, prepared.rng)
         location = centre if options.format == "center" else median
         facts["frame"] = [metadata_number(value) for value in (scale, shift, error)]
-    name, image = f"{photograph.name}-{count}", f"{photograph.name}_{count}.jpg"
+    name, image = f"{photograph.name}-{nth}", f"{photograph.name}_{nth}.jpg"
     named = {anchor: anchors[anchor] for anchor in request.anchors}
     return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
 
