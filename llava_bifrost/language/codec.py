@@ -25,7 +25,6 @@ from llava_bifrost.language.answer import AnswerError, depths_of, format_answer,
 # Which codec a family starts from; a model that was trained with another one says so in its locator.json.
 FAMILIES = dict.fromkeys(("llava", "llava_next", "smolvlm"), "bifrost")
 FAMILIES |= {"qwen2_5_vl": "pixels", "qwen3_vl": "thousand", "qwen3_5": "thousand"}
-THOUSAND = 1000
 LARGEST = 9999  # pixels
 _JSON = re.compile(r'"bbox_2d"\s*:\s*\[([^\]]*)\].*?"depth"\s*:\s*\[?([^\]}]*)', re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -180,7 +179,7 @@ class Codec:
             if frame.input_hw is None:
                 raise ValueError("codec pixels needs a processor that resizes as Qwen-VL's does; use bifrost")
             return (0, 0), (frame.input_hw[1], frame.input_hw[0])
-        unit = THOUSAND if self.name == "thousand" else 10**self.decimals
+        unit = 1000 if self.name == "thousand" else 10**self.decimals
         if self.name == "square":
             x0, y0, x1, y1 = to_square((0.0, 0.0, 1.0, 1.0), frame)
             spans = [_inside(x0, x1, unit), _inside(y0, y1, unit)]

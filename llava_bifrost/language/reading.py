@@ -37,10 +37,9 @@ _JOIN = re.compile(r"(?:\s*,\s*|\s+)(?:and|but|also|as well as)(?:\s+also)?\s*$|
 _NEGATION = re.compile(r"\b(?:not|never|no|none|neither|nor|without|except|avoid|unless|cannot)\b|\b\w+n't\b")
 _ANY = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|if|any\w+|every\w+|what|where|which|who|how|why)\b")
 # Relations that have no phrase here; an anchor's own "in the corner" or "with a hat" only describes it.
-_WITHIN = "in|inside|into|within"
 _UNREAD = "against|around|at|towards?|across|opposite|outside|through|from|away|off|along|among|closer|that"
 _UNREAD_OF = {
-    "target": re.compile(rf"\b(?:{_WITHIN}|{_UNREAD})\b.*"),
+    "target": re.compile(rf"\b(?:in|inside|into|within|{_UNREAD})\b.*"),
     "anchor": re.compile(rf"\b(?:{_UNREAD})\b.*"),
 }
 _PARTICLE = re.compile(r"^(?:up|down|back|out)\s+")  # "set up a tent"
