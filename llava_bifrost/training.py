@@ -67,8 +67,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
     processor = load_processor(config.model)
     base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)
     answers = locator_config(config, str(base.config.model_type))
-    base = training.prepared(base, config.gradient_checkpointing)
-    model = training.make_trainable(base, config.lora, config.fit.seed)
+    model: Any = training.make_trainable(base, config.lora, config.fit.seed, config.gradient_checkpointing)
     if accelerator.is_main_process:
         write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
         count = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -96,9 +95,10 @@ def fine_tune_locator(config: TrainConfig) -> None:
         return
     if config.lora.rank:
         with folder_written_whole(config.out / "adapter") as folder:
-            model.save_pretrained(str(folder))  # type: ignore[operator]
+            model.save_pretrained(str(folder))
             write_config(folder / CONFIG, answers)
-    whole = training.merged(model).to(DTYPES[config.dtype]).eval()
+        model = model.merge_and_unload()
+    whole = model.to(DTYPES[config.dtype]).eval()
     if config.merge or not config.lora.rank:
         whole.config.use_cache = True
         save_locator(whole, processor, answers, config.out / "model")

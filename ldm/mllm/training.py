@@ -31,7 +31,9 @@ OLD_NAMES = {
 }
 
 
-def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> nn.Module:
+def make_trainable(
+    model: Any, settings: LoraSettings, seed: int = 0, gradient_checkpointing: bool = False
+) -> nn.Module:
     """The model with LoRA (a PeftModel), or itself for rank 0; only what is trained requires gradients.
 
     seed: of the initial LoRA matrices. Trained weights are single precision. ValueError for an unknown name.
@@ -39,6 +41,10 @@ def make_trainable(model: nn.Module, settings: LoraSettings, seed: int = 0) -> n
     projectors = [name for name, _ in model.named_modules() if is_projector(f"{name}.")]
     if not projectors:
         raise ValueError(f"the model has no part called {' or '.join(PROJECTORS)}")
+    model.config.use_cache = False
+    if gradient_checkpointing:
+        newer = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+        (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
     projector = min(projectors, key=len)
     if settings.rank == 0:
         model.requires_grad_(False)
@@ -132,19 +138,6 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
             "layout is merged by python -m llava_bifrost.model convert"
         )
     return {current_name(key): value for key, value in read_weights(file).items()}
-
-
-def merged(model: nn.Module) -> Any:
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
-
-
-def prepared(base: Any, gradient_checkpointing: bool) -> Any:
-    """The model ready for training: no cache, activations recomputed where asked."""
-    base.config.use_cache = False
-    if gradient_checkpointing:
-        newer = getattr(base, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
-        (newer or base.gradient_checkpointing_enable)({"use_reentrant": False})
-    return base
 
 
 def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int]) -> Tensor:

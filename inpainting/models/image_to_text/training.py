@@ -38,7 +38,6 @@ from ldm.mllm.training import (
     continue_adapter,
     load_adapter,
     make_trainable,
-    prepared,
 )
 from ldm.registry.models import local_or_hub_folder
 from ldm.result import write_result
@@ -241,7 +240,7 @@ def open_mllm(config: PromptTraining, device: torch.device, checkpoint: Path | N
     if getattr(base, "is_loaded_in_4bit", False):
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     settings = LoraSettings(rank=0) if full else config.lora
-    model = make_trainable(prepared(base, config.gradient_checkpointing), settings, config.fit.seed)
+    model = make_trainable(base, settings, config.fit.seed, config.gradient_checkpointing)
     if isinstance(model, PeftModel):
         # A hub name holds on other machines too, the path of its local copy does not.
         model.peft_config["default"].base_model_name_or_path = config.model
