@@ -109,7 +109,8 @@ def debug(settings: DebugSettings) -> None:
             source: ExampleSource = RenderedScenes(store)
         else:
             source = open_source(config, name)
-        for item, pair, params in accepted_samples(source, stats, options, settings.n, settings.seed):
+        for item, pair in accepted_samples(source, stats, options, settings.n, settings.seed):
+            params = pair.geometry.params
             colours = (pair.reference_01 * 2 - 1, pair.target_pm1, pair.detail_pm1[:3], pair.paste_pm1)
             reference, target, hint, paste = map(from_pm1, colours)
             rows.append([reference, target, hint, pair.edit_mask[0].numpy(), pair.depth_01[0].numpy(), paste])

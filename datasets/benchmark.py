@@ -171,8 +171,7 @@ def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Gen
         foot = y1 + rng.uniform(0.05, 0.15)
     else:  # behind
         foot = y1 - rng.uniform(0.2, 0.5) * (y1 - y0)
-    corners = middle - wide / 2, foot - tall, middle + wide / 2, foot
-    rounded = tuple(round(value, 4) for value in corners)
+    rounded = tuple(round(value, 4) for value in (middle - wide / 2, foot - tall, middle + wide / 2, foot))
     return check_box01(rounded) if min(rounded) >= 0 and max(rounded) <= 1 else None
 
 

@@ -26,29 +26,23 @@ class TrainingSample(Pair):
     rejected: tuple[str, ...] = ()  # why samples were rejected before this one was taken
 
 
-@dataclass(frozen=True, eq=False)
-class DrawResult:
-    """The first sample that was accepted, and what was rejected before it."""
+def draw_pair(
+    source: ExampleSource, options: PairOptions, key: tuple[int, ...], first: int
+) -> tuple[int, Pair | None, list[tuple[int, Exception]]]:
+    """Item `first`, or after its rejection random items, each with randomness from (*key, try).
 
-    index: int  # item of the source
-    pair: Pair | None  # None: every try was rejected
-    params: AugmentationParams
-    rejections: list[tuple[int, Exception]]  # (item, why)
-
-
-def draw_pair(source: ExampleSource, options: PairOptions, key: tuple[int, ...], first: int) -> DrawResult:
-    """Item `first`, or after its rejection random items, each with randomness from (*key, try)."""
+    returns: the item that was accepted and its pair, None where every try was rejected; (item, why) of these
+    """
     rejections: list[tuple[int, Exception]] = []
     for attempt in range(MAX_TRIES):
         rng = np.random.default_rng((*key, attempt))
         index = first if attempt == 0 else int(rng.integers(len(source)))
         try:
             inputs = source.example(index, rng)
-            params = AugmentationParams.sample(rng, options)
-            return DrawResult(index, build_pair(inputs, options, params), params, rejections)
+            return index, build_pair(inputs, options, AugmentationParams.sample(rng, options)), rejections
         except (Rejected, ValueError) as error:
             rejections.append((index, error))
-    return DrawResult(first, None, AugmentationParams(), rejections)
+    return first, None, rejections
 
 
 class PairDataset(Dataset[TrainingSample]):
@@ -66,13 +60,13 @@ class PairDataset(Dataset[TrainingSample]):
 
     def __getitem__(self, k: int) -> TrainingSample:
         which, first = self.mixture(k)
-        drawn = draw_pair(self.sources[which], self.options, (self.seed, k), first)
-        if drawn.pair is None:
-            reasons = "; ".join(sorted({f"item {index}: {error}" for index, error in drawn.rejections}))
+        _, pair, rejections = draw_pair(self.sources[which], self.options, (self.seed, k), first)
+        if pair is None:
+            reasons = "; ".join(sorted({f"item {index}: {error}" for index, error in rejections}))
             raise ValueError(f"example {k}: {MAX_TRIES} samples in a row were rejected: {reasons}")
         return TrainingSample(
-            **vars(drawn.pair), dynamics=torch.tensor(self.sources[which].dynamics),
-            source=torch.tensor(which), rejected=tuple(reason(error) for _, error in drawn.rejections),
+            **vars(pair), dynamics=torch.tensor(self.sources[which].dynamics),
+            source=torch.tensor(which), rejected=tuple(reason(error) for _, error in rejections),
         )  # fmt: skip
 
 

@@ -15,9 +15,7 @@ PERTURB_ROUNDS = 250  # of four operations (published)
 def largest_piece(mask: np.ndarray) -> np.ndarray:
     """The largest connected piece (4-neighbours diagonal included), (h, w) bool."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 2:
-        return mask.astype(bool)
-    return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    return mask.astype(bool) if count <= 2 else labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
 
 
 def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None = None) -> np.ndarray:

@@ -156,8 +156,7 @@ class Geometry:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
         known = inputs.mode == "place" and (inputs.target_u8 is not None or inputs.target_mask is None)
-        background_u8 = crop.take(inputs.background_u8)
-        return Layers(background_u8, depth_01, placed, coverage, edit, keep, region, known)
+        return Layers(crop.take(inputs.background_u8), depth_01, placed, coverage, edit, keep, region, known)
 
     def _edit_region(
         self, crop: Crop, frame: Size, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray

@@ -141,8 +141,7 @@ class Stage:
         started = time.monotonic() - self.seconds
         saved = self.seconds
         self.module.train()
-        bar_format = "{l_bar}{bar}| {elapsed} {postfix}"
-        bar = tqdm(total=100, desc=self.name, unit="%", bar_format=bar_format)
+        bar = tqdm(total=100, desc=self.name, unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}")
         with signals_noted() as signals, bar:
             while not (self.done or signals):
                 self.recent.append(self._step(loss))

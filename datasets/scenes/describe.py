@@ -155,8 +155,7 @@ def skin(kind: str, param: float) -> np.ndarray:
     """Points (k, 3) of the canonical surface whose hull is the solid to about one percent."""
     turn = np.arange(24) * (np.pi / 12)
     circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
-    levels = np.linspace(-1, 1, 13)
-    ball = np.concatenate([circle * (1 - z * z) ** 0.5 + [0, 0, z] for z in levels])
+    ball = np.concatenate([circle * (1 - z * z) ** 0.5 + [0, 0, z] for z in np.linspace(-1, 1, 13)])
     apex, lift = UP[None], param * UP
     rings = [circle * (1 + param * np.cos(tube)) + np.sin(tube) * lift for tube in _TURNS]
     points = {

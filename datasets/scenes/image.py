@@ -33,8 +33,7 @@ Exposure = tuple[Tensor, Tensor]  # fractions of lamp and sky that reach each po
 
 def expose(rays: trace.Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     """Exposure of each point in the full scene and without the hidden solid: shadow rays, nearby parts."""
-    lamp = rays.at(rays.packed.light["origin"])
-    facing = ((lamp - surface.point) * surface.normal).sum(0) > 0
+    facing = ((rays.at(rays.packed.light["origin"]) - surface.point) * surface.normal).sum(0) > 0
     seen, seen_wo = trace.shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
     # Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii.
     sky = torch.ones_like(surface.gloss)
@@ -146,8 +145,7 @@ def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[T
     """Means over four rays in some of the pixels of `rays`: light (3, m), light without, coverage (m,)."""
     four = pixel.repeat(4)
     offset = torch.tensor(SUBPIXELS, device=pixel.device).T.repeat_interleave(pixel.numel(), 1)
-    near = rays.near.index_select(1, four)
-    finer = trace.pixel_rays(rays.packed, size, near, four, offset, scale=0.5)
+    finer = trace.pixel_rays(rays.packed, size, rays.near.index_select(1, four), four, offset, scale=0.5)
     _, hit, hit_wo = _trace(finer)
     light, without = _light(finer, hit, hit_wo)
     covered = (hit.slot != trace.NOTHING).float()

@@ -69,8 +69,7 @@ def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
         cx, cy = np.array([(x0 + x1) / 2, (y0 + y1) / 2 / aspect]) + rng.uniform(-1, 1, 2) * slack
         left = float(np.clip(cx - side / 2, 0, 1 - side))
         above = float(np.clip(cy - side / 2, 0, 1 / aspect - side))
-        window = left, above * aspect, left + side, (above + side) * aspect
-        camera = replace(camera, window01_xyxy=window)
+        camera = replace(camera, window01_xyxy=(left, above * aspect, left + side, (above + side) * aspect))
     return Scene(seed, tuple(solids), place, camera, light, removed, *reference, inverse_range, same)
 
 
@@ -81,8 +80,7 @@ def camera_of(rng: Generator, place: Room, solids: Sequence[Solid], options: Sce
     target = np.array([*(middle + rng.uniform(-0.25, 0.25, 2)), 0.15 + 0.75 * height + rng.uniform(0, 0.15)])
     azimuth = np.radians(rng.uniform(-32, 32) - 90)
     elevation = np.radians(rng.uniform(11, 38))
-    distance = rng.uniform(2.7, 3.9)
-    origin = target + distance * describe.direction(azimuth, elevation)
+    origin = target + rng.uniform(2.7, 3.9) * describe.direction(azimuth, elevation)
     origin[0] = np.clip(origin[0], place.left + 0.3, place.right - 0.3)
     h, w = options.size
     aspect = w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))

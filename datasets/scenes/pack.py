@@ -103,8 +103,7 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
     """Tensors of the views on `device`. Either all views show a room or none does."""
 
     def table(values: list) -> Tensor:
-        columns = np.array(values, np.float32).T
-        return torch.from_numpy(np.ascontiguousarray(columns)).to(device)
+        return torch.from_numpy(np.ascontiguousarray(np.array(values, np.float32).T)).to(device)
 
     described = [
         [_describe(view, owner, part) for owner, solid in enumerate(view.solids) for part in solid.parts]

@@ -101,8 +101,7 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
         blend, tone = torch.where(chosen, look[0], blend), torch.where(chosen, look[1], tone)
     pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
     colour = torch.lerp(pair[:3], pair[3:], blend) * tone
-    board = ~floor & (z < at("skirting"))
-    colour = torch.where(board, at("skirting_rgb"), colour)
+    colour = torch.where(~floor & (z < at("skirting")), at("skirting_rgb"), colour)
     on_rug, rug = _rectangle(at("rug"), at("rug_rgb"), x, y, width)
     on_picture, picture = _rectangle(at("picture"), at("picture_rgb"), x, z, width)
     on_rug, on_picture = on_rug * floor, on_picture * (hit.slot == -2)

@@ -66,8 +66,8 @@ def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
     x, y = torch.arange(w, device=box.device), torch.arange(h, device=box.device)
     columns = (x + 2 > bx0[..., None]) & (x - 1 < bx1[..., None])  # (b, p, w)
     rows = (y + 2 > by0[..., None]) & (y - 1 < by1[..., None])
-    both = rows[..., :, None] & columns[..., None, :]  # (b, p, h, w)
-    return both.transpose(0, 1).reshape(packed.slots, -1)
+    covered = rows[..., :, None] & columns[..., None, :]  # (b, p, h, w)
+    return covered.transpose(0, 1).reshape(packed.slots, -1)
 
 
 def pixel_rays(
@@ -134,8 +134,7 @@ def cast_room(rays: Rays) -> Hit:
     dx, dy, dz = rays.direction
     sides = (rays.at(room[name]) - origin[0] for name in ("left", "right"))
     walls = [-origin[2] / dz, (rays.at(room["back"]) - origin[1]) / dy, *(side / dx for side in sides)]
-    depth = torch.stack([torch.where(t > NEAREST, t, FAR) for t in walls])
-    nearest = depth.min(0)
+    nearest = torch.stack([torch.where(t > NEAREST, t, FAR) for t in walls]).min(0)
     return Hit(-1 - nearest.indices, nearest.values)
 
 

@@ -113,6 +113,5 @@ class ImageSource:
         self.rules.check_target(target_mask)
         reference_u8, turn = self.read(reference, reference_mask)
         background_u8, turn = (reference_u8, turn) if same else self.read(target, target_mask)
-        depth_01 = target.read_depth(target_mask.shape, turn)
-        files = reference_u8, reference_mask, background_u8, depth_01
+        files = reference_u8, reference_mask, background_u8, target.read_depth(target_mask.shape, turn)
         return Inputs(*files, target_mask=target_mask, mode="inpaint")

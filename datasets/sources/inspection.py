@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from datasets.base import UNREADABLE, ExampleSource, Rejected, reason
 from datasets.examples import MAX_TRIES, draw_pair
-from datasets.inputs import AugmentationParams, PairOptions
+from datasets.inputs import PairOptions
 from datasets.pairs import Pair
 from datasets.sources.image_source import ImageSource
 from ldm.images import read_image
@@ -49,17 +49,16 @@ class RejectionStats:
 
 def accepted_samples(
     source: ExampleSource, stats: RejectionStats, options: PairOptions, count: int, seed: int
-) -> Iterator[tuple[str, Pair, AugmentationParams]]:
+) -> Iterator[tuple[str, Pair]]:
     """Names and contents of `count` examples, in the order of the items; ValueError when none is accepted."""
     for k in range(count):
-        drawn = draw_pair(source, options, (seed, k), k % len(source))
-        for _, error in drawn.rejections:
+        index, pair, rejections = draw_pair(source, options, (seed, k), k % len(source))
+        for _, error in rejections:
             stats.reject(error)
         stats.as_stored = len(getattr(source, "as_stored", ()))
-        if drawn.pair is not None:
+        if pair is not None:
             stats.accepted += 1
-            name = source.name(drawn.index) if hasattr(source, "name") else f"item {drawn.index}"
-            yield name, drawn.pair, drawn.params
+            yield source.name(index) if hasattr(source, "name") else f"item {index}", pair
         elif not stats.accepted:
             raise ValueError(f"nothing was accepted in {MAX_TRIES} draws in a row; {stats.table()}")
 
@@ -82,8 +81,7 @@ def validate(
             source.as_stored.clear()
             wrong = item_problems(source, index, objects)
             counts = {"accepted": objects.accepted, "refused": objects.rejected}
-            as_stored = sorted(map(str, source.as_stored))
-            finished.add(item, {"problems": wrong, "as_stored": as_stored, **counts})
+            finished.add(item, {"problems": wrong, "as_stored": sorted(map(str, source.as_stored)), **counts})
             if wrong:
                 log.warning("%s: %s", item, wrong[0])
         record = finished.done[item]

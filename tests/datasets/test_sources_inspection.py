@@ -59,7 +59,7 @@ def test_table_counts_every_refusal_by_reason(home, caplog):
     source = open_source(load_config(DatasetsConfig, ROOT / "configs/datasets.yaml"), "saliency")
     stats = RejectionStats("saliency")
     found = list(accepted_samples(source, stats, SMALL, 12, seed=0))
-    assert {name for name, _, _ in found} == {"masks/f3_1.png"}
+    assert {name for name, _ in found} == {"masks/f3_1.png"}
     assert stats.accepted == len(found) > 0
     assert set(stats.rejected) == {"reference too small", "file"}
     assert caplog.text.count("f1.jpg is not an image") == 1, "named once, however often it is drawn"

@@ -87,8 +87,7 @@ def train_first_stage(config: AutoencoderTraining) -> None:
             batch.append(crop.astype(np.float32) * rng.uniform(0.7, 1.0) + rng.uniform(0, 40))
         stacked = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
         image = (stacked / 127.5 - 1).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
-        decoded = space.vae.decode(space.raw(image)).sample
-        error = nn.functional.mse_loss(decoded.float(), image)
+        error = nn.functional.mse_loss(space.vae.decode(space.raw(image)).sample.float(), image)
         return error, {"psnr_db": psnr(error.item())}
 
     free = ("out", "held_out", "log_every")

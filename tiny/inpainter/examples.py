@@ -60,8 +60,7 @@ def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Genera
 
 def several(views: Views, most: int, rng: np.random.Generator) -> Example:
     """An image with 1 to `most` masks in random order; scenes with many solids are drawn more often."""
-    scenes = rng.integers(len(views), size=3)
-    scene = int(max(scenes, key=lambda drawn: len(views.regions[drawn])))
+    scene = int(max(rng.integers(len(views), size=3), key=lambda drawn: len(views.regions[drawn])))
     regions = views.regions[scene]
     chosen = spread_out(regions, rng.permutation(len(regions)).tolist(), most)
     count = int(rng.integers(1, len(chosen) + 1))

@@ -80,8 +80,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
             times = int(rng.integers(2, 6)) if rng.random() < 0.3 else 1
             plans.append(plan_tokens(example.prompts * times, tokenizer, regions=bool(rng.random() < 0.5)))
         embeddings, _ = encode_plans(plans, model.text_encoder)
-        known = encoder.conditions(batch, rng)
-        return painting_loss(model.unet, scheduler, known, embeddings, generator), {}
+        return painting_loss(model.unet, scheduler, encoder.conditions(batch, rng), embeddings, generator), {}
 
     stage = Stage("painter", model, settings, out).train(loss)
     with folder_written_whole(out / "model") as folder:
@@ -154,8 +153,7 @@ def painting_loss(
     """
     noise = torch.randn(known.latents.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
-    noisy = scheduler.add_noise(known.latents, noise, t)
-    x = torch.cat([noisy, known.mask, known.masked], dim=1)
+    x = torch.cat([scheduler.add_noise(known.latents, noise, t), known.mask, known.masked], dim=1)
     predicted = unet(x, t, encoder_hidden_states=embeddings, cross_attention_kwargs=regions).sample
     target = scheduler.get_velocity(known.latents, noise, t)
     error = (predicted.float() - target).square().mean(1, keepdim=True)

@@ -76,8 +76,7 @@ def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list
     descriptions, scale = np.array(known), np.std(known, 0)
 
     def answer(case: PromptCase, box: Box) -> str:
-        same = scenes == case.scene
-        distance = np.square((descriptions - _described(box)) / scale).sum(1) + 1e9 * same
+        distance = np.square((descriptions - _described(box)) / scale).sum(1) + 1e9 * (scenes == case.scene)
         near = np.argpartition(distance, min(NEIGHBOURS, len(distance) - 1))[:NEIGHBOURS]
         votes = (colours, COLOUR_WORDS), (shapes, SHAPE_WORDS)
         colour, shape = (words[int(np.bincount(given[near]).argmax())] for given, words in votes)

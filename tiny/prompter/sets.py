@@ -108,12 +108,10 @@ def _attempt(
     for solid, (area, visible) in zip(solids, fractions, strict=True):
         if solid.movable and (visible < MIN_VISIBLE or area * visible < MIN_AREA):
             raise SceneRejected("a solid is hidden or too small")
-    first = len(solids) - len(sides)
-    for number, (pair, side) in enumerate(zip(colours, sides, strict=True), first):
+    for number, (pair, side) in enumerate(zip(colours, sides, strict=True), len(solids) - len(sides)):
         name, finish = f"{pair[side]} {solids[number].shape}", finish_of(rng, pair[side], "solid")
         solids[number] = replace(solids[number], name=name, finish=finish)
-    view = SceneView(solids, camera, light, place)
-    removed, _, inverse_range = choose_removed(rng, view, options)
+    removed, _, inverse_range = choose_removed(rng, SceneView(solids, camera, light, place), options)
     views = reference_setup(rng, solids[removed], camera, same=True)
     return Scene(seed, tuple(solids), place, camera, light, removed, *views, inverse_range, True)
 

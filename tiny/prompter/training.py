@@ -56,8 +56,7 @@ NOTICE = (
 
 def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tensor, llava.Measures]:
     """Loss of projected patches (b, p, d) with readings (b, p, sum of SECTIONS), and its measures."""
-    cover = torch.from_numpy(painted.cover)
-    fraction, owner = cover.max(-1)  # (b, p)
+    fraction, owner = torch.from_numpy(painted.cover).max(-1)  # (b, p)
     rows = torch.arange(len(owner))[:, None].expand_as(owner)
     owned, is_mask = fraction > OWNED, owner >= SOLIDS
     solid = owned & ~is_mask
@@ -139,8 +138,7 @@ def writing_loss(
     losses = functional.cross_entropy(logits.transpose(1, 2), right, reduction="none").mean(0)
     every = torch.arange(len(packed.end))
     ends = trainer.model.lm_head(states[every, packed.end - 1]).float()
-    end = functional.cross_entropy(ends, packed.tokens[every, packed.end])
-    form = losses[0] + losses[CAPTION - 1] + end
+    form = losses[0] + losses[CAPTION - 1] + functional.cross_entropy(ends, packed.tokens[every, packed.end])
     total = losses[ARTICLE] + losses[COLOUR] + losses[SHAPE] + FORMAT_WEIGHT * form
     places = (("colour", COLOUR), ("shape", SHAPE))
     measures = {f"loss_{name}": losses[place].item() for name, place in places}
@@ -245,8 +243,7 @@ def train_prompter(config: PrompterTraining) -> None:
         painted = draw(rng, settings.batch)
         alone = rng.random(settings.batch) < config.alone
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
-            pixels = llava.pixel_values(painted.images_u8, rng)
-            return writing_loss(writer, painted, pixels, weights, alone)
+            return writing_loss(writer, painted, llava.pixel_values(painted.images_u8, rng), weights, alone)
 
     write = writer.train_stage("writing", settings, config.out, loss)
     writer.eval()
