@@ -196,7 +196,7 @@ class CompositorModule(pl.LightningModule):
 
 
 def weighted_error(prediction: Tensor, target: Tensor, mask: Tensor, extra: float, weight: Tensor) -> Tensor:
-    """Mean squared error of (b, c, h, w), the mask (b, 1, H, W) bool (1 + extra) times; weight: (b,)."""
+    """Mean squared error of (b, c, h, w); the mask (b, 1, H, W) counts (1 + extra) times. weight: (b,)."""
     error = (prediction.float() - target.float()).square() * weight[:, None, None, None]
     if not extra:
         return error.mean()
