@@ -92,7 +92,6 @@ def rgb_of_color(color: str) -> RGB:
 
 
 def palette(count: int) -> list[str]:
-    """Colours of any number of regions, in turn."""
     names = list(COLORS)
     return [names[index % len(names)] for index in range(count)]
 
@@ -223,8 +222,6 @@ def pattern_of(tags: Sequence[str], given: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """One question about one painted image."""
-
     image_u8: np.ndarray  # (h, w, 3)
     question: str
     masks: tuple[int, ...]  # the masks it is about, in the order of the answer

@@ -36,8 +36,6 @@ class ProcessSettings:
 
 @dataclass(frozen=True)
 class AnnotateSettings(ProcessSettings):
-    """Images -> descriptions with boxes by Kosmos-2."""
-
     image_dir: Path = setting(help="folder of images, split or not")
     out: Path = setting(Path("data/annotations.json"), help="JSON file to write")
     model_id: str = setting("microsoft/kosmos-2-patch14-224", help="Kosmos-2, folder or hub name")
@@ -47,8 +45,6 @@ class AnnotateSettings(ProcessSettings):
 
 @dataclass(frozen=True)
 class CaptionSettings(ProcessSettings):
-    """Object crops -> raw captions by LLaVA-NeXT."""
-
     entities_dir: Path = setting(help="folder of entities")
     model_id: str = setting(help="LLaVA-NeXT, folder or hub name")
     batch_size: int = setting(help="crops at once", low=1)

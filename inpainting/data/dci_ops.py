@@ -82,7 +82,6 @@ class DciSplitSettings(TransferSettings):
 
 
 def annotation_files(folder: Path) -> dict[str, Path]:
-    """The JSON files in a folder, sorted by name."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} of annotation files")
     files = {path.name: path for path in visible_files(folder, "*.json")}

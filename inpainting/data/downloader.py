@@ -155,7 +155,6 @@ def pointer_hash(path: Path) -> str | None:
 
 
 def gather(copies: Sequence[Path], partial: Path) -> None:
-    """Copy or unpack files that were fetched."""
     partial.mkdir(parents=True, exist_ok=True)
     for copy in copies:
         if copy.is_dir():
@@ -204,7 +203,6 @@ def fetch_images(settings: DownloadSettings) -> None:
     client = httpx.Client(timeout=settings.timeout, follow_redirects=True, headers=HEADERS, limits=limits)
 
     def fetch(row: dict[str, str]) -> None:
-        """Raises ValueError: why an image is not there."""
         name, reason = checked_name(row["file_name"]), ""
         path = folder / name
         if (count := addresses[nfc(name)]) > 1:

@@ -47,8 +47,6 @@ class RegionOptions(CheckedSettings):
 
 @dataclass(frozen=True)
 class PaintingOptions(RegionOptions):
-    """Which regions of which paintings the inpainter fills."""
-
     resolution: int = setting(512, low=16, help="side of the square crop in pixels")
     drop_caption_probability: float = setting(
         0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
@@ -61,8 +59,6 @@ class PaintingOptions(RegionOptions):
 
 @dataclass(frozen=True)
 class Entity:
-    """One region of a painting."""
-
     name: str  # of its mask: mask_0, mask_1, ...
     concept: str
     noun_chunk_root: str | None = None

@@ -60,16 +60,12 @@ ING_NOUNS = {
 
 @dataclass(frozen=True)
 class FolderSettings:
-    """Raw captions -> one llava.json per image."""
-
     annotations_path: Path = setting(help="llava.json, a backup, or a folder of backups")
     out_dir: Path = setting(help="folder of entities")
 
 
 @dataclass(frozen=True)
 class EntitySettings:
-    """llava.json -> `caption` of annotations.json."""
-
     entities_dir: Path = setting(help="folder of entities")
 
 

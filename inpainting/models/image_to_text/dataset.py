@@ -207,7 +207,6 @@ class PromptCollate:
         return ChatExample(np.asarray(item["PIL_masked_images"]), question, answer)
 
     def target(self, item: Item) -> str:
-        """The answer of at most max_length tokens."""
         colors, captions = item["entity_colors"], list(item["entity_captions"])
         while self.tokens(text := target_text(list(zip(colors, captions, strict=True)))) > self.max_length:
             longest = max(range(len(captions)), key=lambda number: len(captions[number].split()))

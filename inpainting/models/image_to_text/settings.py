@@ -148,7 +148,6 @@ class PromptTraining:
 
     @property
     def folder(self) -> Path:
-        """Where predictions and their metrics go."""
         return self.predictions or self.project_dir / ("test" if self.only_val else "validation")
 
     @property

@@ -54,8 +54,6 @@ GREEDY = Decoding()
 
 @dataclass(frozen=True)
 class WriterFiles:
-    """Where a prompt writer lies: its model, its adapter if it has one, and how it is asked."""
-
     model: Path
     adapter: Path | None
     config: PrompterConfig
@@ -98,8 +96,6 @@ def base_folder(name: str) -> str:
 
 
 class PromptWriter:
-    """A vision-language model, asked for prompts."""
-
     def __init__(self, mllm: Mllm, config: PrompterConfig = DEFAULTS, adapter: Path | None = None) -> None:  # noqa: B008
         self.mllm, self.config, self.adapter = mllm, config, adapter
         template = config.template or (TEMPLATE if mllm.family in LLAVAS else "")
@@ -198,7 +194,6 @@ class PromptWriter:
         ends = [f"</{query.tags[-1]}>" if query.tags else "." for query in queries]
 
         def ended(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-            """(b, t) -> (b,) bool, which rows are at their end."""
             texts = tokenizer.batch_decode(input_ids[:, length:], skip_special_tokens=True)
             done = [end in text for end, text in zip(ends, texts, strict=True)]
             return torch.tensor(done, device=input_ids.device)

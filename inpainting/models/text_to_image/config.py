@@ -112,8 +112,6 @@ class BackboneFiles(CheckedSettings):
 
 @dataclass(frozen=True)
 class PaintingsConfig:
-    """One model over all images of a split."""
-
     output_dir: Path = setting(help="folder of the filled images")
     row: str = setting("", choices=("", *PAPER_ROWS), help="row of the paper's table that this run repeats")
     seed: int = setting(42, low=0, help="seed of the regions and, with each name, of its image")

@@ -53,8 +53,6 @@ class RegionPrompt:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What the model sees of one image."""
-
     image_pm1: Tensor  # (3, h, w)
     masks: Tensor  # (r, h, w) bool
     inner_hw: tuple[int, int]  # size without padding (top left)
@@ -244,7 +242,7 @@ def finish_job(
     options: PaintOptions,
     timer: StageTimer,
 ) -> PaintResult:
-    """Back to the image's own size, one canvas per seed; outside the masks every byte stays: the drift."""
+    """Back to the image's own size, one canvas per seed; outside the masks every byte stays (measured)."""
     image, canvas, regions = prepared.job.image_u8, prepared.canvas, prepared.regions
     source, seeds, images = prepared.job.source or LoadedImage(image), list(prepared.job.seeds), []
     (h, w), (high, wide) = canvas.inner_hw, image.shape[:2]

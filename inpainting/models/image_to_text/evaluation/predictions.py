@@ -133,7 +133,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 class BertScore:
-    """Greedy matching of the tokens of two texts in the last layer of a folder's model (Zhang 2020)."""
+    """Greedy matching of the tokens of two texts in a model's last layer (Zhang et al. 2020)."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         read_json(folder / "config.json")

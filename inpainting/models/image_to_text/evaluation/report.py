@@ -111,9 +111,10 @@ def measure_prompts(
             return float(brevity * np.exp(np.log(right / predicted).mean()))
 
         found = {}
-        for name in filter(sums.__contains__, NAMES):
-            source = {"judge": SOURCES.get(name) or models.source(name)}
-            found[name] = with_interval(partial(value, name), groups, seed, resamples) | source
+        for name in NAMES:
+            if name in sums:
+                source = {"judge": SOURCES.get(name) or models.source(name)}
+                found[name] = with_interval(partial(value, name), groups, seed, resamples) | source
         return found
 
     whole = table(images.values())

@@ -50,8 +50,6 @@ class Backbones(MetricNetworks):
 
 @dataclass(frozen=True, eq=False)
 class InpaintedImage:
-    """An image with k filled regions."""
-
     stem: str
     truth_u8: np.ndarray  # (h, w, 3)
     result_u8: np.ndarray  # (h, w, 3)
