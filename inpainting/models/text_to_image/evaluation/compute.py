@@ -194,6 +194,8 @@ def paper_table(runs: Mapping[str, Path]) -> str:
             continue
         paths = [runs[model] / name for name in (ALL, MULTI)]
         reports = [read_json(path) if path.is_file() else {} for path in paths]
+        if not any(reports):
+            raise ValueError(f"{runs[model]} holds neither {ALL} nor {MULTI}; run compute for {model} first")
         for path, report in zip(paths, reports, strict=True):
             if report and "with_intervals" not in report:
                 raise ValueError(f"{path}: not a report of compute")
