@@ -61,16 +61,13 @@ def run_batches(
     answer: Callable[[Sequence[T]], Sequence[Mapping[str, Any]]],
     batch: int,
 ) -> None:
-    """Load each item, answer them in batches, record the answers; what cannot be loaded is left out.
-
-    Answers depend a little on which images share a batch, so one that was cut off is done again as a whole.
-    """
+    """Load each item, answer them in batches, record the answers; what cannot be loaded is left out."""
     with tqdm(total=len(items), desc=journal.name) as bar:
         for start in range(0, len(items), batch):
             group = items[start : start + batch]
             pending = [item for item in group if item not in journal.done]
             if any(item not in journal.left_out for item in pending):
-                pending = list(group)
+                pending = list(group)  # anew as a whole: answers depend a little on what shares a batch
             loaded: dict[str, T] = {}
             for item in pending:
                 try:

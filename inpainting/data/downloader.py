@@ -1,8 +1,5 @@
 """What the painting data start from: the authors' annotation files, and the images of their table.
 
-    python -m inpainting.data.downloader fetch-annotations
-    python -m inpainting.data.downloader download-and-save-images-wikiart-v2 -o data/mm_inp_dataset/images
-
 Both continue where they stopped. Two of the annotation files lie in an archive. A file kept by Git LFS
 arrives as a pointer; what it points to is fetched then, and checked against its hash.
 """

@@ -1,7 +1,4 @@
-"""How well the annotations fit their images: mean cosine between image and text in CLIP's space.
-
-python -m inpainting.data.eval evaluate-local --entities-dir data/mm_inp_dataset/entities
-"""
+"""How well the annotations fit their images: mean cosine between image and text in CLIP's space."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -72,10 +72,8 @@ def caption_crops(
 
 def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
     """What a model wrote after the first `length` tokens of (t,), with the space before it."""
-
-    def text_of(part: torch.Tensor) -> str:
-        return tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    text_of = functools.partial(tokenizer.decode, **options)
     whole, question = text_of(ids), text_of(ids[:length])
     if whole.startswith(question):
         return whole[len(question) :].rstrip()

@@ -6,7 +6,7 @@
     text = processor.batch_decode(model.generate(**inputs, max_new_tokens=512))[0]
     prompts = output_to_color_dict(text, colors)
 
-`writer.PromptWriter` does the same in one call and never lacks a tag. Legend: h w pixels.
+`writer.PromptWriter` does the same in one call and never lacks a tag.
 """
 
 from __future__ import annotations

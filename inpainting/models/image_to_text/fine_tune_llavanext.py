@@ -1,11 +1,4 @@
-"""Train the prompt writer on paintings with masked regions, or test one (paper sections 3.1 and 4.2).
-
-    accelerate launch --quiet -m inpainting.models.image_to_text.fine_tune_llavanext train \
-        --config-path=configs/inpainting/image_to_text/train/llava_multimask.yaml [key=value ...]
-
-To continue an interrupted run, run the same command again. With `only_val: true` nothing is trained: all
-held-out images are answered and measured.
-"""
+"""Train the prompt writer on paintings, or test one (paper sections 3.1 and 4.2, docs/prompts.md)."""
 
 from inpainting.config_path import config_verb
 from inpainting.models.image_to_text.settings import PromptTraining

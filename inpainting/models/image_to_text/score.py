@@ -1,10 +1,4 @@
-"""Measure predicted prompts, and set runs beside the paper's table.
-
-    python -m inpainting.models.image_to_text.score models/llava/multimask/predictions.jsonl
-    python -m inpainting.models.image_to_text.score A.jsonl B.jsonl --out metrics.json --table table.md
-
-A network that is missing leaves out its numbers alone; the report names it.
-"""
+"""Measure predicted prompts, and set runs beside the paper's table (docs/prompts.md)."""
 
 from dataclasses import dataclass
 from pathlib import Path

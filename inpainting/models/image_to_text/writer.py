@@ -3,9 +3,6 @@
     writer = PromptWriter.load("assets/tiny/prompter")
     prompts = writer.write([image_u8], [[mask_a, mask_b]])[0]
 
-Answers are constrained to one closed, non-empty tag per colour; or they are decoded as published, up to the
-last tag, and a missing tag gives an empty prompt.
-
 Legend: b questions of a batch, h w pixels, t tokens.
 """
 

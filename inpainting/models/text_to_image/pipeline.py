@@ -3,9 +3,6 @@
     pipe = load_inpainter("assets/tiny/inpainter")
     result = paint(image_u8, [(mask_a, "a red cube"), (mask_b, "a green ball")], pipe, seed=0)
 
-All regions are painted together: one union mask, one UNet call per step, and cross-attention that lets each
-pixel read the prompts of its own regions only. Pixels outside the masks keep their bytes; that is measured.
-
 Legend: H W pixels of the user's image, h w pixels of the canvas.
 """
 

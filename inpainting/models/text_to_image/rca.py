@@ -174,9 +174,6 @@ def region_kwargs(
 ) -> dict[str, Regions]:
     """The `cross_attention_kwargs` of one batch, whose rows are in the order of the latents.
 
-    For n images per prompt repeat the rows of masks and ids n times; for guidance in one batch put the
-    unconditional rows first, with ids 0 where every pixel shall read every token.
-
     masks, soft_cells: see `log_visibility`; masks of any size of the aspect of the latents
     region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
     levels:     resolutions of the UNet: len(unet.config.block_out_channels)

@@ -1,8 +1,4 @@
-"""Fill the test paintings with a model, write prompts for them, measure the results.
-
-    python -m inpainting.models.text_to_image.test generate --config-path FILE
-    python -m inpainting.models.text_to_image.test compute --config-path FILE [--only-multi-prompt]
-    python -m inpainting.models.text_to_image.test compute --table
+"""Fill the test paintings with a model, write prompts for them, measure the results (docs/paintings.md).
 
 Every verb continues where it stopped; `--shard i/n` divides the images between machines.
 """

@@ -1,10 +1,4 @@
-"""Train a LoRA of the inpainter on paintings with masked regions (paper section 3.3).
-
-    accelerate launch --quiet -m inpainting.models.text_to_image.train_text_to_image_lora main \
-        --config-path=configs/inpainting/text_to_image/train/sd_2_inp_rca_finetuned.yaml [key=value ...]
-
-To continue an interrupted run, run the same command again.
-"""
+"""Train a LoRA of the inpainter on paintings with masked regions (paper section 3.3, docs/paintings.md)."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -118,14 +118,9 @@ def fill_paintings(
     options = resolve_options(model, replace(config.paint, resolution=size))
     out = config.output_dir
     dataset = open_paintings(config, model.tokenizer, out, config.texts_dir)
-    facts = {
-        "seed": config.seed,
-        "regions": "one after the other" if one_by_one else "at once",
-        "weights": weights_of(model),
-        "paint": to_plain(options),
-        "fixed_prompt": config.fixed_prompt,
-        "texts_dir": to_plain(config.texts_dir),
-    }
+    facts = {"weights": weights_of(model), "paint": to_plain(options), "seed": config.seed}
+    facts |= {"regions": "one after the other" if one_by_one else "at once"}
+    facts |= {"fixed_prompt": config.fixed_prompt, "texts_dir": to_plain(config.texts_dir)}
     record(out / GENERATED_WITH, facts)
     mine = dataset.stems[shard[0] :: shard[1]]
     for items in pending_batches(
