@@ -225,7 +225,7 @@ def test_four_bits_where_they_work(folder: Path, tmp_path: Path, monkeypatch: py
         return model
 
     monkeypatch.setattr(training, "four_bit_works", lambda: True)
-    monkeypatch.setattr(mllm_model, "BitsAndBytesConfig", dict)
+    monkeypatch.setattr(mllm_model.transformers, "BitsAndBytesConfig", dict)
     monkeypatch.setattr(mllm_model, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=opened))
     train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "fit.steps=1", "val.instances=0"))
     assert asked["quantization_config"] == {
