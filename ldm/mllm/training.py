@@ -51,7 +51,7 @@ def make_trainable(
         trained = [module for name, module in model.named_modules() if name.split(".")[-1] in LANGUAGE]
         if not trained:
             raise ValueError(f"the model has no part called {' or '.join(LANGUAGE)}")
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        head = model.get_output_embeddings()
         trained += [head] if head is not None else []
         trained += [model.get_submodule(projector)] if settings.projector else []
         for module in trained:
