@@ -49,7 +49,7 @@ THOUGHTS: dict[str, tuple[int, str]] = {
         llava_bifrost/training.py: fine_tune_locator LocatorData question_of
         llava_bifrost/train.py: TrainConfig
         ldm/mllm/model.py: load_model load_processor Mllm ChatExample
-        ldm/mllm/training.py: make_trainable prepared answer_loss adapter_layout
+        ldm/mllm/training.py: make_trainable answer_loss adapter_layout
         ldm/training/settings.py: FitConfig LoraSettings ResumableSampler
         ldm/training/fit.py: fit TrainingRun
         ldm/training/run.py: Task agreed_checkpoint read_checkpoint write_checkpoint CsvLogger
