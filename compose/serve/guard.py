@@ -25,11 +25,9 @@ class Guard:
         headers = Headers(scope=scope)
         # Decided as by Go's CrossOriginProtection; programs other than browsers send neither header.
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-        other_page = site not in ("same-origin", "none")
-        if site is None:
-            other_page = (
-                origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-            )
+        other_page = site not in ("same-origin", "none", None)
+        if site is None and origin is not None:
+            other_page = urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
         if self.auth is not None and not is_account(headers.get("authorization", ""), self.auth):
             challenge = {"WWW-Authenticate": 'Basic realm="bifrost", charset="UTF-8"'}
             refusal = error_json(401, "user and password are needed", challenge)
@@ -44,9 +42,7 @@ class Guard:
 
 def error_json(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error in the form of OpenAI's API."""
-    kind = (
-        "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    )
+    kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
     error = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": error}, status, headers)
 

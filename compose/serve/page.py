@@ -92,6 +92,10 @@ def connect(
     return event(handler, [*looks, *more], outputs, **{**EVENT, **how})
 
 
+def nothing(visit: Visit, event: gr.EventData, looks: Sequence[Any]) -> None:
+    """For `connect`: only show what there is."""
+
+
 def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
     """Controls made of the declarations of settings; an empty one leaves the choice to the model."""
     controls: list[Any] = []

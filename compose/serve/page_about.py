@@ -40,10 +40,8 @@ def networks_here(queue: JobQueue, settings: ServeSettings) -> list[str]:
         "inpainter": (painter_folder(painting), load_painter),
         "prompt writer": (find_files(painting.prompter, painting.adapter).model, load_writer),
     }
-    stores = [
-        store for own in queue.workers for store in (own.loaded, own.models and own.models.loaded) if store
-    ]
-    loaded = [key[0] if isinstance(key, tuple) else key for store in stores for key in store]
+    stores = [store for own in queue.workers for store in (own.loaded, own.models and own.models.loaded)]
+    loaded = [key[0] if isinstance(key, tuple) else key for store in stores for key in store or ()]
     lines = []
     for role, (folder, load) in here.items():
         texts = [read_json(path, object) for path in Path(folder).glob("*.json") if path.stem != "manifest"]

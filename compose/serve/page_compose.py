@@ -95,10 +95,6 @@ def both(desk: Desk, tool: str, view: str, mode: str, fix: str) -> list[Any]:
     return [cutout(desk, fix), *scene(desk, tool, view, mode, fix)]
 
 
-def nothing(desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
-    """Only show the desk again."""
-
-
 class ComposeTab:
     """Its components, and what their events do."""
 
@@ -148,7 +144,7 @@ class ComposeTab:
             return page.connect(event, act, scene, self.looks, self.scene, *more, **page.FREQUENT)
 
         def estimated(event: Any) -> None:
-            on(event.success(self.estimate, self.desk, self.status, **page.EVENT).success, nothing)
+            on(event.success(self.estimate, self.desk, self.status, **page.EVENT).success, page.nothing)
 
         often(self.place.drag, self.drawn)
         on(self.place.draw, self.drawn, trigger_mode="multiple")
@@ -160,7 +156,7 @@ class ComposeTab:
         named.success(lambda: "", None, self.name, **page.EVENT)
         on(self.forget.click, lambda desk, event, looks: desk.forget())
         for part in (self.tool, self.view, self.fix, self.controls[0]):
-            on(part.input, nothing)
+            on(part.input, page.nothing)
         self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.EVENT)
         for name in INPUT_FILES:
             surface = self.item if name.startswith("object") else self.place
@@ -170,7 +166,7 @@ class ComposeTab:
         back = [self.status, self.sentence, *self.controls]
         estimated(self.place.replay(self.replayed, [self.desk], back, **page.EVENT))
         given = [self.desk, self.sentence, *self.controls]
-        on(self.ask.click(self.propose, given, self.status, **page.EVENT).success, nothing)
+        on(self.ask.click(self.propose, given, self.status, **page.EVENT).success, page.nothing)
         self.go.click(self.compose, given, self.status, scroll_to_output=True, **page.EVENT)
         self.cancel.click(self.site.cancel, self.desk, **page.EVENT)
 

@@ -15,7 +15,6 @@ import numpy as np
 from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import Visit, stroke_mask
-from compose.serve.jobs import Job
 from compose.serve.settings import filled
 from compose.serve.work import paint_work
 from inpainting.dream import DreamSettings
@@ -96,14 +95,6 @@ def painting_in_words(report: dict[str, Any]) -> list[str]:
     return [text, f"{report['seconds']['total']:.1f} s on {report['device']}"]
 
 
-def with_prompts(table: Table, job: Job) -> Any:
-    """The table with the prompts of a job that is done."""
-    if job.state != "done" or job.result is None:
-        return gr.skip()
-    rows = job.result.get("report", job.result)["prompts"]
-    return [[old[0], row["prompt"], old[2]] for old, row in zip(table, rows, strict=True)]
-
-
 class RegionsTab:
     """Its components, and what their events do."""
 
@@ -135,8 +126,11 @@ class RegionsTab:
             looks = [painting, self.region, self.table]
             page.connect(event, act, self.show, looks, [self.canvas, *looks[1:]], *more, **how)
 
-        on(self.canvas.draw, self.drawn, adds, trigger_mode="multiple")
-        on(self.region.input, lambda painting, event, looks: None)
+        def drawn(painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any], adds: bool) -> None:
+            painting.stroke(looks[0], event.points, event.radius, adds)
+
+        on(self.canvas.draw, drawn, adds, trigger_mode="multiple")
+        on(self.region.input, page.nothing)
         on(self.canvas.painting, self.take)
         on(self.canvas.masks, self.load)
         on(clear.click, lambda painting, event, looks: painting.masks.clear())
@@ -152,10 +146,6 @@ class RegionsTab:
         region, rows = min(region, len(painting.masks)), {row[0]: row for row in table}
         choices = gr.Dropdown([(name, number) for number, name in enumerate(names)], value=region)
         return [canvas(painting, region), choices, [rows.get(name, [name, "", ""]) for name in names[:-1]]]
-
-    def drawn(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any], adds: bool) -> None:
-        """A stroke of the brush."""
-        painting.stroke(looks[0], event.points, event.radius, adds)
 
     def take(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
         """An image from a file."""
@@ -184,4 +174,7 @@ class RegionsTab:
             own = replace(settings, image=image, masks=tuple(masks))
             work = partial(paint_work, own, paints=paints, page=True)
         async for text in self.site.follow(job, work, painting_in_words if paints else None):
-            yield [text, with_prompts(table, job)]
+            if job.state == "done" and job.result is not None:
+                rows = job.result.get("report", job.result)["prompts"]
+                table = [[old[0], row["prompt"], old[2]] for old, row in zip(table, rows, strict=True)]
+            yield [text, table if job.state == "done" else gr.skip()]

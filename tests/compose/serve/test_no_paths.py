@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from compose.serve.settings import ServeSettings
 from tests.compose.serve.browsing import TENT, listening, served
 from tests.compose.serve.scripted import Scripted, proxy
 from tests.compose.serve.serving import COMPOSITE, decoded, post, running
+from tests.compose.serve.tool_calls import call
 from tests.conftest import ROOT
 
 OWN = ("http://127.0.0.1", "https://127.0.0.1", "http://www.w3.org", "http://localhost")
@@ -133,6 +135,25 @@ def test_nothing_is_asked_of_another_host(address):
         assert [link for link in HOSTS.findall(visit.get(path)) if not link.startswith(OWN)] == []
     assert "/v1/images/edits" in visit.get("docs")
     assert visit.client.get("redoc").status_code == 404
+
+
+def test_the_api_and_the_tools_work_at_their_address(address):
+    where = address[0]
+    with httpx.Client(base_url=where, timeout=60) as client:
+        answer = post(client, {**COMPOSITE, "steps": "1", "response_format": "url"}, "v1/images/edits")
+        [entry] = answer.json()["data"]
+        assert entry["url"].startswith(f"{where}v1/jobs/")
+        assert decoded(client.get(entry["url"]).content).shape == decoded(COMPOSITE["image"]).shape
+        early = {"Prefer": "respond-async"}
+        job = post(client, {**COMPOSITE, "steps": "1"}, "v1/images/edits", headers=early)
+        assert job.headers["location"].startswith(f"{where}v1/jobs/")
+        assert client.get(job.headers["location"]).json()["state"] in ("queued", "running", "done")
+        tools = client.post("mcp", json={})
+        assert paths_in([answer.text, job.text, tools.text], address[1]) == []
+    if importlib.util.find_spec("mcp") is None:
+        assert tools.status_code == 501
+    else:
+        assert call([where.rstrip("/")], "describe_models")["object"] == "list"
 
 
 def test_a_file_is_taken_once_and_only_by_its_name(address):
