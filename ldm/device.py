@@ -22,15 +22,15 @@ DTYPES = dict(zip(FLOAT_TYPES, (torch.float32, torch.float16, torch.bfloat16), s
 def pick_device(name: str = "auto") -> torch.device:
     """auto: CUDA, else Apple's MPS, else the CPU. A device that is named but absent is a ValueError."""
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable = [kind for kind, there in present.items() if there]
     if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
+        return torch.device(usable[0])
     kind = name.split(":")[0]
     if kind not in present:
         raise ValueError(f"unknown device {name!r}; allowed: {', '.join(DEVICES)}")
     if not present[kind]:
-        there = ", ".join(kind for kind, there in present.items() if there)
         wrong = f"device {name} is not available to this PyTorch ({torch.__version__})"
-        raise ValueError(f"{wrong}; available: {there}")
+        raise ValueError(f"{wrong}; available: {', '.join(usable)}")
     return torch.device(name)
 
 

@@ -103,8 +103,7 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(
             str(folder), dtype=dtype, safety_checker=None, local_files_only=True
         )
-    if pipeline.unet.config.in_channels != 9:
-        channels = pipeline.unet.config.in_channels
+    if (channels := pipeline.unet.config.in_channels) != 9:
         raise ValueError(f"eraser {folder} is no inpainting model: its UNet has {channels} inputs, not 9")
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
