@@ -164,7 +164,7 @@ class Site:
             names.append(secrets.token_hex(16))
             (self.inbox / names[-1]).mkdir(mode=0o700)
             name = os.path.basename((file.filename or "").replace("\\", "/").replace("\0", "")).lstrip(".")
-            with (self.inbox / names[-1] / (name[-80:] or "file")).open("xb") as copy:
+            with (self.inbox / names[-1] / (name[-60:] or "file")).open("xb") as copy:
                 shutil.copyfileobj(file.file, copy)
         return names
 
@@ -192,7 +192,8 @@ class Site:
         """A job of this visitor, who may cancel it, and copies of the files in its folder."""
         visit.job = job = self.queue.open(kind, request.client.host if request.client else "")
         try:
-            return job, self.stored(job, files)
+            copies = ((name, path.read_bytes()) for name, path in files.items())
+            return job, {name: store(job, name, data, self.settings) for name, data in copies}
         except (OSError, ValueError):
             self.queue.cancel(job)
             raise
@@ -201,10 +202,6 @@ class Site:
         """End the visitor's job before its next step."""
         if visit.job is not None and visit.job.state not in ENDED:
             self.queue.cancel(visit.job)
-
-    def stored(self, job: Job, files: Mapping[str, Path]) -> dict[str, Path]:
-        """Copies of files in the folder of a job."""
-        return {name: store(job, name, path.read_bytes(), self.settings) for name, path in files.items()}
 
     async def follow(
         self, job: Job, work: Work, words: Callable[[Any], list[str]] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import json
@@ -11,10 +12,13 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from compose.serve.desk import Visit
+from compose.serve.page import Site
 from compose.serve.settings import ServeSettings
 from tests.compose.serve.browsing import TENT, listening, served
 from tests.compose.serve.scripted import Scripted, proxy
@@ -180,7 +184,8 @@ def test_a_file_is_taken_once_and_only_by_its_name(address):
         ("C:\\images\\a.png", "a.png"),
         (".hidden.png", "hidden.png"),
         ("..", "file"),
-        ("a" * 300 + ".png", "a" * 76 + ".png"),
+        ("a" * 300 + ".png", "a" * 56 + ".png"),
+        ("\U0001f600" * 90 + ".png", "\U0001f600" * 56 + ".png"),
         ("r\u00e4um (1).png", "r\u00e4um (1).png"),
     ],
 )
@@ -199,6 +204,19 @@ def test_files_that_nobody_takes_are_removed(tmp_path):
         assert {path.name for path in folder.iterdir()} == {fresh}
     with running(tmp_path / "out", page=True):
         assert list(folder.iterdir()) == []
+
+
+def test_files_go_with_the_visit(tmp_path):
+    with running(tmp_path / "out", page=True) as client:
+        [name] = client.post("/page/files", files={"files": file("room.png")}).json()
+        site, visit = Site.__new__(Site), Visit()
+        site.inbox, site.settings = tmp_path / "out/page", ServeSettings()
+        [path] = site.files_of(visit, SimpleNamespace(files=[name], error=""))
+        assert path.read_bytes() == file("room.png")[1]
+        del visit
+        gc.collect()
+        assert not path.exists()
+        assert list(site.inbox.iterdir()) == []
 
 
 def test_too_large_files_are_refused(tmp_path):
