@@ -9,18 +9,13 @@ Ours: the branches once for the two halves of guidance, hint embedding not repea
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from benchmarks.harness import RESULTS, Out, best_seconds, write_results
 from cldm.config import AutoencoderConfig, NetworkConfig
 from ldm.settings.cli import run_module, single_app
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cldm.model import Compositor
 
 REDUCED = NetworkConfig(
     size=(256, 256), block_channels=(64, 128, 256, 256), heads=(2, 4, 8, 8), token_width=256,
@@ -29,27 +24,16 @@ REDUCED = NetworkConfig(
 )  # fmt: skip
 
 
-def stock_step(model: Compositor, x: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
-    """Every image runs both ControlNets with its own copy of tokens, detail hint and depth hint."""
-    from diffusers import MultiControlNetModel
-
-    from cldm.model import shared
-
-    tokens, *hints = (shared(value, len(x) // len(value)) for value in conditions)
-    both = MultiControlNetModel([model.detail.net, model.depth.net])
-    down, mid = both(x, t, tokens, hints, [1.0, 1.0], return_dict=False)
-    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-    return model.unet(x, t, tokens, **residuals).sample
-
-
 def measure_control(
     repeats: Annotated[int, typer.Option(help="timed calls per figure", min=1)] = 5,
     out: Out = RESULTS / "control.json",
 ) -> None:
     """Measure what shared control evaluations save: a row per number of samples."""
     import torch
+    from diffusers import MultiControlNetModel
 
     from cldm.create import create_compositor
+    from cldm.model import shared
 
     with torch.inference_mode():
         model = create_compositor(REDUCED).eval()
@@ -58,11 +42,19 @@ def measure_control(
         reference, detail, depth = draw(1, 3, 224, 224), draw(1, 4, *size), draw(1, 3, *size)
         both = model.conditions(reference, detail, depth).with_null(model.identity.null())
         hints = detail.repeat(2, 1, 1, 1), depth.repeat(2, 1, 1, 1)
-        t = torch.tensor(500)
+        t, nets = torch.tensor(500), MultiControlNetModel([model.detail.net, model.depth.net])
+
+        def stock_step(x: torch.Tensor) -> torch.Tensor:
+            """Every image runs both ControlNets with its own copy of tokens, detail hint and depth hint."""
+            tokens, *images = (shared(value, len(x) // len(value)) for value in (both.tokens, *hints))
+            down, mid = nets(x, t, tokens, images, [1.0, 1.0], return_dict=False)
+            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            return model.unet(x, t, tokens, **residuals).sample
+
         rows = []
         for count in (1, 4, 8):
             x = draw(2 * count, REDUCED.autoencoder.latent_channels, side, side)
-            stock, ours = partial(stock_step, model, x, t, both.tokens, *hints), partial(model, x, t, both)
+            stock, ours = partial(stock_step, x), partial(model, x, t, both)
             taken = best_seconds({"stock": stock, "ours": ours}, repeats)
             times = {f"{name}_s": round(value, 3) for name, value in taken.items()}
             ratio, gap = round(taken["stock"] / taken["ours"], 3), (stock() - ours()).abs().max().item()

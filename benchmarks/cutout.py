@@ -8,7 +8,7 @@ both ways, in percent of the diagonal.
 """
 
 import time
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +65,18 @@ def measure_cutouts(data: Photographs = None, out: Out = RESULTS / "cutout.json"
                 distance = (away[1][edges[0]].mean() + away[0][edges[1]].mean()) / 2
                 row[name]["outline"] = float(100 * distance / np.hypot(*mask.shape))
         rows[path.stem] = row
-    body: dict[str, Any] = {}
-    for group, paths in groups.items():
-        body[group] = {name: summary([rows[path.stem][name] for path in paths]) for name in ways}
+    body: dict[str, Any] = {group: {} for group in groups}
+    for (group, paths), name in product(groups.items(), ways):
+        chosen = [rows[path.stem][name] for path in paths]
+        keys = sorted({key for row in chosen for key in row})
+        means = {key: float(np.mean([row[key] for row in chosen if key in row])) for key in keys}
+        worst = min(row["iou"] for row in chosen)
+        body[group][name] = {"n": len(chosen), **means, "worst_iou": worst}
     write_results(out, {**body, "images": rows})
 
 
 def mask_iou(mask: np.ndarray, truth: np.ndarray) -> float:
     return float((mask & truth).sum() / (mask | truth).sum())
-
-
-def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Means of all numbers that rows hold, and the worst overlap; outlines in percent of the diagonal."""
-    keys = sorted({key for row in rows for key in row})
-    means = {key: float(np.mean([row[key] for row in rows if key in row])) for key in keys}
-    return {"n": len(rows), **means, "worst_iou": min(row["iou"] for row in rows)}
 
 
 build_app = single_app(measure_cutouts)
