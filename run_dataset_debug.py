@@ -63,7 +63,7 @@ class DebugSettings(CheckedSettings):
             raise ValueError(f"--out must end in {expected}, got {self.out}")
 
 
-def check_files(source: ExampleSource, config: DatasetsConfig, settings: DebugSettings) -> None:
+def check_source(source: ExampleSource, config: DatasetsConfig, settings: DebugSettings) -> None:
     """Check every file of a source, write report and index; an interrupted check goes on where it stopped."""
     from datasets.sources.inspection import validate
 
@@ -95,7 +95,7 @@ def debug(settings: DebugSettings) -> None:
 
     name, config = settings.source, load_config(DatasetsConfig, settings.config, settings.overrides)
     if settings.validate:
-        check_files(open_source(config, name), config, settings)
+        check_source(open_source(config, name), config, settings)
         return
     stats, options = RejectionStats(name), PairOptions(size=(settings.size, settings.size))
     rows, labels = [], []

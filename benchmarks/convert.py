@@ -24,7 +24,7 @@ from ldm.settings.cli import run_module, single_app
 MEGABYTE = 2**20
 
 
-def convert(path: Path, out: Path, network: NetworkConfig, dtype: str) -> dict[str, float]:
+def convert_unet(path: Path, out: Path, network: NetworkConfig, dtype: str) -> dict[str, float]:
     """Convert, sampling this process's memory 50 times a second; MB above the start, and seconds."""
     from cldm.convert.convert import write_part
     from cldm.convert.plan import UNET, KeyCheck, empty_networks, plan_network
@@ -85,7 +85,7 @@ def measure_conversion(
                 save_file(ones, file)
             for dtype in ("keep", "fp16"):
                 converted = Path(folder) / dtype
-                row = row_of_process(convert, file, converted, network, dtype)
+                row = row_of_process(convert_unet, file, converted, network, dtype)
                 if "failed" in row:
                     raise RuntimeError(row["failed"])
                 rows.append({"file": suffix, "dtype": dtype, **row})
