@@ -89,14 +89,13 @@ def _render(
     def relative(inverse: Tensor) -> Tensor:
         return ((inverse - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
-    # Part slots -> solids: amodal masks (b, n, h, w) and inverse depth of the front surface (b, n, h, w).
-    device, every = main.amodal.device, torch.arange(len(scenes), device=main.amodal.device)
-    amodal = torch.zeros(len(scenes), solids, *options.size, dtype=torch.bool, device=device)
-    front = torch.zeros(amodal.shape, device=device)
-    for slot in range(main.amodal.shape[1]):
+    # Part slots -> solids: inverse depth of the front surface, (b, n, h, w), 0 outside the whole outline.
+    front = low.new_zeros(len(scenes), solids, *options.size)
+    every = torch.arange(len(scenes), device=low.device)
+    for slot in range(main.part_owner.shape[1]):
         owner = main.part_owner[:, slot].clamp(min=0)  # padding meets no ray, so owner 0 is harmless
-        amodal[every, owner] |= main.amodal[:, slot]
         front[every, owner] = torch.maximum(front[every, owner], main.part_inverse[:, slot])
+    amodal = front > 0
     depth = torch.where(amodal, (front - low[:, None]) / (high - low)[:, None], 0.0)
     mask = (reference.owner >= 0) & (reference.coverage >= 0.5)
     nearest = torch.where(mask, reference.inverse, 0.0).amax((1, 2), keepdim=True)

@@ -93,7 +93,6 @@ class RenderedViews:
     image: Tensor  # (b, 3, h, w) display values
     without: Tensor  # (b, 3, h, w)
     owner: Tensor  # (b, h, w) int64, visible solid, -1 room
-    amodal: Tensor  # (b, p, h, w) bool per part slot
     part_owner: Tensor  # (b, p) int64, solid that each part belongs to, -1 padding
     part_inverse: Tensor  # (b, p, h, w) inverse depth of each part, 0 where it is not
     inverse: Tensor  # (b, h, w)
@@ -181,6 +180,6 @@ def draw_views(
     inverse, inverse_wo = (torch.where(z < FAR, 1 / z, 0.0).view(grid) for z in (hit.depth, hit_wo.depth))
     part_inverse = torch.where(depth < FAR, 1 / depth, 0.0).view(packed.slots, *grid).transpose(0, 1)
     return RenderedViews(
-        image, wo, owner.view(grid), part_inverse > 0, packed.parts.owner.view(packed.count, -1),
+        image, wo, owner.view(grid), packed.parts.owner.view(packed.count, -1),
         part_inverse, inverse, inverse_wo, coverage.view(grid),
     )  # fmt: skip
