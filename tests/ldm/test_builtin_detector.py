@@ -69,6 +69,8 @@ def words() -> NameClasses:
         ("scooter with a bear", "motor scooter"),  # the noun is before the preposition
         ("man in the brown jacket", None),  # "brown" alone does not make it a bear
         ("xylem", None),
+        ("left sofa", None),  # one of several
+        ("Rightmost tabby", None),
     ],
 )
 def test_which_class_a_name_means(words: NameClasses, name: str, nearest: str | None) -> None:
