@@ -140,9 +140,8 @@ class Site:
         files: event when files of that button were sent -> its label. what: belongs on the surface
         tall: its height at most, of the window. more: attributes of the buttons
         """
-        buttons = [
-            f"<label id='{name}'>{text}<input type='file' {more}></label>" for name, text in files.items()
-        ]
+        choose = f"<input type='file' {more}></label>"
+        buttons = [f"<label id='{name}'>{text}{choose}" for name, text in files.items()]
         address = f"{self.settings.root_path}/page/files"
         canvas = f"<canvas data-hint='Drop {what} here, or tap' data-tall='{tall}'></canvas>"
         return gr.HTML(

@@ -113,15 +113,14 @@ class ComposeTab:
                     about = "What the box shows; then press Enter"
                     self.name = gr.Textbox(label=about, placeholder="sofa", scale=3, elem_id="name")
                     self.forget = gr.Button("Forget all names", scale=1)
-                self.status = gr.HTML(elem_id="status")
+                self.note, self.status = gr.HTML(elem_id="note"), gr.HTML(elem_id="status")
             with gr.Column(scale=2, min_width=320):
                 inputs = {"object": "Object", "object_mask": "Its mask", "object_depth": "Its depth"}
                 self.item = site.surface(inputs, "an object", 0.4)
                 self.fix = gr.Radio(list(FIXES), value="add by click", label="Correct the outline")
                 about = "Place the dog behind the sofa"
-                self.sentence = gr.Textbox(
-                    label="Where, in a sentence", placeholder=about, elem_id="sentence"
-                )
+                words = {"label": "Where, in a sentence", "placeholder": about}
+                self.sentence = gr.Textbox(elem_id="sentence", **words)
                 self.ask = gr.Button("Propose places", elem_id="propose")
                 self.depth = gr.Slider(0, 1, 0.5, step=0.005, label="Depth, 1 = nearest", elem_id="depth")
                 self.ground = gr.Checkbox(True, label="Depth of the ground at the foot of the box")
@@ -163,11 +162,12 @@ class ComposeTab:
             given = on(getattr(surface, name), partial(self.take, name))
             if name == "background":
                 estimated(given)
-        back = [self.status, self.sentence, *self.controls]
+        back = [self.note, self.sentence, *self.controls]
         estimated(self.place.replay(self.replayed, [self.desk], back, **page.EVENT))
         given = [self.desk, self.sentence, *self.controls]
         on(self.ask.click(self.propose, given, self.status, **page.EVENT).success, page.nothing)
         self.go.click(self.compose, given, self.status, scroll_to_output=True, **page.EVENT)
+        self.go.click(lambda: "", None, self.note, **page.EVENT)
         self.cancel.click(self.site.cancel, self.desk, **page.EVENT)
 
     def drawn(self, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
@@ -198,9 +198,10 @@ class ComposeTab:
         shown = ["" if (value := values.get(name)) is None else value for name in CONTROLS]
         return [html.escape(text), values["instruction"] or "", *shown]
 
-    async def estimate(self, desk: Desk, request: gr.Request) -> AsyncIterator[str]:
+    async def estimate(self, desk: Desk, request: gr.Request) -> AsyncIterator[Any]:
         """The depth of a background that has none yet."""
         if (background := desk.background) is None or desk.depth_01 is not None:
+            yield gr.skip()  # else what is shown would go
             return
         settings = anywhere(desk.config)
 

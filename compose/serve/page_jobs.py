@@ -43,9 +43,8 @@ def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> lis
     for number, line in numbered_lines(lists[0]):
         values = parse_line(line)
         if refused := sorted(values.keys() - ALLOWED):
-            raise ValueError(
-                f"line {number}: {refused[0]} cannot be set here; allowed: {', '.join(sorted(ALLOWED))}"
-            )
+            allowed = ", ".join(sorted(ALLOWED))
+            raise ValueError(f"line {number}: {refused[0]} cannot be set here; allowed: {allowed}")
         for name in values.keys() & set(INPUT_FILES):
             if values[name] is not None and not any(path.name == values[name] for path in paths):
                 raise ValueError(f"line {number}: {name} {values[name]!r} is not among the files")

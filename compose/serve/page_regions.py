@@ -67,13 +67,11 @@ class RegionsDesk(Visit):
         """The image, then its masks in order."""
         if self.image is None or not self.masks:
             raise ValueError("give an image, and paint or load a mask")
-        masks = {
-            f"mask {number}": Path(self.own.name) / f"{number}.png"
-            for number in range(1, len(self.masks) + 1)
-        }
-        for path, mask in zip(masks.values(), self.masks, strict=True):
-            write_mask(path, mask)
-        return {"image": self.path, **masks}
+        files = {"image": self.path}
+        for number, mask in enumerate(self.masks, 1):
+            files[f"mask {number}"] = Path(self.own.name) / f"{number}.png"
+            write_mask(files[f"mask {number}"], mask)
+        return files
 
 
 def canvas(painting: RegionsDesk, region: int) -> dict[str, Any]:

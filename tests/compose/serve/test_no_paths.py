@@ -98,6 +98,10 @@ def test_a_visit_sees_no_folder_of_the_server(address):
     assert 0 < (before != after).any(2).mean() < 0.3
     # a result that is dropped, a file of jobs, regions, what is wrong, and what runs here
     assert visit.give("background-canvas", "replay", ("result.png", made)) == ""
+    assert visit.value("note") == "All settings of the image are back."
+    other = Scripted(address)
+    assert other.give("background-canvas", "replay", ("result.png", made)) == ""
+    assert other.value("note").endswith(".png) must be given again: drop the same file.")
     job = {"background": "room.png", "object": "object.png", "box": [0.1, 0.1, 0.5, 0.6], "name": "a"}
     jobs = ("jobs.jsonl", json.dumps(job).encode())
     assert visit.give("jobs-canvas", "jobs", jobs, file("room.png"), file("object.png")) == ""
