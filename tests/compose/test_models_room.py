@@ -97,7 +97,7 @@ def test_smaller_weights_of_a_locator(load_in: str, tmp_path: Path, monkeypatch:
         return build_small("llava")[0]
 
     monkeypatch.setattr(mllm_model, "four_bit_works", lambda: True)
-    monkeypatch.setattr(mllm_model, "BitsAndBytesConfig", lambda **given: given)
+    monkeypatch.setattr(mllm_model.transformers, "BitsAndBytesConfig", lambda **given: given)
     monkeypatch.setattr(mllm_model.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
     load_locator(folder, "cpu", "bf16", load_in)
     way = asked["quantization_config"]
