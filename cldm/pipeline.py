@@ -90,9 +90,13 @@ class CompositorPipeline:
         return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
 
     def paint(
-        self, pair: Pair, seeds: Sequence[int], sampling: Sampling,
-        weights: Weights = Weights(), monitor: Monitor | None = None,
-    ) -> list[np.ndarray]:  # fmt: skip
+        self,
+        pair: Pair,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        weights: Weights = Weights(),
+        monitor: Monitor | None = None,
+    ) -> list[np.ndarray]:
         """One image (H, W, 3) uint8 of the crop per seed.
 
         Outside the edit region the background's latents are re-imposed at every step; `init: paste` starts

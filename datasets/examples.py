@@ -49,9 +49,12 @@ class PairDataset(Dataset[TrainingSample]):
     """Example k of a run, built with randomness from (seed, k, try)."""
 
     def __init__(
-        self, source: ExampleSource | Sequence[ExampleSource], options: PairOptions, seed: int,
+        self,
+        source: ExampleSource | Sequence[ExampleSource],
+        options: PairOptions,
+        seed: int,
         weights: Sequence[float] = (1.0,),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sources: Sequence[ExampleSource] = source if isinstance(source, Sequence) else [source]
         if not all(map(len, self.sources)):
             raise ValueError("the source holds no examples")

@@ -48,9 +48,13 @@ class PlacedCutout:
 
 
 def tight_cutout(
-    rgb_u8: np.ndarray, mask: np.ndarray, depth_01: np.ndarray | None, end: str = "inclusive",
-    norm: str = "object-only", fill: str = "bulge",
-) -> Cutout:  # fmt: skip
+    rgb_u8: np.ndarray,
+    mask: np.ndarray,
+    depth_01: np.ndarray | None,
+    end: str = "inclusive",
+    norm: str = "object-only",
+    fill: str = "bulge",
+) -> Cutout:
     """Tight cut-out of an object; without a depth map it is flat or bulges like a ball, by `fill`."""
     x0, y0, x1, y1 = bbox_of_mask(mask, end)
     inside = mask[y0:y1, x0:x1]
@@ -167,9 +171,15 @@ def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size 
 
 
 def mask_level(
-    silhouette: np.ndarray, level: str, region: np.ndarray, amount: float, rng: np.random.Generator, *,
-    shape: str = "ellipse", frame: Size | None = None,
-) -> np.ndarray:  # fmt: skip
+    silhouette: np.ndarray,
+    level: str,
+    region: np.ndarray,
+    amount: float,
+    rng: np.random.Generator,
+    *,
+    shape: str = "ellipse",
+    frame: Size | None = None,
+) -> np.ndarray:
     """The region to edit: one of the five levels of a silhouette (h, w) bool; level "box" is `region`.
 
     From the silhouette itself to its box (Bifrost, App. B.2): one model follows exact and rough regions.

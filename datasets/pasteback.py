@@ -41,9 +41,15 @@ class Stitched:
 
 
 def stitch(
-    geometry: Geometry, generated_u8: np.ndarray, *, detail: float = 0.0, detail_scale: float = DETAIL_SCALE,
-    feather: float = FEATHER, paste: str = "mask-feather", background: LoadedImage | None = None,
-) -> Stitched:  # fmt: skip
+    geometry: Geometry,
+    generated_u8: np.ndarray,
+    *,
+    detail: float = 0.0,
+    detail_scale: float = DETAIL_SCALE,
+    feather: float = FEATHER,
+    paste: str = "mask-feather",
+    background: LoadedImage | None = None,
+) -> Stitched:
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
     geometry:     of the pair that was painted (pair.geometry)

@@ -35,9 +35,11 @@ class LatentSpace(nn.Module):
     std: Tensor
 
     def __init__(
-        self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """mean, std: one number per latent channel; without them SD's one scaling factor, of the config."""
         super().__init__()
         self.vae = vae

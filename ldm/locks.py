@@ -56,9 +56,10 @@ def one_writer(folder: Path, *, inside: bool = True) -> Iterator[None]:
 
 
 def alone(
-    work: Callable[[Any], T], path_of: Callable[[Any], Path] = lambda settings: settings.out,
+    work: Callable[[Any], T],
+    path_of: Callable[[Any], Path] = lambda settings: settings.out,
     inside: bool = True,
-) -> Callable[[Any], T]:  # fmt: skip
+) -> Callable[[Any], T]:
     """`work(settings)` as the one writer of what `path_of` the settings is; also a decorator by `partial`."""
 
     @functools.wraps(work)

@@ -177,9 +177,12 @@ def train_vision(
 
 
 def last_states(
-    model: LlavaForConditionalGeneration, patches: Tensor, tokens: Tensor, block: Tensor,
+    model: LlavaForConditionalGeneration,
+    patches: Tensor,
+    tokens: Tensor,
+    block: Tensor,
     position: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Projected patches (b, p, c) and tokens, blocks, positions (b, l) -> last hidden states (b, l, c)."""
     language = model.model.language_model
     start = tokens[0].tolist().index(SPECIAL.index(IMAGE))
@@ -199,9 +202,12 @@ def rounded_means(rows: Sequence[Measures]) -> Measures:
 
 
 def save_llava(
-    config: LlavaTraining, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast,
-    longest: int, files: Mapping[str, Any],
-) -> None:  # fmt: skip
+    config: LlavaTraining,
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    longest: int,
+    files: Mapping[str, Any],
+) -> None:
     """Weights in half precision, processor and tokenizer into the `model` folder of a run, or nothing.
 
     longest: tokens of an answer; files: JSON beside the weights, by name

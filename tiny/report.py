@@ -48,9 +48,11 @@ def cell(number: Mapping[str, float]) -> str:
 
 
 def table_lines(
-    title: str, rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str],
+    title: str,
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]],
+    columns: Sequence[str],
     widths: tuple[int, int],
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Lines of a table: title and columns, then the cells of each row. widths: the first and the others."""
     first, width = widths
     lines = [f"{title:<{first}}" + "".join(f"{column:>{width}}" for column in columns)]
@@ -66,9 +68,14 @@ def alternating(counts: Sequence[int], *, descending: bool = False) -> list[int]
 
 
 def write_evaluation(
-    out: Path, result: Mapping[str, Any], lines: Sequence[str], rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str], labels: Sequence[str], side: int,
-) -> None:  # fmt: skip
+    out: Path,
+    result: Mapping[str, Any],
+    lines: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    labels: Sequence[str],
+    side: int,
+) -> None:
     """Numbers as `out` (JSON), table and sheet beside it as .txt and .png.
 
     lines: of the table; rows, titles, labels, side: images of the sheet, its text, pixels of a cell

@@ -105,9 +105,13 @@ def word_tokenizer(
 
 
 def cached_arrays(
-    kind: type[T], folder: Path, recipe: dict[str, Any], count: int, files: Sequence[Path],
+    kind: type[T],
+    folder: Path,
+    recipe: dict[str, Any],
+    count: int,
+    files: Sequence[Path],
     arrays_of: Callable[[Path], dict[str, np.ndarray]],
-) -> T:  # fmt: skip
+) -> T:
     """Arrays of the first `count` scenes of some shards, made once in `folder` and memory-mapped from there.
 
     kind: a dataclass of them. recipe: what they hold; arrays_of: those of one shard, by name.

@@ -75,9 +75,14 @@ def in_words(visit: Visit | None) -> Iterator[None]:
 
 
 def connect(
-    event: Callable[..., Any], act: Callable[..., Any], show: Callable[..., Any], looks: list[Any],
-    outputs: list[Any], *more: Any, **how: Any,
-) -> Any:  # fmt: skip
+    event: Callable[..., Any],
+    act: Callable[..., Any],
+    show: Callable[..., Any],
+    looks: list[Any],
+    outputs: list[Any],
+    *more: Any,
+    **how: Any,
+) -> Any:
     """At an event do act(visit, event, looks, values of more), then show(visit, *looks) in the outputs.
 
     looks: components, the visit first. how: for Gradio

@@ -80,10 +80,15 @@ def place_work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[
 
 
 def compose_work(
-    settings: ComposeSettings, job: Job, networks: Networks, *,
-    page: bool = False, layers: bool = False,
-    placement: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    settings: ComposeSettings,
+    job: Job,
+    networks: Networks,
+    *,
+    page: bool = False,
+    layers: bool = False,
+    placement: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Compose as the settings say.
 
     layers: each image gets its own beside it. page: so it does; a contact sheet and the background too

@@ -152,9 +152,12 @@ def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[T
 
 
 def draw_views(
-    views: Sequence[SceneView], size: tuple[int, int], supersample: int, smooth_edges: bool,
+    views: Sequence[SceneView],
+    size: tuple[int, int],
+    supersample: int,
+    smooth_edges: bool,
     device: torch.device | str,
-) -> RenderedViews:  # fmt: skip
+) -> RenderedViews:
     h, w = size
     packed = pack(views, device)
     near, grid = trace.covers(packed, size), (packed.count, h, w)

@@ -71,9 +71,13 @@ def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
 
 
 def pixel_rays(
-    packed: PackedViews, size: tuple[int, int], near: Tensor, pixel: Tensor,
-    offset: tuple[float, float] | Tensor, scale: float = 1.0,
-) -> Rays:  # fmt: skip
+    packed: PackedViews,
+    size: tuple[int, int],
+    near: Tensor,
+    pixel: Tensor,
+    offset: tuple[float, float] | Tensor,
+    scale: float = 1.0,
+) -> Rays:
     """Rays through flat pixels (n,) of the b * h * w grid.
 
     near: (p, n) bool, `covers` of these pixels. offset: from their centres, in [-0.5, 0.5], (x, y) or a

@@ -36,9 +36,11 @@ Fact = tuple[str, tuple[str, ...]]
 
 
 def true_facts(
-    targets: Sequence[Place], anchors: Mapping[str, Place], rules: RelationRules,
+    targets: Sequence[Place],
+    anchors: Mapping[str, Place],
+    rules: RelationRules,
     known: Mapping[str, frozenset[str]] | None = None,
-) -> list[Fact]:  # fmt: skip
+) -> list[Fact]:
     """Everything that holds for an object, in a fixed order.
 
     targets: the object with each depth that may stand for it (centre, median); a fact must hold for all

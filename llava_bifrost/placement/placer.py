@@ -107,9 +107,13 @@ def place_object(
 
 
 def _attempt(
-    view: search.View, request: Request, named: Mapping[str, Place], extent: search.ObjectExtent,
-    ignored: Collection[str], slim: float,
-) -> list[Candidate] | str:  # fmt: skip
+    view: search.View,
+    request: Request,
+    named: Mapping[str, Place],
+    extent: search.ObjectExtent,
+    ignored: Collection[str],
+    slim: float,
+) -> list[Candidate] | str:
     """The candidates for an object of one size, best first, or why there are none. Options as in `clear`."""
     relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
     tried = search.candidate_placements(view, relations, named, extent)
@@ -146,9 +150,12 @@ def _attempt(
 
 
 def _ranked(
-    view: search.View, able: search.CandidatePlacements, visible: np.ndarray, request: Request,
+    view: search.View,
+    able: search.CandidatePlacements,
+    visible: np.ndarray,
+    request: Request,
     named: Mapping[str, Place],
-) -> list[Candidate]:  # fmt: skip
+) -> list[Candidate]:
     """Candidates that satisfy everything in the numbers of the answer, best first, each unlike the better."""
     # Apart from the relations themselves: nearness to the anchors, visibility, room; about 0 to 3.
     left, right, front, back = search.plan(view, able.x, able.w, able.contact)

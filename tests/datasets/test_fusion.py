@@ -36,9 +36,13 @@ def block(size: tuple[int, int] = (40, 30)) -> Cutout:
 
 
 def fuse(
-    background: np.ndarray, cutout: Cutout, box: Box, extent: tuple[float, float], legacy: bool = False,
+    background: np.ndarray,
+    cutout: Cutout,
+    box: Box,
+    extent: tuple[float, float],
+    legacy: bool = False,
     occlusion: str = "near",
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Fused depth and visible object, (h, w)."""
     frame = background.shape
     placed = place_cutout(cutout, box, extent, frame, legacy)

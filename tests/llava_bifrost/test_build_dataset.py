@@ -125,9 +125,13 @@ def test_published_rules_keep_their_thresholds(coco: Path, small_depth_network: 
     ],
 )
 def test_wrong_settings_are_refused(
-    coco: Path, small_depth_network: Path, built: Path, change: dict, reason: str,
+    coco: Path,
+    small_depth_network: Path,
+    built: Path,
+    change: dict,
+    reason: str,
     capsys: pytest.CaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     given = {"--images": coco / "images", "--annotations": coco / "instances.json", "--out": built,
              "--depth": small_depth_network, **change}  # fmt: skip
     before = contents(built)

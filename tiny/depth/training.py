@@ -166,9 +166,12 @@ def load_images(
 
 
 def training_batch(
-    images: tuple[np.ndarray, np.ndarray], batch: int, rng: np.random.Generator, config: AugmentConfig,
+    images: tuple[np.ndarray, np.ndarray],
+    batch: int,
+    rng: np.random.Generator,
+    config: AugmentConfig,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """`batch` augmented images: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop.
 
     images: of `load_images`

@@ -144,9 +144,13 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
 
 
 def painting_loss(
-    unet: UNet2DConditionModel, scheduler: DDIMScheduler, known: UnetInputs, embeddings: Tensor,
-    generator: torch.Generator, regions: dict[str, Any] | None = None,
-) -> Tensor:  # fmt: skip
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    known: UnetInputs,
+    embeddings: Tensor,
+    generator: torch.Generator,
+    regions: dict[str, Any] | None = None,
+) -> Tensor:
     """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
 
     embeddings: (b, t, width). regions: for rectified cross-attention

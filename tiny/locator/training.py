@@ -166,9 +166,13 @@ class Training:
     questions: words.QuestionCache
 
     def loss_of(
-        self, draw: ImageDraw, batch: LabelledImages, rng: np.random.Generator, most: tuple[int, int],
+        self,
+        draw: ImageDraw,
+        batch: LabelledImages,
+        rng: np.random.Generator,
+        most: tuple[int, int],
         count: int,
-    ) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:
         """Losses of answers and of attention, projected patches, measures. count: images with questions.
 
         Besides the answers, two things are trained: a number near the right one is nearly right (a soft

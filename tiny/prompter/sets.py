@@ -84,9 +84,12 @@ def sample_sets(seed: int, options: SceneOptions) -> Scene:
 
 
 def _attempt(
-    seed: int, rng: np.random.Generator, shapes: list[str], colours: list[tuple[str, str]],
+    seed: int,
+    rng: np.random.Generator,
+    shapes: list[str],
+    colours: list[tuple[str, str]],
     options: SceneOptions,
-) -> Scene:  # fmt: skip
+) -> Scene:
     place = room(rng)
     solids = [*furniture(rng, options.furniture)]
     camera, light = camera_of(rng, place, solids, options), lamp(rng, place)

@@ -122,9 +122,12 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
 
 
 def writing_loss(
-    trainer: llava.LanguageTrainer, painted: Painted, pixels: Tensor, weights: tuple[float, float],
+    trainer: llava.LanguageTrainer,
+    painted: Painted,
+    pixels: Tensor,
+    weights: tuple[float, float],
     alone: np.ndarray | None = None,
-) -> tuple[Tensor, llava.Measures]:  # fmt: skip
+) -> tuple[Tensor, llava.Measures]:
     """Loss and measures of one batch: cross-entropy of the words, and a little of the form.
 
     weights: of the attention loss and of the vision loss; alone: see `pack_captions`
