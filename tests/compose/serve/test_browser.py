@@ -180,9 +180,8 @@ def test_a_result_that_is_dropped_brings_its_settings_back(visit, tmp_path):
     visit.drop("#replay", image)
     visit.page.wait_for_selector("text=must be given again")
     visit.page.get_by_role("button", name="Settings").click()
-    seed = "document.querySelector('#ComposeSettings-seed input').value === '7'"
     visit.page.wait_for_selector("#ComposeSettings-seed input")
-    visit.page.wait_for_function(seed)
+    visit.page.wait_for_function("document.querySelector('#ComposeSettings-seed input').value === '7'")
     visit.prepare()
     visit.until("#visible .prose", "% visible")  # at the same place
     files = {"background": TENT / "room.png", "object": TENT / "object.png"}
