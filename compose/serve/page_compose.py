@@ -118,9 +118,8 @@ class ComposeTab:
                 inputs = {"object": "Object", "object_mask": "Its mask", "object_depth": "Its depth"}
                 self.item = site.surface(inputs, "an object", 0.4)
                 self.fix = gr.Radio(list(FIXES), value="add by click", label="Correct the outline")
-                about = "Place the dog behind the sofa"
-                words = {"label": "Where, in a sentence", "placeholder": about}
-                self.sentence = gr.Textbox(elem_id="sentence", **words)
+                about, shown = "Where, in a sentence", "Place the dog behind the sofa"
+                self.sentence = gr.Textbox(label=about, placeholder=shown, elem_id="sentence")
                 self.ask = gr.Button("Propose places", elem_id="propose")
                 self.depth = gr.Slider(0, 1, 0.5, step=0.005, label="Depth, 1 = nearest", elem_id="depth")
                 self.ground = gr.Checkbox(True, label="Depth of the ground at the foot of the box")
