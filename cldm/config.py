@@ -122,7 +122,9 @@ class NetworkConfig:
     layers_per_block: int = setting(2, low=1, help="residual blocks per level")
     norm_groups: int = setting(32, low=1, help="GroupNorm groups")
     token_width: int = setting(1024, low=1, help="width of the identity tokens")
-    hint_channels: tuple[int, ...] = setting((16, 32, 96, 256), help="hint stack widths, one per level")
+    hint_channels: tuple[int, ...] = setting(
+        (16, 32, 96, 256), help="hint stack widths; must downsample like the autoencoder"
+    )
     identity_width: int = setting(1536, low=1, help="DINOv2 width")
     identity_layers: int = setting(40, low=1, help="DINOv2 depth")
     identity_heads: int = setting(24, low=1, help="DINOv2 attention heads")

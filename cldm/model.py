@@ -161,8 +161,8 @@ class Compositor(nn.Module):
             if got != needed:
                 raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")
 
-    def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> "Conditions":
-        """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> "Conditions"."""
+    def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
+        """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""
         detail, depth = self.detail.embed(detail_pm1), self.depth.embed(depth_01)
         return Conditions(self.identity(reference_01), detail, depth)
 

@@ -173,7 +173,8 @@ def depth_at_contact(background_depth_01: np.ndarray, box01: Sequence[float]) ->
     """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
 
     The lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the
-    median, because what stands in front of the ground there is nearer (measured on rendered scenes).
+    median, because what stands in front of the ground there is nearer (measured on rendered scenes: without
+    loss for free objects, the overlap with the ground truth of partly hidden ones rises from 0.69 to 0.77).
     """
     h, w = background_depth_01.shape
     x0, _, x1, y1 = box_from_01(box01, (h, w))

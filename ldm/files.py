@@ -57,7 +57,10 @@ def read_text(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`."""
+    """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`.
+
+    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
+    """
     # Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -189,6 +189,7 @@ def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str]
     """The bytes of an image in its own colours, with its profile, EXIF data and resolution.
 
     suffix: one of OUTPUT_FORMATS;  text: text chunks, which only PNG has
+    JPEG has no transparency: the image is laid on white, with a warning.
     """
     kind, options = OUTPUT_FORMATS[suffix.lower()]
     carried = {name: getattr(image, name) for name in ("icc_profile", "exif", "dpi")}

@@ -47,7 +47,11 @@ class LocatorOptions(CheckedSettings):
     load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
     relative_size: float | None = setting(
-        None, low=0.02, high=50, help="geometric locator: size relative to the first object named"
+        None,
+        low=0.02,
+        high=50,
+        help="geometric locator: size of the object relative to the first object named, at equal "
+        "distance; without it from neighbours and a table of nouns",
     )
 
     @property
@@ -107,7 +111,11 @@ class LocatorEvaluation(CheckedSettings):
     model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     overwrite: bool = overwrite_setting()
-    dataset: Path | None = setting(None, help="dataset.json, JSONL of masks, RefSpatial-Bench; else scenes")
+    dataset: Path | None = setting(
+        None,
+        help="dataset file of build_dataset; JSONL of image, sentence and mask of the right places; folder "
+        "Placement of RefSpatial-Bench; without it rendered scenes",
+    )
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
     first_scene: int = setting(0, help="number of the first held-out scene", low=0)
     data: Path = setting(Path("data/scenes/views_eval"), help="held-out scenes; rendered if missing")

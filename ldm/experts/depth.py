@@ -109,7 +109,10 @@ class DepthEstimator:
 
     @torch.inference_mode()
     def estimate_many(self, images: Sequence[Any], *, batch_size: int = 8) -> list[np.ndarray]:
-        """Depth of images of any sizes; on a GPU it depends on the batch in the last of 16 bits."""
+        """Depth of images of any sizes; those that share a network size run together on a GPU.
+
+        There it depends on the batch in the last of 16 bits; on a CPU every image runs alone.
+        """
         images_u8 = [rgb_of(image) for image in images]
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
             batch_size = 1

@@ -39,7 +39,10 @@ class Eraser:
     def load(
         cls, source: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "Eraser":
-        """None or "opencv", a TorchScript file, or an inpainting folder of diffusers, loaded as `dtype`."""
+        """None or "opencv", a TorchScript file, or an inpainting folder of diffusers; ValueError otherwise.
+
+        dtype: of the diffusion model; LaMa's Fourier layers need float32
+        """
         if source is None or str(source) in ("", "opencv"):
             return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}")
         path = Path(source)
@@ -54,7 +57,10 @@ class Eraser:
         )
 
     def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
-        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled. seed: of a diffusion model."""
+        """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled, all others as given.
+
+        seed: of a diffusion model. ValueError where the mask covers everything.
+        """
         if mask.shape != rgb_u8.shape[:2] or mask.dtype != bool:
             raise ValueError(f"the mask must be bool {rgb_u8.shape[:2]}, got {mask.dtype} {mask.shape}")
         if not mask.any():

@@ -87,7 +87,10 @@ def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
 
 
 def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
-    """A checkpoint folder that holds `file`. name: best (lowest validation loss), latest, or the folder's."""
+    """A checkpoint folder that holds `file`. name: best (lowest validation loss), latest, or the folder's.
+
+    ValueError lists those that are there.
+    """
     there = [path for path in numbered_folders(out) if (path / file).exists()]
     wanted = name
     if name == "best":

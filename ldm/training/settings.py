@@ -107,7 +107,6 @@ class TrainingProgress:
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 INITS = ("uniform", "gaussian")
-INITS = ("uniform", "gaussian")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def parse_answer(text: str) -> Place:
     """Read an answer of either format; AnswerError says what is wrong with it.
 
     Any number of decimals, other brackets or none, missing blanks or words around it are accepted. Numbers up
-    to 0.25 outside [0, 1] are clamped, corners in the wrong order exchanged, three depths sorted.
+    to 0.25 outside [0, 1] are clamped, corners in the wrong order exchanged, three depths sorted. Refused:
+    numbers farther outside (pixels, per cent), a box without area after that, another count of numbers.
     """
     corners, depths = _numbers(text)
     x0, y0, x1, y1 = (_clamped(number, text) for number in corners)

@@ -134,6 +134,7 @@ class PromptWriter:
 
         batch: questions that go through the model together. given: prompts that are known, one per mask,
         empty where it is to be written; they stay as they are, and the model knows them when it writes.
+        ValueError for masks that do not fit their image, and for more than the model knows colours.
         """
         prompts = [list(texts) for texts in given or [[""] * len(of_image) for of_image in masks]]
         queries: list[tuple[int, Query]] = []

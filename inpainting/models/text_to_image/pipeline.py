@@ -122,8 +122,10 @@ def paint(
     """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
 
     image:   array, path, PIL image, or what `read_image` gives; masks likewise
-    regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts
+    regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts; where
+             masks overlap, pixels read both prompts
     samples: images to make; sample i has seed + i and is the image of that seed painted alone
+    ValueError names the mask that does not fit.
     """
     if not isinstance(image, np.ndarray | LoadedImage):
         image = read_image(image)

@@ -78,7 +78,10 @@ class RegionalAttention(AttnProcessor2_0):
 
 
 def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Give a stock UNet (plain, with LoRA, checkpointed) the processors; ValueError for another network."""
+    """Give a stock UNet (plain, with LoRA, checkpointed) the processors; ValueError for another network.
+
+    Without `regions` among the cross_attention_kwargs it computes what it did before.
+    """
     for name, layer in attention_layers(unet):
         cross = name.endswith("attn2")
         unusual = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
@@ -173,6 +176,9 @@ def region_kwargs(
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Regions]:
     """The `cross_attention_kwargs` of one batch, whose rows are in the order of the latents.
+
+    For n images per prompt repeat the rows of masks and ids n times; for guidance in one batch put the
+    unconditional rows first, with ids 0 where every pixel shall read every token.
 
     masks, soft_cells: see `log_visibility`; masks of any size of the aspect of the latents
     region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
