@@ -40,6 +40,11 @@ def test_last_regions_and_numbers_of_masks_are_tables_of_their_own() -> None:
     assert one["accuracy_last"] is None
 
 
+def test_a_run_in_which_every_image_was_left_out_is_no_report_of_nothing() -> None:
+    with pytest.raises(ValueError, match="^there is no prediction to measure$"):
+        measure_prompts([], resamples=0)
+
+
 def test_intervals_resample_whole_images_and_repeat() -> None:
     rows = [replace(one, root="cat" if one.stem[-1] in "02468" else "dog") for one in drawn(60, seed=8)]
     rows = [replace(one, prediction=f"cat {one.prediction.replace('dog', 'hill')}") for one in rows]

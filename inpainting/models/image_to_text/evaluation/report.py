@@ -74,6 +74,8 @@ def measure_prompts(
     resamples: int = BOOTSTRAPS,
 ) -> dict[str, Any]:
     """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
+    if not rows:
+        raise ValueError("there is no prediction to measure")
     models = models or PromptMetricModels()
     of_networks, skipped = models.numbers(rows)
     keys: tuple[str, ...] = (*ROUGE, SENTENCES)
