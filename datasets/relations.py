@@ -195,7 +195,8 @@ def _on(a: _Edges, b: _Edges, surfaces: bool = True) -> Any:
 
 
 def _above(a: _Edges, b: _Edges) -> Any:
-    """a stands on b, hangs over it, or is open below and spans it (a table above a dog).
+    """a stands on b, hangs over it, or is open below and spans it (a table above a dog). What lies within
+    b's box, as on a bed seen from above, is on it and not above it.
 
     a's top edge is higher, their depths meet within DEPTH_STEP, and either a's middle lies over b and a's
     lower edge ends in the upper part of b or higher; or b's middle lies below a, and b reaches from under

@@ -76,8 +76,8 @@ class LocatorSettings(LocatorOptions):
     temperature: float = setting(1.0, low=0.05, high=5, help="of the draws after the first, greedy answer")
     seed: int = setting(0, low=0, help="seed of the draws")
     depth_model: Path | None = setting(None, help="depth network folder, to rank places and for anchors")
-    device: str = setting("auto", choices=DEVICES, help="where the locator runs")
-    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the locator")
+    device: str = setting("auto", choices=DEVICES, help="where the networks run")
+    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the networks")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,11 +67,11 @@ def words_of(command: str) -> list[str]:
     return words
 
 
-def counterparts() -> list[str]:
-    """What stands here for every command that the two papers publish."""
+def counterparts() -> dict[str, str]:
+    """Command that the two papers publish -> what stands here for it."""
     table = text_of("docs/commands.md").partition("## Commands of the two papers")[2]
     rows = re.findall(r"^\| `(.*?)` \| (?:`(.*?)`|the same) \|", table, re.MULTILINE)
-    return [here or published for published, here in rows]
+    return {published: here or published for published, here in rows}
 
 
 def links(page: str) -> Iterator[tuple[Path, str]]:

@@ -63,7 +63,7 @@ def test_command_exists_with_its_options_and_files(page, command, monkeypatch):
             assert path.is_file(), f"{page}: {command}: {path}"
 
 
-@pytest.mark.parametrize("command", pages.counterparts(), ids=lambda command: command[-60:])
+@pytest.mark.parametrize("command", pages.counterparts().values(), ids=lambda command: command[-60:])
 def test_commands_of_the_papers_have_their_counterpart(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     if command.startswith("conda "):  # the file names the environment
@@ -71,6 +71,25 @@ def test_commands_of_the_papers_have_their_counterpart(command, monkeypatch):
         assert command.split()[-1] in named
         return
     pages.rehearse(command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("published", "here"),
+    [
+        ("conda env create -f environment.yaml", "conda env create -f environment.yaml"),
+        ("conda env create -f env.yaml", "conda env create -f environment.yaml"),
+        ("conda activate i-dream-my-painting", "conda activate bifrost"),
+        ("python create_dataset.py", "python -m llava_bifrost.build_dataset coco"),
+        ("sh train.sh", "sh scripts/train_llava.sh"),
+        ("python llava/eva/run_llava.py", "python -m llava_bifrost.predict image"),
+        ("python llava/eval/run_llava.py", "python -m llava_bifrost.predict image"),
+        ("python llava/eval/run_llava_test.py", "python -m llava_bifrost.evaluate"),
+        ("sh scripts/train.sh", "sh scripts/train.sh"),
+        ("sh scripts/inference.sh", "sh scripts/inference.sh"),
+    ],
+)
+def test_lines_of_the_papers_stand_beside_their_counterpart(published, here):
+    assert pages.counterparts()[published].startswith(here)
 
 
 @pytest.mark.parametrize(("page", "code"), CODE, ids=lambda value: str(value)[:40])

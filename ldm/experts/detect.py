@@ -51,23 +51,21 @@ class Detector:
     def load(
         cls, folder: Path | str, *, device: str = "cpu", least_score: float | None = None, dtype: str = "auto"
     ) -> "Detector":
-        """A `save_pretrained` folder with its processor, or `builtin`. ValueError names what is wrong.
-
-        dtype: precision of the built-in one; the others have that of their folder
-        """
+        """A `save_pretrained` folder with its processor, or `builtin`. ValueError names what is wrong."""
         folder = detector_folder(Path(folder))
         if not folder.is_dir():
             raise ValueError(f"detector {folder}: no such folder{how_to_get(folder)}")
+        precision = pick_dtype(dtype, torch.device(device), folder, "fp32")
         if folder == resolve_model_path(BUILTIN_FOLDER):
-            precision = pick_dtype(dtype, torch.device(device), undeclared="fp32")
             return BuiltinDetector(RoughFinder.load(folder, device, precision))
         with named_failure(f"detector {folder} cannot be loaded", OSError, ValueError, KeyError):
             kind = AutoConfig.from_pretrained(str(folder)).model_type
             if kind not in KINDS:
                 raise ValueError(f"it is of type {kind!r}; allowed: {', '.join(KINDS)}")
             processor = AutoProcessor.from_pretrained(str(folder))
-        model = load_pretrained(AutoModelForZeroShotObjectDetection, folder)
-        return cls(model.to(device), processor, kind, least_score)
+        model = load_pretrained(AutoModelForZeroShotObjectDetection, folder, dtype=precision)
+        # A parameter that is made by torch.Tensor(...) has not the wished precision yet.
+        return cls(model.to(device, precision), processor, kind, least_score)
 
     @torch.inference_mode()
     def find_all(self, image: Any, name: str) -> list[Detection]:
@@ -76,9 +74,9 @@ class Detector:
         text = self.words.format(name)
         prompt: Any = [[text]] if "{}." not in self.words else text
         inputs = self.processor(images=Image.fromarray(rgb_u8), text=prompt, return_tensors="pt")
-        device = next(self.model.parameters()).device
-        output = self.model(**inputs.to(device))
-        check_finite(output.pred_boxes, "detector")
+        weight = next(self.model.parameters())
+        output = self.model(**inputs.to(weight.device, weight.dtype))
+        output.pred_boxes = check_finite(output.pred_boxes, "detector").float()  # pixels need its digits
         h, w = rgb_u8.shape[:2]
         more = {} if isinstance(prompt, list) else {"text_threshold": 0.0}
         detected = self.processor.post_process_grounded_object_detection(

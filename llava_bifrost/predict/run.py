@@ -23,7 +23,7 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
-from ldm.device import pick_device
+from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.files import excerpt, json_bytes, numbered_lines, same_file, set_aside, work_digest, write_atomic
@@ -51,13 +51,16 @@ def load_networks(settings: LocatorSettings) -> SimpleNamespace:
     name, folder = settings.locator_name, settings.depth_model
     how, detector = (settings.device, settings.dtype, settings.load_in), None
     locator = None if name == GEOMETRIC else load_locator(name, *how)
+    device = pick_device(settings.device)
     if settings.detector is not None:
-        detector = Detector.load(
-            settings.detector, device=str(pick_device(settings.device)), dtype=settings.dtype
-        )
+        detector = Detector.load(settings.detector, device=str(device), dtype=settings.dtype)
     needed = name == GEOMETRIC or settings.anchors is not None or settings.detector is not None
     ranking = settings.candidates > 1 and folder is not None
-    depth = DepthEstimator.load(depth_folder(folder)) if needed or ranking else None
+    depth = None
+    if needed or ranking:
+        source = depth_folder(folder)
+        dtype = pick_dtype(settings.dtype, device, source, "fp32")
+        depth = DepthEstimator.load(source, device=str(device), dtype=dtype)
     return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
 
 

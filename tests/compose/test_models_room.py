@@ -6,21 +6,28 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from compose.models import Models, load_models
 from compose.settings import ComposeSettings
+from ldm.device import DTYPES
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.mllm import model as mllm_model
 from ldm.mllm.model import Mllm, load_mllm
 from llava_bifrost.locator import Locator, LocatorConfig, load_locator
+from llava_bifrost.predict import run
+from llava_bifrost.predict.run import load_networks
+from llava_bifrost.settings import PredictImage
+from tests.ldm.small_detectors import grounding_dino, owlv2
 from tests.ldm.small_mllm import build_small, small_folder
 
 FILES = {"background": Path("room.png"), "object": Path("dog.png"), "instruction": "Place the dog"}
 LOCATOR = Path("assets/tiny/locator")
+IMAGE = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +39,61 @@ def test_locator_and_depth_network_have_the_precision_of_the_settings(name: str,
     assert next(models.depth.model.parameters()).dtype == wanted
     assert load_models(ComposeSettings(**FILES, device="cpu", dtype=name), models) is models
     assert load_models(ComposeSettings(**FILES, device="cpu", dtype="fp16"), models) is not models
+
+
+@pytest.mark.parametrize("name", ["auto", "fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("write", [grounding_dino, owlv2])
+def test_detectors_have_the_precision_of_the_settings(name: str, write: Any, tmp_path: Path):
+    """They find the same boxes in each, to the digits that it has."""
+    folder, wanted = write(tmp_path / "detector"), DTYPES.get(name, torch.float32)
+    models = load_models(ComposeSettings(**FILES, device="cpu", dtype=name))
+    detector = models.detector(folder)
+    assert {value.dtype for value in detector.model.parameters()} == {wanted}
+    plain = Detector.load(folder)
+    plain.least_score = detector.least_score = 0.0
+    found, expected = (network.find_all(IMAGE, "sofa") for network in (detector, plain))
+    assert len(found) > 4
+    for one in found:
+        apart = [np.subtract(one.box01_xyxy, other.box01_xyxy) for other in expected]
+        assert min(np.abs(apart).max(axis=1)) < (1e-6 if wanted == torch.float32 else 0.02)
+
+
+def test_precisions_of_detectors_that_there_are_not(tmp_path: Path):
+    with pytest.raises(ValueError, match="unknown dtype 'half'; allowed: auto, fp32, fp16, bf16"):
+        Detector.load(owlv2(tmp_path / "detector"), dtype="half")
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "depth"),
+    [
+        ("cpu", "auto", torch.float32),
+        ("cpu", "bf16", torch.bfloat16),
+        ("cuda", "fp16", torch.float16),
+        ("cuda", "fp32", torch.float32),
+        ("cuda", "auto", torch.float32),  # its folder declares none
+    ],
+)
+def test_all_networks_of_predict_obey_device_and_precision(
+    device: str, name: str, depth: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run, "load_locator", lambda folder, *how: how)
+    for network in (DepthEstimator, Detector):
+        monkeypatch.setattr(network, "load", lambda folder, **how: how)
+    networks = load_networks(
+        PredictImage(
+            image=Path("room.png"),
+            instruction="Place the dog",
+            locator=LOCATOR.as_posix(),
+            device=device,
+            dtype=name,
+            detector=tmp_path,
+            depth_model=tmp_path,
+        )  # fmt: skip
+    )
+    assert networks.locator(None) == (device, name, "")
+    assert networks.detector(None) == {"device": device, "dtype": name}
+    assert networks.depth == {"device": device, "dtype": depth}
 
 
 class Moved(nn.Module):

@@ -71,6 +71,27 @@ def test_above_has_its_converse_and_includes_on(a: Place, b: Place) -> None:
     assert holds("above", a, b) or lies_within or not holds("on", a, b)
 
 
+TABLE = Place((0.2, 0.5, 0.8, 0.9), 0.6, 0.5, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("box", "d", "on", "above"),
+    [
+        ((0.4, 0.4, 0.5, 0.6), 0.6, True, True),  # a vase that sticks out above the far edge
+        ((0.4, 0.52, 0.5, 0.65), 0.6, True, False),  # a cup in the middle of the table, seen from above
+        ((0.25, 0.55, 0.3, 0.7), 0.7, True, False),  # a cup at its near side
+        ((0.4, 0.1, 0.6, 0.3), 0.6, False, True),  # a lamp over the table
+        ((0.4, 0.1, 0.6, 0.3), 0.2, False, False),  # a picture on the wall far behind it
+        ((0.4, 0.72, 0.5, 0.88), 0.6, False, False),  # a dog below it
+    ],
+)
+def test_on_is_above_where_it_sticks_out(box: tuple, d: float, on: bool, above: bool) -> None:
+    """What lies within the outline of a surface seen from above is on it, and no place above it."""
+    thing = Place(box, d, d - 0.03, d + 0.03)
+    assert holds("on", thing, TABLE) is on
+    assert holds("above", thing, TABLE) is holds("under", TABLE, thing) is above
+
+
 @given(places(), places(), places())
 def test_between_does_not_mind_the_order(a: Place, b: Place, c: Place) -> None:
     assert holds("between", a, b, c) == holds("between", a, c, b)
