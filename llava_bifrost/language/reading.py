@@ -35,7 +35,11 @@ _THANKS = re.compile(r"[\s,]+(?:please|pls|thanks|thank you)$")
 _TAIL = re.compile(r"[\s,;.]*\boutput the bounding box\b.*$", re.IGNORECASE)
 _JOIN = re.compile(r"(?:\s*,\s*|\s+)(?:and|but|also|as well as)(?:\s+also)?\s*$|\s*,\s*$")
 _NEGATION = re.compile(r"\b(?:not|never|no|none|neither|nor|without|except|avoid|unless|cannot)\b|\b\w+n't\b")
-_ANY = re.compile(r"\b(?:or|either|maybe|perhaps|possibly|if|any\w+|every\w+|what|where|which|who|how|why)\b")
+_ANY = re.compile(
+    r"\b(?:or|either|maybe|perhaps|possibly|if|any\w*|every\w*|each|all(?!-)|(?:one|some|two|three|most) of"
+    r"|what|where|which|who|how|why)\b"
+)
+_BOTH = re.compile(r"\bboth (?=(?:the|my|our|your|these|those) )")  # "both the X and the Y" are two
 # Relations that have no phrase here; an anchor's own "in the corner" or "with a hat" only describes it.
 _UNREAD = "against|around|at|towards?|across|opposite|outside|through|from|away|off|along|among|closer|that"
 _UNREAD_OF = {
@@ -45,12 +49,18 @@ _UNREAD_OF = {
 _PARTICLE = re.compile(r"^(?:up|down|back|out)\s+")  # "set up a tent"
 _AMOUNT = re.compile(r"\b\d[\d.]* ?(?:m|cm|mm|met(?:er|re)s?|feet|foot|inch(?:es)?|px|pixels?|%)$")
 _ITS_SIDE = re.compile(r"^(?:the |my |our |your )?([\w'-]+(?: [\w'-]+){0,2}) on the (left|right)(?: side)?$")
+# What an object does: it says nothing about the place.
+_DOING = (
+    "standing|sitting|seated|lying|hanging|leaning|parked|placed|hidden|sleeping|asleep|napping|resting|relaxing|"
+    "curled|perched|perching|kneeling|crouching|waiting|running|walking|jumping|dancing|playing|reading|working|"
+    "eating|drinking|grazing|flying|floating|swimming"
+)
 # Of a sentence without a verb that asks, "the dog should be", and of any, "a dog sitting".
 _STANDS = re.compile(
     r",? (?:(?:should|must|can|will) (?:be|go|stand|sit|lie|hang)|is|are|goes|belongs?|stands|sits|lies)"
-    r"(?= (?:standing|sitting|lying|hanging|leaning|parked|placed|hidden)$|$)"
+    rf"(?= (?:{_DOING})$|$)"
 )
-_POSTURE = re.compile(r",? (?:standing|sitting|lying|hanging|leaning|parked|placed|hidden)$")
+_POSTURE = re.compile(rf",? (?:{_DOING})$")
 _ON_SIDE = re.compile(
     rf"({PHRASE.pattern} (?:the|my|our|your) )([\w'-]+(?: [\w'-]+){{0,2}}) on the (left|right)(?: side)?"
     r"(?= ?,| and\b|$)"
@@ -106,7 +116,7 @@ def _read(text: str) -> Request:
         raise ValueError("the instruction is empty")
     if found := _NEGATION.search(plain) or _ANY.search(plain):
         raise ValueError(f"{found[0]!r} in {text.strip()!r}: only one definite place is read, no negation")
-    if somebody := _SOMEBODY.match(plain):
+    if somebody := _SOMEBODY.match(plain := _BOTH.sub("", plain)):
         plain = somebody[1]
     if fronted := _FRONTED.match(plain):
         plain = f"{fronted[3]} {fronted[1]}"

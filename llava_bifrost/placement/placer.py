@@ -19,7 +19,7 @@ from llava_bifrost.language.answer import Candidate, format_answer, named_places
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement import search
 from llava_bifrost.placement.ground import EDGE, fit_ground
-from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, is_level, size_at_one
+from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, is_level, is_one_of, size_at_one
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def place_object(
     view = search.View(depth_01, ground, dict(anchors))
     unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     relations = [PHRASES[phrase] for phrase, _ in request.relations]
-    relief = ROUND_RELIEF if request.target.split()[-1] in ROUND_NOUNS else RELIEF
+    relief = ROUND_RELIEF if is_one_of(ROUND_NOUNS, request.target) else RELIEF
     touched = {name for phrase, name in request.relations if PHRASES[phrase] in (*search.UPON, "under")}
     touched |= {name for name, place in anchors.items() if is_level(name, place)}
     passes = [(touched, search.SLIM), (touched, CLOSE)]

@@ -14,7 +14,7 @@ import numpy as np
 from datasets.geometry import Box01
 from datasets.relations import Place
 from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
-from llava_bifrost.placement.sizes import FLAT_NOUNS, TOP_SIDE, UPPER_SIDES, by_noun, is_level
+from llava_bifrost.placement.sizes import FLAT_NOUNS, TOP_SIDE, UPPER_SIDES, by_noun, is_level, is_one_of
 
 # All are chosen by looking at the placer's answers in rendered rooms and photographs.
 COLUMNS, ROWS = 40, 44  # of the grid of contact points
@@ -237,7 +237,7 @@ def footprint(view: View, name: str) -> tuple:
     left, right, away, _ = plan(view, place.middle, place.width, standing if on_ground else place.d)
     h_px, w_px = view.depth_01.shape
     deep = min(1.0, (place.y1 - place.y0) * h_px / max(place.width * w_px, 1e-6))
-    deep *= FLAT if name.split()[-1] in FLAT_NOUNS else 1.0
+    deep *= FLAT if is_one_of(FLAT_NOUNS, name) else 1.0
     return left, right, away, away + THICK * deep * (right - left)
 
 

@@ -3,7 +3,8 @@
 A size is the square root of width times height of the object as it stands, in metres; estimated by hand.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from math import prod
 from typing import TypeVar
 
@@ -65,28 +66,42 @@ UPPER_SIDES: dict[str, tuple[float, float]] = {
 }
 TOP_SIDE = (0.03, 0.35)  # of all others
 RELIEF, ROUND_RELIEF = 0.06, 0.36  # by which the middle is nearer, in units of width times scale; chosen
+# What follows the noun that a name is about: "man in the field", "dog playing with a ball".
+_MODIFIER = re.compile(
+    r" (?:with|in|from|on|at|by|to|near|next|beside|under|above|behind|between|holding|wearing|carrying"
+    r"|\w+ing (?:an?|the|his|her|its|with|in|on|at|to))\b"
+)
 COMMON = 0.4  # metres, of a target that is not in the table beside an anchor that is; chosen
 UNANCHORED = 0.3  # fraction of the shorter side covered in the middle distance, where nothing helps; chosen
 
 
 def usual_size(name: str) -> float | None:
-    """Metres for a name such as "small brown dog", by its last word or two; None for an unknown noun."""
-    words = set(name.lower().split())
+    """Metres for a name such as "small brown dog in the grass", by its noun; None for an unknown one."""
+    words = set(_MODIFIER.split(name.lower())[0].split())
     size = SIZES["toy"] if {"toy", "model", "miniature"} & words else by_noun(SIZES, name)
     return size and size * prod(factor for word, factor in ADJECTIVE_FACTORS.items() if word in words)
 
 
 def by_noun(table: Mapping[str, T], name: str) -> T | None:
-    """What a table says of a name, by its last word or two, singular; None for an unknown noun."""
-    words = name.lower().split()
-    last = [" ".join(words[-2:]), *words[-1:]]
+    """What a table says of a name, by its noun of one or two words, singular; None for an unknown noun.
+
+    The noun stands before "in the field" and the like; of "pair of shoes" the second counts where the first
+    is unknown.
+    """
+    nouns = map(str.split, _MODIFIER.split(name.lower())[0].split(" of "))
+    last = [word for words in nouns for word in (" ".join(words[-2:]), *words[-1:])]
     return next((table[key] for word in last for key in (word, word.removesuffix("s")) if key in table), None)
+
+
+def is_one_of(nouns: Iterable[str], name: str) -> bool:
+    """Whether the noun of a name is one of these."""
+    return by_noun(dict.fromkeys(nouns, True), name) is not None
 
 
 def is_level(name: str, place: Place) -> bool:
     """Whether an object is what others stand on: a floor, a rug, a table from border to border."""
     spans = place.x0 <= EDGE and place.x1 >= 1 - EDGE
-    return spans or name.split()[-1] in LEVEL_NOUNS
+    return spans or is_one_of(LEVEL_NOUNS, name)
 
 
 def size_px(place: Place, size_hw: tuple[int, int]) -> float:

@@ -223,10 +223,23 @@ def test_on_a_surface_seen_from_above(box: tuple, d: float, on: bool) -> None:
     ("name", "same"),
     [("bus", 4.5), ("buses", None), ("blue bus", 4.5), ("wine glass", 0.1), ("glasses", None),
      ("toy truck", 0.25), ("toy robot", 0.25), ("small plant", 0.36), ("big dogs", 0.77),
-     ("rubber duck", 0.1), ("trash can", 0.7)],
+     ("rubber duck", 0.1), ("trash can", 0.7),
+     ("man in the brown jacket", 0.95), ("dog with a small toy", 0.55), ("girl holding a ball", 0.6),
+     ("dog playing with a ball", 0.55), ("small cat facing the window", 0.21), ("watering can", 0.35),
+     ("chair next to the bed", 0.65), ("cup of tea", 0.1), ("pair of shoes", 0.2), ("pile of rubble", None)],
 )  # fmt: skip
 def test_sizes_of_names(name: str, same: float | None) -> None:
     assert usual_size(name) == (same if same is None else pytest.approx(same))
+
+
+@pytest.mark.parametrize(
+    ("name", "level"),
+    [("football field", True), ("rugs", True), ("patch of grass", True), ("stage of the theatre", True),
+     ("man in the field", False), ("player on the grass", False), ("lamp near the rug", False),
+     ("boy sitting on the floor", False)],
+)  # fmt: skip
+def test_a_person_in_a_field_is_no_ground(name: str, level: bool) -> None:
+    assert is_level(name, Place.of((0.4, 0.4, 0.5, 0.8), 0.5)) is level
 
 
 def test_answers_are_judged_by_region_and_plain_meaning() -> None:

@@ -116,3 +116,38 @@ def test_a_described_object_is_replaced_by_its_known_name() -> None:
     assert with_known_names(request, {"dog": DOG}).target == "dog"
     assert with_known_names(request, {"dog on the chair": DOG, "dog": CHAIR}).target == "dog on the chair"
     assert with_known_names(request, {}).target == "dog on the chair"
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "relations"),
+    [
+        ("put the cat behind both the sofa and the lamp", "cat", (("behind", "sofa"), ("behind", "lamp"))),
+        ("a cat sleeping on the bed", "cat", (("on", "bed"),)),
+        ("the dog should be asleep beside the bed", "dog", (("beside", "bed"),)),
+        ("Put a bird flying above the house", "bird", (("above", "house"),)),
+        ("the cat is curled up on the sofa", "cat", (("on", "sofa"),)),
+        ("put the oil painting on the sofa", "oil painting", (("on", "sofa"),)),
+        ("put a running shoe on the chair", "running shoe", (("on", "chair"),)),
+        ("put the all-terrain bike behind the car", "all-terrain bike", (("behind", "car"),)),
+    ],
+)
+def test_what_an_object_does_is_no_part_of_its_name(text: str, target: str, relations: tuple) -> None:
+    request = parse_instruction(text)
+    assert (request.target, request.relations) == (target, relations)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("put a cup on every table", "'every' in"),
+        ("put the dog next to any chair", "'any' in"),
+        ("put a slipper next to each bed", "'each' in"),
+        ("put all chairs behind the table", "'all' in"),
+        ("put the dog next to one of the chairs", "'one of' in"),
+        ("put some of the cups on the table", "'some of' in"),
+        ("put both the dog and the cat on the sofa", "one object at a time"),
+    ],
+)
+def test_what_leaves_a_choice_or_asks_for_several_is_refused(text: str, part: str) -> None:
+    with pytest.raises(InstructionError, match=part):
+        parse_instruction(text)
