@@ -1,7 +1,7 @@
 """Score a folder of composites against a benchmark manifest; ours or those of any other system.
 
-    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json \
-        --instances data/COCO/annotations/instances_val2017.json --images data/COCO/val2017 \
+    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json \\
+        --instances data/COCO/annotations/instances_val2017.json --images data/COCO/val2017 \\
         --objects data/DreamBooth/objects --out outputs/score.json
 
 Results are images named by the case: CASE.png or CASE.jpg, of the background's size. Nothing of how they

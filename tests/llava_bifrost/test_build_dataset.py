@@ -15,7 +15,7 @@ from ldm.images import read_image
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
 from llava_bifrost.build_dataset.__main__ import build_app
-from llava_bifrost.build_dataset.coco import CocoBuild
+from llava_bifrost.build_dataset.coco import CocoBuild, CocoSource
 from llava_bifrost.build_dataset.files import merge_shards
 from llava_bifrost.build_dataset.records import read_records
 from llava_bifrost.language.answer import parse_answer, satisfies
@@ -90,6 +90,17 @@ def test_the_object_is_gone_and_the_rest_is_there(coco: Path, built: Path) -> No
         assert np.abs(after - before)[away < r - 3].mean() > 10
         seen += 1
     assert seen >= 5
+
+
+def test_the_small_depth_network_is_named_for_photographs(
+    coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without --depth it is the small one, and the log says what that means and how to get a real one."""
+    caplog.set_level("INFO")
+    CocoSource(CocoBuild(images=coco / "images", annotations=coco / "instances.json", out=tmp_path))
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "trained on rendered rooms only" in said
+    assert "python -m ldm.registry pull depth" in said
 
 
 def test_crowds_and_empty_images_are_counted(built: Path) -> None:
