@@ -54,6 +54,8 @@ WAITS = 600  # seconds in which the page names a file that was sent; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen
 IMAGE_FILES = "accept='image/*'"
 EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+# The second event of a click: of two in its queue Gradio now and then sends one to a closed connection.
+APART = {**EVENT, "queue": False}
 FREQUENT = {"queue": False, "trigger_mode": "always_last"}  # of Gradio's queue, which shows errors, not ours
 
 

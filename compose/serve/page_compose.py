@@ -151,11 +151,11 @@ class ComposeTab:
         ground = [self.depth, self.ground]
         on(self.ground.input, lambda desk, event, looks, d, low: desk.move(None if low else d), *ground)
         named = on(self.name.submit, lambda desk, event, looks, text: desk.name(text), self.name)
-        named.success(lambda: "", None, self.name, **page.EVENT)
+        named.success(lambda: "", None, self.name, **page.APART)
         on(self.forget.click, lambda desk, event, looks: desk.forget())
         for part in (self.tool, self.view, self.fix, self.controls[0]):
             on(part.input, page.nothing)
-        self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.EVENT)
+        self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.APART)
         for name in INPUT_FILES:
             surface = self.item if name.startswith("object") else self.place
             given = on(getattr(surface, name), partial(self.take, name))
@@ -166,7 +166,7 @@ class ComposeTab:
         given = [self.desk, self.sentence, *self.controls]
         on(self.ask.click(self.propose, given, self.status, **page.EVENT).success, page.nothing)
         self.go.click(self.compose, given, self.status, scroll_to_output=True, **page.EVENT)
-        self.go.click(lambda: "", None, self.note, **page.EVENT)
+        self.go.click(lambda: "", None, self.note, **page.APART)
         self.cancel.click(self.site.cancel, self.desk, **page.EVENT)
 
     def drawn(self, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:

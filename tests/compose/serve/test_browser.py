@@ -15,11 +15,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from benchmarks.serve import serving
 from compose.commands import replay
 from compose.settings import ReplaySettings
 from ldm.images import read_image, read_mask, write_png
 from ldm.result import read_recipe
 from tests.compose.serve.browsing import TENT, Visit, photographs, served
+from tests.compose.serve.newcomer import CASE, newcomer, slider_ms
+from tests.compose.serve.newcomer import SENTENCE as SAID
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -256,30 +259,19 @@ def test_a_file_of_jobs_is_done(visit, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["box", "sentence"])
-def test_a_newcomer_composes_photographs_in_two_minutes(visit, test_data, way):
-    background, item = photographs(test_data, "d05_wolf_behind_motorcycle")
+def test_a_newcomer_composes_photographs_in_two_minutes(browser, test_data, tmp_path, way):
+    background, item = photographs(test_data, CASE)
     start = time.perf_counter()
-    visit.prepare(background, item)
-    if way == "box":
-        visit.drag("background", (0.35, 0.2), (0.75, 0.8))
-    else:
-        visit.page.click("text=name a thing")
-        visit.page.wait_for_selector("#name")
-        visit.drag("background", (0.14, 0.3), (0.93, 0.93))
-        time.sleep(0.7)
-        visit.page.fill("#name :is(input, textarea)", "motorcycle")
-        visit.page.keyboard.press("Enter")
-        visit.page.wait_for_function("document.querySelector('#name :is(input, textarea)').value === ''")
-        visit.page.click("text=place the object")
-        visit.page.fill("#sentence :is(input, textarea)", "Place the wolf plushie behind the motorcycle")
-        visit.page.click("#propose")
-    visit.until("#visible .prose", "% visible")
-    image, *_ = visit.compose()
-    seconds = time.perf_counter() - start
+    with serving(tmp_path) as server, browser.new_context(accept_downloads=True) as context:
+        page = context.new_page()
+        image = newcomer(page, str(server.client.base_url), way, background, item)
+        seconds = time.perf_counter() - start
+        slider = slider_ms(page)
+        before, after, recipe = read_image(background).rgb_u8, read_image(image).rgb_u8, read_recipe(image)
     assert seconds < 120
-    before, after = read_image(background).rgb_u8, read_image(image).rgb_u8
-    changed = (before != after).any(axis=2)
-    assert 0 < changed.mean() < 0.6
+    assert slider["median"] < 150
+    assert 0 < (before != after).any(axis=2).mean() < 0.6
+    assert (recipe.get("placement") or {}).get("instruction") == {"sentence": SAID}.get(way)
 
 
 def test_a_phone_has_room_for_everything(browser, address):
