@@ -5,12 +5,11 @@
 
 This process imports the product once and forks, so that a kill hits work and not imports; the child calls the
 command's own app in a session of its own. `kills`: SIGKILL, SIGTERM or SIGINT at random moments, several in a
-row. `at renames`: SIGKILL just before the n-th rename. `together`: two processes, at once or one later.
-`full disk`: a small file system, or small files where none may be mounted. `threads`: twice in one process.
-Then the command runs once more, and what it leaves is compared with a run alone, without times.
-
-wrong: a file differs or is missing; refused: the command cannot go on; left over: a file that a run alone
-does not leave; traceback: an error of several lines; exit: an unexpected exit code, or an orphan.
+row. `at renames`: SIGKILL just before the n-th. `together`: two processes, at once or one later. `full disk`:
+a small file system, or small files where none may be mounted. `threads`: twice in one process. Then the
+command runs once more, and what it leaves is compared with a run alone, without times. wrong: a file differs
+or is missing; refused: the command cannot go on; left over: a file that a run alone does not leave;
+traceback: an error of several lines; exit: an unexpected exit code, or an orphan.
 """
 
 import contextlib
@@ -39,7 +38,7 @@ from omegaconf import OmegaConf
 from benchmarks import campaign_state as state
 from benchmarks.harness import RESULTS, Out, write_results
 from ldm.files import read_json
-from ldm.settings.cli import run_app, run_module, single_app
+from ldm.settings.cli import INTERRUPTED, run_app, run_module, single_app
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +99,8 @@ class Campaign:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             found = {"renames": renames[0], "cpu_s": time.process_time(), "modules": sorted(sys.modules)}
             self.place.with_suffix(".json").write_text(json.dumps(found))
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
+        except (SystemExit, KeyboardInterrupt) as error:  # of Ctrl-C before or after the command itself
+            code = getattr(error, "code", INTERRUPTED)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -121,10 +120,10 @@ class Campaign:
         return (state.wait(child, 60) or 0) if code is None else code
 
     def output(self) -> str:
-        return self.place.with_suffix(".log").read_text(errors="replace")
+        return self.place.with_suffix(".log").read_text(errors="replace").strip()
 
     def said(self) -> str:
-        return self.output().strip().rpartition("\n")[2]
+        return self.output().rpartition("\n")[2]
 
     def note(self, kind: str, case: str, what: str) -> None:
         self.counts[kind] += 1
@@ -175,8 +174,8 @@ class Campaign:
         if "Traceback" in self.output():
             self.note("traceback", case, self.said())
         now = state.contents(place, self.place)
-        if more := sorted(now.keys() - self.alone.keys()):
-            self.note("left over", case, ", ".join(more[:4]))
+        if more := now.keys() - self.alone.keys():
+            self.note("left over", case, ", ".join(sorted(more)[:4]))
         if changed := [name for name in state.differences(now, self.alone) if name not in more]:
             self.note("wrong", case, ", ".join(changed))
 

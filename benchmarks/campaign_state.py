@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,12 +20,14 @@ from typing import Any
 
 import psutil
 from PIL import Image
+from tqdm.auto import tqdm
 
 TIMES = ("second", "minute", "time", "date", "elapsed", "load_average")  # in keys of what tells the time
 
 
 def output_to(path: Path) -> None:
-    """Standard output and error of this process go to the end of a file."""
+    """Standard output and error of this process go to the end of a file; nothing is shared with others."""
+    tqdm.set_lock(threading.RLock())  # its own one stays locked where a process that holds it is killed
     for descriptor in (1, 2):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
 

@@ -31,7 +31,15 @@ from compose.models import compositor_folder
 from compose.settings import BatchSettings, DreamBoothSettings
 from compose.sheet import save_sheet
 from datasets.sources.readers import images_in, subfolders
-from ldm.files import file_sha256, numbered_lines, read_json, same_file, work_digest, write_json
+from ldm.files import (
+    check_stopped,
+    file_sha256,
+    numbered_lines,
+    read_json,
+    same_file,
+    work_digest,
+    write_json,
+)
 from ldm.journal import parse_line
 from ldm.locks import taken
 from ldm.registry.models import BUILTIN, cutout_network, depth_folder, detector_folder, how_to_get
@@ -248,6 +256,7 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
             made.append(job.name)
             text = f"{100 * result.report['visible_fraction']:.0f} % visible"
         except (ValueError, OSError, RuntimeError) as error:
+            check_stopped()
             text = failed[job.name] = " ".join(str(error).split())
             write_json(record, failed)
         passed = time.monotonic() - start

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import signal
 import unicodedata
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -134,12 +135,22 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+STOPPED: list[int] = []  # signals that end this process
+
+
+def check_stopped() -> None:
+    """Raise what a signal raises, where one came: a library may have put an error of its own in its place."""
+    if STOPPED:
+        raise KeyboardInterrupt if STOPPED[0] == signal.SIGINT else SystemExit(128 + STOPPED[0])
+
+
 @contextlib.contextmanager
 def named_failure(what: str, *kinds: type[Exception]) -> Iterator[None]:
     """Errors of these kinds, which a library raises, as a ValueError: what failed, and their first line."""
     try:
         yield
     except kinds as error:
+        check_stopped()
         raise ValueError(f"{what}: {first_line(error)}") from error
 
 

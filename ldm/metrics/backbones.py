@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.checkpoints import Network, load_strict, read_weights
-from ldm.files import file_sha256, hash_folder
+from ldm.files import check_stopped, file_sha256, hash_folder
 from ldm.loading import loading
 from ldm.registry.models import how_to_get, resolve_model_path
 
@@ -65,6 +65,7 @@ class MetricNetworks:
             self.used[name] = {"path": path.as_posix(), "sha256": hash_of(path)}
             return network
         except (ValueError, OSError) as error:
+            check_stopped()
             self.skipped[name] = " ".join(str(error).split())
             log.warning("skipped: %s: %s", name, self.skipped[name])
             return None

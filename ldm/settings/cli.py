@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from ldm import __version__
-from ldm.files import located
+from ldm.files import STOPPED, check_stopped, located
 from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
@@ -33,6 +33,7 @@ App = typer.Typer  # under this name commands need not import the library before
 log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM, as shells give them
+DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 ENDS = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 
@@ -156,15 +157,17 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     for library in ("httpx", "torch"):  # torch prints statistics at its end where its import was interrupted
         logging.getLogger(library).setLevel(logging.WARNING)
     quiet_libraries()
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    for number, default in DEFAULTS.items():
+        if signal.getsignal(number) == default:
+            signal.signal(number, stop)
     sys.exit(run_app(build, sys.argv[1:]))
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    """Leave as after Ctrl-C, so that nothing half-written stays; once more ends at once."""
-    signal.signal(number, signal.SIG_DFL)
-    raise SystemExit(TERMINATED)
+def stop(number: int, frame: Any) -> None:
+    """The handler of Ctrl-C and SIGTERM: leave so that nothing half-written stays; once more ends at once."""
+    signal.signal(number, DEFAULTS[number])
+    STOPPED.append(number)
+    check_stopped()
 
 
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
@@ -211,11 +214,14 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
             raise
         result = TERMINATED
     except Exception as error:
-        if (message := user_message(error)) is None:
-            raise
-        log.debug("user error", exc_info=True)
-        sys.stderr.write(f"error: {message}\n")
-        return {"error": message}, 2
+        if not STOPPED:
+            if (message := user_message(error)) is None:
+                raise
+            log.debug("user error", exc_info=True)
+            sys.stderr.write(f"error: {message}\n")
+            return {"error": message}, 2
+    if STOPPED:  # whatever a library has made of it
+        result = 128 + STOPPED[0]
     if isinstance(result, int) and result in ENDS:  # typer turns Ctrl-C within a verb into its code
         sys.stderr.write(f"{ENDS[result]}\n")
         return {"error": ENDS[result]}, result

@@ -13,7 +13,8 @@ import pytest
 import ldm
 import ldm.settings.cli as cli
 from ldm.checkpoints import folder_written_whole
-from ldm.files import written_whole
+from ldm.files import named_failure, written_whole
+from ldm.metrics.backbones import MetricNetworks
 from ldm.settings.cli import command, run_app, single_app
 from ldm.settings.config import setting
 from tests.conftest import ROOT
@@ -114,9 +115,56 @@ def run(work: Any, *argv: str) -> int:
 
 @pytest.fixture
 def terminating(monkeypatch: pytest.MonkeyPatch) -> Any:
-    before = signal.signal(signal.SIGTERM, cli._terminate)
+    before = {number: signal.signal(number, cli.stop) for number in cli.DEFAULTS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    cli.STOPPED.clear()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def as_a_library_does(number: int, error: Exception) -> None:
+    """The signal comes where its exception is replaced, as in torch.tensor."""
+    try:
+        signal.raise_signal(number)
+    except BaseException:
+        raise error from None
+
+
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+@pytest.mark.parametrize("error", [ValueError("no shape"), TypeError("no shape"), OSError("no shape")])
+def test_a_signal_that_becomes_an_error_ends_the_command(terminating, capsys, number, code, error):
+    assert run(lambda settings: as_a_library_does(number, error)) == code
+    assert "no shape" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_such_an_error_is_not_a_reason_to_go_on_without_a_network_or_an_item(terminating, number, code):
+    went_on = []
+
+    def work(settings: Settings) -> None:
+        MetricNetworks().get(
+            "clip", Path("clip"), lambda path: as_a_library_does(number, ValueError("no shape"))
+        )
+        went_on.append(1)
+
+    assert run(work) == code
+    cli.STOPPED.clear()
+    signal.signal(number, cli.stop)
+    with pytest.raises((KeyboardInterrupt, SystemExit)), named_failure("a.safetensors", ValueError):
+        as_a_library_does(number, ValueError("no shape"))
+    assert went_on == []
+
+
+def test_without_a_signal_the_error_stands(terminating, capsys):
+    def work(settings: Settings) -> None:
+        with named_failure("a", TypeError):
+            raise TypeError("no shape")
+
+    assert run(work) == 2
+    assert "a: no shape" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [[], ["--json"]])
