@@ -1,7 +1,7 @@
 """What each `--speed` costs and loses: the trained small compositor on held-out scenes, from noise.
 
     python -m datasets.scenes render --split eval --world wide --count 320 --out data/scenes/wide_eval
-    python -m benchmarks.speed                                    (200 scenes: about an hour on one core)
+    python -m benchmarks.speed                                    (200 scenes: half an hour on one core)
 
 For steps, guidance and speed: CPU seconds of an image; over the visible object its PSNR to the image of
 `exact` and, paired with `exact`, what PSNR to the truth, identity among eight objects and order lose.
