@@ -9,6 +9,7 @@ import numpy as np
 from datasets.inputs import Inputs
 from ldm.settings.later import later_names
 
+STOP_AFTER = 2000  # tries of a source without an accepted example, after which a run stops; chosen
 BLOCK = 1000  # examples in which the fractions of a mixture are exact to 1 in 1000
 
 # What a source's references show of the target (published dynamics 0, 1, 2), for the choice of timesteps.

@@ -6,37 +6,45 @@ or an interruption.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from datasets.base import ExampleSource, Mixture, Rejected, reason
+from datasets.base import STOP_AFTER, ExampleSource, Mixture, Rejected, reason
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import Pair, build_pair
 
-MAX_TRIES = 16  # samples of one example before the run stops; chosen
+ITEMS = 100  # items of a source that are tried for one example, then another source gives it; chosen
+SHOWN = 5  # rejections that an error names
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSample(Pair):
     dynamics: Tensor  # () int64, of the source
-    source: Tensor  # () int64, which source of the mixture it came from
-    rejected: tuple[str, ...] = ()  # why samples were rejected before this one was taken
+    source: int  # which source of the mixture it came from
+    planned: int  # whose turn it was; another one where `source` takes its place
+    rejected: tuple[tuple[int, str, str], ...] = ()  # before it: source, reason, message
 
 
 def draw_pair(
     source: ExampleSource, options: PairOptions, key: tuple[int, ...], first: int
 ) -> tuple[int, Pair | None, list[tuple[int, Exception]]]:
-    """Item `first`, or after its rejection random items, each with randomness from (*key, try).
+    """Item `first`, or after its rejection other items in a random order, each once before one comes again.
 
-    returns: the item that was accepted and its pair, None where every try was rejected; (item, why) of these
+    Each try has randomness from (*key, try).
+    returns: the accepted item and its pair, None where ITEMS tries were rejected; (item, why) of the rejected
     """
     rejections: list[tuple[int, Exception]] = []
-    for attempt in range(MAX_TRIES):
+    others = np.zeros(0, np.int64)
+    for attempt in range(ITEMS):
+        if attempt == 1:
+            chosen = np.random.default_rng((*key, ITEMS)).choice(len(source), min(len(source), ITEMS), False)
+            others = np.append(chosen[chosen != first], first)
         rng = np.random.default_rng((*key, attempt))
-        index = first if attempt == 0 else int(rng.integers(len(source)))
+        index = first if attempt == 0 else int(others[(attempt - 1) % len(others)])
         try:
             inputs = source.example(index, rng)
             return index, build_pair(inputs, options, AugmentationParams.sample(rng, options)), rejections
@@ -46,7 +54,11 @@ def draw_pair(
 
 
 class PairDataset(Dataset[TrainingSample]):
-    """Example k of a run, built with randomness from (seed, k, try)."""
+    """Example k of a run, built with randomness from (seed, k, try).
+
+    Where a source rejects ITEMS tries, another one gives the example, drawn by the fractions of the mixture.
+    stop_after: tries of every source for one example before it is a ValueError
+    """
 
     def __init__(
         self,
@@ -54,7 +66,9 @@ class PairDataset(Dataset[TrainingSample]):
         options: PairOptions,
         seed: int,
         weights: Sequence[float] = (1.0,),
+        stop_after: int = STOP_AFTER,
     ) -> None:
+        self.stop_after = stop_after
         self.sources: Sequence[ExampleSource] = source if isinstance(source, Sequence) else [source]
         if not all(map(len, self.sources)):
             raise ValueError("the source holds no examples")
@@ -62,15 +76,33 @@ class PairDataset(Dataset[TrainingSample]):
         self.mixture = Mixture([len(part) for part in self.sources], weights, seed)
 
     def __getitem__(self, k: int) -> TrainingSample:
-        which, first = self.mixture(k)
-        _, pair, rejections = draw_pair(self.sources[which], self.options, (self.seed, k), first)
-        if pair is None:
-            reasons = "; ".join(sorted({f"item {index}: {error}" for index, error in rejections}))
-            raise ValueError(f"example {k}: {MAX_TRIES} samples in a row were rejected: {reasons}")
-        return TrainingSample(
-            **vars(pair), dynamics=torch.tensor(self.sources[which].dynamics),
-            source=torch.tensor(which), rejected=tuple(reason(error) for _, error in rejections),
-        )  # fmt: skip
+        planned, first = self.mixture(k)
+        rejected: list[tuple[int, str, str]] = []
+        for turn in range(ceil(self.stop_after / ITEMS)):
+            for which in self.sources_in_turn(k, planned):
+                key, item = (self.seed, k), first
+                if turn or which != planned:
+                    key = (*key, turn + 1, which)
+                    item = int(np.random.default_rng(key).integers(len(self.sources[which])))
+                index, pair, rejections = draw_pair(self.sources[which], self.options, key, item)
+                rejected += [(which, reason(error), f"item {i}: {error}") for i, error in rejections]
+                if pair is not None:
+                    dynamics = torch.tensor(self.sources[which].dynamics)
+                    return TrainingSample(**vars(pair), dynamics=dynamics, source=which, planned=planned,
+                                          rejected=tuple(rejected))  # fmt: skip
+        messages = sorted({message for *_, message in rejected})
+        listed = "; ".join(messages[:SHOWN]) + ("; ..." if len(messages) > SHOWN else "")
+        raise ValueError(f"example {k}: all {len(rejected)} tries were rejected: {listed}")
+
+    def sources_in_turn(self, k: int, planned: int) -> Iterator[int]:
+        """The planned source of example k, then the others, drawn by their fractions."""
+        yield planned
+        chances = np.array(self.mixture.counts, np.float64)
+        rng = np.random.default_rng((self.seed, k, ITEMS + 1))
+        chances[planned] = 0
+        while chances.any():
+            yield (which := int(rng.choice(len(chances), p=chances / chances.sum())))
+            chances[which] = 0
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from cldm.config import Sampling
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
 from cldm.training.sharding import runs_model
+from datasets.base import UNREADABLE
 from datasets.examples import TrainingSample, collate_pairs
 from datasets.sources.inspection import RejectionStats
 from ldm.denoise import Monitor
@@ -122,25 +123,45 @@ class Metrics(pl.Callback):
 
 
 class RejectionCounter(pl.Callback):
-    """Counts samples (of the first device); at the end of a run, also an early one, writes and logs them."""
+    """Counts samples (of the first device); at the end of a run, also an early one, writes and logs them.
+
+    stop_after: ValueError when a source has accepted nothing in so many tries
+    """
 
     state_key = "Refusals"  # type: ignore[assignment]  # in checkpoints of every version
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, stop_after: int) -> None:
+        self.path, self.stop_after = path, stop_after
         self.accepted: Counter[int] = Counter()
+        self.replaced: Counter[int] = Counter()  # examples of a source that another one gave
+        self.in_a_row: Counter[int] = Counter()  # tries since the last accepted one
         self.rejected: defaultdict[int, Counter[str]] = defaultdict(Counter)  # source -> reason -> count
+        self.named: set[str] = set()  # messages about files
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: dict, *rest: Any) -> None:
-        self.accepted.update(batch["source"].tolist())
-        for source, reason in batch["rejected"]:
-            self.rejected[source][reason] += 1
+        names = trainer.datamodule.names  # in the order of the settings
+        for planned, accepted, rejected in batch["origins"]:
+            for source, reason, message in rejected:
+                self.rejected[source][reason] += 1
+                self.in_a_row[source] += 1
+                if reason == UNREADABLE and message not in self.named:
+                    self.named.add(message)
+                    log.warning("%s, skipped: %s", names[source], message)
+                if self.in_a_row[source] >= self.stop_after:
+                    counts = ", ".join(f"{n} x {why}" for why, n in self.rejected[source].most_common())
+                    wrong = f"{names[source]} has accepted nothing in {self.in_a_row[source]} tries"
+                    raise ValueError(f"{wrong} (rejected in all: {counts}), the last one {message}")
+            self.in_a_row[accepted] = 0
+            self.accepted[accepted] += 1
+            self.replaced[planned] += planned != accepted
 
     def state_dict(self) -> dict[str, Any]:
-        return {"accepted": dict(self.accepted), "refused": {k: dict(v) for k, v in self.rejected.items()}}
+        counts = {name: dict(getattr(self, name)) for name in ("accepted", "replaced", "in_a_row")}
+        return {**counts, "refused": {k: dict(v) for k, v in self.rejected.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.accepted = Counter(state_dict["accepted"])
+        for name in ("accepted", "replaced", "in_a_row"):
+            setattr(self, name, Counter(state_dict.get(name, {})))
         for k, reasons in state_dict["refused"].items():
             self.rejected[k] = Counter(reasons)
 
@@ -148,10 +169,10 @@ class RejectionCounter(pl.Callback):
         if not trainer.is_global_zero or not self.accepted:
             return
         body = {}
-        names = trainer.datamodule.names  # type: ignore[attr-defined]  # in the order of the settings
-        for k, name in enumerate(names):
+        for k, name in enumerate(trainer.datamodule.names):  # type: ignore[attr-defined]
             stats = RejectionStats(name, self.accepted[k], self.rejected[k])
-            body[name] = {"accepted": stats.accepted, "refused": dict(stats.rejected)}
+            counts = {"accepted": stats.accepted, "replaced": self.replaced[k]}
+            body[name] = {**counts, "refused": dict(stats.rejected)}
             log.info(stats.table())
         write_json(self.path, body)
 

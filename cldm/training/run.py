@@ -62,13 +62,13 @@ class PairData(pl.LightningDataModule):
         """All examples of the run by their number; opened at first use."""
         sources, weights = self.config.open_sources()
         self.names = tuple(sources)
-        return PairDataset(list(sources.values()), self.options, self.seed, weights)
+        stop_after = self.config.stop_after
+        return PairDataset(list(sources.values()), self.options, self.seed, weights, stop_after)
 
     @staticmethod
     def collate(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
-        """The stacked tensors, and `rejected`: (source, reason) of every sample rejected on the way."""
-        rejected = [(int(sample.source), reason) for sample in drawn for reason in sample.rejected]
-        return {**collate_pairs(drawn), "rejected": rejected}
+        """The stacked tensors, and `origins`: `planned`, `source` and `rejected` of every sample."""
+        return {**collate_pairs(drawn), "origins": [(one.planned, one.source, one.rejected) for one in drawn]}
 
     def stands_at(self) -> int:
         return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
@@ -192,7 +192,7 @@ def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
         TQDMProgressBar(),  # that of rich, the default, is one of the process
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
-        RejectionCounter(out / "refusals.json"),
+        RejectionCounter(out / "refusals.json", config.data.stop_after),
         SaveModel(config, signals),
     ]
     return pl.Trainer(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cldm.config import NetworkConfig, Sampling
-from datasets.base import ExampleSource
+from datasets.base import STOP_AFTER, ExampleSource
 from datasets.inputs import PairOptions
 from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
 from ldm.settings.config import CheckedSettings, check_settings, load_config, setting
@@ -22,6 +22,9 @@ class DataConfig:
     )
     true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
     batch: int = setting(16, low=1, help="examples per batch and device")
+    stop_after: int = setting(
+        STOP_AFTER, low=1, help="a run stops when a source has accepted nothing in so many tries"
+    )
     workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
 
     def __post_init__(self) -> None:

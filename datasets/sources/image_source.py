@@ -1,7 +1,8 @@
 """A source of images in files, declared by one section of the settings.
 
-A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and draws
-reference and target among them (`draw`). `ImageSource` makes a `datasets.base.ExampleSource` of any section.
+A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and orders
+its pairs of reference and target at random (`draws`), of which the first acceptable one is taken.
+`ImageSource` makes a `datasets.base.ExampleSource` of any section.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.inputs import Inputs
 from datasets.sources.coco import json_entry
-from datasets.sources.readers import ObjectView, Rules, Tree, Turn, read_annotated
+from datasets.sources.readers import ObjectView, Rules, Tree, Turn, ViewPair, read_annotated
 from ldm.files import nfc, read_json
 from ldm.settings.config import CheckedSettings, setting
 
@@ -44,13 +45,11 @@ class SourceConfig(CheckedSettings):
         """Every view that an example of the item may read."""
         raise NotImplementedError
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[ObjectView, ObjectView]:
-        """Reference and target: one of the objects of an image serves as both."""
+    def draws(self, item: Item, rng: np.random.Generator) -> Iterator[ViewPair]:
+        """Reference and target of every object in a random order: an object of an image serves as both."""
         views = list(self.views(item))
-        if not views:
-            raise Rejected("no object: no annotation of this image is large enough")
-        view = views[int(rng.integers(len(views)))]
-        return view, view
+        for k in rng.permutation(len(views)):
+            yield views[k], views[k]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +102,30 @@ class ImageSource:
             self.as_stored.add(view.image)
         return rgb_u8, turn
 
-    def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        """An example without counterfactual. Masks are checked first, so a rejection costs no image."""
-        reference, target = self.config.draw(self.items[index], rng)
-        reference_mask = reference.mask()
-        self.rules.check_reference(reference_mask)
-        same = target is reference
-        target_mask = reference_mask if same else target.mask()
+    def acceptable_masks(self, reference: ObjectView, target: ObjectView) -> tuple[np.ndarray, np.ndarray]:
+        """Both masks (h, w) bool, one array for one view; Rejected where a rule forbids one of them."""
+        mask = reference.mask()
+        self.rules.check_reference(mask)
+        target_mask = mask if target is reference else target.mask()
         self.rules.check_target(target_mask)
+        return mask, target_mask
+
+    def example(self, index: int, rng: np.random.Generator) -> Inputs:
+        """An example without counterfactual. Masks are checked first, so a rejection costs no image.
+
+        The first acceptable object of a random order is one drawn among all acceptable ones. Where there is
+        none, the item is rejected for what is wrong with the first object.
+        """
+        why = Rejected("no object: no annotation of this image is large enough")
+        for number, (reference, target) in enumerate(self.config.draws(self.items[index], rng)):
+            try:
+                reference_mask, target_mask = self.acceptable_masks(reference, target)
+                break
+            except Rejected as error:
+                why = why if number else error
+        else:
+            raise why
+        same = target is reference
         reference_u8, turn = self.read(reference, reference_mask)
         background_u8, turn = (reference_u8, turn) if same else self.read(target, target_mask)
         files = reference_u8, reference_mask, background_u8, target.read_depth(target_mask.shape, turn)

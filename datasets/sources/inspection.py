@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from datasets.base import UNREADABLE, ExampleSource, Rejected, reason
-from datasets.examples import MAX_TRIES, draw_pair
+from datasets.examples import ITEMS, draw_pair
 from datasets.inputs import PairOptions
 from datasets.pairs import Pair
 from datasets.sources.image_source import ImageSource
@@ -60,7 +60,7 @@ def accepted_samples(
             stats.accepted += 1
             yield source.name(index) if hasattr(source, "name") else f"item {index}", pair
         elif not stats.accepted:
-            raise ValueError(f"nothing was accepted in {MAX_TRIES} draws in a row; {stats.table()}")
+            raise ValueError(f"nothing was accepted in {ITEMS} draws in a row; {stats.table()}")
 
 
 def validate(

@@ -28,11 +28,12 @@ ANY_SIZE = readers.Rules(whole=0.0, area=(0.0, 1.0), min_side=0.0, max_side=1.0)
 class ObjectConfig(SourceConfig):
     """The first view of an item is the object, the others are places for it."""
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
-        views = list(self.views(item))
-        if len(views) < 2:
-            raise Rejected(f"no person: beside {views[0].image}")
-        return views[0], views[1 + int(rng.integers(len(views) - 1))]
+    def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
+        first, *places = self.views(item)
+        if not places:
+            raise Rejected(f"no person: beside {first.image}")
+        for k in rng.permutation(len(places)):
+            yield first, places[k]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,9 @@ class ObjectView:
         return read_depth(path, size=size_hw)
 
 
+ViewPair = tuple[ObjectView, ObjectView]  # reference, target; may be the same view
+
+
 def read_annotated(path: Path, size_hw: Size) -> tuple[np.ndarray, Turn | None]:
     """An image (h, w, 3) uint8 in the size of its annotation, and what turned it; ValueError if neither fits.
 

@@ -1,7 +1,7 @@
 """Images with annotated or masked objects: LVIS, COCO panoptic, SA-1B, saliency sets, one's own images.
 
 Reference and target are the same image; augmentation alone changes the reference. An item of an annotated set
-is an image, and one of its objects is drawn. The layout of one's own images: docs/datasets.md.
+is an image, and one of its acceptable objects is drawn. The layout of one's own images: docs/datasets.md.
 """
 
 import csv
@@ -186,8 +186,8 @@ class FolderConfig(SourceConfig):
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
         yield from dict.fromkeys(item[1:])
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
-        return item[1], item[2]
+    def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
+        yield item[1], item[2]
 
 
 def masked_images(tree: readers.Tree, masks: Path) -> list[tuple[Path, readers.ObjectView]]:

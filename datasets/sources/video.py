@@ -31,8 +31,8 @@ class VideoConfig(ImagesConfig):
     dynamics: int = motion(1)
     rules: readers.Rules = setting(readers.Rules(sides="both"), help="which objects are rejected")
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
-        return self.two_of(list(self.views(item)), item, rng)
+    def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
+        yield self.two_of(list(self.views(item)), item, rng)
 
     def two_of(self, frames: list, item: Item, rng: np.random.Generator) -> tuple[Any, Any]:
         """Two of the frames, at least 1/interval of them apart (published sampling)."""
@@ -76,10 +76,11 @@ class YoutubeConfig(VideoConfig):
         for label, frames in objects.items():
             yield from (self._view(video, frame, label) for frame in frames)
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
+    def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
         video, objects = item
-        label = sorted(objects)[int(rng.integers(len(objects)))]
-        return self.two_of([self._view(video, frame, label) for frame in sorted(objects[label])], item, rng)
+        for label in rng.permutation(sorted(objects)).tolist():
+            frames = [self._view(video, frame, label) for frame in sorted(objects[label])]
+            yield self.two_of(frames, item, rng)
 
     def _view(self, video: str, frame: str, label: int) -> readers.ObjectView:
         assert self.masks is not None, "checked by read"
@@ -106,18 +107,18 @@ class VipSegConfig(VideoConfig):
             mask = lambda path=path: readers.id_mask(path, None, self._ids(path))  # noqa: E731
             yield readers.ObjectView(self._image(path), mask, self.tree)
 
-    def draw(self, item: Item, rng: np.random.Generator) -> tuple[readers.ObjectView, readers.ObjectView]:
+    def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
         paths = self.two_of(readers.images_in(item[1], (".png",)), item, rng)
         ids = [self._ids(path) for path in paths]
         shared = sorted(readers.objects_in(ids[0]) & readers.objects_in(ids[1]))
         if not shared:
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
-        label = shared[int(rng.integers(len(shared)))]
-        first, second = (
-            readers.ObjectView(self._image(path), partial(readers.id_mask, path, label, seen), self.tree)
-            for path, seen in zip(paths, ids, strict=True)
-        )
-        return first, second
+        for label in rng.permutation(shared).tolist():
+            first, second = (
+                readers.ObjectView(self._image(path), partial(readers.id_mask, path, label, seen), self.tree)
+                for path, seen in zip(paths, ids, strict=True)
+            )
+            yield first, second
 
     def _ids(self, mask: Path) -> np.ndarray:
         """The ids (h, w) of a frame, 0 where there is no object."""

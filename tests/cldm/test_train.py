@@ -115,7 +115,7 @@ class Refusing:
 
 
 def test_a_source_that_yields_nothing_stops_with_the_reasons() -> None:
-    with pytest.raises(ValueError, match="16 samples in a row were rejected: item 0: mask covers 0 %"):
+    with pytest.raises(ValueError, match="all 2000 tries were rejected: item 0: mask covers 0 %"):
         PairDataset(Refusing(), SMALL_CONFIG.pair, 0)[0]
 
 

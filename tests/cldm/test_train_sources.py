@@ -57,6 +57,44 @@ def test_refusals_are_counted_also_over_an_interruption(datasets_file: Path, tmp
     assert json.loads((tmp_path / "part/refusals.json").read_text()) == found
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_stops_when_a_source_accepts_nothing(datasets_file: Path, tmp_path: Path, workers: int) -> None:
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(f"base: {datasets_file}\nmose: {{rules: {{area: [0.9, 1.0]}}}}\n")
+    config = settings(tmp_path / "run", strict)
+    config = replace(config, data=replace(config.data, stop_after=250, workers=workers))
+    told = r"mose has accepted nothing in 250 tries \(rejected in all: 250 x reference too small\), the last"
+    with pytest.raises(ValueError, match=told):
+        train(replace(config, trainer=replace(config.trainer, max_steps=40)))
+    found = json.loads((tmp_path / "run/refusals.json").read_text())
+    assert found["mose"] == {"accepted": 0, "replaced": 2, "refused": {"reference too small": 250}}
+    assert found["folder"]["accepted"] > 4
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_videos_of_many_unfit_ids_train(real: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    home = tmp_path / "data"
+    if real:  # most ids of these slices are no acceptable object
+        data = request.getfixturevalue("test_data") / "data"
+        paths = {"vipseg": (data / "vipseg", "panomasks"), "mose": (data / "mose/train", "Annotations")}
+    else:
+        for name in ("vipseg", "mose"):
+            trees.TREES[name](home)
+        paths = {"vipseg": (home / "VIPSeg", "panomasksRGB"), "mose": (home / "MOSE/train", "Annotations")}
+        for root, masks in paths.values():
+            for path in (root / masks).glob("v[01]/*.png"):  # two videos of three show dots only
+                trees.save_ids(path, np.pad(np.ones((9, 9), np.uint8), ((0, 111), (0, 151))))
+    file = tmp_path / "videos.yaml"
+    images = {"vipseg": "images", "mose": "JPEGImages"}
+    sections = [f"{name}: {{images: {root}/{images[name]}, masks: {root}/{masks}, depth: {root}/depth}}\n"
+                for name, (root, masks) in paths.items()]  # fmt: skip
+    file.write_text("weights: {vipseg: 3, mose: 1}\n" + "".join(sections))
+    train(settings(tmp_path / "run", file))
+    found = json.loads((tmp_path / "run/refusals.json").read_text())
+    assert sum(one["accepted"] for one in found.values()) == 12
+    assert sum(found["vipseg"]["refused"].values()) > 0
+
+
 def test_the_published_mixture_is_what_a_run_opens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("sam", "youtube_vos", "mose", "vipseg", "viton_hd", "saliency", "lvis"):
         trees.TREES[name](tmp_path / "data")

@@ -115,31 +115,36 @@ def test_void_of_mose_is_no_object(tree):
     source = MoseConfig(**folders).open()
     assert source.config.void == 255
     for k in range(8):
-        assert source.config.draw(source.items[0], np.random.default_rng(k))[0].mask().sum() == 100
+        assert next(source.config.draws(source.items[0], np.random.default_rng(k)))[0].mask().sum() == 100
     assert next(iter(source.views(0))).mask().sum() == 100
     every = MoseConfig(**folders, void=None).open()
-    drawn = {every.config.draw(every.items[0], np.random.default_rng(k))[0].mask().sum() for k in range(20)}
+    drawn = {
+        next(every.config.draws(every.items[0], np.random.default_rng(k)))[0].mask().sum() for k in range(20)
+    }
     assert drawn == {100, 25}
     nothing = MoseConfig(**id_video(tree, "mose", np.where(square(), 255, 0))).open()
     with pytest.raises(Rejected, match="no common object"):
-        nothing.config.draw(nothing.items[0], np.random.default_rng(0))
+        next(nothing.config.draws(nothing.items[0], np.random.default_rng(0)))
 
 
 def test_things_only_leaves_out_the_stuff_of_vipseg(tree):
     ids = np.where(square(), 6101, np.where(square(0, 20, 5), 12499, 124))
     folders = id_video(tree, "panomasks", ids)
     published = VipSegConfig(**folders).open()
-    drawn = {published.config.draw(published.items[0], np.random.default_rng(k))[0].mask().sum()
+    drawn = {next(published.config.draws(published.items[0], np.random.default_rng(k)))[0].mask().sum()
              for k in range(40)}  # fmt: skip
     assert drawn == {100, 25, 475}, "sky and road count, as published"
     things = VipSegConfig(**folders, things_only=True).open()
-    drawn = {things.config.draw(things.items[0], np.random.default_rng(k))[0].mask().sum() for k in range(40)}
+    drawn = {
+        next(things.config.draws(things.items[0], np.random.default_rng(k)))[0].mask().sum()
+        for k in range(40)
+    }
     assert drawn == {100, 25}
     assert next(iter(things.views(0))).mask().sum() == 125
     for path in (tree.images.parent / "panomasks/v").iterdir():
         Image.fromarray(np.full((*SIZE, 3), (0, 60, 1), np.uint8)).save(path)
     with pytest.raises(ValueError, match="things_only: .*v/[01].png holds colours; set masks to the folder"):
-        things.config.draw(things.items[0], np.random.default_rng(0))
+        next(things.config.draws(things.items[0], np.random.default_rng(0)))
 
 
 def test_one_damaged_video_of_youtube_vos_is_left_out(tmp_path, caplog):
