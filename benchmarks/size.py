@@ -48,6 +48,15 @@ def checked_out(revision: str, repository: Path = ROOT) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", tree], check=True, capture_output=True)
 
 
+def row_in(root: Path, code: str, *arguments: str) -> dict[str, Any]:
+    """The line of JSON that Python code writes last, run in a folder: this one, or another revision's."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(arguments)} in {root} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def measure_size(
     pairs: Annotated[int, typer.Option(help="how often each is measured, in turn", min=1)] = 3,
     out: Out = RESULTS / "size.json",
@@ -58,11 +67,7 @@ def measure_size(
     with checked_out(BEFORE) as before:
         for side, root in [("before", before), ("now", ROOT)] * pairs:
             for work in WORKS[side]:
-                command = [sys.executable, "-c", code, *work.split()]
-                done = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
-                if done.returncode:
-                    raise ValueError(f"{work} of {side} failed: {done.stderr.strip().splitlines()[-1]}")
-                rows[side][work].append(json.loads(done.stdout.splitlines()[-1]))
+                rows[side][work].append(row_in(root, code, *work.split()))
                 log.info("%s, %s: %s", work, side, rows[side][work][-1])
     spent = {s: {work: median(row["cpu_s"] for row in rows[s][work]) for work in rows[s]} for s in rows}
     body = {"earlier_revision": BEFORE, "median_cpu_s": spent, "measured": rows}
