@@ -181,7 +181,22 @@ class CompositorModule(pl.LightningModule):
             checkpoint["average_numbers"] = {k: v for k, v in numbers.items() if k != "shadow_params"}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Check the names of the weights; restore the average. Lightning loads the weights afterwards."""
+        """Check the names of the weights; restore the average; the optimizer goes on with today's settings.
+
+        Lightning loads weights and optimizer afterwards.
+        """
+        config, step = self.config, checkpoint["global_step"]
+        now = {"initial_lr": config.lr, "lr": config.lr * config.lr_factor(step, self.trainer.max_steps)}
+        now |= {"betas": config.betas, "weight_decay": config.weight_decay}
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group.update(now)
+        for state in checkpoint["lr_schedulers"]:
+            state["base_lrs"] = [config.lr] * len(state["base_lrs"])
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        more = step * self.trainer.accumulate_grad_batches - progress["total"]["ready"]
+        for part in ("total", "current"):  # batches, which may have become larger or smaller
+            progress[part] = {name: count + more for name, count in progress[part].items()}
         for part in ["state_dict"] if self.average is None else ["state_dict", "average"]:
             wrong = sorted(checkpoint.get(part, {}).keys() ^ trained(self).keys())
             if wrong:

@@ -24,15 +24,16 @@ from cldm.model import Compositor
 from cldm.pretrained import load_compositor, save_compositor
 from cldm.training.module import CompositorModule
 from cldm.training.records import Metrics, RejectionCounter, Samples
+from cldm.training.resume import Change, check_resumed, run_record, write_settings
 from cldm.training.settings import DataConfig, RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
+from datasets.base import ExampleSource
 from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
 from datasets.inputs import PairOptions
 from ldm.device import make_manifest
-from ldm.files import read_json, write_atomic, write_json
+from ldm.files import read_json, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
-from ldm.settings.config import dump_yaml
 from ldm.training.run import Layout, read_files
 from ldm.training.signals import signals_noted
 
@@ -55,13 +56,21 @@ class PairData(pl.LightningDataModule):
     def __init__(self, config: DataConfig, options: PairOptions, seed: int, batches: int) -> None:
         super().__init__()
         self.config, self.options, self.seed, self.batches = config, options, seed, batches
-        self.names: tuple[str, ...] = ()  # of the sources, once they are open
+
+    @cached_property
+    def opened(self) -> tuple[Mapping[str, ExampleSource], list[float]]:
+        """Sources by name, and their weights."""
+        return self.config.open_sources()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the sources, in the order of the settings."""
+        return tuple(self.opened[0])
 
     @cached_property
     def dataset(self) -> PairDataset:
         """All examples of the run by their number; opened at first use."""
-        sources, weights = self.config.open_sources()
-        self.names = tuple(sources)
+        sources, weights = self.opened
         stop_after = self.config.stop_after
         return PairDataset(list(sources.values()), self.options, self.seed, weights, stop_after)
 
@@ -174,8 +183,13 @@ def isolated_rng(include_cuda: bool = True) -> Iterator[None]:
         yield
 
 
-def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
-    """The trainer with what it records; the packages of the trackers are needed only where one is chosen."""
+def make_trainer(
+    config: RunConfig, signals: Sequence[int] = (), record: Mapping[str, Any] | None = None
+) -> pl.Trainer:
+    """The trainer with what it records; the packages of the trackers are needed only where one is chosen.
+
+    record: what the checkpoints hold beside the state
+    """
     settings, out = config.trainer, config.out
     tracker: Logger | bool = False
     try:
@@ -201,7 +215,7 @@ def make_trainer(config: RunConfig, signals: Sequence[int] = ()) -> pl.Trainer:
         precision=settings.precision,  # type: ignore[arg-type]  # one of its literals, checked by the setting
         max_epochs=-1, max_steps=settings.max_steps, accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None, log_every_n_steps=settings.log_every,
-        callbacks=callbacks, plugins=[SplitCheckpoint()], logger=tracker, default_root_dir=out,
+        callbacks=callbacks, plugins=[SplitCheckpoint(record or {})], logger=tracker, default_root_dir=out,
         use_distributed_sampler=False,  # RunBatches splits the examples among the devices
         enable_checkpointing=False, enable_model_summary=False,  # SaveModel does it
     )  # fmt: skip
@@ -215,13 +229,16 @@ def train(config: RunConfig) -> None:
             f"out={config.out}: holds a model but no checkpoint to go on from; name another folder "
             "or remove this one"
         )
-    write_atomic(config.out / "config.yaml", dump_yaml(config).encode())
-    module = CompositorModule(starting_model(config), config.train)
-    if newest is not None:
-        logger.info("continuing %s", newest)
     batches = config.trainer.max_steps * config.trainer.accumulate
     data = PairData(config.data, config.pair, config.seed, batches)
+    record = run_record(config, {name: len(source) for name, source in data.opened[0].items()})
+    changes: list[Change] = []
+    if newest is not None:
+        changes = check_resumed(config, record, newest)
+        logger.info("continuing %s", newest)
+    write_settings(config, changes, 0 if newest is None else int(newest.name[5:]))
+    module = CompositorModule(starting_model(config), config.train)
     lightning.isolate_rng = isolated_rng
     with signals_noted() as signals:
-        make_trainer(config, signals).fit(module, data, ckpt_path=newest, weights_only=True)
+        make_trainer(config, signals, record).fit(module, data, ckpt_path=newest, weights_only=True)
     logger.info("model folder: %s", config.out / "model")

@@ -9,7 +9,7 @@ from cldm.config import NetworkConfig, Sampling
 from datasets.base import STOP_AFTER, ExampleSource
 from datasets.inputs import PairOptions
 from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
-from ldm.settings.config import CheckedSettings, check_settings, load_config, setting
+from ldm.settings.config import check_settings, load_config, setting
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class DataConfig:
                 f"data.datasets={self.datasets} and data.scenes={self.scenes}: only one of them; rendered "
                 "scenes are also a source of a datasets file (section scenes)"
             )
+        idle = [name for name in ("more", "weights", "true_depth") if self.datasets and getattr(self, name)]
+        if idle:
+            listed = ", ".join(f"data.{name}" for name in idle)
+            raise ValueError(
+                f"{listed} is for data.scenes and has no effect with data.datasets={self.datasets}, whose "
+                "file has weights and sources of its own"
+            )
 
     def open_sources(self) -> tuple[Mapping[str, ExampleSource], list[float]]:
         if self.datasets is not None:
@@ -61,7 +68,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class CompositorTrainConfig(CheckedSettings):
+class CompositorTrainConfig:
     """The defaults are the published recipe (AdamW 1e-5, constant rate). drop_*: condition dropout."""
 
     lr: float = setting(1e-5, low=0.0, help="learning rate after warm-up")
@@ -106,6 +113,13 @@ class CompositorTrainConfig(CheckedSettings):
     attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager: faster for small models on CPU")
     gradient_checkpointing: bool = setting(False, help="recompute activations: less memory, about 1/3 slower")
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.hold and self.final_lr == 1:
+            raise ValueError(
+                f"train.hold={self.hold} has no effect with train.final_lr=1: the rate is constant"
+            )
 
     def lr_factor(self, step: int, total: int) -> float:
         """Factor on lr: linear warm-up, 1 until `hold`, then cosine decay to `final_lr` at `total` steps."""
@@ -168,6 +182,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.pretrained is not None and self.first_stage is not None:
+            raise ValueError(
+                f"first_stage={self.first_stage} is for fresh networks and has no effect with "
+                f"pretrained={self.pretrained}, which has an autoencoder; set one of them to null"
+            )
         if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
             raise ValueError(
                 "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"

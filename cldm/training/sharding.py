@@ -26,6 +26,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from cldm.model import Compositor
+from cldm.training.resume import RECORD
+from ldm.files import write_json
 from ldm.training.run import STATE, Layout, read_files, trained, write_checkpoint
 
 # Of what trains: whole tensors, on the CPU of the first device when they are read.
@@ -98,11 +100,15 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 class SplitCheckpoint(CheckpointIO):
-    """checkpoints/step-00000250/ with weights.safetensors, average.safetensors and state.pt."""
+    """checkpoints/step-00000250/ with weights and average .safetensors, state.pt, and record as run.json."""
+
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self.record = record
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         state = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "average")}
-        write_checkpoint(Path(path), Layout(), checkpoint["state_dict"], state, checkpoint.get("average"))
+        layout = Layout(beside=lambda folder: write_json(folder / RECORD, self.record))
+        write_checkpoint(Path(path), layout, checkpoint["state_dict"], state, checkpoint.get("average"))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: Any = None) -> dict:
         """The checkpoint as it was given to `save_checkpoint`, on the CPU. Nothing but data is unpickled."""

@@ -104,13 +104,13 @@ def test_checkpoints_hold_what_trains_and_the_newest_stay(scenes: Path, tmp_path
     assert folders == ["step-00000006", "step-00000007"]
     newest = tmp_path / "run" / "checkpoints" / folders[-1]
     assert {path.name for path in newest.iterdir()} == {
-        "weights.safetensors", "average.safetensors", "state.pt"}  # fmt: skip
+        "weights.safetensors", "average.safetensors", "state.pt", "run.json"}  # fmt: skip
     stored = load_file(newest / "weights.safetensors")
     assert stored.keys() == load_file(newest / "average.safetensors").keys()
     assert not [name for name in stored if ".identity." in name or ".latent_space." in name]
     assert not [name for name in stored if ".unet.down_blocks" in name or ".net.conv_in." in name]
     assert [name for name in stored if ".unet.up_blocks" in name]
-    with pytest.raises(ValueError, match=r"not of this configuration.*identity.projector"):
+    with pytest.raises(ValueError, match=r"train.train_projector False, now True; use the same settings, or"):
         train(with_trainer(replace(config, train=replace(config.train, train_projector=True)), max_steps=9))
     (newest / "state.pt").write_bytes(b"cut short")
     with pytest.raises(ValueError, match="damaged checkpoint"):

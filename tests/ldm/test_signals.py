@@ -98,7 +98,7 @@ def contents(folder: Path) -> dict[str, object]:
             with path.open() as file:
                 rows = list(csv.DictReader(file))
             found[name] = [{key: row[key] for key in row if key not in TIMED} for row in rows]
-        elif path.name not in (STATE, "manifest.json", "config.yaml"):
+        elif path.name not in (STATE, "manifest.json", "config.yaml", "run.json"):
             found[name] = path.read_bytes()
         elif path.name == STATE:
             state = torch.load(path, weights_only=True)
