@@ -125,7 +125,7 @@ class PaintingsConfig:
     data: PaintingOptions = setting(PaintingOptions(), help="regions of the images")
     paint: PaintOptions = setting(COMPAT, help="how to paint; by default as published")
     batch: int = setting(8, low=1, help="images that go through the model together")
-    workers: int = setting(8, low=0, help="loader processes")
+    workers: int = setting(8, low=0, help="threads that read; 0: one per core")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
     llava_model_id: str = setting("", help="prompt writer: folder or hub name, or folder of its adapter")

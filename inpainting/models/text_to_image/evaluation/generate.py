@@ -4,14 +4,14 @@ Each image's noise follows from the seed and its name, so shards, batches and in
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
@@ -25,6 +25,7 @@ from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolv
 from ldm.denoise import Monitor
 from ldm.files import read_json, write_atomic
 from ldm.images import from_pm1, write_png
+from ldm.journal import in_order
 from ldm.mllm.training import ADAPTER_CONFIG
 from ldm.seeds import seed_of
 from ldm.settings.config import to_plain
@@ -72,15 +73,13 @@ def pending_batches(
     numbers, size = {stem: number for number, stem in enumerate(dataset.stems)}, config.batch
     lists = [stems[start : start + size] for start in range(0, len(stems), size)]
     groups = [[numbers[stem] for stem in part] for part in lists if not all(map(is_done, part))]
-    workers = min(config.workers, len(groups))
-    loader = DataLoader(
-        dataset, batch_sampler=groups, collate_fn=list, num_workers=workers, generator=torch.Generator()
-    )
+    # Threads: forked processes inherit locks of the threads of a caller, and die of signals to the group.
+    items = in_order(dataset.__getitem__, chain(*groups), config.workers or os.cpu_count() or 1)
     done = len(stems) - sum(map(len, groups))
     with tqdm(total=len(stems), initial=done, desc=title, disable=None) as bar:
-        for items in loader:
-            yield items
-            bar.update(len(items))
+        for group in groups:
+            yield [next(items) for _ in group]
+            bar.update(len(group))
 
 
 def item_masks(item: Item) -> list[np.ndarray]:
