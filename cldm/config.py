@@ -37,8 +37,14 @@ class Sampling(CheckedSettings):
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0), low=0, high=1, help="noise levels t/T at which guidance acts; elsewhere one pass"
     )
+    guidance_every: int = setting(
+        1, low=1, high=10, help="the unconditional half is computed at every n-th step, its difference kept"
+    )
     reuse_every: int = setting(
         1, low=1, high=10, help="deep features of the UNet are computed at every n-th step only; 1 = at all"
+    )
+    reuse_layers: int = setting(
+        0, low=0, high=10, help="last layers of the UNet that run at the steps between; 0 = its first level"
     )
     step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
@@ -51,11 +57,11 @@ class CompositorConfig:
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
 
 
-# What `--speed` sets: chosen on four scenes, 20 steps, guidance 3; measured by `python -m benchmarks.speed`.
+# What `--speed` sets: chosen on ten scenes, 20 steps, guidance 3; measured by `python -m benchmarks.speed`.
 SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "balanced": {"control_evaluations": 4, "guidance_interval": (0.3, 1.0), "reuse_every": 2},
-    "fast": {"control_evaluations": 3, "guidance_interval": (0.4, 0.9), "reuse_every": 3},
+    "balanced": {"control_evaluations": 4, "guidance_every": 2, "reuse_every": 2},
+    "fast": {"control_evaluations": 3, "guidance_every": 6, "reuse_every": 3, "reuse_layers": 1},
 }
 
 # Of the two published systems: pre-processing, switch for switch, and sampling.

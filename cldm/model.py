@@ -204,21 +204,30 @@ class Compositor(nn.Module):
         return self.unet(x, timestep, encoder_hidden_states=tokens, **hints).sample
 
     def predict_in_parts(
-        self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor], deep: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The same, and the features (n, c, h, w) that enter the last up block.
+        self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor],
+        deep: Tensor | None, layers: int = 0,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The same, and the features (n, c, h, w) that enter the last `layers` of the last up block (0: all).
 
-        deep: these features of an earlier step; then only the first level runs (Ma et al. 2024, DeepCache)
+        deep: these features of an earlier step; then only those layers run, and the layers of the first down
+        block whose skips they read (Ma et al. 2024, DeepCache)
         """
-        net = self.unet
+        net, last, whole = self.unet, self.unet.up_blocks[-1], deep is None
         time = net.time_embedding(net.time_proj(timestep.expand(len(x))).to(x.dtype))
+        count = min(layers, len(last.resnets)) or len(last.resnets)
         sample = net.conv_in(x)
         skips = [sample]
-        for block in net.down_blocks if deep is None else net.down_blocks[:1]:
-            sample, outputs = block(hidden_states=sample, temb=time, **attended(block, tokens))
-            skips.extend(outputs)
+        for layer in layers_of(net.down_blocks[0])[: None if whole else count - 1]:
+            sample = run_layer(layer, sample, time, tokens)
+            skips.append(sample)
+        if whole:
+            if net.down_blocks[0].downsamplers:
+                sample = net.down_blocks[0].downsamplers[0](sample)
+                skips.append(sample)
+            for block in net.down_blocks[1:]:
+                sample, outputs = block(hidden_states=sample, temb=time, **attended(block, tokens))
+                skips.extend(outputs)
         skips = [skip + residual for skip, residual in zip(skips, residuals, strict=False)]  # the first ones
-        last = net.up_blocks[-1]
         if deep is None:
             sample = net.mid_block(sample, time, encoder_hidden_states=tokens) + residuals[-1]
             for block in net.up_blocks[:-1]:
@@ -227,12 +236,32 @@ class Compositor(nn.Module):
                     hidden_states=sample, temb=time, res_hidden_states_tuple=tuple(own),
                     upsample_size=skips[-1].shape[2:], **attended(block, tokens),
                 )  # fmt: skip
-            deep = sample
-        own = skips[: len(last.resnets)]
-        sample = last(
-            hidden_states=deep, temb=time, res_hidden_states_tuple=tuple(own), **attended(last, tokens)
-        )
+        for left, layer in zip(range(len(last.resnets), 0, -1), layers_of(last), strict=True):
+            if left > count and not whole:
+                continue
+            if left == count:
+                sample = deep = sample if deep is None else deep
+            sample = run_layer(layer, torch.cat([sample, skips[left - 1]], dim=1), time, tokens)
+        assert deep is not None
         return net.conv_out(net.conv_act(net.conv_norm_out(sample))), deep
+
+
+def layers_of(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
+    """Residual blocks of a block of the UNet, each with the attention that follows it."""
+    resnets: Any = block.resnets
+    attentions: Any = getattr(block, "attentions", [None] * len(resnets))
+    return list(zip(resnets, attentions, strict=True))
+
+
+def run_layer(
+    layer: tuple[nn.Module, nn.Module | None], sample: Tensor, time: Tensor, tokens: Tensor
+) -> Tensor:
+    """One residual block and its attention, as the block itself runs them."""
+    resnet, attention = layer
+    sample = resnet(sample, time)
+    if attention is None:
+        return sample
+    return attention(sample, encoder_hidden_states=tokens, return_dict=False)[0]
 
 
 def attended(block: nn.Module, tokens: Tensor) -> dict[str, Tensor]:

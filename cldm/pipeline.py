@@ -17,6 +17,7 @@ from cldm.config import Sampling
 from cldm.model import Compositor, Conditions
 from cldm.shortcuts import Predictor, make_controls
 from datasets.pairs import Pair
+from ldm.attention import FasterAttention
 from ldm.denoise import AT_ONCE, Known, Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.device import check_finite
 from ldm.images import from_pm1
@@ -39,11 +40,13 @@ class CompositorPipeline:
     def __init__(self, model: Compositor, device: torch.device | str = "cpu", offload: bool = False) -> None:
         self.model, self.offload = model, offload
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0"
+        if self.device.type == "cpu" and model.unet.dtype is torch.bfloat16:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.2 times faster
 
     @contextmanager
     def on_device(self, *modules: nn.Module) -> Iterator[None]:
         """Have networks on the device for one stage; with offload, for that of one thread."""
-        with OFFLOADING if self.offload else nullcontext():
+        with OFFLOADING if self.offload else nullcontext(), FasterAttention():
             for module in modules:
                 if any(parameter.device != self.device for parameter in module.parameters()):
                     module.to(self.device)
@@ -114,7 +117,9 @@ class CompositorPipeline:
         for start in range(0, len(seeds), AT_ONCE):
             scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
             schedule = set_steps(scheduler, sampling.steps, strength, self.device, sampling.step_rule)
-            schedule = schedule._replace(interval=sampling.guidance_interval)
+            schedule = schedule._replace(
+                interval=sampling.guidance_interval, guide_every=sampling.guidance_every
+            )
             noise, generators = noise_for(seeds[start : start + AT_ONCE], background.shape[1:])
             noise = noise.to(self.device)
             known = self.known_region(pair, background, noise)
@@ -124,7 +129,7 @@ class CompositorPipeline:
                 controls = make_controls(model, conditions, branches, sampling, schedule)
             with self.on_device(model.unet, model.detail, model.depth):
                 latents = denoise(
-                    Predictor(model, controls, sampling.reuse_every, len(schedule.timesteps)),
+                    Predictor(model, controls, sampling, len(schedule.timesteps)),
                     start_latents(schedule, noise, first), schedule, guidance=sampling.guidance,
                     generators=generators, known=known,
                     monitor=replace(monitor, on_step=None) if start else monitor,  # previews: the first ones

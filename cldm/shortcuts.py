@@ -64,11 +64,11 @@ def make_controls(
 ) -> list[Controls]:
     """The residuals of one composite: of all conditions, or of each half where not all steps are guided."""
     times, count = schedule.timesteps.tolist(), sampling.control_evaluations
-    guided = list(filter(schedule.guides, times))
+    guided = [time for time, both in zip(times, schedule.guided(), strict=True) if both]
     if len(conditions.tokens) == 1 or len(guided) == len(times):
         return [Controls(model, conditions, branches, times, count)]
     halves = conditions.halves()
-    fewer = math.ceil(count * len(guided) / len(times))  # over a shorter interval
+    fewer = math.ceil(count * sum(schedule.acts()) / len(times))  # over a shorter interval
     unconditional = [Controls(model, halves[0], branches, guided, fewer)] if guided else []
     return [*unconditional, Controls(model, halves[1], branches, times, count)]
 
@@ -76,9 +76,11 @@ def make_controls(
 class Predictor:
     """`predict` of `ldm.denoise.denoise` for one run of a schedule of `total` steps."""
 
-    def __init__(self, model: Compositor, controls: Sequence[Controls], reuse_every: int, total: int) -> None:
+    def __init__(
+        self, model: Compositor, controls: Sequence[Controls], sampling: Sampling, total: int
+    ) -> None:
         self.model, self.controls = model, controls
-        self.every, self.left = reuse_every, total
+        self.every, self.layers, self.left = sampling.reuse_every, sampling.reuse_layers, total
         self.deep: Tensor | None = None  # of the last step that was computed whole
         self.since = 0  # steps that took it over
 
@@ -99,6 +101,6 @@ class Predictor:
             self.deep, self.since = None, -1
         self.since += 1
         deep = None if self.deep is None else self.deep[-len(x) :]  # the conditional half is the last
-        prediction, below = model.predict_in_parts(x, t, tokens, residuals, deep)
+        prediction, below = model.predict_in_parts(x, t, tokens, residuals, deep, self.layers)
         self.deep = below if deep is None else self.deep
         return prediction.float()

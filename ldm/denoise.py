@@ -34,11 +34,18 @@ class Schedule(NamedTuple):
     scheduler: Any  # a diffusers scheduler, prepared
     timesteps: Tensor  # (steps,), to run
     interval: tuple[float, float] = (0.0, 1.0)  # noise levels t / T at which guidance acts
+    guide_every: int = 1  # of its steps compute the unconditional half; the others keep the difference
 
-    def guides(self, t: Tensor | float) -> bool:
-        """Whether guidance acts at a timestep (Kynkaanniemi et al. 2024: best in the middle only)."""
+    def acts(self) -> list[bool]:
+        """For each step whether guidance acts (Kynkaanniemi et al. 2024: best in the middle only)."""
         low, high = self.interval
-        return low <= float(t) / self.scheduler.config.num_train_timesteps <= high
+        total = self.scheduler.config.num_train_timesteps
+        return [low <= float(t) / total <= high for t in self.timesteps]
+
+    def guided(self) -> list[bool]:
+        """For each step whether both halves are computed."""
+        acts = self.acts()
+        return [one and sum(acts[:index]) % self.guide_every == 0 for index, one in enumerate(acts)]
 
 
 @dataclass(frozen=True)
@@ -132,17 +139,20 @@ def denoise(
     scheduler, timesteps = schedule.scheduler, schedule.timesteps
     known_options = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if "generator" in known_options else {}
+    acts, both, difference = schedule.acts(), schedule.guided(), torch.zeros(())
     for index, t in enumerate(tqdm(timesteps, desc="denoising", disable=not monitor.progress, leave=False)):
         if monitor.cancelled is not None and monitor.cancelled():
             raise Cancelled(f"cancelled after {index} of {len(timesteps)} steps")
-        guided = guidance != 1.0 and schedule.guides(t)
+        guided = guidance != 1.0 and both[index]
         x = scheduler.scale_model_input(latents, t)
         prediction = predict(torch.cat([x, x]) if guided else x, t, guided)
         if index == 0:  # most overflows show at once, the others at the end
             check_finite(prediction, UNET)
         if guided:
-            unconditional, conditional = prediction.chunk(2)
-            prediction = unconditional + guidance * (conditional - unconditional)
+            unconditional, prediction = prediction.chunk(2)
+            difference = prediction - unconditional
+        if guidance != 1.0 and acts[index]:
+            prediction = prediction + (guidance - 1) * difference
         if "order" in known_options:  # LMS would count the steps before a midway start
             extra["order"] = min(index + 1, known_options["order"].default)
         latents = scheduler.step(prediction, t, latents, **extra).prev_sample

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from cldm.create import create_compositor
 from cldm.model import Compositor, Conditions
 from cldm.pipeline import CompositorPipeline, Weights
 from cldm.shortcuts import LAST_FULL, Controls
-from ldm.denoise import AT_ONCE, Monitor
+from ldm.denoise import AT_ONCE, Monitor, denoise, set_steps
+from ldm.latents import make_scheduler
 from tests.cldm.small import SMALL
 from tests.cldm.test_pipeline import pair  # noqa: F401  (a fixture)
 
@@ -85,6 +87,29 @@ def test_parts_of_the_unet_are_the_stock_forward(model):
     assert not torch.equal(later, whole)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("layers", "ran"), [(0, 2), (1, 1), (2, 2), (10, 2)])
+def test_only_the_last_layers_run_on_kept_features(model, monkeypatch, layers, ran):
+    conditions, t = conditions_of(model), torch.tensor(500)
+    x = torch.randn(2, model.latent_space.channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    residuals = model.residuals(t, conditions)
+    whole = model.predict(x, t, conditions.tokens, residuals)
+    split, deep = model.predict_in_parts(x, t, conditions.tokens, residuals, None, layers)
+    assert torch.equal(whole, split)
+    counted = Counter()
+    for name, block in {"down": model.unet.down_blocks[0], "up": model.unet.up_blocks[-1]}.items():
+        for resnet in block.resnets:
+
+            def forward(*values, run=resnet.forward, name=name):
+                counted[name] += 1
+                return run(*values)
+
+            monkeypatch.setattr(resnet, "forward", forward)
+    again, _ = model.predict_in_parts(x, t, conditions.tokens, residuals, deep, layers)
+    torch.testing.assert_close(again, whole)
+    assert (counted["down"], counted["up"]) == (ran - 1, ran)
+
+
 def test_settings_that_change_nothing_give_the_same_bytes(model, pair, calls):  # noqa: F811
     plain = paint(model, pair, PLAIN)[0]
     for same in (
@@ -122,6 +147,47 @@ def test_guidance_acts_in_its_interval_only(model, pair, calls):  # noqa: F811
     assert calls["detail rows"] == 5 + 2  # of 10 steps, of 4
 
 
+@pytest.mark.parametrize(("every", "both"), [(1, 10), (2, 5), (3, 4), (4, 3), (10, 1)])
+def test_the_unconditional_half_runs_at_every_nth_step(model, pair, calls, every, both):  # noqa: F811
+    paint(model, pair, replace(PLAIN, guidance_every=every))
+    assert calls["mid rows"] == PLAIN.steps + both
+    calls.clear()
+    middle = replace(PLAIN, guidance_interval=(0.35, 0.75), guidance_every=every)  # t = 399 ... 699
+    paint(model, pair, middle)
+    assert calls["mid rows"] == PLAIN.steps + -(-4 // every)
+
+
+def test_a_kept_difference_guides_the_steps_between():
+    schedule = set_steps(make_scheduler("ddim", {"num_train_timesteps": 1000}), 4, 1.0, torch.device("cpu"))
+    seen = []
+
+    def predict(x: torch.Tensor, t: torch.Tensor, both: bool) -> torch.Tensor:
+        seen.append(both)
+        value = torch.full_like(x, float(len(seen)))  # conditional: 1, 2, 3, 4; unconditional: 0
+        return value * torch.tensor([0.0, 1.0])[:, None, None, None] if both else value
+
+    def step(prediction, t, latents, **options):
+        return SimpleNamespace(prev_sample=prediction)
+
+    results = []
+    monitor = Monitor(progress=False, on_step=lambda done: results.append(float(done.latents.mean())))
+    schedule.scheduler.step = step
+    for every, plan, wanted in ((1, [1, 1, 1, 1], [3, 6, 9, 12]), (2, [1, 0, 1, 0], [3, 4, 9, 10])):
+        seen.clear(), results.clear()
+        denoise(
+            predict,
+            torch.zeros(1, 1, 1, 1),
+            schedule._replace(guide_every=every),
+            guidance=3.0,
+            monitor=monitor,
+        )
+        assert (seen, results) == (plan, wanted)
+    seen.clear(), results.clear()
+    inside = schedule._replace(guide_every=2, interval=(0.1, 0.6))  # t = 751, 501, 251, 1
+    denoise(predict, torch.zeros(1, 1, 1, 1), inside, guidance=3.0, monitor=monitor)
+    assert (seen, results) == ([0, 1, 0, 0], [1, 6, 7, 4])
+
+
 @pytest.mark.parametrize(("every", "whole"), [(1, 10), (2, 7), (3, 6), (4, 5), (10, 4)])
 def test_deep_features_are_computed_at_every_nth_step_and_at_the_last(model, pair, calls, every, whole):  # noqa: F811
     paint(model, pair, replace(PLAIN, reuse_every=every))
@@ -142,7 +208,7 @@ def test_a_branch_of_weight_zero_is_not_run(model, pair, calls, weights, ran):  
 
 
 @pytest.mark.parametrize(
-    ("speed", "detail_rows", "mid_rows"), [("exact", 20, 20), ("balanced", 7, 11), ("fast", 5, 8)]
+    ("speed", "detail_rows", "mid_rows"), [("exact", 20, 20), ("balanced", 8, 12), ("fast", 5, 8)]
 )
 def test_named_speeds_run_less(model, pair, calls, speed, detail_rows, mid_rows):  # noqa: F811
     paint(model, pair, replace(PLAIN, **SPEEDS[speed]))
