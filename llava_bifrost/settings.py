@@ -187,7 +187,11 @@ class RelationRules(CheckedSettings):
 class CocoBuild(OutputSettings):
     images: Path = setting(help="folder of the images")
     annotations: Path = setting(help="instances JSON file in the format of COCO")
-    eraser: str = setting("opencv", help="opencv, a LaMa TorchScript file, or a diffusers inpainting folder")
+    eraser: str = setting(
+        "opencv",
+        help="LaMa TorchScript file, diffusers inpainting folder, exemplar (copies texture), opencv, or auto: "
+        "the first of these that is there",
+    )
     depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
     targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
     replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")

@@ -1,10 +1,13 @@
 """Removing an object: fill a hole of an image from what is around it, by LaMa, a stock inpainting folder of
-diffusers (Stable Diffusion 2), or OpenCV. Legend: h w pixels of the image, n m pixels of the network.
+diffusers (Stable Diffusion 2), exemplars (PatchMatch), or OpenCV.
+Legend: h w pixels of the image, n m pixels of the network.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,7 +19,16 @@ from ldm.device import check_finite
 from ldm.files import file_sha256, hash_folder, named_failure
 from ldm.images import fitted, resize, to_01
 from ldm.loading import loading
+from ldm.registry.models import resolve_model_path
 
+logger = logging.getLogger(__name__)
+
+# What "auto" tries first: big-lama.pt as TorchScript, and the folder of the model sd2-inpainting.
+WEIGHTS = Path("models/lama/big-lama.pt"), Path("models/stable-diffusion-2-inpainting/model_index.json")
+AUTO, EXEMPLAR, OPENCV = "auto", "exemplar", "opencv"
+PATCH = 2  # pixels around the middle of a patch; of 2, 3, 5 and 7 it keeps most texture (benchmarks.erasing)
+EXEMPLAR_WINDOW = 3.0  # side of the window that exemplars are taken from, over the side of the hole (chosen)
+EXEMPLAR_SIDE = 1024  # pixels; larger windows are filled at this size, in seconds (chosen)
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
 OPENCV_SIDE = 768  # larger images are filled at this size: the time of OpenCV grows with the hole
 LAMA_MULTIPLE = 8  # sides that the network accepts
@@ -29,7 +41,7 @@ Fill = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Eraser:
-    """A way to fill holes. kind: "opencv", "lama" or "diffusion". identity: what decides the result."""
+    """A way to fill holes. kind: opencv, exemplar, lama or diffusion. identity: what decides the result."""
 
     kind: str
     identity: str
@@ -39,13 +51,28 @@ class Eraser:
     def load(
         cls, source: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "Eraser":
-        """None or "opencv", a TorchScript file, or an inpainting folder of diffusers; ValueError otherwise.
+        """A TorchScript file, a diffusers inpainting folder, "exemplar" or "opencv"; ValueError otherwise.
 
-        dtype: of the diffusion model; LaMa's Fourier layers need float32
+        source: None or "auto": the first of them that is there, in this order; OpenCV with a warning
+        dtype:  of the diffusion model; LaMa's Fourier layers need float32
         """
-        if source is None or str(source) in ("", "opencv"):
-            return cls("opencv", f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}")
-        path = Path(source)
+        name = str(source or AUTO)
+        if name == AUTO:
+            known = [path for path in map(resolve_model_path, WEIGHTS) if path.is_file()]
+            found = [path.parent if path.suffix == ".json" else path for path in known]
+            name = str(found[0]) if found else EXEMPLAR if _patchmatch() else OPENCV
+            if name == OPENCV:
+                logger.warning(
+                    "holes are filled by OpenCV, which blurs: pip install pypatchmatch keeps texture"
+                )
+        if name == OPENCV:
+            return cls(OPENCV, f"opencv radius {TELEA_RADIUS} side {OPENCV_SIDE}")
+        if name == EXEMPLAR:
+            if (patchmatch := _patchmatch()) is None:
+                raise ValueError("eraser exemplar: pypatchmatch is not installed: pip install pypatchmatch")
+            identity = f"exemplar {patchmatch.__version__} {PATCH} {EXEMPLAR_WINDOW} {EXEMPLAR_SIDE}"
+            return cls(EXEMPLAR, identity, _exemplar)
+        path = Path(name)
         if path.is_file():
             return cls("lama", f"lama {file_sha256(path)}", _lama(path, device))
         if (path / "model_index.json").is_file():
@@ -53,7 +80,7 @@ class Eraser:
             return cls("diffusion", f"diffusion {hashes} {PROMPT!r} {STEPS}", _diffusion(path, device, dtype))
         raise ValueError(
             f"eraser {source}: neither a TorchScript file (LaMa) nor a diffusers folder (model_index.json); "
-            "leave it out to fill with OpenCV"
+            "auto, exemplar and opencv need no weights"
         )
 
     def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -76,6 +103,33 @@ class Eraser:
             filled = cv2.inpaint(resize(rgb_u8, size), hole, TELEA_RADIUS, cv2.INPAINT_TELEA)
             filled = resize(filled, mask.shape, how="linear")
         return np.where(mask[..., None], filled, rgb_u8)
+
+
+def _patchmatch() -> Any:
+    """The library of exemplars; None where it is not installed, or came without its binary."""
+    try:
+        import patchmatch
+    except ModuleNotFoundError:
+        return None
+    return patchmatch if patchmatch.patchmatch_available else None
+
+
+def _exemplar(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+    """PatchMatch (Barnes et al. 2009) in a window around the hole; always the same fill."""
+    x0, y0, x1, y1 = window_around(mask, OPENCV_SIDE, EXEMPLAR_WINDOW)
+    part, hole = rgb_u8[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    if hole.all():  # what is known lies beside a very large hole
+        part, hole, (x0, y0, x1, y1) = rgb_u8, mask, (0, 0, mask.shape[1], mask.shape[0])
+    size = fitted(hole.shape, EXEMPLAR_SIDE)
+    small = resize(hole.astype(np.float32), size) > 0
+    if small.all():
+        raise ValueError("the mask leaves too little of the image to fill it from")
+    library = _patchmatch()
+    library.set_random_seed(0)  # one for all threads: the library keeps it for the process
+    found_u8 = library.inpaint(resize(part, size), small, patch_size=PATCH)
+    filled = rgb_u8.copy()
+    filled[y0:y1, x0:x1] = resize(found_u8, hole.shape, how="linear")
+    return filled
 
 
 def _lama(path: Path, device: str) -> Fill:
@@ -135,12 +189,15 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
     return fill
 
 
-def window_around(mask: np.ndarray, least: int) -> tuple[int, int, int, int]:
-    """Pixels x0, y0, x1, y1 of a square around the hole, at least `least` wide if the image is so large."""
+def window_around(mask: np.ndarray, least: int, scale: float = WINDOW) -> tuple[int, int, int, int]:
+    """Pixels x0, y0, x1, y1 of a square around the hole, at least `least` wide if the image is so large.
+
+    scale: side of the square over that of the hole
+    """
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-    side = max(least, round(WINDOW * longest))
+    side = max(least, round(scale * longest))
     found = []
     for line, limit in ((columns, w), (rows, h)):
         length = min(side, limit)

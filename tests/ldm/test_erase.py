@@ -1,9 +1,10 @@
-"""Filling holes: the three ways change masked pixels only, and fill them from what is around."""
+"""Filling holes: the four ways change masked pixels only, and fill them from what is around."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def image(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("size", [(60, 83), (1000, 600)])
 def test_opencv_continues_the_surroundings(size: tuple[int, int]) -> None:
     rgb_u8, mask = image(*size)
-    eraser = Eraser.load()
+    eraser = Eraser.load("opencv")
     assert eraser.kind == "opencv"
     filled = eraser.erase(rgb_u8, mask)
     assert np.array_equal(filled[~mask], rgb_u8[~mask])
@@ -169,3 +170,70 @@ def test_what_cannot_be_filled_is_refused(tmp_path: Path, inpainting_folder: Pat
     (tmp_path / "folder" / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded"):
         Eraser.load(tmp_path / "folder")
+
+
+def stripes(h: int, w: int, period: int = 12) -> np.ndarray:
+    """Vertical stripes, 40 and 200."""
+    line = np.where(np.arange(w) // (period // 2) % 2, 200, 40).astype(np.uint8)
+    return np.repeat(np.broadcast_to(line, (h, w))[..., None], 3, axis=2).copy()
+
+
+@pytest.mark.parametrize(
+    "hole", [(40, 90, 50, 100), (10, 30, 20, 140), (30, 60, 40, 70), (100, 120, 110, 160)], ids=str
+)
+def test_exemplars_continue_a_texture(hole: tuple[int, int, int, int]) -> None:
+    pytest.importorskip("patchmatch")
+    rgb_u8, (y0, y1, x0, x1) = stripes(120, 160), hole
+    truth, mask = rgb_u8.copy(), np.zeros((120, 160), bool)
+    mask[y0:y1, x0:x1] = True
+    rgb_u8[mask] = 255
+    eraser = Eraser.load("exemplar")
+    assert eraser.kind == "exemplar"
+    filled = eraser.erase(rgb_u8, mask, seed=3)
+    assert np.array_equal(filled[~mask], truth[~mask])
+    error = {name: np.abs(u8[mask].astype(int) - truth[mask]).mean() for name, u8 in (
+        ("exemplar", filled), ("opencv", Eraser.load("opencv").erase(rgb_u8, mask)))}  # fmt: skip
+    assert error["exemplar"] < 10 < error["opencv"]
+    assert np.array_equal(filled, eraser.erase(rgb_u8, mask, seed=4))
+
+
+def test_exemplars_of_a_large_image_are_taken_near_the_hole() -> None:
+    pytest.importorskip("patchmatch")
+    rgb_u8, mask = stripes(900, 1500), np.zeros((900, 1500), bool)
+    rgb_u8[:, 1200:] = (255, 0, 0)  # far from the hole
+    mask[20:80, 20:80] = True
+    filled = Eraser.load("exemplar").erase(rgb_u8, mask)
+    assert np.abs(filled[mask].astype(int) - stripes(900, 1500)[mask]).mean() < 10
+
+
+class NoBinary:
+    patchmatch_available = False
+
+
+@pytest.mark.parametrize("module", [None, NoBinary], ids=["absent", "without its binary"])
+@pytest.mark.parametrize("source", [None, "auto", ""])
+def test_auto_says_that_it_blurs(
+    module: type | None, source: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "patchmatch", module)
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    assert Eraser.load(source).kind == "opencv"
+    assert "pip install pypatchmatch" in caplog.text
+    with pytest.raises(ValueError, match="eraser exemplar: pypatchmatch is not installed"):
+        Eraser.load("exemplar")
+
+
+def test_auto_prefers_lama_then_diffusion(
+    inpainting_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    (tmp_path / "stable-diffusion-2-inpainting").mkdir()
+    assert Eraser.load().kind in ("exemplar", "opencv")  # an empty folder is no model
+    (tmp_path / "stable-diffusion-2-inpainting").rmdir()
+    shutil.copytree(inpainting_folder, tmp_path / "stable-diffusion-2-inpainting")
+    assert Eraser.load().kind == "diffusion"
+    (tmp_path / "lama").mkdir()
+    scripted(SmallLama(), tmp_path / "lama" / "big-lama.pt")
+    assert Eraser.load().kind == "lama"
+    assert Eraser.load("opencv").kind == "opencv"

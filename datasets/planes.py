@@ -1,0 +1,72 @@
+"""What is behind an erased object in depth: the planes of its surroundings, continued.
+
+Inverse depth is affine in the image coordinates of a plane. Where floor and wall meet, the
+nearer one is seen (the larger inverse depth); where one ends in front of the other, as at a table,
+it is the lesser of both. Legend: h w pixels, k points round the hole, p planes.
+"""
+
+from itertools import combinations
+
+import cv2
+import numpy as np
+
+from datasets.fusion import fill_depth
+
+# All are chosen, by looking at rendered rooms.
+REACH = 0.5  # width of the ring round the hole, over the square root of the hole's area
+POINTS = 1500  # of the ring, at most
+HYPOTHESES = 400  # planes tried, each through three points
+TOLERANCE = 0.012  # depth; points on a plane lie within it
+PLANES = 3  # at most
+LEAST = 0.12  # of the ring that a plane must explain
+ENOUGH = 0.7  # of the ring that all planes together must explain, or rows are interpolated
+
+
+def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Depth (h, w) without what stands in region (h, w) bool; float32, elsewhere as given.
+
+    Where the surroundings are no planes, each row is interpolated across the region (`fill_depth`).
+    """
+    if not region.any() or region.all():
+        return depth_01
+    reach = max(3, round(REACH * np.sqrt(region.sum())))
+    away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 3)
+    y, x = np.nonzero((away > 0) & (away <= reach))
+    chosen = np.linspace(0, len(y) - 1, min(POINTS, len(y))).astype(int)
+    h, w = depth_01.shape
+    points = np.column_stack([x[chosen] / w, y[chosen] / h, np.ones(len(chosen))])  # (k, 3)
+    values = depth_01[y[chosen], x[chosen]].astype(np.float64)
+    planes = _planes_of(points, values)
+    seen = points @ planes.T  # (k, p)
+    sets = [list(each) for size in (1, 2, 3) for each in combinations(range(len(planes)), size)]
+    ways = [(each, join) for each in sets for join in (np.max, np.min)]
+    losses = [np.minimum(abs(join(seen[:, each], axis=1) - values), TOLERANCE).mean() for each, join in ways]
+    if not ways or min(losses) > (1 - ENOUGH) * TOLERANCE:
+        return fill_depth(depth_01, region)
+    each, join = ways[int(np.argmin(losses))]
+    grid = np.stack(np.broadcast_arrays(np.arange(w) / w, np.arange(h)[:, None] / h, 1.0), axis=-1)
+    model = join(grid @ planes[each].T, axis=-1)
+    # What little the planes leave at the border of the hole is carried across it, so that no step is seen.
+    rest = fill_depth(np.clip(depth_01 - model, -TOLERANCE, TOLERANCE), region)
+    filled = np.clip(model + rest, 0, 1).astype(np.float32)
+    return np.where(region, filled, depth_01.astype(np.float32, copy=False))
+
+
+def _planes_of(points: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(p, 3), the largest first: planes by RANSAC (Fischler and Bolles 1981), one after the other."""
+    rng, left, planes = np.random.default_rng(0), np.ones(len(values), bool), list[np.ndarray]()
+    while len(planes) < PLANES and left.sum() >= max(3, LEAST * len(values)):
+        rest, depth = points[left], values[left]
+        triples = rng.integers(len(rest), size=(HYPOTHESES, 3))
+        corners = rest[triples]  # (n, 3, 3)
+        wide = abs(np.linalg.det(corners)) > 1e-5
+        if not wide.any():
+            break
+        found = np.linalg.solve(corners[wide], depth[triples[wide]][..., None])[..., 0]  # (n, 3)
+        counts = (abs(found @ rest.T - depth) < TOLERANCE).sum(axis=1)
+        inside = abs(rest @ found[counts.argmax()] - depth) < TOLERANCE
+        if counts.max() < max(3, LEAST * len(values)):
+            break
+        planes.append(np.linalg.lstsq(rest[inside], depth[inside], rcond=None)[0])
+        left[np.flatnonzero(left)[abs(rest @ planes[-1] - depth) < 2 * TOLERANCE]] = False
+    return np.array(planes).reshape(-1, 3)
