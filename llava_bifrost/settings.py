@@ -189,7 +189,7 @@ class CocoBuild(OutputSettings):
     annotations: Path = setting(help="instances JSON file in the format of COCO")
     eraser: str = setting(
         "opencv",
-        help="LaMa TorchScript file, diffusers inpainting folder, exemplar (copies texture), opencv, or auto: "
+        help="LaMa file (TorchScript), diffusers inpainting folder, exemplar (copies texture), opencv; auto: "
         "the first of these that is there",
     )
     depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
