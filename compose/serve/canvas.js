@@ -1,18 +1,25 @@
 // The drawing surface of the page: an image, marks on it, the tools box, point and brush, and buttons for files.
 // props.value: {image, tool, box, marks: [{box, label, colour}], colour, radius, hint}; boxes and points are fractions
-// of the image. Events {box, points, radius}: 'drag' of a box, again and again, and 'draw', a click or a
-// stroke. Events {files, error} with the names of the buttons: names of the files that the server has taken from them, or
-// why it has not. Two constants stand before this: names of the buttons, and the address that takes files.
+// of the image. canvas.acts is what was done here and no answer has confirmed: {number, box, points, radius} or {number,
+// depth}. Every event of the page brings all of it, the server does each number once, and value.done is the last
+// one: so nothing is lost or done late, whichever event or answer is first. 'drag' asks for a preview, 'draw' ends a
+// click, stroke or drag. Events {files, error} with the names of the buttons: names of the files that the server has
+// taken from them, or why it has not. Two constants stand before this: names of the buttons, and the address that takes files.
 const canvas = element.querySelector('canvas'), pen = canvas.getContext('2d'), image = new Image();
+const LEAST = 1 / 4096;  // side of a box; chosen
 const scale = window.devicePixelRatio || 1, clamp = (value) => Math.min(1, Math.max(0, value));
-let state = {}, box = null, drag = null, points = [], last = 0, sent = '';
+let state = {}, box = null, drag = null, points = [], last = 0, number = 0;
 const shown = () => state.image && image.complete && image.naturalWidth > 0;
 const dragged = () => state.tool === 'box' && drag.far;
-function tell() {
-  sent = dragged() ? JSON.stringify(box) : '';
+canvas.acts = [];
+canvas.act = (name, what, key) => {  // of several acts in a row with one key only the last counts
+  if (key && canvas.acts.at(-1)?.key === key) canvas.acts.pop();
+  canvas.acts.push({...what, key, number: number = Math.max(number, state.done ?? 0) + 1});
   last = performance.now();
-  trigger(dragged() ? 'drag' : 'draw', {box: dragged() ? box : null, points, radius: state.radius});
-}
+  trigger(name, {});
+};
+const tell = (name) =>
+  canvas.act(name, {box: dragged() ? box : null, points, radius: state.radius}, dragged() && drag.key);
 
 function at(event) {
   const frame = canvas.getBoundingClientRect();
@@ -60,7 +67,7 @@ canvas.onpointerdown = (event) => {
   if (!state.tool || !event.isPrimary) return;
   canvas.setPointerCapture(event.pointerId);
   const [x, y] = at(event), near = 16 / canvas.clientWidth, nearY = 16 / canvas.clientHeight;
-  drag = {from: [x, y], start: [event.clientX, event.clientY], far: false};  // a new box
+  drag = {from: [x, y], start: [event.clientX, event.clientY], far: false, key: `drag ${number}`};  // a new box
   if (box && x > box[0] && x < box[2] && y > box[1] && y < box[3]) drag.moves = [...box];  // or the whole box
   for (const [i, j] of box ? [[0, 1], [0, 3], [2, 1], [2, 3]] : [])  // or one of its corners
     if (Math.abs(x - box[i]) < near && Math.abs(y - box[j]) < nearY)
@@ -77,12 +84,14 @@ canvas.onpointermove = (event) => {
     const [a, b, c, d] = drag.moves;
     const [dx, dy] = [Math.min(1 - c, Math.max(-a, x - fx)), Math.min(1 - d, Math.max(-b, y - fy))];
     box = [a + dx, b + dy, c + dx, d + dy];
-  } else if (state.tool === 'box' && drag.far)
-    box = [Math.min(x, fx), Math.min(y, fy), Math.max(x, fx), Math.max(y, fy)].map((v, i) => v + (i > 1) * 1e-4);
+  } else if (state.tool === 'box' && drag.far) {
+    const [x0, y0] = [Math.min(x, fx, 1 - LEAST), Math.min(y, fy, 1 - LEAST)];
+    box = [x0, y0, Math.max(x, fx, x0 + LEAST), Math.max(y, fy, y0 + LEAST)];
+  }
   draw();
-  if (dragged() && performance.now() - last > 150) tell();
+  if (dragged() && performance.now() - last > 150) tell('drag');
 };
-canvas.onpointerup = () => { if (drag) tell(); drag = null; points = []; };
+canvas.onpointerup = () => { if (drag) tell('draw'); drag = null; points = []; };
 canvas.onpointercancel = () => { drag = null; points = []; take(); };
 
 async function give(label, files) {
@@ -107,9 +116,10 @@ element.ondrop = (event) => {  // on a button, or on the surface: that is on its
   if (files.length) give(event.target.closest('label') ?? element.querySelector('label'), files);
 };
 function take() {
+  if ((props.value?.done ?? 0) < (state.done ?? 0)) return;  // an answer that was overtaken
   state = props.value || {};
-  const late = sent && sent !== JSON.stringify(state.box) && performance.now() - last < 3000;  // of an earlier drag
-  if (!drag && !late) [box, sent] = [state.box || null, ''];
+  canvas.acts = canvas.acts.filter((act) => act.number > (state.done ?? 0));
+  if (!drag && !canvas.acts.some((act) => act.box)) box = state.box || null;
   if (state.image && state.image !== image.src) image.src = state.image; else draw();
 }
 image.onload = draw;

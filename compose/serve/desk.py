@@ -3,6 +3,7 @@
 Boxes and points are fractions of the image. Legend: H W background, h w object.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,10 @@ from ldm.temporary import FOLDER, IN_MEMORY, own_folder
 
 # What a recipe says besides files and place, which the page may have no control for.
 CARRIED = {*COMPOSE_FIELDS, "invert_target_mask"} - {"box", "box_px", "depth", "instruction", "candidates"}
+PLACE, NAME, MASK = "place the object", "name a thing", "paint the target mask"
+FIXES = {"add by click": (True, True), "remove by click": (False, True)}  # adds, finds what is alike
+FIXES |= {"paint in": (True, False), "rub out": (False, False)}
+CLICK = 0.012  # radius of a click, of the longer side; chosen: a fingertip on a phone
 LEAST_BOX = 0.06  # side of a box round a click at which little was found; chosen
 
 
@@ -49,6 +54,18 @@ class Visit:
         self.own, self.lock = own_folder(FOLDER), RLock()  # events come in several threads
         self.given: list[Path] = []
         self.job: Job | None = None
+        self.done = Counter[str]()  # surface -> number of the last act on it
+
+    def catch_up(self, log: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Do what was done on the surfaces, see canvas.js, each act once and in its order."""
+        for surface, acts in log.items():
+            for act in acts:
+                if act["number"] > self.done[surface]:
+                    self.done[surface] = act["number"]
+                    self.act(surface, act)
+
+    def act(self, surface: str, act: Mapping[str, Any]) -> None:
+        """An act of the visitor."""
 
 
 class Desk(Visit):
@@ -122,6 +139,20 @@ class Desk(Visit):
         cut = corrected_mask(self.item.rgb_u8, self.cut, self.marks) if finds else self.cut.copy()
         cut[stroke] = adds
         self.take("object_mask", self._written("object_mask", cut))
+
+    def act(self, surface: str, act: Mapping[str, Any]) -> None:
+        """A box, a click or a stroke, or another depth of the object's centre; None: that of the ground."""
+        if "depth" in act:
+            self.depth = None if act["depth"] is None else (act["depth"],)
+            return
+        tool, fix = act["means"]
+        if surface == "object":
+            adds, finds = FIXES[fix]
+            self.correct(act["points"], CLICK if finds else act["radius"], adds, finds)
+        elif tool == MASK and not act["box"]:
+            self.paint_target(act["points"], act["radius"])
+        else:
+            self.draw(tool == NAME, act["box"], act["points"])
 
     def paint_target(self, points: Sequence[Sequence[float]], radius: float) -> None:
         """Add a stroke to the target mask."""
@@ -222,10 +253,6 @@ class Desk(Visit):
         """The depth (H, W) of a background, if it is still there and has none."""
         if self.background is background and self.depth_01 is None:
             self.depth_01, self.small = depth_01, None
-
-    def move(self, d: float | None) -> None:
-        """Another depth of the object's centre; None: that of the ground."""
-        self.depth = None if d is None else (d,)
 
     def forget(self) -> None:
         """No names any more."""

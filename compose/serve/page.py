@@ -57,6 +57,16 @@ EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 # The second event of a click: of two in its queue Gradio now and then sends one to a closed connection.
 APART = {**EVENT, "queue": False}
 FREQUENT = {"queue": False, "trigger_mode": "always_last"}  # of Gradio's queue, which shows errors, not ours
+# For a tab: its second input becomes what was done on its surfaces, each act with the two inputs after it,
+# which say what a stroke does. Data of the events would not do: "always_last" of Gradio 6.31 sends old ones.
+LOG = """(...values) => {
+  values[1] = {};
+  for (const name of NAMES) {
+    values[1][name] = document.querySelector(`#${name}-canvas canvas`).acts;
+    for (const act of values[1][name]) act.means ??= values.slice(2, 4);
+  }
+  return values;
+}"""
 
 
 def as_url(image_u8: np.ndarray) -> str:
@@ -65,12 +75,18 @@ def as_url(image_u8: np.ndarray) -> str:
 
 
 @contextlib.contextmanager
-def in_words(visit: Visit | None) -> Iterator[None]:
-    """Errors inside become ones that a visitor can read; one event of a visit at a time."""
+def in_words(
+    visit: Visit | None, log: Mapping[str, Sequence[dict[str, Any]]] | None = None
+) -> Iterator[None]:
+    """Errors inside become ones that a visitor can read; one event of a visit at a time.
+
+    log: what was done on surfaces until this event, see canvas.js; it is done first
+    """
     if visit is None:
         raise gr.Error("not ready yet, or this visit has ended: try again, or load the page again")
     try:
         with visit.lock:
+            visit.catch_up(log or {})
             yield
     except (ValueError, QueueFull) as error:
         raise gr.Error(html.escape(without_paths(str(error), {}))) from error
@@ -87,12 +103,12 @@ def connect(
 ) -> Any:
     """At an event do act(visit, event, looks, values of more), then show(visit, *looks) in the outputs.
 
-    looks: components, the visit first. how: for Gradio
+    looks: components, the visit and its log first. how: for Gradio
     """
-    count = len(looks) - 1
+    count = len(looks) - 2
 
-    def handler(visit: Any, event: gr.EventData, *values: Any) -> Any:
-        with in_words(visit):
+    def handler(visit: Any, log: Any, event: gr.EventData, *values: Any) -> Any:
+        with in_words(visit, log):
             act(visit, event, values[:count], *values[count:])
             return show(visit, *values[:count])
 
@@ -101,6 +117,11 @@ def connect(
 
 def nothing(visit: Visit, event: gr.EventData, looks: Sequence[Any]) -> None:
     """For `connect`: only show what there is."""
+
+
+def log_of(*names: str) -> str:
+    """For `js` of the events of a tab with these surfaces."""
+    return LOG.replace("NAMES", json.dumps(names))
 
 
 def controls_of(schema: type, names: Sequence[str]) -> list[Any]:

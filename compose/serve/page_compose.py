@@ -13,7 +13,7 @@ import numpy as np
 from compose import load_models
 from compose.preview import SIDE
 from compose.serve import page
-from compose.serve.desk import Desk
+from compose.serve.desk import FIXES, MASK, NAME, PLACE, Desk
 from compose.serve.jobs import Job
 from compose.serve.settings import anywhere
 from compose.serve.uploads import public
@@ -24,20 +24,18 @@ from inpainting.prompts import paint_masks
 from ldm.images import fitted, resize
 from llava_bifrost.draw import COLOURS
 
-PLACE, NAME, MASK = "place the object", "name a thing", "paint the target mask"
-FIXES = {"add by click": (True, True), "remove by click": (False, True)}  # adds, finds what is alike
-FIXES |= {"paint in": (True, False), "rub out": (False, False)}
-CLICK = 0.012  # radius of a click, of the longer side; chosen: a fingertip on a phone
 TINT, PALE = 0.55, 0.25  # opacity of the target mask, and of what is not the object; chosen
 NAMED, EDGE = "#2b6cb0", (232, 64, 42)
 CONTROLS: tuple[str, ...] = ("mode", "num_samples", "seed", "steps", "guidance", "detail", "strength", "init")
 CONTROLS += ("scheduler", "detail_weight", "depth_weight", "compat")
 PROPOSED = 5  # places; chosen
+DEPTH = """(d, low) =>
+  document.querySelector('#background-canvas canvas').act('drag', {depth: low ? null : d}, 'depth')"""
 
 
-def scene(desk: Desk, tool: str, view: str, mode: str, fix: str) -> list[Any]:
+def scene(desk: Desk, tool: str, fix: str, view: str, mode: str) -> list[Any]:
     """Values of the surface, of the preview in words, of the depth slider, and whether it is the ground's."""
-    value, words = dict[str, Any](), ""
+    value, words = dict[str, Any](done=desk.done["background"]), ""
     if desk.background is not None:
         words = "The depth is being estimated" if desk.depth_01 is None else ""
         size = fitted(desk.background.size, SIDE)
@@ -57,7 +55,7 @@ def scene(desk: Desk, tool: str, view: str, mode: str, fix: str) -> list[Any]:
             colour = "#{:02x}{:02x}{:02x}".format(*COLOURS[index % len(COLOURS)])
             marks.append({"box": desk.place(index), "label": str(index + 1), "colour": colour})
         box = {PLACE: desk.box, NAME: desk.pending, MASK: None}[tool]
-        value = {"image": page.as_url(image_u8), "tool": "brush" if tool == MASK else "box", "box": box}
+        value |= {"image": page.as_url(image_u8), "tool": "brush" if tool == MASK else "box", "box": box}
         value |= {"marks": marks, "radius": page.BRUSH, "colour": "#ff00ff"}
     return [value, words, round(desk.centre(), 3), desk.depth is None]
 
@@ -65,7 +63,7 @@ def scene(desk: Desk, tool: str, view: str, mode: str, fix: str) -> list[Any]:
 def cutout(desk: Desk, fix: str) -> dict[str, Any]:
     """Value of the object's surface: what is cut out, and its edge."""
     if desk.item is None:
-        return {}
+        return {"done": desk.done["object"]}
     image_u8 = resize(desk.item.rgb_u8, fitted(desk.item.size, SIDE))
     cut = resize(desk.cut.astype(bool), image_u8.shape[:2])
     image_u8 = cv2.addWeighted(image_u8, PALE, on_white(image_u8, cut), 1 - PALE, 0)
@@ -73,7 +71,8 @@ def cutout(desk: Desk, fix: str) -> dict[str, Any]:
     image_u8 = cv2.drawContours(image_u8, edges, -1, EDGE, 2)
     adds, finds = FIXES[fix]
     colour, tool = "#e8402a" if adds else "#444444", "point" if finds else "brush"
-    return {"image": page.as_url(image_u8), "tool": tool, "radius": page.BRUSH, "colour": colour}
+    value = {"image": page.as_url(image_u8), "tool": tool, "radius": page.BRUSH, "colour": colour}
+    return value | {"done": desk.done["object"]}
 
 
 def composite_in_words(report: dict[str, Any]) -> list[str]:
@@ -90,9 +89,9 @@ def composite_in_words(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def both(desk: Desk, tool: str, view: str, mode: str, fix: str) -> list[Any]:
+def both(desk: Desk, tool: str, fix: str, view: str, mode: str) -> list[Any]:
     """Values of both surfaces and what belongs to them."""
-    return [cutout(desk, fix), *scene(desk, tool, view, mode, fix)]
+    return [cutout(desk, fix), *scene(desk, tool, fix, view, mode)]
 
 
 class ComposeTab:
@@ -128,28 +127,28 @@ class ComposeTab:
                 with gr.Row():
                     self.go = gr.Button("Compose", variant="primary", elem_id="compose")
                     self.cancel = gr.Button("Cancel", elem_id="cancel")
-        self.looks = [desk, self.tool, self.view, self.controls[0], self.fix]
+        self.own = [desk, gr.JSON(visible=False), self.tool, self.fix]
+        self.looks = [*self.own, self.view, self.controls[0]]
         self.scene = [self.place, self.words, self.depth, self.ground]
         self.wire()
 
     def wire(self) -> None:
         """What happens at which event."""
 
-        def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> Any:
-            return page.connect(event, act, both, self.looks, [self.item, *self.scene], *more, **how)
+        log = {"js": page.log_of("background", "object")}
 
-        def often(event: Any, act: Callable[..., Any], *more: Any) -> Any:  # and leaves the object as it is
-            return page.connect(event, act, scene, self.looks, self.scene, *more, **page.FREQUENT)
+        def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> Any:
+            return page.connect(event, act, both, self.looks, [self.item, *self.scene], *more, **log, **how)
 
         def estimated(event: Any) -> None:
             on(event.success(self.estimate, self.desk, self.status, **page.EVENT).success, page.nothing)
 
-        often(self.place.drag, self.drawn)
-        on(self.place.draw, self.drawn, trigger_mode="multiple")
-        on(self.item.draw, self.corrected, trigger_mode="multiple")
-        often(self.depth.input, lambda desk, event, looks, d: desk.move(d), self.depth)
-        ground = [self.depth, self.ground]
-        on(self.ground.input, lambda desk, event, looks, d, low: desk.move(None if low else d), *ground)
+        frequent = {**log, **page.FREQUENT}  # and leaves the object as it is
+        page.connect(self.place.drag, page.nothing, scene, self.looks, self.scene, **frequent)
+        for surface in (self.place, self.item):
+            on(surface.draw, page.nothing, trigger_mode="multiple")
+        self.depth.input(None, self.depth, js=DEPTH, api_visibility="private")
+        self.ground.input(None, [self.depth, self.ground], js=DEPTH, api_visibility="private")
         named = on(self.name.submit, lambda desk, event, looks, text: desk.name(text), self.name)
         named.success(lambda: "", None, self.name, **page.APART)
         on(self.forget.click, lambda desk, event, looks: desk.forget())
@@ -158,28 +157,16 @@ class ComposeTab:
         self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.APART)
         for name in INPUT_FILES:
             surface = self.item if name.startswith("object") else self.place
-            given = on(getattr(surface, name), partial(self.take, name))
+            given = on(getattr(surface, name), partial(self.take, name), trigger_mode="multiple")
             if name == "background":
                 estimated(given)
         back = [self.note, self.sentence, *self.controls]
         estimated(self.place.replay(self.replayed, [self.desk], back, **page.EVENT))
-        given = [self.desk, self.sentence, *self.controls]
-        on(self.ask.click(self.propose, given, self.status, **page.EVENT).success, page.nothing)
-        self.go.click(self.compose, given, self.status, scroll_to_output=True, **page.EVENT)
+        given, how = [*self.own, self.sentence, *self.controls], {**page.EVENT, **log}
+        on(self.ask.click(self.propose, given, self.status, **how).success, page.nothing)
+        self.go.click(self.compose, given, self.status, scroll_to_output=True, **how)
         self.go.click(lambda: "", None, self.note, **page.APART)
         self.cancel.click(self.site.cancel, self.desk, **page.EVENT)
-
-    def drawn(self, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
-        """A box, a click or a stroke on the scene."""
-        if looks[0] == MASK:
-            desk.paint_target(event.points, event.radius)
-        else:
-            desk.draw(looks[0] == NAME, event.box, event.points)
-
-    def corrected(self, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
-        """A click or a stroke on the object."""
-        adds, finds = FIXES[looks[-1]]
-        desk.correct(event.points, CLICK if finds else event.radius, adds, finds)
 
     def take(self, name: str, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
         """A file for a setting."""
@@ -224,10 +211,11 @@ class ComposeTab:
             job, files = self.site.begin(desk, kind, request, settings.input_files)
             return job, replace(settings, **files)
 
-    async def propose(
-        self, desk: Desk, request: gr.Request, sentence: str, *controls: Any
-    ) -> AsyncIterator[str]:
+    async def propose(self, desk: Desk, log: Any, request: gr.Request, *values: Any) -> AsyncIterator[str]:
         """Places for the sentence, drawn on the scene."""
+        _, _, sentence, *controls = values
+        with page.in_words(desk, log):
+            pass  # the boxes of things
         job, settings = self.begin(desk, "place", request, sentence or " ", controls)
         settings = replace(settings, candidates=PROPOSED)
 
@@ -240,11 +228,10 @@ class ComposeTab:
         async for text in self.site.follow(job, work):
             yield text
 
-    async def compose(
-        self, desk: Desk, request: gr.Request, sentence: str, *controls: Any
-    ) -> AsyncIterator[str]:
+    async def compose(self, desk: Desk, log: Any, request: gr.Request, *values: Any) -> AsyncIterator[str]:
         """The composite, at the place that is shown, or where the sentence says."""
-        with page.in_words(desk):
+        _, _, sentence, *controls = values
+        with page.in_words(desk, log):
             placed = desk.box is not None or desk.target is not None
             placement = desk.record
         job, settings = self.begin(desk, "compose", request, "" if placed else sentence, controls)

@@ -68,10 +68,6 @@ def jobs_tab(site: page.Site, visit: gr.State) -> None:
         go, cancel = gr.Button("Compose all", variant="primary", elem_id="all"), gr.Button("Cancel")
     table = gr.HTML(elem_id="states")
 
-    def take(visit: Visit, event: gr.EventData, looks: Sequence[Any]) -> None:
-        """Files for the next run."""
-        visit.given = site.files_of(visit, event)
-
     def shown(jobs: Sequence[batch.BatchJob], sent: Sequence[Job]) -> str:
         """The table of states, with the images that are done."""
         rows = []
@@ -104,9 +100,11 @@ def jobs_tab(site: page.Site, visit: gr.State) -> None:
                         site.queue.cancel(job)
         yield shown(jobs, sent)
 
-    def names(visit: Visit) -> dict[str, Any]:
-        """Value of the surface."""
+    def take(visit: Visit, event: gr.EventData) -> dict[str, Any]:
+        """Files for the next run; value of the surface."""
+        with page.in_words(visit):
+            visit.given = site.files_of(visit, event)
         return {"hint": ", ".join(path.name for path in visit.given)}
 
-    page.connect(surface.jobs, take, names, [visit], [surface])
+    surface.jobs(take, visit, surface, trigger_mode="multiple", **page.EVENT)
     cancel.click(None, cancels=[go.click(run, visit, table, **page.EVENT)])

@@ -3,7 +3,7 @@
 Legend: h w pixels of the image.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,11 @@ class RegionsDesk(Visit):
         self.masks[region] = self.masks[region] | stroke if adds else self.masks[region] & ~stroke
         self.masks = [mask for mask in self.masks if mask.any()]
 
+    def act(self, surface: str, act: Mapping[str, Any]) -> None:
+        """A stroke."""
+        region, adds = act["means"]
+        self.stroke(min(region, len(self.masks)), act["points"], act["radius"], adds)
+
     def files(self) -> dict[str, Path]:
         """The image, then its masks in order."""
         if self.image is None or not self.masks:
@@ -77,12 +82,13 @@ class RegionsDesk(Visit):
 def canvas(painting: RegionsDesk, region: int) -> dict[str, Any]:
     """The value of the surface: the image under its masks."""
     if painting.image is None:
-        return {}
+        return {"done": painting.done["painting"]}
     image_u8 = resize(painting.image.rgb_u8, fitted(painting.image.size, SIDE))
     masks = [resize(mask, image_u8.shape[:2]) for mask in painting.masks]
     image_u8 = paint_masks(image_u8, masks, palette(len(masks)), [TINT] * len(masks))
     colour = "#{:02x}{:02x}{:02x}".format(*rgb_of_color(palette(region + 1)[region]))
-    return {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
+    value = {"image": page.as_url(image_u8), "tool": "brush", "radius": page.BRUSH, "colour": colour}
+    return value | {"done": painting.done["painting"]}
 
 
 def painting_in_words(report: dict[str, Any]) -> list[str]:
@@ -121,29 +127,29 @@ class RegionsTab:
                     cancel = gr.Button("Cancel")
 
         def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> None:
-            looks = [painting, self.region, self.table]
-            page.connect(event, act, self.show, looks, [self.canvas, *looks[1:]], *more, **how)
+            outputs = [self.canvas, self.region, self.table]
+            page.connect(event, act, self.show, [*own, self.table], outputs, *more, **log, **how)
 
-        def drawn(painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any], adds: bool) -> None:
-            painting.stroke(looks[0], event.points, event.radius, adds)
-
-        on(self.canvas.draw, drawn, adds, trigger_mode="multiple")
+        own, log = [painting, gr.JSON(visible=False), self.region, adds], {"js": page.log_of("painting")}
+        on(self.canvas.draw, page.nothing, trigger_mode="multiple")
         on(self.region.input, page.nothing)
-        on(self.canvas.painting, self.take)
-        on(self.canvas.masks, self.load)
+        on(self.canvas.painting, self.take, trigger_mode="multiple")
+        on(self.canvas.masks, self.load, trigger_mode="multiple")
         on(clear.click, lambda painting, event, looks: painting.masks.clear())
-        given = [painting, self.table, *controls]
+        given = [*own, self.table, *controls]
         for button in (write, go):
-            how = {**page.EVENT, "scroll_to_output": button is go}
+            how = {**page.EVENT, **log, "scroll_to_output": button is go}
             button.click(self.run, given, [status, self.table], **how)
         cancel.click(site.cancel, painting, **page.EVENT)
 
-    def show(self, painting: RegionsDesk, region: int, table: Table) -> list[Any]:
-        """Values of surface, choice of regions and table."""
+    def show(self, painting: RegionsDesk, region: int, adds: bool, table: Table) -> list[Any]:
+        """Values of surface, choice of regions and table; what the visitor may be changing if it must."""
         names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
-        region, rows = min(region, len(painting.masks)), {row[0]: row for row in table}
-        choices = gr.Dropdown([(name, number) for number, name in enumerate(names)], value=region)
-        return [canvas(painting, region), choices, [rows.get(name, [name, "", ""]) for name in names[:-1]]]
+        most, rows = len(painting.masks), {row[0]: row for row in table}
+        choices = {"choices": [(name, number) for number, name in enumerate(names)]}
+        choices |= {"value": most} if region > most else {}
+        own = gr.skip() if [*rows] == names[:-1] else [rows.get(name, [name, "", ""]) for name in names[:-1]]
+        return [canvas(painting, min(region, most)), gr.update(**choices), own]
 
     def take(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
         """An image from a file."""
@@ -155,11 +161,17 @@ class RegionsTab:
             painting.load(path)
 
     async def run(
-        self, painting: RegionsDesk, event: gr.EventData, request: gr.Request, table: Table, *controls: Any
+        self,
+        painting: RegionsDesk,
+        log: Any,
+        event: gr.EventData,
+        request: gr.Request,
+        *values: Any,
     ) -> AsyncIterator[list[Any]]:
         """All regions in one pass, and prompts for those that have none; the button "write": only these."""
+        _, _, table, *controls = values
         paints = event.target is not None and event.target.elem_id == "paint"
-        with page.in_words(painting):
+        with page.in_words(painting, log):
             given = page.values_of(DreamSettings, CONTROLS, controls)
             given["prompts"] = [row[1] for row in table]
             given |= {"negatives": [row[2] for row in table]} if any(row[2] for row in table) else {}
