@@ -6,6 +6,7 @@ import re
 import socket
 import webbrowser
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Any
 
 import uvicorn
@@ -45,9 +46,14 @@ GRACE = 5  # seconds for open answers when the server is stopped; chosen
 
 
 def error_for_clients(text: str, job: Job) -> str:
-    """An error in the words of a request: its fields instead of flags, no path of the server."""
-    named = FLAG.sub(lambda found: NAMES.get(name := found[1].replace("-", "_"), name), text)
-    return without_paths(named, job.names)
+    """An error in the words of a request: its fields, flags of the server as they are, none of its paths."""
+    own = {field.name for field in fields(ServeSettings)}
+
+    def named(found: re.Match[str]) -> str:
+        name = found[1].replace("-", "_")
+        return found[0] if name in own else NAMES.get(name, name)
+
+    return without_paths(FLAG.sub(named, text), job.names)
 
 
 def make_queue(settings: ServeSettings) -> JobQueue:

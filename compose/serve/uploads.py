@@ -31,10 +31,7 @@ from ldm.temporary import FOLDER, IN_MEMORY
 MOST_REDIRECTS = 5
 MOST_TEXT = 4096  # characters of a path or an address: PATH_MAX of Linux
 SECONDS, LONGEST = 20.0, 60.0  # in which another server must answer, and have answered; chosen
-# What carries an IPv4 address inside an IPv6 one: NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo (RFC 4380).
-TRANSLATED = [
-    ipaddress.ip_network(name) for name in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
-]
+UNICAST = ipaddress.ip_network("2000::/3")  # all that is assigned: IANA, "IPv6 Address Space"
 ABSOLUTE = re.compile(r"(?<![\w:/.>])/(?:[^\s/\"',;:()]+/)*([^\s/\"',;:()]+)")
 
 
@@ -113,7 +110,8 @@ def public_address(field: str, host: str, port: int) -> str:
     for *_, place in found:
         address: Any = ipaddress.ip_address(str(place[0]).partition("%")[0])
         address = getattr(address, "ipv4_mapped", None) or address
-        inside = address.version == 6 and any(address in network for network in TRANSLATED)
+        # 6to4 and Teredo carry IPv4 addresses; NAT64, ::/96 and their like are outside unicast ones.
+        inside = address.version == 6 and (address.sixtofour or address.teredo or address not in UNICAST)
         if inside or not address.is_global or address.is_multicast:
             raise ValueError(f"{field}: {host} is not a public address")
     return str(found[0][4][0])

@@ -57,13 +57,18 @@ class Visit:
     def __init__(self, browser, address: str, **options) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
         self.page, self.foreign, self.errors = self.context.new_page(), list[str](), list[str]()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(60_000)  # of a busy machine
         self.page.on("request", lambda sent: self.foreign.append(sent.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(address)
-        self.page.wait_for_selector("#background-canvas canvas")
-        time.sleep(0.7)  # until the server knows the visitor
         self.address = address
+        self.open()
+
+    def open(self) -> None:
+        """Load the page, until the server knows the visitor."""
+        with self.page.expect_response("**/queue/join*"):
+            self.page.goto(self.address)
+        time.sleep(1)
+        self.page.wait_for_selector("#background-canvas canvas")
 
     def give(self, name: str, *paths: Path) -> None:
         self.page.locator(f"#{name} input[type=file]").set_input_files([str(path) for path in paths])

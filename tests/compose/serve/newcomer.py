@@ -36,8 +36,10 @@ def newcomer(page: Any, url: str, way: str, background: Path, item: Path) -> Pat
         page.mouse.move(x1, y1, steps=4)
         page.mouse.up()
 
-    page.goto(url)
-    time.sleep(3)  # a look at the page, on a busy machine
+    page.set_default_timeout(120_000)  # what a composite may take
+    with page.expect_response("**/queue/join*"):
+        page.goto(url)
+    time.sleep(1)  # until the server knows the visitor
     page.set_input_files("#background input", background)
     page.wait_for_selector("text=The depth is being estimated")
     page.wait_for_selector("text=The depth is being estimated", state="hidden")

@@ -124,10 +124,10 @@ def test_boxes_clicks_and_names(desk: Desk):
     desk.draw(False, [0.3, 0.2, 0.7, 0.9], [[0.3, 0.2]])
     assert desk.box == (0.3, 0.2, 0.7, 0.9)
     assert desk.centre() == pytest.approx(np.quantile(room_depth()[84:86], 0.25), abs=0.02)
-    desk.move(0.25)
+    desk.act("background", {"depth": 0.25})
     assert desk.centre() == 0.25
     assert desk.settings({}).depth == (0.25,)
-    desk.move(None)
+    desk.act("background", {"depth": None})
     assert desk.settings({}).depth is None
     with pytest.raises(ValueError, match="draw a box round the thing, or click on it"):
         desk.name("post")
@@ -204,7 +204,7 @@ def test_preview_follows_depth_and_outline(desk: Desk):
     desk.draw(False, [0.0, 0.2, 0.5, 0.9], [])
     fractions = []
     for d in (0.1, 0.5, 1.0):
-        desk.move(d)
+        desk.act("background", {"depth": d})
         fractions.append(desk.preview("place").visible_fraction)
     assert fractions[0] < 1 == fractions[2]
     area = desk.preview("place").visible.sum()

@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from benchmarks.serve import LONG, at_once, killed, one_after_the_other, serving
+from compose.serve.app import error_for_clients
+from compose.serve.jobs import Job
 
 
 @pytest.mark.slow
@@ -42,3 +44,17 @@ def test_job_of_a_client_that_has_gone_is_cancelled(tmp_path):
         while server.client.get("/healthz").json()["running"] and time.monotonic() < end:
             time.sleep(0.1)
         assert server.client.get("/healthz").json()["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("image must be a file (--allow allows a folder)", "image must be a file (--allow allows a folder)"),
+        ("it has more than 2 MB (--max-mb)", "it has more than 2 MB (--max-mb)"),
+        ("not fetched here (--allow-urls allows it)", "not fetched here (--allow-urls allows it)"),
+        ("--num-samples must be 1", "n must be 1"),
+        ("--target-mask is empty, give --box", "mask is empty, give box"),
+    ],
+)
+def test_errors_name_fields_of_requests_and_flags_of_the_server(tmp_path, text, shown):
+    assert error_for_clients(text, Job("0" * 32, "compose", tmp_path)) == shown
