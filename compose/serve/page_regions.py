@@ -146,7 +146,7 @@ class RegionsTab:
         """Values of surface, choice of regions and table; what the visitor may be changing if it must."""
         names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
         most, rows = len(painting.masks), {row[0]: row for row in table}
-        choices = {"choices": [(name, number) for number, name in enumerate(names)]}
+        choices: dict[str, Any] = {"choices": [(name, number) for number, name in enumerate(names)]}
         choices |= {"value": most} if region > most else {}
         own = gr.skip() if [*rows] == names[:-1] else [rows.get(name, [name, "", ""]) for name in names[:-1]]
         return [canvas(painting, min(region, most)), gr.update(**choices), own]
