@@ -4,6 +4,9 @@
     python run_inference.py image --background room.png --object dog.png \\
         --instruction "Place the dog behind the sofa"
     python run_inference.py replay out.png
+    python run_inference.py job scene.yaml --layers --out outputs/scene.png
+    python run_inference.py edit "Move the lamp behind the sofa. Remove the chair." --background room.png \\
+        --detector builtin
     python run_inference.py batch jobs.jsonl --out outputs/batch --shard 0/4
     python run_inference.py dreambooth --objects FOLDER --backgrounds FOLDER --out outputs/dreambooth
     python run_inference.py schema image
@@ -11,6 +14,7 @@
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
 """
 
+from compose.job import EditSettings, JobSettings
 from compose.schema import print_schema
 from compose.settings import DEFAULTS, BatchSettings, CompositeSettings, DreamBoothSettings, ReplaySettings
 from ldm.settings.cli import App, command, new_app, run_module
@@ -19,6 +23,8 @@ from ldm.settings.later import later
 
 def build_app() -> App:
     app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
+    app.command("job")(command(JobSettings, later("compose.commands:run_job")))
+    app.command("edit")(command(EditSettings, later("compose.commands:run_edit")))
     batch = later("compose.batch:batch")
     app.command("image")(command(CompositeSettings, later("compose.commands:run_image"), DEFAULTS))
     app.command("replay")(command(ReplaySettings, later("compose.commands:replay")))

@@ -11,8 +11,11 @@ from compose.settings import ComposeSettings
 from ldm.settings.later import later_names
 
 if TYPE_CHECKING:
+    from compose.layering import compose_layers
     from compose.models import load_models
     from compose.pipeline import compose
 
-__all__ = ["ComposeSettings", "compose", "load_models"]
-__getattr__ = later_names(__name__, {"compose": "pipeline", "load_models": "models"})
+__all__ = ["ComposeSettings", "compose", "compose_layers", "load_models"]
+__getattr__ = later_names(
+    __name__, {"compose": "pipeline", "compose_layers": "layering", "load_models": "models"}
+)

@@ -7,7 +7,9 @@ from functools import partial
 from typing import Any
 
 from compose import compose, load_models
-from compose.layers import save_layers
+from compose.job import EditSettings, JobSettings, read_job
+from compose.layering import compose_layers, job_of_recipe
+from compose.layers import LayerFolder, save_job_layers, save_layers
 from compose.models import Models
 from compose.recipe import check_unchanged, settings_of_recipe
 from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
@@ -16,7 +18,7 @@ from ldm.decode import opened
 from ldm.denoise import Step
 from ldm.files import file_sha256, set_aside, write_atomic
 from ldm.images import encode_png
-from ldm.result import beside, log_result, output_paths, result_paths
+from ldm.result import beside, log_result, output_paths, read_recipe, result_paths
 from ldm.settings.config import flag_name
 from ldm.temporary import IN_MEMORY, as_file
 
@@ -61,6 +63,33 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
     write_atomic(path, data)
 
 
+def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
+    """Lay layers over a background: objects, painted texts, and what is erased, moved or replaced.
+
+    Writes an image that carries its recipe, and a JSON report beside it.
+    """
+    job, out, resume = (
+        read_job(settings.job),
+        settings.out,
+        isinstance(settings, JobSettings) and settings.resume,
+    )
+    output_paths(out, 1, job.base.input_files.values())
+    folder = LayerFolder(out, resume, settings.overwrite) if settings.layers or resume else None
+    result = compose_layers(job, folder=folder)
+    result.save(out, settings.overwrite)
+    if settings.layers:
+        logger.info("layers:  %s", save_job_layers(result, out, settings.overwrite))
+    return log_result([out], result.report, result.summary, None)
+
+
+def run_edit(settings: EditSettings) -> dict[str, Any]:
+    """Edit an image by sentences: "Move the lamp behind the sofa. Remove the chair."
+
+    Writes an image that carries its recipe, and a JSON report beside it.
+    """
+    return run_job(settings)
+
+
 def replay(options: ReplaySettings) -> dict[str, Any]:
     """Paint an image again from the recipe inside it.
 
@@ -68,9 +97,15 @@ def replay(options: ReplaySettings) -> dict[str, Any]:
     input has moved, the pixels are the same, and the new recipe names the new place.
     """
     image, out = options.image, options.out or beside(options.image, "_replay.png")
-    settings, recipe = settings_of_recipe(image)
     names = (*INPUT_FILES, "model", "depth_model")
     given = {name: path for name in names if (path := getattr(options, name)) is not None}
+    if read_recipe(image).get("command") == "job":
+        job = job_of_recipe(image, given)
+        output_paths(out, 1, job.base.input_files.values())
+        repeated = compose_layers(job)
+        repeated.save(out, options.overwrite)
+        return log_result([out], repeated.report, repeated.summary, None)
+    settings, recipe = settings_of_recipe(image)
     if unused := [name for name in given if recipe["settings"].get(name) is None]:
         raise ValueError(f"{image}: was made without {', '.join(map(flag_name, unused))}")
     for name, path in given.items():

@@ -1,20 +1,35 @@
-"""A composite as layers for image editors: one OpenRaster file, a zip that GIMP and Krita open.
+"""Composites and jobs as layers: OpenRaster files, which GIMP and Krita open, and folders of PNG files.
 
 https://www.openraster.org/baseline/file-layout-spec.html
 """
 
+from __future__ import annotations
+
 import io
 import json
+import logging
+import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from compose.pipeline import Result
+from compose.scene import Patch, Scene
+from datasets.geometry import tight_slices
 from ldm.decode import LoadedImage
+from ldm.files import file_sha256, read_json, set_aside, write_json
 from ldm.images import encode_image, encode_png, fitted, resize
 from ldm.result import beside, write_result
+
+if TYPE_CHECKING:
+    from compose.layering import JobResult
+    from compose.pipeline import Result
+
+logger = logging.getLogger(__name__)
 
 THUMBNAIL = 256  # pixels of the longer side, at most; of the specification
 
@@ -40,8 +55,7 @@ def layers_of(result: Result, index: int) -> dict[str, LoadedImage]:
     }
     found = {"background": before}
     for name, mask in masks.items():
-        pixels_u8 = np.where(mask[..., None], image.own_u8, np.uint8(0))
-        found[name] = replace(before, rgb_u8=pixels_u8, stored_u8=None, alpha_u8=mask * np.uint8(255))
+        found[name] = cut_out(image, mask)
     return found
 
 
@@ -50,24 +64,138 @@ def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
 
     overwrite: as in `ldm.result.write_result`
     """
-    layers, report, (h, w) = layers_of(result, index), result.report, result.background.size
-    names = ("box", "depth", "mode", "visible_fraction")
-    about = {"size": [w, h], "seed": result.seeds[index], **{name: report[name] for name in names}}
-    about["layers"] = [{"name": name, "file": f"data/{name}.png"} for name in layers]
-    stack = "".join(f'<layer name="{name}" src="data/{name}.png"/>' for name in reversed(layers))
+    report, depth_01 = result.report, result.geometry.inputs.background_depth_01
+    about = {name: report[name] for name in ("box", "depth", "mode", "visible_fraction")}
+    about["seed"] = result.seeds[index]
+    depths = {"object": result.fused_depth_01}
+    layers = [(name, image, depths.get(name, depth_01)) for name, image in layers_of(result, index).items()]
+    return write_open_raster(out, layers, result.images[index], about, overwrite)
+
+
+def save_job_layers(result: JobResult, out: Path, overwrite: bool) -> Path:
+    """Write NAME_layers.ora beside the image `out` of a job: the layers in the order of their depth.
+
+    Of an object what it covers is a layer, and what changed around it another, just above the background. A
+    layer shows all that it painted, less what a later layer below it has painted since; so the layers laid
+    over each other are the image, byte for byte where the background is opaque.
+    """
+    pieces: list[tuple[float, int, str, np.ndarray, Scene]] = []
+    for number, (name, patch) in enumerate(zip(result.names, result.patches, strict=True)):
+        masks = np.zeros((2, *result.background.size), bool)
+        masks[0][patch.part], masks[1][patch.part] = patch.edit & ~patch.cover, patch.cover
+        z = next((place.d for place in patch.places.values()), -1.0)
+        state = [*result.scene.before, result.scene][number + 1]
+        pieces += [(-1.0, number, f"{name}, around", masks[0], state), (z, number, name, masks[1], state)]
+    pieces, background = sorted(pieces, key=lambda piece: piece[:2]), result.scene.before[0]
+    layers = [("background", background.image, background.depth_01)]
+    for rank, (_, number, name, mask, state) in enumerate(pieces):
+        for _, later, _, other, _ in pieces[:rank]:
+            mask = mask & ~other if later > number else mask
+        if mask.any():
+            layers.append((name, cut_out(state.image, mask), state.depth_01))
+    return write_open_raster(
+        out, layers, result.scene.image, {"layers_of_job": result.report["layers"]}, overwrite
+    )
+
+
+def cut_out(image: LoadedImage, mask: np.ndarray) -> LoadedImage:
+    """An image (h, w), opaque in a mask (h, w), elsewhere empty and black."""
+    pixels_u8 = np.where(mask[..., None], image.own_u8, np.uint8(0))
+    return replace(image, rgb_u8=pixels_u8, stored_u8=None, alpha_u8=mask * np.uint8(255))
+
+
+def write_open_raster(
+    out: Path,
+    layers: Sequence[tuple[str, LoadedImage, np.ndarray]],
+    image: LoadedImage,
+    about: Mapping[str, Any],
+    overwrite: bool,
+) -> Path:
+    """NAME_layers.ora: every layer with its depth and mask, the whole `image`, and `about` in layers.json.
+
+    layers: names, images (h, w) and depths (h, w), the lowest first, each cut to what is opaque
+    """
+    (h, w), stack, entries = image.size, "", []
+    files = {"mimetype": b"image/openraster", "stack.xml": b""}
+    for number, (name, layer, depth_01) in enumerate(layers):
+        stem = f"data/{file_name(name)}"
+        stem += f"_{number}" if f"{stem}.png" in files else ""
+        opaque = np.ones((h, w), bool) if number == 0 or layer.alpha_u8 is None else layer.alpha_u8 > 0
+        part = tight_slices(opaque) if opaque.any() else np.s_[:1, :1]
+        y, x = part[0].start or 0, part[1].start or 0
+        alpha_u8 = None if layer.alpha_u8 is None else layer.alpha_u8[part]
+        cut = replace(layer, rgb_u8=layer.own_u8[part], stored_u8=None, alpha_u8=alpha_u8)
+        depth_u16 = np.rint(np.clip(depth_01[part], 0, 1) * 65535).astype(np.uint16)
+        files |= {
+            f"{stem}.png": encode_image(cut, ".png"), f"{stem}_depth.png": encode_png(depth_u16),
+            f"{stem}_mask.png": encode_png(opaque[part] * np.uint8(255)),
+        }  # fmt: skip
+        entries.append({"name": name, "file": f"{stem}.png", "x": x, "y": y})
+        entries[-1] |= {"depth_file": f"{stem}_depth.png", "mask_file": f"{stem}_mask.png"}
+        shown = quoteattr(name)
+        stack = f'<layer name={shown} src="{stem}.png" x="{x}" y="{y}"/>{stack}'
     stack = f'<?xml version="1.0"?><image version="0.0.3" w="{w}" h="{h}"><stack>{stack}</stack></image>'
-    image = result.images[index]
     small_u8 = resize(image.rgb_u8, fitted(image.size, THUMBNAIL))
-    files = {"mimetype": b"image/openraster", "stack.xml": stack.encode()}
-    files |= {f"data/{name}.png": encode_image(layer, ".png") for name, layer in layers.items()}
     files |= {
-        "mergedimage.png": encode_image(image, ".png"),
+        "stack.xml": stack.encode(), "mergedimage.png": encode_image(image, ".png"),
         "Thumbnails/thumbnail.png": encode_png(small_u8),
-    }
-    files["layers.json"] = (json.dumps(about, indent=2) + "\n").encode()
+        "layers.json": (json.dumps({"size": [w, h], **about, "layers": entries}, indent=2) + "\n").encode(),
+    }  # fmt: skip
     path, buffer = beside(out, "_layers.ora"), io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:  # PNGs are compressed already
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name), data)  # without the time: equal input gives equal bytes
     write_result({path: buffer.getvalue()}, overwrite)
     return path
+
+
+def file_name(name: str) -> str:
+    """A layer's name in the name of a file: letters of any language, digits and _."""
+    return re.sub(r"\W+", "_", name).strip("_") or "layer"
+
+
+class LayerFolder:
+    """NAME_layers beside an image: the patches of a job as PNG files, and what they are in layers.json.
+
+    resume: patches are taken from there whose layer is the same, and what that layer looked at; without it
+    what is there is renamed, or replaced (`overwrite`).
+    """
+
+    def __init__(self, out: Path, resume: bool, overwrite: bool) -> None:
+        self.folder, self.overwrite, self.entries = (
+            out.with_name(f"{out.stem}_layers"),
+            overwrite,
+            list[Any](),
+        )
+        self.known: list[dict[str, Any]] = []
+        if resume and (book := self.folder / "layers.json").is_file():
+            self.known = read_json(book)["layers"]
+        elif self.folder.exists() and not overwrite:
+            set_aside([self.folder])
+
+    def take(self, digest: str, scene: Scene) -> list[Patch] | None:
+        """The patches of a layer with this hash, made from the same pixels; None where there are none."""
+        entries = [entry for entry in self.known if entry["digest"] == digest]
+        if not entries or entries[0]["under"] != scene.digest(entries[0]["read"]):
+            return None
+        try:
+            return [Patch.load(self.folder, entry) for entry in entries]
+        except ValueError as error:
+            logger.warning("%s: the layer is made again", error)
+            return None
+
+    def put(self, digest: str, under: Scene, name: str, patches: Sequence[Patch]) -> None:
+        """Write the patches of a layer, then the list of all so far."""
+        for patch in patches:
+            stem = f"{len(self.entries) + 1:02d}_{file_name(name)}"
+            files = {self.folder / file: data for file, data in patch.files(stem, under.image).items()}
+            write_result(files, self.overwrite)
+            hashes = {path.name: file_sha256(path) for path in files}
+            about = {"name": name, "digest": digest, "under": under.digest(patches[0].read), "files": hashes}
+            self.entries.append({**about, **patch.facts})
+        later = self.known if len(self.known) > len(self.entries) else []
+        h, w = under.image.size
+        write_json(
+            self.folder / "layers.json",
+            {"size": [w, h], "layers": [*self.entries, *later[len(self.entries) :]]},
+        )

@@ -25,7 +25,7 @@ from compose.models import Models
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import DEPTH_MODES, ComposeSettings
-from compose.sources import read_sources
+from compose.sources import Stage, read_sources
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
 from ldm.decode import LoadedImage
@@ -117,8 +117,11 @@ def compose(
     on_step: Callable[[Step], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
+    stage: Stage | None = None,
 ) -> Result:
     """Put the object into the background. Reads files, writes none; cheap checks run first.
+
+    stage: an image under work, in the place of the settings' background and its depth
 
     Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
@@ -132,7 +135,7 @@ def compose(
     for note in ignored_options(settings, sampling):
         logger.warning("%s", note)
     with timer.stage("read"):
-        sources = read_sources(settings)
+        sources = read_sources(settings, stage)
     settings, depth_01 = settings.in_fractions(sources.background.size), sources.depth_01
     with timer.stage("depth"):
         if depth_01 is None:

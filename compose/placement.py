@@ -80,8 +80,10 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
     """
     name, sentence = settings.locator_name, settings.instruction or ""
     x0, y0, x1, y1 = bbox_of_mask(sources.cut)
-    item, image_u8 = Item((x1 - x0) / (y1 - y0), settings.relative_size), sources.background.rgb_u8
-    found = propose(settings, sentence, image_u8, depth_01, settings.anchors, item, models)
+    stage, image_u8 = sources.stage, sources.background.rgb_u8
+    item = Item((x1 - x0) / (y1 - y0), settings.relative_size, stage.moved_from if stage else None)
+    known = as_json(stage.anchors) if stage is not None and stage.anchors else settings.anchors
+    found = propose(settings, sentence, image_u8, depth_01, known, item, models)
     request, anchors, candidates = found
     locator: dict[str, Any] = {"folder": name}
     if name != GEOMETRIC:

@@ -3,15 +3,19 @@
 Every error names its file.
 """
 
+from __future__ import annotations
+
 import contextlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compose.settings import DEPTH_MODES, ComposeSettings
+from datasets.fusion import MARGIN
 from datasets.geometry import (
     Box01,
     bbox_of_mask,
@@ -23,14 +27,41 @@ from datasets.geometry import (
     whole_box,
 )
 from datasets.inputs import Inputs, check_object
+from datasets.relations import Place
 from ldm.decode import LoadedImage
 from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things
 from ldm.images import read_depth, read_image, read_mask, resize
+
+if TYPE_CHECKING:
+    from compose.job import EraseSettings
 
 logger = logging.getLogger(__name__)
 
 WITHIN = 0.6  # fraction of an object that lies in the box where it is what the box names (chosen)
 SAME_ASPECT = 0.01  # largest relative difference in aspect between an image and its depth map
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """An image under work, with what is known of it, instead of a background's files."""
+
+    image: LoadedImage  # (H, W)
+    depth_01: np.ndarray  # (H, W), 1 = nearest
+    solids: Sequence[tuple[np.ndarray, float]] = ()  # placed objects: visible pixels (H, W) bool, mean depth
+    anchors: Mapping[str, Place] = field(default_factory=dict)  # places of named objects
+    moved_from: Place | None = None  # of an object that is moved: it keeps its size
+
+    def ordered_for(self, far: float, near: float) -> np.ndarray:
+        """The depth (H, W) that an object from far to near meets: placed objects hide it or are hidden whole.
+
+        So of two objects whose depths overlap the one with the nearer middle is in front, in either order.
+        """
+        depth_01 = self.depth_01.copy()
+        for mask, d in self.solids:
+            seen = depth_01[mask]
+            in_front = d > (far + near) / 2
+            depth_01[mask] = np.maximum(seen, near + 2 * MARGIN) if in_front else np.minimum(seen, near)
+        return depth_01
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +77,18 @@ class Sources:
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
     doubts: list[str]  # what speaks against a mask that was found
+    stage: Stage | None = None  # instead of the files of the background
 
 
-def read_sources(settings: ComposeSettings) -> Sources:
-    """Read and check all files; cheap checks run first."""
-    background, item = read_image(settings.background), read_image(settings.object)
+def read_sources(settings: ComposeSettings, stage: Stage | None = None) -> Sources:
+    """Read and check all files; cheap checks run first. stage: instead of the background and its depth."""
+    background = read_image(settings.background) if stage is None else stage.image
+    item = read_image(settings.object)
     target = box = None
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
         box = None if settings.box or settings.box_px else box_to_01(bbox_of_mask(target), background.size)
-    depth_01 = depth_of(settings.background_depth, background.size)
+    depth_01 = stage.depth_01 if stage else depth_of(settings.background_depth, background.size)
     object_depth_01 = depth_of(settings.object_depth, item.size)
     if settings.object_mask is not None:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
@@ -75,7 +108,7 @@ def read_sources(settings: ComposeSettings) -> Sources:
         message = "%s: the object mask may be wrong: %s; see the sheet, or give --object-mask or --sam"
         logger.warning(message, settings.object, doubt)
     check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
-    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01, doubts)
+    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01, doubts, stage)
 
 
 def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
@@ -95,6 +128,8 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         extent, source = depth_extent(settings.depth[0], box), "centre"
     else:
         extent, source = (settings.depth[0], settings.depth[1]), "range"
+    if sources.stage is not None:
+        depth_01 = sources.stage.ordered_for(*extent)
     target, by = sources.target, "file"
     if settings.erases != "nothing":
         target, by = replaced_region(settings, sources.background.rgb_u8, box)
@@ -116,7 +151,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 
 
 def replaced_region(
-    settings: ComposeSettings, background_u8: np.ndarray, box01: Box01
+    settings: ComposeSettings | EraseSettings, background_u8: np.ndarray, box01: Box01
 ) -> tuple[np.ndarray, str]:
     """What a box of the background (H, W, 3) names: the mask (H, W) of the object there, and what found it.
 

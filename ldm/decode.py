@@ -82,6 +82,10 @@ class LoadedImage:
             before = under_u8.astype(np.float32)
             mixed = before + cv2.merge([weight] * 3) * (over_u8 - before)
             cv2.copyTo(np.rint(mixed).astype(np.uint8), inside, under_u8)
+        return self.with_own(own_u8, alpha_u8, part)
+
+    def with_own(self, own_u8: np.ndarray, alpha_u8: np.ndarray | None, part: Any) -> "LoadedImage":
+        """With other pixels (h, w, 3) in the colours of the file, and alpha (h, w); they differ in `part`."""
         if self.stored_u8 is None:
             return replace(self, rgb_u8=own_u8, alpha_u8=alpha_u8)
         rgb_u8 = self.rgb_u8.copy()

@@ -111,7 +111,7 @@ def parse_instruction(text: str) -> Request:
 
 
 def _read(text: str) -> Request:
-    plain = _plain(text)
+    plain = plain_words(text)
     if not plain:
         raise ValueError("the instruction is empty")
     if found := _NEGATION.search(plain) or _ANY.search(plain):
@@ -148,7 +148,7 @@ def without_question(text: str) -> str:
     return _TAIL.sub("", " ".join(text.split())).rstrip(" .!,;")
 
 
-def _plain(text: str) -> str:
+def plain_words(text: str) -> str:
     """Lower case, single blanks, without politeness and the published question."""
     plain = without_question(text.replace("<image>", " ").replace("\u2019", "'")).lower().rstrip("?")
     before = None
@@ -217,7 +217,7 @@ def _name(words: str, where: str, role: str) -> str:
 def reproduces(request: Request, text: str) -> bool:
     """Whether the published sentence of a request says what the text says, word by word."""
     plain, written = (
-        [word for word in re.findall(r"[\w'-]+", _plain(sentence)) if not ARTICLE.match(f"{word} ")]
+        [word for word in re.findall(r"[\w'-]+", plain_words(sentence)) if not ARTICLE.match(f"{word} ")]
         for sentence in (text, make_instruction(request))
     )
     end = len(written) - 2 if request.replace else len(written)  # "with reference image"

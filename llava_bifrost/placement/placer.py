@@ -19,7 +19,15 @@ from llava_bifrost.language.answer import Candidate, format_answer, named_places
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
 from llava_bifrost.placement import search
 from llava_bifrost.placement.ground import EDGE, fit_ground
-from llava_bifrost.placement.sizes import RELIEF, ROUND_NOUNS, ROUND_RELIEF, is_level, is_one_of, size_at_one
+from llava_bifrost.placement.sizes import (
+    RELIEF,
+    ROUND_NOUNS,
+    ROUND_RELIEF,
+    is_level,
+    is_one_of,
+    size_at_one,
+    size_px,
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +61,7 @@ class NoPlace(ValueError):
 class Item:
     aspect: float = 1.0  # width / height of its cut-out in pixels
     relative_size: float | None = None  # to the first anchor at equal distance; None: by neighbours, nouns
+    like: Place | None = None  # a place at which it is as large as it is, of an object that is moved
 
     def __post_init__(self) -> None:
         if not 0.02 <= self.aspect <= 50:
@@ -83,7 +92,10 @@ def place_object(
     if not ground.measured:
         log.warning("the depth map shows no ground: level ground under the camera is assumed")
     view = search.View(depth_01, ground, dict(anchors))
-    unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
+    if item.like is not None and item.relative_size is None:
+        unit_px = size_px(item.like, size_hw) / float(ground.scale(item.like.d))
+    else:
+        unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     relations = [PHRASES[phrase] for phrase, _ in request.relations]
     relief = ROUND_RELIEF if is_one_of(ROUND_NOUNS, request.target) else RELIEF
     touched = {name for phrase, name in request.relations if PHRASES[phrase] in (*search.UPON, "under")}

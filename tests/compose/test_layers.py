@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,11 +16,25 @@ from tests.images import Case, room
 
 
 def opened(path: Path) -> tuple[zipfile.ZipFile, dict[str, np.ndarray]]:
-    """The archive, and its layers (h, w, 4) uint8 by name, the lowest first."""
+    """The archive, and its layers (h, w, 4) uint8 by name in the frame of the image, the lowest first."""
     archive = zipfile.ZipFile(path)
-    stack = ElementTree.fromstring(archive.read("stack.xml")).find("stack")
-    files = {layer.get("name"): io.BytesIO(archive.read(layer.get("src"))) for layer in reversed(stack)}
-    return archive, {name: np.array(Image.open(file).convert("RGBA")) for name, file in files.items()}
+    image = ElementTree.fromstring(archive.read("stack.xml"))
+    layers = {}
+    for layer in reversed(image.find("stack")):
+        whole = Image.new("RGBA", (int(image.get("w")), int(image.get("h"))))
+        part = Image.open(io.BytesIO(archive.read(layer.get("src")))).convert("RGBA")
+        whole.paste(part, (int(layer.get("x")), int(layer.get("y"))))
+        layers[layer.get("name")] = np.array(whole)
+    return archive, layers
+
+
+def depth_and_mask(
+    archive: zipfile.ZipFile, entry: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Depth (h, w) uint16 and mask (h, w) bool of an entry of layers.json, and where they begin."""
+    depth, mask = (Image.open(io.BytesIO(archive.read(entry[key]))) for key in ("depth_file", "mask_file"))
+    assert depth.mode.startswith("I;16")
+    return np.array(depth), np.array(mask) > 0, (entry["y"], entry["x"])
 
 
 def merged(layers: dict[str, np.ndarray]) -> np.ndarray:
@@ -64,6 +79,11 @@ def test_layers_over_each_other_are_the_composite(case: Case, words):
         name: report[name] for name in ("box", "depth", "seed")
     }
     assert [layer["name"] for layer in about["layers"]] == list(layers)
+    depth_u16, mask, (y, x) = depth_and_mask(archive, about["layers"][2])
+    assert np.array_equal(mask, opaque[y : y + mask.shape[0], x : x + mask.shape[1]])
+    far, near = (65535 * about["depth"][end] for end in ("far", "near"))
+    if "id-transfer" not in words and "inpaint" not in words:
+        assert far - 1 <= depth_u16[mask].min() <= depth_u16[mask].max() <= near + 1
     if "0.2,0.3" in words:
         assert front.any()
 

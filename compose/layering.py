@@ -1,0 +1,199 @@
+"""The layers of a job, one after another: each is done by the single command's own function.
+
+    result = compose_layers("scene.yaml")
+    result.save(Path("outputs/scene.png"))
+
+Objects hide each other and the scene by depth, whatever their order in the list. A pixel outside the regions
+that layers may change keeps its value, and that is measured. The same job gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compose.batch import check_files, named_folders
+from compose.job import JOB_KEYS, EraseSettings, Job, JobLayer, ReplaceLayer, read_job
+from compose.layers import LayerFolder
+from compose.scene import Patch, Scene
+from compose.settings import ComposeSettings
+from compose.sources import depth_of
+from compose.verbs import Networks, apply_layer, source_of
+from datasets.relations import Place
+from inpainting.paint import PaintSettings
+from inpainting.painting import painter_folder
+from ldm.decode import LoadedImage
+from ldm.device import pick_device
+from ldm.files import file_sha256, work_digest
+from ldm.images import read_image
+from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result
+from ldm.settings.config import to_plain
+from ldm.temporary import FOLDER, IN_MEMORY
+from llava_bifrost.propose import read_anchors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class JobResult:
+    """What `compose_layers` returns."""
+
+    job: Job
+    scene: Scene  # after the last layer; its `before` has the states under each patch
+    patches: list[Patch]
+    names: list[str]  # of the layer of each patch
+    recipe: dict[str, Any]  # all that decides the pixels
+    report: dict[str, Any]  # what was measured
+
+    @property
+    def background(self) -> LoadedImage:
+        """(H, W), as it was read."""
+        return self.scene.before[0].image
+
+    @property
+    def image_u8(self) -> np.ndarray:
+        """(H, W, 3), in the colours of the background."""
+        return self.scene.image.own_u8
+
+    @property
+    def edit_mask(self) -> np.ndarray:
+        """(H, W) bool: what some layer was allowed to change."""
+        return self.scene.owner > 0
+
+    @property
+    def summary(self) -> str:
+        """Number of layers and drift in words."""
+        changed = self.report["drift"]["changed_outside"]
+        return f"{len(self.job.layers)} layers, {changed} pixels changed outside what they may change"
+
+    def save(self, path: Path, overwrite: bool = False) -> None:
+        """The image with its recipe, the JSON report beside it; an earlier result is kept or replaced."""
+        save_result(path, self.scene.image, self.recipe, self.report, overwrite)
+
+
+def compose_layers(
+    source: Job | Mapping[str, Any] | Path | str,
+    networks: Networks | None = None,
+    folder: LayerFolder | None = None,
+) -> JobResult:
+    """Do the layers of a job one after another. Reads files; cheap checks run first.
+
+    source: a job file or its contents, in which images may be arrays
+    folder: a `compose.layers.LayerFolder`, which keeps patches and hands out those of an earlier run
+    ValueError names the layer and the reason.
+    """
+    job = source if isinstance(source, Job) else read_job(source)
+    networks, timer = networks or Networks(), StageTimer()
+    digests = [layer_digest(layer, job, networks) for layer in job.layers]
+    base, background, models = job.base, read_image(job.base.background), networks.of(job.base)
+    with timer.stage("depth"):
+        depth_01 = depth_of(base.background_depth, background.size)
+        if depth_01 is None:
+            depth_01 = models.depth.estimate(background.rgb_u8)
+    anchors: dict[str, Place] = {}
+    for part in (part for layer in job.layers for part in parts_of(layer)):
+        if (file := getattr(part, "anchors", None)) is not None:
+            anchors = {**read_anchors(file, depth_01), **anchors}
+    scene, patches, entries = Scene.of(background, depth_01, anchors), list[Patch](), list[dict[str, Any]]()
+    for layer, digest in zip(job.layers, digests, strict=True):
+        new = None if folder is None else folder.take(digest, scene)
+        own, under = source_of(layer, scene), scene
+        with timer.stage(layer.name):
+            try:
+                new = new or apply_layer(layer, scene, networks)
+            except ValueError as error:
+                raise ValueError(f"{layer.where}{error}") from error
+        for patch in new:
+            logger.info("%s%s at %s", layer.where, patch.report["kind"], patch.report["box"])
+            scene = scene.with_patch(patch, own)
+        if folder is not None:
+            folder.put(digest, under, layer.name, new)
+        patches += new
+        entries += [{"name": layer.name, **patch.report} for patch in new]
+    drift = measure_drift(background.own_u8, scene.image.own_u8, scene.owner > 0)
+    report = {"layers": entries, "drift": drift, "seconds": timer.report()}
+    report["device"] = str(models.device)
+    names = [entry["name"] for entry in entries]
+    return JobResult(job, scene, patches, names, make_recipe(job, digests), report)
+
+
+def make_recipe(job: Job, digests: list[str]) -> dict[str, Any]:
+    """The job, hashes of background and layers (with their inputs and networks), machine, versions."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in sorted(value.items())}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        held = isinstance(value, str) and Path(value).parent.name.startswith(FOLDER)
+        return f"{IN_MEMORY}{Path(value).name}" if held else value
+
+    grounds = {name: getattr(job.base, name) for name in ("background", "background_depth")}
+    inputs = {name: file_sha256(path) for name, path in grounds.items() if path is not None}
+    listed = zip(job.layers, digests, strict=True)
+    return {
+        "command": "job", "job": plain(to_plain(job.plain)), "inputs": inputs,
+        "layers": [{"name": layer.name, "digest": digest} for layer, digest in listed],
+        "machine": {"device": pick_device(job.base.device).type}, "versions": library_versions(),
+    }  # fmt: skip
+
+
+def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> Job:
+    """The job that made an image, with its background at another place; ValueError where something changed.
+
+    moved: where the background, or its depth, lies now
+    """
+    recipe = read_recipe(image)
+    if moved.keys() - {"background", "background_depth"}:
+        raise ValueError(f"{image}: of a job only --background and --background-depth are found elsewhere")
+    if IN_MEMORY in str(recipe["job"]):
+        raise ValueError(
+            f"{image}: the job used images in memory, so only the code that made them repeats it"
+        )
+    job = read_job({**recipe["job"], **moved})
+    now = make_recipe(job, [layer_digest(layer, job, Networks()) for layer in job.layers])
+    if now["inputs"] != recipe["inputs"]:
+        raise ValueError(f"{image}: the background or its depth map has changed since the image was made")
+    for before, after in zip(recipe["layers"], now["layers"], strict=True):
+        if before != after:
+            what = "its settings, inputs, networks or the version differ"
+            raise ValueError(f"{image}: layer {after['name']} is not what the image was made with: {what}")
+    if recipe["versions"] != now["versions"] or recipe["machine"] != now["machine"]:
+        logger.warning("versions or machine differ from the recipe's; pixels may differ slightly")
+    return job
+
+
+def parts_of(layer: JobLayer) -> list[Any]:
+    """The settings of the commands that do a layer."""
+    return [getattr(layer, name) for name in ("find", "settings") if hasattr(layer, name)]
+
+
+def layer_digest(layer: JobLayer, job: Job, networks: Networks) -> str:
+    """Hash of all that decides a layer, but what lies under it. ValueError: a file or folder is missing."""
+    about = [getattr(layer, name, None) for name in ("name", "called", "box", "depth")]
+    plain, paths = [type(layer).__name__, *about], list[Any]([getattr(layer, "mask", None)])
+    try:
+        for part in parts_of(layer):
+            names = [entry.name for entry in fields(part) if entry.name not in JOB_KEYS]
+            values = {name: getattr(part, name) for name in names}
+            paths += [value for value in values.values() if isinstance(value, Path)]
+            paths += values.pop("masks", ())
+            plain.append({name: to_plain(v) for name, v in values.items() if not isinstance(v, Path)})
+            if isinstance(part, ComposeSettings):
+                check_files(part, set())
+                paths += named_folders(part).values()
+            if isinstance(part, PaintSettings):
+                paths.append(painter_folder(part))
+            if isinstance(part, EraseSettings) and not isinstance(layer, ReplaceLayer):
+                plain.append(networks.eraser(part.eraser, part.device).identity)
+        ground = (job.base.background, job.base.background_depth)
+        paths = [path for path in paths if path is not None and path not in ground]
+        files, folders = ([path for path in paths if path.is_dir() == kind] for kind in (False, True))
+        return work_digest(plain, files, folders)
+    except ValueError as error:
+        raise ValueError(f"{layer.where}{error}") from error

@@ -1,0 +1,255 @@
+"""What each kind of layer does to a scene, by the function of the single command that does the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from compose.job import EraseLayer, JobLayer, MoveLayer, ObjectLayer, ReplaceLayer, TextLayer
+from compose.models import Models, load_models
+from compose.pipeline import compose
+from compose.scene import Patch, Scene
+from compose.settings import ComposeSettings
+from compose.sources import replaced_region
+from datasets.fusion import dilate
+from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
+from datasets.planes import fill_planes
+from datasets.relations import Place
+from inpainting.models.text_to_image.load import Inpainter
+from inpainting.models.text_to_image.pipeline import pair_masks
+from inpainting.paint import PaintSettings
+from inpainting.painting import load_painter, paint_regions
+from ldm.denoise import Monitor
+from ldm.device import pick_device
+from ldm.experts.detect import depth_in_box
+from ldm.experts.erase import Eraser
+from ldm.images import read_mask
+from ldm.temporary import as_file
+from llava_bifrost.language.reading import parse_instruction, with_known_names
+from llava_bifrost.placement.placer import Item
+from llava_bifrost.propose import as_json, propose
+from llava_bifrost.settings import GEOMETRIC
+
+OBJECT_KEYS = ("object", "object_mask", "object_depth", "object_box")  # what an object looks like
+
+
+@dataclass
+class Networks:
+    """Networks of all layers, each loaded once."""
+
+    models: Models | None = None
+    loaded: dict[Any, Any] = field(default_factory=dict)
+
+    def of(self, settings: ComposeSettings) -> Models:
+        self.models = load_models(settings, self.models)
+        return self.models
+
+    def painter(self, settings: PaintSettings) -> Inpainter:
+        key = (settings.model, settings.lora, settings.lora_scale, settings.device, settings.dtype)
+        if key not in self.loaded:
+            self.loaded[key] = load_painter(settings)
+        return self.loaded[key]
+
+    def eraser(self, source: str, device: str) -> Eraser:
+        if (source, device) not in self.loaded:
+            self.loaded[source, device] = Eraser.load(source, device=str(pick_device(device)))
+        return self.loaded[source, device]
+
+
+def apply_layer(layer: JobLayer, scene: Scene, networks: Networks) -> list[Patch]:
+    """The patches of one layer; two where something goes before another thing comes."""
+    if isinstance(layer, ObjectLayer):
+        return [put_object(layer.name, layer.settings, scene, networks)]
+    if isinstance(layer, TextLayer):
+        size = scene.image.size
+        masks = [read_mask(path, size=size) for path in layer.settings.masks]
+        if layer.box is not None:
+            masks = [mask_of_box(box_to_pixels(layer.box, size), size)]
+        return [paint_text(layer.name, masks, layer.depth, layer.settings, scene, networks)]
+    assert isinstance(layer, EraseLayer)
+    name, mask, place = find_target(layer, scene, networks)
+    new = layer.settings if isinstance(layer, ReplaceLayer | MoveLayer) else None
+    if isinstance(layer, ReplaceLayer) and isinstance(new, PaintSettings):
+        grown = grown_mask(mask, place, layer.find.grow, scene)
+        return [paint_text(layer.called, [grown], None, new, scene, networks, [name])]
+    placed = layer.mask is None and name in scene.things
+    if isinstance(layer, ReplaceLayer) and isinstance(new, ComposeSettings) and not placed:
+        target, extent = as_file(mask, "mask"), (place.far, place.near)
+        new = replace(new, mode="replace", target_mask=target, box=None, depth=new.depth or extent)
+        return [put_object(layer.called, new, scene, networks, gone=[name])]
+    erased = erase_thing(layer, name, mask, place, scene, networks)
+    clear = scene.with_patch(erased)
+    if isinstance(layer, ReplaceLayer) and isinstance(new, ComposeSettings):
+        new = replace(new, box=place.box01_xyxy, depth=new.depth or (place.far, place.near))
+        return [erased, put_object(layer.called, new, clear, networks)]
+    if not isinstance(layer, MoveLayer):
+        return [erased]
+    if (own := source_of(layer, scene)) is not None:
+        images = {key: getattr(own, key) for key in OBJECT_KEYS}
+    else:
+        shown = {"object": scene.image.rgb_u8, "object_mask": mask, "object_depth": scene.depth_01}
+        images = {"object_box": None, **{key: as_file(image, key) for key, image in shown.items()}}
+    settings = replace(layer.settings, **images)
+    return [erased, put_object(name, settings, clear, networks, moved_from=place)]
+
+
+def source_of(layer: JobLayer, scene: Scene) -> ComposeSettings | None:
+    """The settings that name the own image of the object that a layer brings; None: the scene shows it."""
+    if isinstance(layer, MoveLayer):
+        thing = None if layer.mask else scene.things.get(known_name(layer.name, scene.places))
+        return None if thing is None else thing.settings
+    settings = getattr(layer, "settings", None)
+    return settings if isinstance(settings, ComposeSettings) else None
+
+
+def put_object(
+    name: str, settings: ComposeSettings, scene: Scene, networks: Networks,
+    gone: list[str] | None = None, moved_from: Place | None = None,
+) -> Patch:  # fmt: skip
+    """An object composed into the scene, as the image verb does it."""
+    if settings.instruction is not None and settings.locator is None:
+        settings = with_known_places(settings, scene)
+    result = compose(settings, networks.of(settings), progress=False, stage=scene.stage(moved_from))
+    layers, embed = result.geometry.native_layers, result.geometry.window.embed
+    visible, report = embed(layers.visible), result.report
+    edit = result.edit_mask & ~embed(layers.keep)
+    replaced = result.geometry.inputs.mode == "replace"
+    depth_01 = np.where(edit if replaced else visible, result.fused_depth_01, scene.depth_01)
+    far, near = report["depth"]["far"], report["depth"]["near"]
+    place = Place(tuple(report["box"]), (far + near) / 2, far, near)
+    local = settings.mode == "place" and settings.instruction is None and settings.target_mask is None
+    read = result.geometry.crop.box_xyxy if local else None
+    shown = {
+        key: report[key] for key in ("mode", "box", "depth", "visible_fraction", "placement") if key in report
+    }
+    return Patch.between(
+        scene, result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],
+        report={"kind": "object", **shown, "seed": result.seeds[0]}, read=read,
+    )  # fmt: skip
+
+
+def with_known_places(settings: ComposeSettings, scene: Scene) -> ComposeSettings:
+    """The rules read a sentence where the places of all that it names are known; else the default locator."""
+    sentence, places = settings.instruction or "", scene.places
+    try:
+        for name in parse_instruction(sentence).named:
+            sentence = re.sub(rf"\b{re.escape(name)}\b", known_name(name, places), sentence.lower())
+        request = with_known_names(parse_instruction(sentence), places)
+    except ValueError:
+        return settings
+    known = set(request.named) <= places.keys()
+    return replace(settings, instruction=sentence, locator=GEOMETRIC if known else None)
+
+
+def known_name(name: str, known: Mapping[str, Any]) -> str:
+    """The full name of what "lamp" means where only one known object is some lamp; else the name itself."""
+    fits = [full for full in known if f" {full}".endswith(f" {name}") or f" {name}".endswith(f" {full}")]
+    if name not in known and len(fits) > 1:
+        raise ValueError(f"{name!r} may be {' or '.join(map(repr, fits))}")
+    return name if name in known or not fits else fits[0]
+
+
+def find_target(layer: EraseLayer, scene: Scene, networks: Networks) -> tuple[str, np.ndarray, Place]:
+    """Name, visible pixels (H, W) bool and place of what a layer is about.
+
+    It is what its mask shows, an object of an earlier layer, or one of the background.
+    """
+    size, rgb_u8, find = scene.image.size, scene.image.rgb_u8, layer.find
+    if layer.mask is not None:
+        mask, place = read_mask(layer.mask, size=size), None
+    else:
+        name = known_name(layer.name, scene.places)
+        if (thing := scene.things.get(name)) is not None:
+            if not thing.mask.any():
+                raise ValueError(f"nothing of the {name} is visible any more")
+            return name, thing.mask, thing.place
+        place = scene.anchors.get(name)
+        if place is None:
+            sentence = f"Replace the {layer.name} with the reference image"
+            known = as_json(scene.anchors) if find.anchors else None
+            *_, found = propose(find, sentence, rgb_u8, scene.depth_01, known, Item(), networks.models)
+        mask, _ = replaced_region(find, rgb_u8, place.box01_xyxy if place else found[0].location.box01_xyxy)
+        for thing in scene.things.values():  # what was put before it is not of it
+            mask = mask & ~thing.mask
+        layer = replace(layer, name=name)
+    if not mask.any():
+        raise ValueError(f"nothing of the {layer.name} is visible")
+    box = box_to_01(bbox_of_mask(mask), size)
+    return layer.name, mask, place or Place(box, *depth_in_box(scene.depth_01, box, mask))
+
+
+def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: Scene) -> np.ndarray:
+    """(H, W) bool: the mask with its rim, less what other layers put in front of it."""
+    front = np.zeros(mask.shape, bool)
+    for thing in scene.things.values():
+        front |= thing.mask if thing.place.d > place.d else False
+    return (dilate(mask, grow) & ~front) | mask
+
+
+def erase_thing(
+    layer: EraseLayer, name: str, mask: np.ndarray, place: Place, scene: Scene, networks: Networks
+) -> Patch:
+    """An object of the scene removed by the eraser; of one that a layer put there, its pixels taken back."""
+    thing = scene.things.get(name) if layer.mask is None else None
+    image, depth_01, hole, by = (
+        scene.image,
+        scene.depth_01,
+        grown_mask(mask, place, layer.find.grow, scene),
+        "",
+    )
+    edit = hole
+    if thing is not None:
+        edit, under, by = scene.owner == thing.patch, scene.before[thing.patch - 1], "what was under it"
+        alpha_u8, under_u8 = image.alpha_u8, under.image.alpha_u8
+        if alpha_u8 is not None and under_u8 is not None:
+            alpha_u8 = np.where(edit, under_u8, alpha_u8)
+        own_u8 = np.where(edit[..., None], under.image.own_u8, image.own_u8)
+        image, hole = image.with_own(own_u8, alpha_u8, np.s_[:, :]), np.zeros(edit.shape, bool)
+        depth_01 = np.where(edit, under.depth_01, depth_01)
+        for number, box in scene.cleared:  # what has been removed since does not come back
+            if number > thing.patch:
+                hole |= edit & mask_of_box(box_to_pixels(box, edit.shape), edit.shape)
+    if hole.any():
+        eraser = networks.eraser(layer.find.eraser, layer.find.device)
+        front = [other.mask for key, other in scene.things.items() if key != name]  # their colours stay out
+        filled_u8 = eraser.erase(image.rgb_u8, np.logical_or.reduce([hole, *front]), layer.find.seed)
+        image, by = image.painted(filled_u8, hole.astype(np.float32), hole), by or eraser.kind
+        depth_01 = fill_planes(depth_01, hole)
+    report = {"kind": "erase", "by": by, "box": list(place.box01_xyxy), "pixels": int(edit.sum())}
+    return Patch.between(scene, image, depth_01, edit, edit, places={}, gone=[name], report=report)
+
+
+def paint_text(
+    name: str, masks: list[np.ndarray], depth: float | None, settings: PaintSettings, scene: Scene,
+    networks: Networks, gone: list[str] | None = None,
+) -> Patch:  # fmt: skip
+    """Masks (H, W) painted by prompts, as inpainting.paint does it.
+
+    The depth there is estimated anew, in the units of the depth around.
+    """
+    if depth is not None:
+        front = scene.nearer(depth, depth)
+        masks = [mask & ~front for mask in masks]
+        if not all(mask.any() for mask in masks):
+            raise ValueError(f"nearer objects hide all of it at depth {depth:g}")
+    regions = pair_masks(masks, settings.prompts, settings.negatives)
+    result = paint_regions(
+        settings, scene.image, regions, networks.painter(settings), Monitor(progress=False)
+    )
+    edit = result.edit_mask if settings.options.paste_back else np.ones(scene.image.size, bool)
+    depth_01 = scene.depth_01
+    assert networks.models is not None  # of the background
+    new_01 = networks.models.depth.estimate(result.images[0].rgb_u8)
+    if not edit.all() and np.ptp(new_01[~edit]) > 0:
+        slope, shift = np.polyfit(new_01[~edit], depth_01[~edit], 1)
+        depth_01 = np.where(edit, np.clip(slope * new_01 + shift, 0, 1), depth_01).astype(np.float32)
+    box = box_to_01(bbox_of_mask(edit), scene.image.size)
+    place = Place(box, *depth_in_box(depth_01, box, edit))
+    report = {"kind": "text", "prompts": list(settings.prompts), "box": list(box), "seed": settings.seed}
+    return Patch.between(
+        scene, result.images[0], depth_01, edit, edit, places={name: place}, gone=gone or [], report=report
+    )
