@@ -42,7 +42,8 @@ class EraseSettings(LocatorOptions):
     cutout: str = setting("auto", choices=("auto", "u2netp", "grabcut"), help="or U2-Netp, GrabCut")
     erase: str = setting("object", choices=("object", "box"), help="its outline, or all that its box shows")
     eraser: str = setting(
-        "auto", help="a LaMa TorchScript file, a diffusers inpainting folder, exemplar, or opencv; auto: the "
+        "auto",
+        help="a LaMa TorchScript file, a diffusers inpainting folder, exemplar, or opencv; auto: the "
         "first of them that is there",
     )
     grow: float = setting(0.01, low=0, high=0.2, help="growth of the outline, as a fraction of the image")
@@ -241,7 +242,7 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
     about = given[kind] if kind == "object" else given.pop(kind)
     if not about or not isinstance(about, list if kind == "text" and "masks" in given else str):
         raise ValueError(f"{where}: {kind} must be a text, got {excerpt(about)}")
-    shown = Path(about).stem if kind == "object" else without_article(plain_name(str(about)))
+    shown = Path(str(about)).stem if kind == "object" else without_article(plain_name(str(about)))
     name = plain_name(str(given.pop("name", shown)))
     own: dict[str, Any] = {"name": name, "where": f"{where} ({kind} {name}): "}
     if kind in ("erase", "move", "replace"):

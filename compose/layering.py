@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from compose.batch import check_files, named_folders
-from compose.job import JOB_KEYS, EraseSettings, Job, JobLayer, ReplaceLayer, read_job
+from compose.job import JOB_KEYS, EraseSettings, Job, JobLayer, read_job
 from compose.layers import LayerFolder
 from compose.scene import Patch, Scene
 from compose.settings import ComposeSettings
@@ -189,7 +189,7 @@ def layer_digest(layer: JobLayer, job: Job, networks: Networks) -> str:
                 paths += named_folders(part).values()
             if isinstance(part, PaintSettings):
                 paths.append(painter_folder(part))
-            if isinstance(part, EraseSettings) and not isinstance(layer, ReplaceLayer):
+            if isinstance(part, EraseSettings):
                 plain.append(networks.eraser(part.eraser, part.device).identity)
         ground = (job.base.background, job.base.background_depth)
         paths = [path for path in paths if path is not None and path not in ground]
