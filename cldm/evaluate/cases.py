@@ -98,9 +98,10 @@ def inference_inputs(inputs: Inputs, estimated_01: np.ndarray) -> Inputs:
 
 def find_cases(
     source: RenderedScenes, options: PairOptions, count: int, estimator: DepthEstimator, given_depth: bool
-) -> list[SceneCase]:
-    """The first `count` scenes whose object shows enough pixels."""
+) -> tuple[list[SceneCase], dict[int, str]]:
+    """The first `count` scenes whose object shows enough pixels; by seed, why others before them fail."""
     cases: list[SceneCase] = []
+    failed: dict[int, str] = {}
     for index in range(len(source)):
         shown, facts = source.inputs(index), source.facts(index)
         truth = normalize(shown.background_depth_01)
@@ -108,16 +109,23 @@ def find_cases(
         order = pixel_order(estimated, truth, np.random.default_rng(index))
         error = {"mae": float(np.abs(estimated - truth).mean()), "order": order}
         inputs = replace(shown if given_depth else inference_inputs(shown, estimated), target_u8=None)
-        pair = build_pair(inputs, options)
+        try:
+            pair = build_pair(inputs, options)
+        except ValueError as reason:  # such as an object that the estimated depth hides completely
+            failed[facts.seed] = str(reason)
+            continue
         window, layers = pair.geometry.window, pair.geometry.native_layers
         visible = source.silhouette(index) & window.embed(layers.visible)
-        if visible.sum() >= MIN_PIXELS and shown.target_u8 is not None:
-            near = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
-            truth_u8 = shown.target_u8
-            cases.append(SceneCase(inputs, pair, truth_u8, visible, facts.same_pose, facts.seed, near, error))
+        if visible.sum() < MIN_PIXELS:
+            failed[facts.seed] = f"{visible.sum()} pixels of the object are visible, fewer than {MIN_PIXELS}"
+            continue
+        assert shown.target_u8 is not None  # scenes have one
+        near = neighbours(facts, source.array("instances_u8", index), source.array("amodal", index))
+        truth_u8 = shown.target_u8
+        cases.append(SceneCase(inputs, pair, truth_u8, visible, facts.same_pose, facts.seed, near, error))
         if len(cases) == count:
             break
-    return cases
+    return cases, failed
 
 
 def scene_image(scene: Scene, index: int, solid: Solid, options: SceneOptions) -> np.ndarray:

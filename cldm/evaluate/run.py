@@ -221,17 +221,27 @@ def evaluate(settings: EvaluateSettings) -> None:
     """Measure a compositor on held-out scenes."""
     source, measurer = RenderedScenes(settings.data, augment=False), Measurer(settings)
     pair, network = measurer.config.pair, measurer.estimator
-    cases = find_cases(source, pair, settings.scenes, network, settings.given_depth)
+    found, failed = find_cases(source, pair, settings.scenes, network, settings.given_depth)
+    cases, scores, ablated = list[SceneCase](), list[SceneScores](), list[dict[str, float]]()
+    for seed, case in enumerate(tqdm(found, desc="scenes")):
+        try:
+            scores.append(measurer.measure(case, seed))
+            if seed < settings.ablations:
+                ablated.append(measurer.ablate(case, seed))
+            cases.append(case)
+        except ValueError as error:
+            failed[case.seed] = str(error)
+            del scores[len(cases) :]
+    for scene, reason in failed.items():
+        logger.warning("scene %d failed: %s", scene, reason)
     if len(cases) < 2:
-        raise ValueError(f"{settings.data}: only {len(cases)} scenes show enough of their object")
-    scores = [measurer.measure(case, seed) for seed, case in enumerate(tqdm(cases, desc="scenes"))]
-    few = cases[: settings.ablations]
-    ablated = [measurer.ablate(case, seed) for seed, case in enumerate(tqdm(few, desc="ablations"))]
+        raise ValueError(f"{settings.data}: only {len(cases)} scenes can be measured; failed: {failed}")
     same_pose = [case.same_pose for case in cases]
     gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in scores]
     wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
     errors = {name: [case.depth_error[name] for case in cases] for name in ("mae", "order")}
     result: dict[str, Any] = {
+        "failed": {str(scene): reason for scene, reason in failed.items()},
         "changed_outside": sum(row.changed_outside for row in scores),
         "psnr_visible_db": by_pose([row.psnr for row in scores], same_pose),
         "ssim_visible": by_pose([row.ssim for row in scores], same_pose),

@@ -41,6 +41,13 @@ def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples
     """Render every example and the list of them."""
     if out != FOLDER and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds files, which would be overwritten; name a new folder")
+    from ldm.checkpoints import folder_written_whole
+
+    with folder_written_whole(out) as folder:
+        write_examples(folder)
+
+
+def write_examples(out: Path) -> None:
     from datasets.scenes import render, sample_scene
     from datasets.scenes.sheet import from_01
     from llava_bifrost.propose import as_json

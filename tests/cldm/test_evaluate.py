@@ -1,15 +1,20 @@
 """Measures of a compositor: each one can fail, and the evaluation as a whole orders what it must."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cldm.config import EvaluateSettings
+from cldm.evaluate import cases
 from cldm.evaluate.cases import (
     Neighbour,
+    SceneCase,
+    find_cases,
     inference_inputs,
     nearest_candidate,
     neighbours,
@@ -27,11 +32,14 @@ from cldm.evaluate.run import (
     POOLED,
     TITLES,
     TRUTH,
+    Measurer,
     SceneScores,
     evaluate,
     ranked,
     text_tables,
 )
+from datasets.inputs import Inputs, PairOptions
+from datasets.pairs import Pair
 from datasets.scenes import sample_scene
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_options, read_shard, render_shards
@@ -201,3 +209,81 @@ def test_evaluation_orders_the_baselines(
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"result.txt", "result_best.png", "result_median.png", "result_worst.png"}
     assert CUTOUT in (tmp_path / "result.txt").read_text()
+
+
+HIDDEN = "nothing to paint: at this box and depth nearer things hide the object completely"
+
+
+class FlatDepth:
+    """Estimates the same depth everywhere."""
+
+    def estimate(self, image_u8: np.ndarray) -> np.ndarray:
+        return np.full(image_u8.shape[:2], 0.5, np.float32)
+
+
+@pytest.mark.parametrize("hidden", [[0], [3], [0, 1, 2], list(range(10))])
+def test_a_scene_with_a_hidden_object_fails_alone(
+    held_out: Path, monkeypatch: pytest.MonkeyPatch, hidden: list[int]
+) -> None:
+    source, made = RenderedScenes(held_out, augment=False), cases.build_pair
+    seeds, tried = [source.facts(index).seed for index in range(len(source))], itertools.count()
+
+    def build(inputs: Inputs, options: PairOptions) -> Pair:
+        if next(tried) in hidden:
+            raise ValueError(HIDDEN)
+        return made(inputs, options)
+
+    before, small = find_cases(source, PairOptions(), 10, FlatDepth(), True)  # type: ignore[arg-type]
+    monkeypatch.setattr(cases, "build_pair", build)
+    after, failed = find_cases(source, PairOptions(), 10, FlatDepth(), True)  # type: ignore[arg-type]
+    gone = {seeds[index] for index in hidden}
+    assert {seed for seed, reason in failed.items() if reason == HIDDEN} == gone
+    assert [case.seed for case in after] == [case.seed for case in before if case.seed not in gone]
+    assert failed.keys() == gone | small.keys()
+
+
+def test_an_object_of_few_pixels_fails_with_their_number(
+    held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = RenderedScenes(held_out, augment=False)
+    monkeypatch.setattr(cases, "MIN_PIXELS", 64 * 64 + 1)
+    found, failed = find_cases(source, PairOptions(), 10, FlatDepth(), True)  # type: ignore[arg-type]
+    assert found == []
+    assert len(failed) == 10
+    assert all(
+        reason.endswith(" pixels of the object are visible, fewer than 4097") for reason in failed.values()
+    )
+
+
+@pytest.mark.parametrize("ends", ["measure", "ablate"])
+def test_the_report_names_failed_scenes_and_measures_the_others(
+    held_out: Path, small_compositor: Path, small_depth_network: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, ends: str,
+) -> None:  # fmt: skip
+    def settings(name: str) -> EvaluateSettings:
+        return EvaluateSettings(
+            model=small_compositor, data=held_out, depth_model=small_depth_network, given_depth=True,
+            scenes=4, strengths=(), steps=1, noise_steps=(1,), details=(0.0,), guidance=(1.0,), ablations=4,
+            identity=False, out=tmp_path / name,
+        )  # fmt: skip
+
+    made = getattr(Measurer, ends)
+
+    def fail(self: Measurer, case: SceneCase, seed: int) -> Any:
+        if seed in broken:
+            raise ValueError(f"scene {case.seed}: no candidate found for a cone")
+        return made(self, case, seed)
+
+    broken = {1}
+    monkeypatch.setattr(Measurer, ends, fail)
+    evaluate(settings("some.json"))
+    result = json.loads((tmp_path / "some.json").read_text())
+    ((scene, reason),) = ((s, r) for s, r in result["failed"].items() if r.endswith("a cone"))
+    assert reason == f"scene {scene}: no candidate found for a cone"
+    assert result["scenes"] == 3
+    assert result["psnr_visible_db"][CUTOUT]["all"]["n"] == 3
+    assert result["ablations_psnr_db"]["everything"]["all"]["n"] == 3
+    broken = {0, 1, 2}
+    with pytest.raises(ValueError, match="only 1 scenes can be measured; failed: .*no candidate found"):
+        evaluate(settings("none.json"))
+    assert not (tmp_path / "none.json").exists()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,3 +123,62 @@ def test_lists_are_those_of_a_run_without_interruption(done: str, asked: str, li
     numbered: Any = Numbered()
     found: Any = pending_batches(config, numbered, asked, done.__contains__, "")
     assert ["".join(Numbered.stems[number] for number in items) for items in found] == lists
+
+
+class Watched(Numbered):
+    """Notes which process and thread reads each item; item `bad` cannot be read."""
+
+    def __init__(self, bad: int = -1) -> None:
+        self.bad, self.read = bad, list[tuple[int, int, str]]()
+
+    def __getitem__(self, number: int) -> int:
+        self.read.append((number, os.getpid(), threading.current_thread().name))
+        if number == self.bad:
+            raise ValueError("a.png: damaged")
+        return number
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 8])
+def test_items_are_read_in_threads_of_this_process(workers: int):
+    data: Any = Watched()
+    config: Any = SimpleNamespace(batch=3, workers=workers)
+    assert list(pending_batches(config, data, "abcdefg", set().__contains__, "")) == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+    ]
+    assert {process for _, process, _ in data.read} == {os.getpid()}
+    assert threading.main_thread().name not in {name for _, _, name in data.read}
+
+
+def test_callers_in_threads_read_beside_each_other():
+    config: Any = SimpleNamespace(batch=2, workers=4)
+
+    def call(number: int) -> list[list[int]]:
+        data: Any = Watched()
+        return list(pending_batches(config, data, "abcdefg", set().__contains__, str(number)))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, range(20))) == [[[0, 1], [2, 3], [4, 5], [6]]] * 20
+
+
+@pytest.mark.parametrize("bad", [0, 3, 6])
+def test_an_item_that_cannot_be_read_says_so_after_those_before_it(bad: int):
+    data: Any = Watched(bad)
+    config: Any = SimpleNamespace(batch=1, workers=2)
+    seen = list[list[int]]()
+    with pytest.raises(ValueError, match="^a.png: damaged$"):
+        seen.extend(pending_batches(config, data, "abcdefg", set().__contains__, ""))
+    assert seen == [[number] for number in range(bad)]
+
+
+def test_a_reader_that_stops_ends_the_threads():
+    data: Any = Watched()
+    config: Any = SimpleNamespace(batch=1, workers=1)
+    before = threading.active_count()
+    batches: Any = pending_batches(config, data, "abcdefg", set().__contains__, "")
+    assert next(batches) == [0]
+    batches.close()
+    gc.collect()
+    assert threading.active_count() == before
+    assert len(data.read) < 7
