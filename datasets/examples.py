@@ -80,7 +80,8 @@ class PairDataset(Dataset[TrainingSample]):
         rejected: list[tuple[int, str, str]] = []
         for turn in range(ceil(self.stop_after / ITEMS)):
             for which in self.sources_in_turn(k, planned):
-                key, item = (self.seed, k), first
+                key: tuple[int, ...] = (self.seed, k)
+                item = first
                 if turn or which != planned:
                     key = (*key, turn + 1, which)
                     item = int(np.random.default_rng(key).integers(len(self.sources[which])))

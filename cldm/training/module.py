@@ -145,15 +145,27 @@ class CompositorModule(pl.LightningModule):
         if self.config.timesteps == "dynamics":
             timesteps = draws.timesteps_by_dynamics(batch["dynamics"].cpu(), total)
         timesteps = shifted_timesteps(timesteps, self.config.timestep_shift, total).to(self.device)
-        noise = draws.noise.to(latents)
-        x = self.noise_schedule.add_noise(latents, noise, timesteps)
-        prediction = self.model(x, timesteps, self.conditions(batch, draws.drops))
-        target = prediction_target(self.noise_schedule, latents, noise, timesteps)
-        weight = min_snr_weight(self.noise_schedule, timesteps, self.config.min_snr)
-        loss = weighted_error(prediction, target, batch["edit_mask"], self.config.mask_weight, weight)
+        loss = self.loss(batch, latents, draws.noise.to(latents), timesteps, draws.drops)
         self.last_loss = loss.detach()
         self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
+
+    def loss(
+        self, batch: dict[str, Any], latents: Tensor, noise: Tensor, timesteps: Tensor, drops: Tensor
+    ) -> Tensor:
+        """Mean weighted error of the prediction at latents (b, c, h, w) with noise put on them."""
+        x = self.noise_schedule.add_noise(latents, noise, timesteps)
+        prediction = self.model(x, timesteps, self.conditions(batch, drops))
+        target = prediction_target(self.noise_schedule, latents, noise, timesteps)
+        weight = min_snr_weight(self.noise_schedule, timesteps, self.config.min_snr)
+        return weighted_error(prediction, target, batch["edit_mask"], self.config.mask_weight, weight)
+
+    def held_out_loss(self, batch: dict[str, Any], k: int, count: int) -> Tensor:
+        """Of example k of `count` alone: its own noise, timestep k of as many even ones, nothing dropped."""
+        latents, total = self.model.latent_space.encode(batch["target_pm1"]), len(self.noise_schedule)
+        noise = StepRandomness.draw(self.config.seed, k, latents.shape, total).noise.to(latents)
+        timesteps = torch.tensor([(2 * k + 1) * total // (2 * count)], device=self.device)
+        return self.loss(batch, latents, noise, timesteps, torch.ones(3, 1))
 
     def conditions(self, batch: dict[str, Tensor], drops: Tensor) -> Conditions:
         """Conditions with dropout: zero-image tokens, blank hints. drops: (3, b) in [0, 1)."""
@@ -186,7 +198,10 @@ class CompositorModule(pl.LightningModule):
         Lightning loads weights and optimizer afterwards.
         """
         config, step = self.config, checkpoint["global_step"]
-        now = {"initial_lr": config.lr, "lr": config.lr * config.lr_factor(step, self.trainer.max_steps)}
+        now: dict[str, Any] = {
+            "initial_lr": config.lr,
+            "lr": config.lr * config.lr_factor(step, self.trainer.max_steps),
+        }
         now |= {"betas": config.betas, "weight_decay": config.weight_decay}
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:

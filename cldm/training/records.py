@@ -40,7 +40,9 @@ COLUMNS = ("step", "loss", "lr", "grad_norm", "samples_per_second", *PROBES)
 
 
 def watched_samples(trainer: pl.Trainer) -> list[TrainingSample]:
-    return [trainer.datamodule.dataset[k] for k in range(COUNT)]  # type: ignore[attr-defined]
+    """Held-out ones, where there are such."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return [(data.held_out or data.dataset)[k] for k in range(COUNT)]
 
 
 @torch.no_grad()

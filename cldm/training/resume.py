@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 RECORD = "run.json"
 # Keys, and sections with a dot, that decide neither examples nor loss: they take effect where a run goes on.
 MAY_CHANGE = (
-    "out", "name", "notice", "sampling.", "trainer.", "data.batch", "data.workers", "data.stop_after",
-    "train.lr", "train.final_lr", "train.hold", "train.warmup", "train.betas", "train.weight_decay",
-    "train.shard_optimizer", "train.attention", "train.gradient_checkpointing",
+    "out", "name", "notice", "sampling.", "validation.", "trainer.", "data.batch", "data.workers",
+    "data.stop_after", "train.lr", "train.final_lr", "train.hold", "train.warmup", "train.betas",
+    "train.weight_decay", "train.shard_optimizer", "train.attention", "train.gradient_checkpointing",
 )  # fmt: skip
 FOLDERS = ("pretrained", "first_stage")  # may move, as their hashes are compared
 STEP = ("data.batch", "trainer.accumulate", "trainer.devices", "trainer.nodes")  # their product must stay

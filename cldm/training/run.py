@@ -5,92 +5,37 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer import trainer as lightning
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from cldm.config import CompositorConfig
 from cldm.create import create_compositor
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor, save_compositor
+from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
 from cldm.training.records import Metrics, RejectionCounter, Samples
 from cldm.training.resume import Change, check_resumed, run_record, write_settings
-from cldm.training.settings import DataConfig, RunConfig
+from cldm.training.settings import RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
-from datasets.base import ExampleSource
-from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
-from datasets.inputs import PairOptions
+from cldm.training.validation import Validation
 from ldm.device import make_manifest
-from ldm.files import read_json, write_json
+from ldm.files import read_json, read_text, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
 from ldm.training.run import Layout, read_files
 from ldm.training.signals import signals_noted
 
 logger = logging.getLogger(__name__)
-
-
-class RunLoader(DataLoader[TrainingSample]):
-    """Its place follows from the trainer's step (see RunBatches), so it has no state of its own to keep."""
-
-    def state_dict(self) -> dict[str, int]:
-        return {"batches": len(self)}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Nothing to restore."""
-
-
-class PairData(pl.LightningDataModule):
-    """All `batches` of a run; after an interruption it goes on where the trainer stands."""
-
-    def __init__(self, config: DataConfig, options: PairOptions, seed: int, batches: int) -> None:
-        super().__init__()
-        self.config, self.options, self.seed, self.batches = config, options, seed, batches
-
-    @cached_property
-    def opened(self) -> tuple[Mapping[str, ExampleSource], list[float]]:
-        """Sources by name, and their weights."""
-        return self.config.open_sources()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the sources, in the order of the settings."""
-        return tuple(self.opened[0])
-
-    @cached_property
-    def dataset(self) -> PairDataset:
-        """All examples of the run by their number; opened at first use."""
-        sources, weights = self.opened
-        stop_after = self.config.stop_after
-        return PairDataset(list(sources.values()), self.options, self.seed, weights, stop_after)
-
-    @staticmethod
-    def collate(drawn: Sequence[TrainingSample]) -> dict[str, Any]:
-        """The stacked tensors, and `origins`: `planned`, `source` and `rejected` of every sample."""
-        return {**collate_pairs(drawn), "origins": [(one.planned, one.source, one.rejected) for one in drawn]}
-
-    def stands_at(self) -> int:
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
-
-    def train_dataloader(self) -> RunLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        workers = self.config.workers
-        return RunLoader(
-            self.dataset,
-            batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
-            collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
-            generator=torch.Generator(),  # the loader draws from it, no example does
-        )  # fmt: skip
 
 
 def starting_model(config: RunConfig) -> Compositor:
@@ -104,15 +49,15 @@ def starting_model(config: RunConfig) -> Compositor:
 
 
 class SaveModel(pl.Callback):
-    """Writes checkpoint, model folder and manifest; only the newest checkpoints stay.
+    """Writes checkpoint, model folder and manifest; the newest checkpoints stay, and the best one.
 
     The checkpoint comes first: a run that was killed goes on from it, and writes the model that is not of the
     last one. When a signal was noted, a checkpoint of this step is written, which the next one replaces.
     This must be the last callback, so that the states of the others are those after the step.
     """
 
-    def __init__(self, config: RunConfig, signals: Sequence[int] = ()) -> None:
-        self.config, self.signals = config, signals
+    def __init__(self, config: RunConfig, signals: Sequence[int], validation: Validation) -> None:
+        self.config, self.signals, self.validation = config, signals, validation
         self.folder = config.out / "checkpoints"
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.step = -1
@@ -136,7 +81,8 @@ class SaveModel(pl.Callback):
         if step == self.step:
             return
         self.step = step
-        regular = step % settings.save_every == 0 or step == trainer.max_steps
+        best = step == self.validation.best_step
+        regular = best or step % settings.save_every == 0 or step == trainer.max_steps
         # Several devices agree where they wait for each other anyway.
         stop = bool(self.signals) if settings.all_devices == 1 or step % settings.log_every == 0 else False
         stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -150,30 +96,40 @@ class SaveModel(pl.Callback):
             if trainer.is_global_zero:
                 self.write_model(weights, pl_module, step)
         if trainer.is_global_zero:
-            found = [path for path in step_folders(self.folder) if path not in self.surplus]
+            kept = (self.best, *self.surplus)
+            found = [path for path in step_folders(self.folder) if path not in kept]
             for old in [*self.surplus, *(found[: -settings.keep] if regular else [])]:
                 shutil.rmtree(old, ignore_errors=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the model of the last checkpoint where a kill came between the two."""
-        newest = step_folders(self.folder)[-1:]
-        manifest = self.config.out / "manifest.json"
-        if self.interrupted or not trainer.is_global_zero or not newest:
+        """Write the best model, and that of the last checkpoint where a kill came between the two."""
+        found = step_folders(self.folder)
+        if self.interrupted or not trainer.is_global_zero:
             return
-        if not manifest.is_file() or read_json(manifest)["steps"] != int(newest[0].name[5:]):
-            weights, _, average = read_files(newest[0], Layout())
-            self.write_model(average or weights, pl_module, int(newest[0].name[5:]))
+        for prefix, folders in (("", found[-1:]), ("best_", [path for path in found if path == self.best])):
+            for folder in folders:
+                manifest, steps = self.config.out / f"{prefix}manifest.json", int(folder.name[5:])
+                if not manifest.is_file() or read_json(manifest)["steps"] != steps:
+                    weights, _, average = read_files(folder, Layout())
+                    self.write_model(average or weights, pl_module, steps, prefix)
 
-    def write_model(self, weights: Mapping[str, Tensor], module: pl.LightningModule, steps: int) -> None:
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the lowest held-out loss, where one was measured."""
+        return self.folder / f"step-{self.validation.best_step:08d}"
+
+    def write_model(
+        self, weights: Mapping[str, Tensor], module: pl.LightningModule, steps: int, prefix: str = ""
+    ) -> None:
         """The folder of the model that the run started from with `weights`, then its manifest."""
         config, model = self.config, starting_model(self.config)
         model.load_state_dict({name.removeprefix("model."): v for name, v in weights.items()}, strict=False)
         model_config = CompositorConfig(config.name, config.notice, config.pair, config.sampling)
-        save_compositor(model, model_config, config.out / "model")
+        save_compositor(model, model_config, config.out / f"{prefix}model")
         effort = {"seed": config.seed, "steps": steps, "samples": steps * config.samples_per_step}
         seconds = self.state_dict()["seconds"]
         manifest = make_manifest("compositor", model, config, effort, seconds, device=module.device)
-        write_json(config.out / "manifest.json", manifest)
+        write_json(config.out / f"{prefix}manifest.json", manifest)
 
 
 @contextlib.contextmanager
@@ -181,6 +137,15 @@ def isolated_rng(include_cuda: bool = True) -> Iterator[None]:
     """What Lightning calls before it trains; it sets the random state of the process back, so others wait."""
     with loading(), isolate_rng(include_cuda):
         yield
+
+
+@rank_zero_only
+def tracker_id(out: Path) -> str:
+    """The id under which a tracker goes on with this run, also in a moved folder."""
+    file = out / "tracker_id.txt"
+    if not file.is_file():
+        write_atomic(file, uuid4().hex[:8].encode())
+    return read_text(file).strip()
 
 
 def make_trainer(
@@ -194,20 +159,24 @@ def make_trainer(
     tracker: Logger | bool = False
     try:
         if settings.tracker == "tensorboard":
-            tracker = TensorBoardLogger(out, name="tensorboard", version="")
+            found = step_folders(out / "checkpoints")[-1:]  # what came after it is done and sent again
+            again = int(found[0].name[5:]) + 1 if found else None
+            tracker = TensorBoardLogger(out, name="tensorboard", version="", purge_step=again)
         elif settings.tracker == "wandb":
-            tracker = WandbLogger(name=out.name, save_dir=out)
+            tracker = WandbLogger(name=out.name, save_dir=out, id=tracker_id(out), resume="allow")
     except ModuleNotFoundError as error:
         raise ValueError(
             f"trainer.tracker={settings.tracker} needs a package that is not installed: "
             f"pip install {settings.tracker} (requirements-extras.txt)"
         ) from error
+    validation = Validation(config)
     callbacks: list[pl.Callback] = [
         TQDMProgressBar(),  # that of rich, the default, is one of the process
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json", config.data.stop_after),
-        SaveModel(config, signals),
+        validation,
+        SaveModel(config, signals, validation),
     ]
     return pl.Trainer(
         accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
@@ -230,7 +199,8 @@ def train(config: RunConfig) -> None:
             "or remove this one"
         )
     batches = config.trainer.max_steps * config.trainer.accumulate
-    data = PairData(config.data, config.pair, config.seed, batches)
+    data = PairData(config, batches)
+    _ = data.held_out  # refused before anything is written
     record = run_record(config, {name: len(source) for name, source in data.opened[0].items()})
     changes: list[Change] = []
     if newest is not None:
@@ -240,5 +210,8 @@ def train(config: RunConfig) -> None:
     module = CompositorModule(starting_model(config), config.train)
     lightning.isolate_rng = isolated_rng
     with signals_noted() as signals:
-        make_trainer(config, signals, record).fit(module, data, ckpt_path=newest, weights_only=True)
+        trainer = make_trainer(config, signals, record)
+        if trainer.logger is not None:
+            trainer.logger.log_hyperparams(record["config"])
+        trainer.fit(module, data, ckpt_path=newest, weights_only=True)
     logger.info("model folder: %s", config.out / "model")

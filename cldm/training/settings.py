@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cldm.config import NetworkConfig, Sampling
 from datasets.base import STOP_AFTER, ExampleSource
@@ -47,13 +48,13 @@ class DataConfig:
                 "file has weights and sources of its own"
             )
 
-    def open_sources(self) -> tuple[Mapping[str, ExampleSource], list[float]]:
+    def open_sources(self, section: str = "data") -> tuple[Mapping[str, ExampleSource], list[float]]:
         if self.datasets is not None:
             settings = load_config(DatasetsConfig, self.datasets)
             try:
                 sources, weights = open_mixture(settings)
             except ValueError as error:
-                raise ValueError(f"data.datasets={self.datasets}: {error}") from error
+                raise ValueError(f"{section}.datasets={self.datasets}: {error}") from error
             return dict(zip(drawn_sources(settings), sources, strict=True)), weights
         if self.scenes is None:
             raise ValueError(
@@ -166,6 +167,28 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Examples that are not trained on; without datasets or scenes nothing is measured."""
+
+    datasets: Path | None = setting(None, help="real sources, none of whose items is trained on")
+    scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
+    examples: int = setting(64, low=1, help="held-out examples")
+    every: int = setting(1000, low=1, help="steps between measurements")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if self.datasets is not None and self.scenes is not None:
+            both = f"validation.datasets={self.datasets} and validation.scenes={self.scenes}"
+            raise ValueError(f"{both}: only one of them")
+
+    @property
+    def measured(self) -> list[Any]:
+        """What decides the numbers; empty where nothing is measured."""
+        named = self.datasets or self.scenes
+        return [] if named is None else [named.as_posix(), self.examples]
+
+
+@dataclass(frozen=True)
 class RunConfig:
     out: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the finished model")
     pretrained: Path | None = setting(None, help="compositor folder to start from; none: fresh networks")
@@ -177,6 +200,9 @@ class RunConfig:
     pair: PairOptions = setting(PairOptions(), help="pre-processing")
     sampling: Sampling = setting(Sampling(), help="sampler settings recommended for the trained model")
     data: DataConfig = setting(DataConfig(), help="sources and batches")
+    validation: ValidationConfig = setting(
+        ValidationConfig(), help="held-out loss, sheet and best checkpoint"
+    )
     train: CompositorTrainConfig = setting(CompositorTrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
 

@@ -14,7 +14,7 @@ import torch
 
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
-from cldm.training import run as training_run
+from cldm.training import data as training_data
 from cldm.training.resume import Change, check_resumed, run_record
 from cldm.training.run import train
 from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig
@@ -214,9 +214,9 @@ def test_batch_and_accumulation_may_change_and_no_example_comes_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[int] = []
-    original = training_run.PairDataset.__getitem__
+    original = training_data.PairDataset.__getitem__
     monkeypatch.setattr(
-        training_run.PairDataset, "__getitem__", lambda self, k: drawn.append(k) or original(self, k)
+        training_data.PairDataset, "__getitem__", lambda self, k: drawn.append(k) or original(self, k)
     )
 
     def with_batches(batch: int, accumulate: int, steps: int) -> RunConfig:

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from cldm.training.data import PairData
 from cldm.training.records import RejectionCounter
-from cldm.training.run import PairData
 from datasets import examples
 from datasets.base import MOVING, STILL, Rejected
 from datasets.examples import ITEMS, PairDataset, RunBatches
