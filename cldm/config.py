@@ -46,6 +46,7 @@ class Sampling(CheckedSettings):
     reuse_layers: int = setting(
         0, low=0, high=10, help="last layers of the UNet that run at the steps between; 0 = its first level"
     )
+    reimpose: bool = setting(True, help="known background is put back at every step; published: false")
     step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
 
@@ -67,9 +68,16 @@ SPEEDS: dict[str, dict[str, Any]] = {
 # Of the two published systems: pre-processing, switch for switch, and sampling.
 PRESETS = {
     "bifrost": PUBLISHED_INFERENCE,
-    "anydoor": replace(PUBLISHED_INFERENCE, hf_mode="color", mask_level="box"),
+    "anydoor": replace(
+        PUBLISHED_INFERENCE,
+        hf_mode="color",
+        mask_level="box",
+        collage="box",
+        occlusion="none",
+        region_of="box",
+    ),
 }
-PUBLISHED_SAMPLING = Sampling("ddim", steps=50, guidance=5.0, step_rule="published")
+PUBLISHED_SAMPLING = Sampling("ddim", steps=50, guidance=5.0, step_rule="published", reimpose=False)
 
 
 def with_compat(config: CompositorConfig, name: str, seed: int) -> CompositorConfig:

@@ -79,11 +79,14 @@ class CompositorPipeline:
             return self.model.latent_space.encode(self.batch(image_pm1)).float()
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> list[np.ndarray]:
-        """(n, c, h, w) -> n images (H, W, 3) uint8, one at a time to bound memory."""
+    def decode(self, latents: Tensor, rounded: bool = True) -> list[np.ndarray]:
+        """(n, c, h, w) -> n images (H, W, 3) uint8, one at a time to bound memory; float32 unless rounded."""
         with self.on_device(self.model.latent_space):
             images = [self.model.latent_space.decode(self.batch(latent))[0] for latent in latents]
-        return [from_pm1(image.float().cpu()) for image in images]
+        if rounded:
+            return [from_pm1(image.float().cpu()) for image in images]
+        levels = [(image.float().cpu() * 127.5 + 127.5).clamp(0, 255) for image in images]
+        return [image.permute(1, 2, 0).numpy() for image in levels]
 
     @staticmethod
     def known_region(pair: Pair, background: Tensor, noise: Tensor) -> Known:
@@ -99,11 +102,13 @@ class CompositorPipeline:
         sampling: Sampling,
         weights: Weights = Weights(),
         monitor: Monitor | None = None,
+        rounded: bool = True,
     ) -> list[np.ndarray]:
-        """One image (H, W, 3) uint8 of the crop per seed.
+        """One image (H, W, 3) uint8 of the crop per seed; float32 in [0, 255] unless rounded.
 
-        Outside the edit region the background's latents are re-imposed at every step; `init: paste` starts
-        from the depth-tested cut-out paste noised to `strength`.  With `strength` 0 the paste is returned.
+        Outside the edit region the background's latents are re-imposed at every step if `reimpose` is set;
+        `init: paste` starts from the depth-tested cut-out paste noised to `strength`. With `strength` 0 the
+        paste is returned.
         """
         monitor = monitor or Monitor()
         model, pasted = self.model, sampling.init == "paste"
@@ -122,7 +127,7 @@ class CompositorPipeline:
             )
             noise, generators = noise_for(seeds[start : start + AT_ONCE], background.shape[1:])
             noise = noise.to(self.device)
-            known = self.known_region(pair, background, noise)
+            known = self.known_region(pair, background, noise) if sampling.reimpose else None
             first = None if pasted_latents is None else pasted_latents.expand(len(noise), -1, -1, -1)
             if not start:
                 branches = weights.detail, weights.depth
@@ -134,5 +139,5 @@ class CompositorPipeline:
                     generators=generators, known=known,
                     monitor=replace(monitor, on_step=None) if start else monitor,  # previews: the first ones
                 )  # fmt: skip
-            images += self.decode(latents)
+            images += self.decode(latents, rounded)
         return images

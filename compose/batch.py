@@ -30,6 +30,7 @@ from compose import ComposeSettings, compose, load_models
 from compose.models import compositor_folder
 from compose.settings import BatchSettings, DreamBoothSettings
 from compose.sheet import save_sheet
+from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders
 from ldm.files import (
     check_stopped,
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 MASK = "_mask"  # ends the names of DreamBooth's masks of backgrounds
 NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)*")
 NETWORKS = ("model", "depth_model", "sam", "detector", "locator", "cutout")  # settings that choose a network
-DECIDE_NETWORKS = ("instruction", "background_depth", "object_mask", "anchors")  # whether one is needed
+DECIDE_NETWORKS = ("instruction", "object_mask", "anchors")  # whether one is needed
 PATHS = [field.name for field in fields(ComposeSettings) if "Path" in str(field.type)] + ["locator"]
 NO_PATHS = {"locator": GEOMETRIC, "detector": BUILTIN}  # words that these settings also take
 LISTED = 20  # errors that are shown; chosen: they fit on a screen
@@ -148,7 +149,7 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
     """The folders of all networks that may be needed, by the name of their setting."""
     folders = {"model": compositor_folder(settings.model), "sam": settings.sam}
     folders["detector"] = settings.detector and detector_folder(settings.detector)
-    if settings.background_depth is None:
+    if uses_depth_network(settings):
         folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
         folders["locator"] = Path(locator)
@@ -164,6 +165,7 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
             raise ValueError(f"{name}: {file} is not a file")
     chosen = tuple(getattr(settings, name) for name in NETWORKS)
     chosen += tuple(getattr(settings, name) is None for name in DECIDE_NETWORKS)
+    chosen += (uses_depth_network(settings),)
     if chosen in sound:
         return
     folders = named_folders(settings)

@@ -25,7 +25,7 @@ from compose.models import Models
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import DEPTH_MODES, ComposeSettings
-from compose.sources import Stage, read_sources
+from compose.sources import Stage, object_depth_is_estimated, read_sources
 from datasets.pairs import Geometry, Pair, pair_of
 from datasets.pasteback import stitch
 from ldm.decode import LoadedImage
@@ -98,6 +98,8 @@ def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
     notes = []
     if settings.depth is not None and settings.plain_mode not in DEPTH_MODES:
         notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
+    elif settings.depth is not None and settings.compat == "anydoor":
+        notes.append("--depth hides nothing: --compat anydoor puts the object in front of everything")
     if settings.erase not in ("object", settings.erases):
         notes.append("--erase has no effect: it belongs to --mode replace without target mask and --compat")
     if settings.strength is not None and sampling.init == "noise":
@@ -127,8 +129,6 @@ def compose(
     """
     timer = StageTimer()
     sampling, options = sampling_of(settings, models)
-    if settings.compat == "anydoor" and settings.depth is None and settings.plain_mode in DEPTH_MODES:
-        settings = replace(settings, depth=(1.0,))  # AnyDoor knows no depth: nothing hides the object
     if (trained := models.config.pair.hf_mode) != options.hf_mode:  # only --compat changes it
         text = "--compat %s shows the model hf_mode %s, but it was trained with %s: expect a poor object"
         logger.warning(text, settings.compat, options.hf_mode, trained)
@@ -140,6 +140,8 @@ def compose(
     with timer.stage("depth"):
         if depth_01 is None:
             depth_01 = models.depth.estimate(sources.background.rgb_u8)
+        if object_depth_is_estimated(settings):
+            sources = replace(sources, object_depth_01=models.depth.estimate(sources.item.rgb_u8))
     placement = None
     if settings.instruction is not None:
         with timer.stage("locate"):
@@ -154,7 +156,8 @@ def compose(
     with timer.stage("paint"):
         weights = Weights(settings.detail_weight, settings.depth_weight)
         pipeline = CompositorPipeline(compositor, models.device, settings.offload)
-        painted = pipeline.paint(pair, seeds, sampling, weights, Monitor(on_step, cancelled, progress))
+        monitor = Monitor(on_step, cancelled, progress)
+        painted = pipeline.paint(pair, seeds, sampling, weights, monitor, rounded=settings.compat is None)
     paste = "legacy-rect" if settings.compat else "mask-feather"
     with timer.stage("paste back"):
         finish = partial(stitch, geometry, paste=paste, background=sources.background)
@@ -170,4 +173,5 @@ def compose(
     measured = {"visible_fraction": visible, "drift": drift, "seeds": seeds, "device": str(models.device)}
     report = {**decided, **measured, "seconds": timer.report()}
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
-    return Result(images, edit_mask, seeds, recipe, report, geometry, pair, painted, sources.background)
+    painted_u8 = [np.rint(image).astype(np.uint8) for image in painted]
+    return Result(images, edit_mask, seeds, recipe, report, geometry, pair, painted_u8, sources.background)

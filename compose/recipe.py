@@ -10,6 +10,7 @@ from typing import Any
 from cldm.config import SPEEDS, Sampling, with_compat
 from compose.models import Models
 from compose.settings import ComposeSettings
+from compose.sources import uses_depth_network
 from datasets.inputs import PairOptions
 from ldm.files import file_sha256, hash_folder, same_file
 from ldm.registry.models import cutout_network
@@ -46,7 +47,7 @@ def make_recipe(
     """
     sampling, pair = sampling_of(settings, models)
     folders: dict[str, Any] = {"model": models.folder}
-    if settings.background_depth is None:
+    if uses_depth_network(settings):
         folders["depth_model"] = models.depth_folder
     network, cuts = None, settings.object_mask is None or settings.erases == "object"
     if cuts and settings.sam is not None:
@@ -115,11 +116,12 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
         if changed := sorted(file for file in {*hashes, *today} if hashes.get(file) != today.get(file)):
             folder = now["settings"][name]
             raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
-    for part, new in (("sampling", to_plain(Sampling())), ("pair", {})):
+    for part, new in (("sampling", to_plain(Sampling())), ("pair", to_plain(PairOptions()))):
         before = {**new, **recipe[part]}  # without settings that came later
         if changed := sorted(key for key in now[part] if before.get(key) != now[part][key]):
-            folder = now["settings"]["model"]
-            raise ValueError(f"{image}: the configuration in {folder} has changed since: {part}.{changed[0]}")
+            folder, compat = now["settings"]["model"], settings.compat
+            what = f"--compat {compat}" if compat else f"the configuration in {folder}"
+            raise ValueError(f"{image}: {what} has changed since: {part}.{changed[0]}")
     for part in ("machine", "versions"):
         if recipe[part] != now[part]:
             logger.warning("%s differ from the recipe's; pixels may differ slightly", part)

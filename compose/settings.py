@@ -78,7 +78,7 @@ class ComposeSettings(LocatorOptions):
         None, help="depth map of the background, any resolution, bright = near; without it estimated"
     )
     object_depth: Path | None = setting(
-        None, help="depth map of the object, bright = near; without it a rounded body"
+        None, help="depth map of the object, bright = near; without it a rounded body (--compat: estimated)"
     )
     model: Path | None = setting(
         None,

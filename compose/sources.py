@@ -111,6 +111,17 @@ def read_sources(settings: ComposeSettings, stage: Stage | None = None) -> Sourc
     return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01, doubts, stage)
 
 
+def object_depth_is_estimated(settings: ComposeSettings) -> bool:
+    """Whether the depth network gives the object's relief, as published, instead of a rounded body."""
+    published = settings.compat == "bifrost" and settings.plain_mode in DEPTH_MODES
+    return published and settings.object_depth is None
+
+
+def uses_depth_network(settings: ComposeSettings) -> bool:
+    """Whether a depth map is missing that the depth network then estimates."""
+    return settings.background_depth is None or object_depth_is_estimated(settings)
+
+
 def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
     """Inputs of the pre-processing, and what was decided on the way, for the report.
 
@@ -133,6 +144,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     target, by = sources.target, "file"
     if settings.erases != "nothing":
         target, by = replaced_region(settings, sources.background.rgb_u8, box)
+    relief = "rounded body" if sources.object_depth_01 is None else "estimated"
     inputs = Inputs(
         reference_u8=sources.item.rgb_u8, reference_mask=sources.cut,
         background_u8=sources.background.rgb_u8, background_depth_01=depth_01,
@@ -143,6 +155,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         "mode": inputs.mode, "box": list(box),
         "depth": {"far": extent[0], "near": extent[1], "source": source},
         "background_depth": "estimated" if sources.depth_01 is None else "file",
+        "object_depth": "file" if settings.object_depth else relief,
         "object_mask": sources.cut_by, "object_mask_doubts": sources.doubts,
     }  # fmt: skip
     if inputs.mode == "replace" and target is not None:

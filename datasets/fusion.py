@@ -20,7 +20,7 @@ from ldm.decode import row_blocks
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
-OCCLUSIONS = ("near", "pixel")
+OCCLUSIONS = ("near", "pixel", "published", "none")  # see unhidden
 LEVELS = ("exact", "fine", "perturbed", "coarse", "box")  # of masks, see mask_level
 SMALL_KERNEL = 10  # pixels of radius, up to which OpenCV's dilation is the faster one; measured
 MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map; chosen
@@ -138,6 +138,17 @@ def place_cutout(
 def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
     """(h, w) bool: background certainly in front of an object whose nearest point has depth `near`."""
     return depth_01 > near + MARGIN
+
+
+def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str) -> np.ndarray:
+    """(h, w) bool: where the background of depth_01 (h, w) hides nothing of an object placed there.
+
+    near: depth of its nearest point, which decides with occlusion "near"; "none" hides nothing; "pixel" and
+    "published" compare pixel by pixel
+    """
+    if occlusion == "none":
+        return np.ones(depth_01.shape, bool)
+    return ~occluders(depth_01, near) if occlusion == "near" else depth_01 < placed.depth_01
 
 
 def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size | None = None) -> np.ndarray:

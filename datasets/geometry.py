@@ -61,6 +61,15 @@ def box_to_pixels(box01: Sequence[float], size_hw: Size) -> Box:
     return x0, y0, min(max(x1, x0 + 1), w), min(max(y1, y0 + 1), h)
 
 
+def truncated_box(box01: Sequence[float], size_hw: Size) -> Box:
+    """Fractions -> pixels as published: corner and size each cut to whole pixels, not rounded."""
+    h, w = size_hw
+    x0, y0, x1, y1 = box01
+    # A millionth of a pixel more, as differences of decimals fall just short of whole pixels.
+    left, top, wide, tall = (int(v + 1e-6) for v in (x0 * w, y0 * h, (x1 - x0) * w, (y1 - y0) * h))
+    return left, top, left + max(wide, 1), top + max(tall, 1)
+
+
 def whole_box(box_xyxy: Sequence[float]) -> Box:
     """The nearest whole pixels, at least one wide and high."""
     x0, y0, x1, y1 = (floor(value + 0.5) for value in box_xyxy)

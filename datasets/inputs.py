@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from datasets.fusion import ALIASES, HF_MODES, LEVELS, MODES, OCCLUSIONS
-from datasets.geometry import Box01, bbox_of_mask, check_box01
+from datasets.fusion import ALIASES, HF_MODES, LEVELS, MODES, OCCLUSIONS, Cutout, place_cutout, unhidden
+from datasets.geometry import Box01, bbox_of_mask, check_box01, mask_of_box, whole_box
 from ldm.settings.config import check_settings, setting
 
 AUTO = "auto"  # the mask level that suits the mode
@@ -64,7 +64,20 @@ class PairOptions:
         AUTO, help="region to paint; auto: by mode (box, fine or exact)", choices=(AUTO, *LEVELS)
     )
     max_stretch: float = setting(1.25, help="limit of the stretch to the box; 100: none", low=1, high=100)
-    occlusion: str = setting("near", help="depth test; pixel: published", choices=OCCLUSIONS)
+    occlusion: str = setting(
+        "near",
+        help="depth test; pixel: published test, but what is in front of the object is never painted; "
+        "published: it may be, close to the object; none: nothing hides the object (AnyDoor)",
+        choices=OCCLUSIONS,
+    )
+    region_of: str = setting(
+        "box",
+        help="mode place paints round the box; visible: the object's visible part (published)",
+        choices=("box", "visible"),
+    )
+    depth_file: bool = setting(
+        False, help="fused depth rounded to 8 bits, then stretched (published inference)"
+    )
     depth_fill: str = setting("bulge", help="object's shape without a depth map", choices=("bulge", "flat"))
     border: str = setting(
         "shift", help="a crop over the border; clip: cut and padded (published)", choices=("shift", "clip")
@@ -91,6 +104,10 @@ class PairOptions:
         check_settings(self)
         if len(self.size) != 2 or self.size[0] != self.size[1]:
             raise ValueError(f"size must be a square (h, w), got {self.size}")
+        if self.resample != "legacy" and (self.depth_file or self.region_of == "visible"):
+            raise ValueError(
+                "depth_file and region_of=visible are published steps: they need resample=legacy"
+            )
         if self.mask_pad == 0:
             raise ValueError("mask_pad must be -1 or 1, got 0")
 
@@ -135,8 +152,9 @@ PUBLISHED_TRAINING = PairOptions(
     fusion_norm="legacy", resample="legacy", augment=Augment(flip=0.5, brightness=0.2, colour=0.0),
 )  # fmt: skip
 PUBLISHED_INFERENCE = replace(
-    PUBLISHED_TRAINING, collage="mask", mask_pad=1, mask_resize="linear", mask_level="fine"
-)
+    PUBLISHED_TRAINING, collage="mask", mask_pad=1, mask_resize="linear", mask_level="fine",
+    occlusion="published", region_of="visible", depth_file=True,
+)  # fmt: skip
 
 
 def check_object(mask: np.ndarray, where: str = "the object") -> None:
@@ -188,6 +206,22 @@ class Inputs:
                 if value is not None and value.dtype == bool and not value.any():
                     raise ValueError(f"{name} is empty: at least one pixel must be set")
         check_object(self.reference_mask)
+
+
+def painted_box(inputs: Inputs, options: PairOptions, box: Box01, cutout: Cutout) -> Box01:
+    """The box (pixels) that the region is a margin round: by default `box`, where the object goes.
+
+    Published: read from a mask that was written before, of the visible object or of the whole box.
+    """
+    size = inputs.background_depth_01.shape[:2]
+    if inputs.mode == "place" and options.region_of == "visible":
+        depth_01, extent = inputs.background_depth_01, inputs.depth_range
+        placed = place_cutout(cutout, box, extent, size, legacy=True)
+        shown = (placed.alpha_01 > 0.5) & unhidden(depth_01, placed, extent[1], options.occlusion)
+        return bbox_of_mask(shown, options.bbox_end) if shown.any() else box
+    if options.bbox_end == "legacy" and inputs.box01_xyxy is not None:
+        return bbox_of_mask(mask_of_box(whole_box(box), size), options.bbox_end)
+    return box
 
 
 def mirror(inputs: Inputs) -> Inputs:

@@ -18,7 +18,7 @@ from torch import Tensor
 from datasets import fusion
 from datasets import geometry as geo
 from datasets.geometry import Box, Box01, Crop, Size
-from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table
+from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table, painted_box
 from ldm.images import resize, to_01, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
@@ -80,9 +80,14 @@ class Geometry:
             assert inputs.target_mask is not None  # Inputs refuses to be without both
             box = geo.bbox_of_mask(inputs.target_mask, options.bbox_end)
         else:
-            to_pixels = geo.box_to_pixels if options.resample == "legacy" else geo.box_from_01
+            to_pixels = geo.truncated_box if options.resample == "legacy" else geo.box_from_01
             box = to_pixels(inputs.box01_xyxy, (h, w))
-        region = geo.expand_box(box, options.box_ratio, (h, w), options.bbox_end)
+        images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
+        cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, options.depth_fill)
+        if params.flip:
+            cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
+        outline = painted_box(inputs, options, box, cutout)
+        region = geo.expand_box(outline, options.box_ratio, (h, w), options.bbox_end)
         ratio = params.crop_ratio
         if options.border == "shift":  # context gives way before the crop would need padding
             longest = max(region[2] - region[0], region[3] - region[1])
@@ -90,10 +95,6 @@ class Geometry:
         wide = geo.expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
         x0, y0, x1, y1 = geo.square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), geo.square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
-        images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
-        cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, options.depth_fill)
-        if params.flip:
-            cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
         rgb_u8 = cutout.rgb_u8
         if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
             rgb_u8 = cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
@@ -120,6 +121,14 @@ class Geometry:
     def native_layers(self) -> Layers:
         return self.layers(self.window)
 
+    @cached_property
+    def file_depth_u8(self) -> np.ndarray:
+        """(H, W): the whole fused depth after the 8-bit file that the published code writes and stretches."""
+        h, w = self.inputs.background_u8.shape[:2]
+        whole = geo.Crop((0, 0, w, h), (0, 0, 0, 0), (h, w), (h, w))
+        levels = np.rint(self.layers(whole).depth_01 * 255)
+        return cv2.normalize(levels, np.empty_like(levels), 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
     def fitted_box(self, crop: Crop) -> Box01:
         """The part of the box that the object fills in a frame, in the middle of the bottom edge.
 
@@ -133,7 +142,7 @@ class Geometry:
 
     def layers(self, crop: Crop) -> Layers:
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
-        frame = self.crop.native.size if crop is self.window else crop.size  # of which dilation is a fraction
+        frame = crop.size if crop is self.crop else self.crop.native.size  # of which dilation is a fraction
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
         target = None if inputs.target_mask is None else crop.take_mask(inputs.target_mask)
         region = geo.mask_of_box(geo.whole_box(crop.to_frame(self.region_xyxy)), crop.size)
@@ -143,12 +152,14 @@ class Geometry:
             depth_01 = fusion.fill_depth(depth_01, hole)
         box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
         placed = fusion.place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
-        keep = fusion.occluders(depth_01, near) if fused else np.zeros(crop.size, bool)
+        hides = fused and options.occlusion != "none"
+        keep = fusion.occluders(depth_01, near) if hides else np.zeros(crop.size, bool)
         shown = target
-        if fused or shown is None:  # "near" spares the object's foot from the ground; "pixel" as published
-            pixel = options.occlusion == "pixel"
-            shown = depth_01 < placed.depth_01 if pixel else ~fusion.occluders(depth_01, near)
-        edit = self._edit_region(crop, frame, (placed.alpha_01 > 0.5) & shown, target, region) & ~keep
+        if fused or shown is None:
+            shown = fusion.unhidden(depth_01, placed, near, options.occlusion)
+        edit = self._edit_region(crop, frame, (placed.alpha_01 > 0.5) & shown, target, region)
+        if options.occlusion != "published":
+            edit = edit & ~keep
         coverage = np.where(shown & edit, placed.alpha_01, np.float32(0))
         if fused:
             depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01)
@@ -168,6 +179,8 @@ class Geometry:
         replaced = inputs.mode == "replace"
         if target is not None and (not replaced or inputs.target_u8 is not None):
             silhouette = target
+        elif replaced and options.region_of == "visible":  # published: all of the box
+            silhouette = geo.mask_of_box(geo.whole_box(crop.to_frame(self.box_xyxy)), crop.size)
         level = LEVEL_OF_MODE[inputs.mode] if params.mask_level == AUTO else params.mask_level
         shape = "legacy-rect" if self.legacy else "ellipse"
         rng = np.random.default_rng(params.mask_seed)
@@ -220,7 +233,9 @@ def pair_of(geometry: Geometry) -> Pair:
         map_u8 = fusion.high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
         detail_u8, part = np.zeros_like(layers.background_u8), geo.tight_slices(layers.region)
         detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")
-        depth_01 = fit((layers.depth_01 * 255).astype(np.uint8)) / np.float32(255)  # the depth in 8 bits
+        depth_u8 = (layers.depth_01 * 255).astype(np.uint8)
+        depth_u8 = geometry.file_depth_u8[geometry.window.part] if options.depth_file else depth_u8
+        depth_01 = fit(depth_u8) / np.float32(255)
         if options.mask_resize == "nearest":
             mask = crop.fit(layers.edit.astype(np.float32), how="nearest", fill=options.mask_pad)
         else:  # published inference pads 8-bit values with -1, that is 255, before it resizes and compares

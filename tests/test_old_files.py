@@ -145,7 +145,17 @@ def test_an_interrupted_run_of_numbers_goes_on(tmp_path: Path) -> None:
     torch.testing.assert_close(parts.trained.weight, whole.trained.weight, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["place", "replace", "compat"])
+def test_an_old_composite_of_compat_is_not_replayed_as_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was not what the published system makes, so the same settings make another image now."""
+    with pytest.raises(pytest.fail.Exception):
+        call(f"run_inference.py replay {BEFORE}/case/compat.png --out {{out}}", out=tmp_path / "again.png")
+    assert "--compat bifrost has changed since: sampling.reimpose" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["place", "replace"])
 def test_an_old_recipe_replays_to_the_same_pixels(name: str, tmp_path: Path) -> None:
     out = tmp_path / "again.png"
     call(f"run_inference.py replay {BEFORE}/case/{name}.png --out {{out}}", out=out)

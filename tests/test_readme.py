@@ -145,7 +145,7 @@ def test_every_compatibility_switch_is_accepted():
     found = re.findall(r"`(?:pair\.)?(\w+): ([\w.-]+)`", pages.text_of("docs/compositor.md"))
     assert len(found) >= 10
     for key, value in found:
-        load_config(PairOptions, None, [f"{key}={value}"])
+        load_config(PairOptions, None, ["resample=legacy", f"{key}={value}"])
 
 
 def test_command_page_is_up_to_date(tmp_path):

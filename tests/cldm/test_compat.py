@@ -28,12 +28,15 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_published_pre_processing_at_the_models_size(name: str) -> None:
     config = with_compat(SMALL_CONFIG, name, seed=3)
-    own = ("size", "reference_size", "crop_ratio", "augment", "hf_mode", "mask_level")
+    own = {"size", "reference_size", "crop_ratio", "augment", "hf_mode"}
+    if name == "anydoor":  # the box, in front of everything, with the whole detail map
+        own |= {"mask_level", "collage", "occlusion", "region_of"}
     for field in PUBLISHED_INFERENCE.__dataclass_fields__:
         if field not in own:
             assert getattr(config.pair, field) == getattr(PUBLISHED_INFERENCE, field), field
     assert config.pair.size == SMALL_CONFIG.pair.size
     assert (config.sampling.scheduler, config.sampling.steps, config.sampling.guidance) == ("ddim", 50, 5.0)
+    assert not config.sampling.reimpose
     assert config.pair.hf_mode == {"bifrost": "zero", "anydoor": "color"}[name]
     ratios = [with_compat(SMALL_CONFIG, name, seed).pair.crop_ratio for seed in range(200)]
     assert (min(ratios), max(ratios)) == (1.5, 2.9)
@@ -72,7 +75,7 @@ def test_a_compatible_composite_pastes_its_rectangle_and_replays(
     settings = ComposeSettings(
         background=case.folder / "room.png", background_depth=case.folder / "depth.png",
         object=case.folder / "thing.png", object_mask=case.folder / "mask.png", box=BOX,
-        model=case.model, compat=name, steps=4,
+        depth=(0.3, 0.5), model=case.model, depth_model=case.depth_model, compat=name, steps=4,
     )  # fmt: skip
     models = load_models(settings)
     result = compose(settings, models, progress=False)

@@ -5,7 +5,7 @@ used when BIFROST_TEST_DATA names the data folder. Inputs are whole in both.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -18,7 +18,8 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "preprocess.npz"
 STEP = 8
 SEEDS = (0, 1, 2, 7)
 IMAGES = ("in_img", "in_mask", "in_tmask", "in_depth")
-OPTIONS = {"train": PUBLISHED_TRAINING, "infer": PUBLISHED_INFERENCE}
+# The arrays of inference begin after the 8-bit file of the fused depth.
+OPTIONS = {"train": PUBLISHED_TRAINING, "infer": replace(PUBLISHED_INFERENCE, depth_file=False)}
 
 
 @dataclass(frozen=True)
