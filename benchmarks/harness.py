@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -32,6 +32,16 @@ def photographs(data: Path | None) -> Path:
     if data is None and "BIFROST_TEST_DATA" not in os.environ:
         raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
     return data or Path(os.environ["BIFROST_TEST_DATA"]) / "data"
+
+
+def fraction(values: Sequence[bool]) -> dict[str, float]:
+    """How many of how many, with Wilson's 95 % interval."""
+    from scipy.stats import binomtest
+
+    found = binomtest(sum(values), len(values))
+    low, high = found.proportion_ci(method="wilson")
+    numbers = {"mean": found.statistic, "low": low, "high": high}
+    return {"n": len(values), **{key: round(float(value), 3) for key, value in numbers.items()}}
 
 
 def best_seconds(

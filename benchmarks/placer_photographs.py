@@ -17,7 +17,7 @@ import numpy as np
 import typer
 import yaml
 
-from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
+from benchmarks.harness import RESULTS, Out, Photographs, fraction, photographs, write_results
 from datasets.relations import Place
 from ldm.files import read_text
 from ldm.images import read_depth, read_image
@@ -68,16 +68,6 @@ def answer(sentence: Mapping[str, Any], places: Mapping[str, Place], depth_01: n
         return {"error": str(error).split(";")[0]}
     box = [round(edge, 3) for edge in place.box01_xyxy]
     return {"box": box, "at": round(place.d, 3), **judge(sentence, place, places)}
-
-
-def fraction(values: Sequence[bool]) -> dict[str, float]:
-    """How many of how many, with Wilson's 95 % interval."""
-    from scipy.stats import binomtest
-
-    found = binomtest(sum(values), len(values))
-    low, high = found.proportion_ci(method="wilson")
-    numbers = {"mean": found.statistic, "low": low, "high": high}
-    return {"n": len(values), **{key: round(float(value), 3) for key, value in numbers.items()}}
 
 
 def measure_photographs(

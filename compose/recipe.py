@@ -12,6 +12,7 @@ from compose.models import Models
 from compose.settings import ComposeSettings
 from compose.sources import uses_depth_network
 from datasets.inputs import PairOptions
+from ldm.experts.depth import weights_of_depth
 from ldm.files import file_sha256, hash_folder, same_file
 from ldm.registry.models import cutout_network
 from ldm.result import library_versions, read_recipe
@@ -60,6 +61,8 @@ def make_recipe(
         name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
         for name, folder in folders.items()
     }
+    if "depth_model" in weights:
+        weights["depth_model"] |= weights_of_depth(models.depth_folder)
     if network is not None:
         weights["cutout"] = {network.name: file_sha256(network)}
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}

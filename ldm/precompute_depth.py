@@ -17,17 +17,17 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ldm.files import hash_folder, read_json, visible_files, write_json
+from ldm.files import read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
 from ldm.locks import taken
+from ldm.registry.models import BUILTIN_DEPTH
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = Path("assets/tiny/depth")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
 TAKEN = 8  # batches that a process takes at a time, so that it can read ahead
@@ -37,7 +37,7 @@ TAKEN = 8  # batches that a process takes at a time, so that it can read ahead
 class DepthSettings:
     images: Path = setting(aliases=("IMAGE_TREE",), help="tree of images")
     out: Path = setting(aliases=("OUT_TREE",), help="tree of depth maps")
-    model: str = setting(DEFAULT_MODEL.as_posix(), help="folder or hub name")
+    model: str = setting(BUILTIN_DEPTH.as_posix(), help="folder or hub name")
     shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
     batch: int = setting(8, low=1, help="images per pass")
     workers: int = setting(4, low=1, help="threads that read and write")
@@ -60,7 +60,7 @@ def all_there(paths: Iterable[Path]) -> bool:
 def estimate_tree(settings: DepthSettings) -> None:
     """Estimate the depth of every image of a tree; the same command again continues."""
     from ldm.device import pick_device, pick_dtype
-    from ldm.experts.depth import DepthEstimator
+    from ldm.experts.depth import DepthEstimator, weights_of_depth
 
     if not settings.images.is_dir():
         raise ValueError(f"IMAGE_TREE: there is no folder {settings.images}")
@@ -78,7 +78,7 @@ def estimate_tree(settings: DepthSettings) -> None:
     index, every = shard_of(settings.shard)
     paths = list(images_of)[index::every]
     folder, record_path, written, unreadable = Path(settings.model), settings.out / RECORD, 0, 0
-    record = {"model": settings.model, "weights": hash_folder(folder) if folder.is_dir() else {}}
+    record = {"model": settings.model, "weights": weights_of_depth(folder)}
     known = read_json(record_path) if record_path.is_file() else record
     if known != record and (known["weights"] != record["weights"] or not record["weights"]):
         made = f"{settings.out} was made with {known['model']}"

@@ -192,7 +192,7 @@ class CocoBuild(OutputSettings):
         help="LaMa file (TorchScript), diffusers inpainting folder, exemplar (copies texture), opencv; auto: "
         "the first of these that is there",
     )
-    depth: str = setting("assets/tiny/depth", help="depth network: folder or hub name")
+    depth: str = setting("assets/depth", help="depth network: folder or hub name")
     targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
     replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
     published: bool = setting(False, help="the published filters and 2D relation rules, for parity")

@@ -47,7 +47,7 @@ def test_no_text_calls_more_than_the_paste_back_exact_on_photographs(path):
     [
         (
             "README.md",
-            ["only the paste-back is exact", "hardly better than the image row", "--background-depth"],
+            ["only the paste-back is exact", "from where things stand on the ground", "--background-depth"],
         ),
         (
             "assets/tiny/README.md",
@@ -55,8 +55,8 @@ def test_no_text_calls_more_than_the_paste_back_exact_on_photographs(path):
         ),
         ("assets/tiny/compositor/compositor.json", ["only the paste-back is exact"]),
         ("configs/tiny/compositor.yaml", ["only the paste-back is exact"]),
-        ("docs/compositor.md", ["for photographs give `--background-depth` or a real network"]),
-        ("docs/locator.md", ["the small depth network sees walls as ground", "`--background-depth`"]),
+        ("docs/compositor.md", ["a real network or a depth map is better"]),
+        ("docs/locator.md", ["walls are taken for ground", "`--background-depth`"]),
         ("docs/datasets.md", ["give `--model` for photographs"]),
     ],
 )

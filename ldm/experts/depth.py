@@ -18,12 +18,16 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 
 from ldm.checkpoints import load_pretrained
 from ldm.device import check_finite
-from ldm.files import named_failure, read_json
+from ldm.experts.depth_rules import depth_by_rules
+from ldm.files import file_sha256, hash_folder, located, named_failure, read_json
 from ldm.images import normalize, resize, rgb_of, to_01
+from ldm.registry.models import cutout_network
 
 log = logging.getLogger(__name__)
 
-NOTICE_FILE = "depth.json"  # beside the weights: {"notice": what users read when the network is loaded}
+# {"notice": what users read when the network is loaded}; where rules take its place in photographs also {
+# "scenes": folder of the network for rendered scenes, "scenes_up_to": pixels of their longer side}
+NOTICE_FILE = "depth.json"
 # Networks whose output meaning is known here: both predict inverse depth unless the config says metric.
 DEPTH_NETWORKS = ("dpt", "depth_anything")
 _PIXELS: ContextVar[tuple[int, int]] = ContextVar("network size of the call that a thread is in")
@@ -57,6 +61,8 @@ class DepthInput:
 class DepthEstimator:
     """A monocular depth network from transformers (DPT, Depth Anything) behind one function."""
 
+    scenes_up_to: int | None = None  # pixels of the longer side; larger images get their depth from rules
+
     def __init__(self, model: nn.Module, depth_input: DepthInput, metric: bool = False) -> None:
         # metric: the network predicts distance, which is inverted
         self.model, self.input, self.metric = model.eval(), depth_input, metric
@@ -69,6 +75,9 @@ class DepthEstimator:
         cls, source: Path | str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "DepthEstimator":
         """Load a `save_pretrained` folder, or a hub name that is in the local cache or can be downloaded."""
+        facts = read_json(path) if (path := Path(source) / NOTICE_FILE).is_file() else {}
+        if "scenes" in facts:
+            source = located(facts["scenes"])
         is_hub_name = str(source).count("/") == 1 and not str(source).startswith((".", "/"))
         if not Path(source).is_dir() and not is_hub_name:
             wrong = "is neither a folder nor a hub name of the form owner/name"
@@ -79,8 +88,8 @@ class DepthEstimator:
             allowed = ", ".join(DEPTH_NETWORKS)
             raise ValueError(f"depth model {source} is of type {config.model_type!r}; allowed: {allowed}")
         model = load_pretrained(AutoModelForDepthEstimation, source, config=config, dtype=dtype)
-        if (notice := Path(source) / NOTICE_FILE).is_file():
-            log.info("%s", read_json(notice)["notice"])
+        if facts:
+            log.info("%s", facts["notice"])
         metric = getattr(config, "depth_estimation_type", "relative") == "metric"
         depth_input = DepthInput()
         with contextlib.suppress(OSError):  # a folder without this file has the published values of DPT
@@ -101,7 +110,9 @@ class DepthEstimator:
                 mean=tuple(stored.get("image_mean", depth_input.mean)),
                 std=tuple(stored.get("image_std", depth_input.std)),
             )
-        return cls(model.to(device), depth_input, metric)
+        estimator = cls(model.to(device), depth_input, metric)
+        estimator.scenes_up_to = facts.get("scenes_up_to")
+        return estimator
 
     def estimate(self, image: Any) -> np.ndarray:
         """RGB (h, w, 3) uint8, path, or PIL image (`ldm.images.rgb_of`) -> depth_01 (h, w) float32."""
@@ -117,18 +128,20 @@ class DepthEstimator:
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
             batch_size = 1
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, rgb_u8 in enumerate(images_u8):
-            groups.setdefault(self.input.network_size((rgb_u8.shape[0], rgb_u8.shape[1])), []).append(index)
         found: dict[int, np.ndarray] = {}
+        for index, rgb_u8 in enumerate(images_u8):
+            if self.scenes_up_to is not None and max(rgb_u8.shape) > self.scenes_up_to:
+                low_01 = depth_by_rules(rgb_u8, cutout_network("auto"))
+                found[index] = full_size(low_01, rgb_u8.shape[:2])
+            else:
+                groups.setdefault(self.input.network_size(rgb_u8.shape[:2]), []).append(index)
         for indices in groups.values():
             for start in range(0, len(indices), batch_size):
                 part = indices[start : start + batch_size]
                 inverse = self._inverse_depth(torch.stack([self.input.prepare(images_u8[i]) for i in part]))
                 for index, map_ in zip(part, inverse, strict=True):
                     # Normalised first, so that bicubic overshoot is cut and not stretched.
-                    low_01, size = torch.from_numpy(normalize(map_.numpy())), images_u8[index].shape[:2]
-                    full = functional.interpolate(low_01[None, None], size, mode="bicubic")
-                    found[index] = normalize(full[0, 0].clamp_(0, 1).numpy())
+                    found[index] = full_size(normalize(map_.numpy()), images_u8[index].shape[:2])
         return [found[index] for index in range(len(images_u8))]
 
     def _add_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
@@ -142,3 +155,21 @@ class DepthEstimator:
         predicted = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).predicted_depth.float()
         check_finite(predicted, "depth network")
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
+
+
+def full_size(low_01: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depth (n, m) in [0, 1] at the size of its image, over the whole range."""
+    full = functional.interpolate(torch.from_numpy(low_01)[None, None], size, mode="bicubic")
+    return normalize(full[0, 0].clamp_(0, 1).numpy())
+
+
+def weights_of_depth(folder: Path) -> dict[str, str]:
+    """SHA-256, by name, of what decides the depth maps of a folder; empty for a hub name."""
+    if not folder.is_dir():
+        return {}
+    hashes = hash_folder(folder)
+    if (rules := folder / NOTICE_FILE).is_file() and "scenes" in (facts := read_json(rules)):
+        hashes = {NOTICE_FILE: file_sha256(rules), **hash_folder(located(facts["scenes"]))}
+        if network := cutout_network("auto"):
+            hashes[network.name] = file_sha256(network)
+    return hashes

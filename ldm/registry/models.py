@@ -10,7 +10,7 @@ from typing import Any
 from ldm.files import FULL, KEPT_HASHES, located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
-FULL_DEPTH, TINY_DEPTH = Path("models/depth"), Path("assets/tiny/depth")
+FULL_DEPTH, BUILTIN_DEPTH = Path("models/depth"), Path("assets/depth")
 U2NETP = Path("models/u2netp/u2netp.onnx")
 BUILTIN, BUILTIN_FOLDER = "builtin", Path("models/builtin_detector")
 REGISTRY_FILE = Path("configs/models.yaml")
@@ -101,9 +101,9 @@ def resolve_model_path(path: Path) -> Path:
 
 
 def depth_folder(chosen: Path | None = None) -> Path:
-    """The depth network to use: the chosen one, else the full-size one where it is there."""
+    """The depth network to use: the chosen one, else the full-size one where it is there, else the rules."""
     full = resolve_model_path(FULL_DEPTH)
-    return chosen or (full if (full / "config.json").is_file() else located(TINY_DEPTH))
+    return chosen or (full if (full / "config.json").is_file() else located(BUILTIN_DEPTH))
 
 
 def cutout_network(choice: str) -> Path | None:

@@ -15,9 +15,9 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.sources.readers import folder, read_annotated
 from ldm.device import pick_device, pick_dtype
-from ldm.experts.depth import DepthEstimator
+from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.experts.erase import Eraser
-from ldm.files import hash_folder, read_json, same_file
+from ldm.files import read_json, same_file
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import Photograph, can_be_named, read_instances, remove, unique_names
@@ -53,7 +53,7 @@ class CocoSource:
             "source": "coco",
             "annotations": path.name,
             "eraser": self.eraser.identity,
-            "depth": hash_folder(network) if network.is_dir() else settings.depth,
+            "depth": weights_of_depth(network) or settings.depth,
             **{key: plain[key] for key in DECISIVE},
         }
 

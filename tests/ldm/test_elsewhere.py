@@ -72,13 +72,13 @@ def test_other_paths_stay(name: str) -> None:
 def test_at_the_root_names_stay_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert load_config(Job, None).model == Path("assets/tiny/depth")
-    assert depth_folder() == Path("assets/tiny/depth")
+    assert depth_folder() == Path("assets/depth")
 
 
 def test_defaults_of_the_commands_are_found() -> None:
     settings = compose.settings.ComposeSettings(Path("a.png"), Path("b.png"), box=(0, 0, 1, 1))
     assert compose.models.compositor_folder() == ROOT / "assets/tiny/compositor"
-    assert depth_folder() == ROOT / "assets/tiny/depth"
+    assert depth_folder() == ROOT / "assets/depth"
     assert settings.locator_name == LocatorOptions().locator_name == (ROOT / "assets/tiny/locator").as_posix()
     paint = inpainting.paint.PaintSettings(image=Path("a"), masks=(Path("b"),), prompts=("c",), out=Path("d"))
     assert inpainting.painting.painter_folder(paint) == ROOT / "assets/tiny/inpainter"

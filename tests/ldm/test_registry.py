@@ -16,8 +16,8 @@ from compose.settings import ComposeSettings
 from ldm.files import ROOT
 from ldm.registry.__main__ import build_app
 from ldm.registry.models import (
+    BUILTIN_DEPTH,
     HASH_FILE,
-    TINY_DEPTH,
     Registry,
     depth_folder,
     folder_of,
@@ -279,7 +279,7 @@ def test_defaults_follow_the_models_folder(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    assert depth_folder() == ROOT / TINY_DEPTH
+    assert depth_folder() == ROOT / BUILTIN_DEPTH
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     assert depth_folder() == tmp_path / "depth"
     assert chosen.locator_name == (tmp_path / "locator").as_posix()
