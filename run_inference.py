@@ -14,9 +14,10 @@
 Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
 """
 
+from compose.batch_settings import BatchSettings, DreamBoothSettings
 from compose.job import EditSettings, JobSettings
 from compose.schema import print_schema
-from compose.settings import DEFAULTS, BatchSettings, CompositeSettings, DreamBoothSettings, ReplaySettings
+from compose.settings import DEFAULTS, CompositeSettings, ReplaySettings
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later
 

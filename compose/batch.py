@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 
 from cldm.config import load_compositor_config
 from compose import ComposeSettings, compose, load_models
+from compose.batch_settings import BatchSettings, DreamBoothSettings
 from compose.models import compositor_folder
-from compose.settings import BatchSettings, DreamBoothSettings
 from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders

@@ -32,13 +32,14 @@ class Occlusion:
 
 def shrink(sources: Sources, depth_01: np.ndarray) -> tuple[Sources, np.ndarray]:
     """Sources and depth (H, W) at the size of a preview; the object is cut to its box first."""
-    size, part = fitted(sources.background.size, SIDE), tight_slices(sources.cut)
+    size, part = fitted(sources.background.size, SIDE), tight_slices(sources.extent)
     small, target, depth = fitted(sources.cut[part].shape, SIDE), sources.target, sources.object_depth_01
     shrunk = replace(
         sources,
         background=LoadedImage(resize(sources.background.rgb_u8, size)),
         item=LoadedImage(resize(sources.item.rgb_u8[part], small)),
         cut=resize(sources.cut[part], small),
+        alpha_01=None if sources.alpha_01 is None else resize(sources.alpha_01[part], small),
         target=None if target is None else resize(target, size),
         object_depth_01=None if depth is None else resize(depth[part], small),
     )

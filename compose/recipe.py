@@ -91,6 +91,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
     values = {
         "cutout": "grabcut",
+        "edge": "hard",
         "erase": "nothing",
         "speed": "exact",
         **recipe["settings"],

@@ -17,7 +17,6 @@ from ldm.registry.models import BUILTIN_DEPTH, FULL_DEPTH
 from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.config import CheckedSettings, flag_name, setting
-from ldm.shards import shard_of
 from ldm.temporary import as_file
 from llava_bifrost.language.reading import parse_instruction
 from llava_bifrost.settings import GEOMETRIC, LocatorOptions
@@ -101,6 +100,11 @@ class ComposeSettings(LocatorOptions):
         choices=("auto", "u2netp", "grabcut"),
         help="what cuts out an object without alpha, mask and SAM: the network U2-Netp "
         "(python -m ldm.registry pull u2netp), or GrabCut; auto: the network where it is there",
+    )
+    edge: str = setting(
+        "soft",
+        choices=("soft", "hard"),
+        help="soft: partly covered pixels along the object's outline, in its own colours; hard: its mask",
     )
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
@@ -186,6 +190,11 @@ class ComposeSettings(LocatorOptions):
         return self.erase if free else "nothing"
 
     @property
+    def hard_edge(self) -> bool:
+        """Whether the object ends with its mask, as it does in the published systems."""
+        return self.edge == "hard" or self.compat is not None
+
+    @property
     def plain_mode(self) -> str:
         """The mode by its own name."""
         return ALIASES.get(self.mode, self.mode)
@@ -210,34 +219,6 @@ class ComposeSettings(LocatorOptions):
 
 DEFAULTS = Path("configs/inference.yaml")
 SHEET_HELP = "also write NAME_sheet.png: inputs, box, depth, mask and result side by side"
-
-
-@dataclass(frozen=True, kw_only=True)
-class DreamBoothSettings(CheckedSettings):
-    """The DreamBooth test set: every object in every background."""
-
-    objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with --object-masks")
-    backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
-    object_masks: Path | None = setting(
-        None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
-    )
-    out: Path = setting(Path("outputs/dreambooth"), help="folder of the results, CONCEPT/N.png each")
-    mode: str = setting(
-        "replace", choices=("replace", "place", "inpaint", "id-transfer"), help="as in the image verb"
-    )
-    model: Path | None = setting(None, help="compositor folder, as in the image verb")
-    depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
-    seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
-    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    config: Path | None = setting(
-        DEFAULTS, was=("defaults",), help="YAML file of all other settings; none: the built-in ones"
-    )
-    overwrite: bool = overwrite_setting()
-    sheet: bool = setting(False, help=SHEET_HELP)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shard_of(self.shard)
 
 
 @dataclass(frozen=True)
@@ -277,24 +258,3 @@ class ReplaySettings(CheckedSettings):
     object_depth: Path | None = moved("depth map of the object")
     model: Path | None = moved("compositor folder")
     depth_model: Path | None = moved("folder of the depth network")
-
-
-@dataclass(frozen=True)
-class BatchSettings(CheckedSettings):
-    """A job file and where its results go."""
-
-    jobs: Path = setting(
-        aliases=("JOBS",), help="JSONL: one job a line, the setting names of the image verb and a name"
-    )
-    out: Path = setting(Path("outputs/batch"), help="folder of the results, NAME.png and NAME.json each")
-    shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    config: Path | None = setting(
-        DEFAULTS, was=("defaults",), help="YAML file of settings below those of the jobs; none: built-in ones"
-    )
-    root: Path = setting(Path("."), help="folder that relative paths in the jobs start from")
-    overwrite: bool = overwrite_setting()
-    sheet: bool = setting(False, help=SHEET_HELP)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shard_of(self.shard)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from datasets.geometry import (
 from datasets.inputs import Inputs, check_object
 from datasets.relations import Place
 from ldm.decode import LoadedImage
+from ldm.experts.matting import band_of, outline_band, own_colours, soft_alpha
 from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things
 from ldm.images import read_depth, read_image, read_mask, resize
 
@@ -69,7 +70,7 @@ class Sources:
     """What the files hold. h w and H W are the sizes of object and background."""
 
     background: LoadedImage  # (H, W)
-    item: LoadedImage  # (h, w)
+    item: LoadedImage  # (h, w); along a soft edge the object's own colours
     cut: np.ndarray  # (h, w) bool, the object
     cut_by: str  # file, alpha, sam, u2netp or grabcut
     target_box01: Box01 | None  # of the target mask
@@ -78,6 +79,12 @@ class Sources:
     object_depth_01: np.ndarray | None  # (h, w)
     doubts: list[str]  # what speaks against a mask that was found
     stage: Stage | None = None  # instead of the files of the background
+    alpha_01: np.ndarray | None = None  # (h, w) float32 coverage by the object, None: that of the mask
+
+    @property
+    def extent(self) -> np.ndarray:
+        """(h, w) bool: the object with its soft edge."""
+        return self.cut if self.alpha_01 is None else self.cut | (self.alpha_01 > 0)
 
 
 def read_sources(settings: ComposeSettings, stage: Stage | None = None) -> Sources:
@@ -108,7 +115,23 @@ def read_sources(settings: ComposeSettings, stage: Stage | None = None) -> Sourc
         message = "%s: the object mask may be wrong: %s; see the sheet, or give --object-mask or --sam"
         logger.warning(message, settings.object, doubt)
     check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
-    return Sources(background, item, cut, cut_by, box, target, depth_01, object_depth_01, doubts, stage)
+    alpha_01 = None
+    if not settings.hard_edge:
+        item, alpha_01 = soft_edge(item, cut, cut_by == "alpha")
+    depths = depth_01, object_depth_01
+    return Sources(background, item, cut, cut_by, box, target, *depths, doubts, stage, alpha_01)
+
+
+def soft_edge(item: LoadedImage, cut: np.ndarray, own_alpha: bool = False) -> tuple[LoadedImage, np.ndarray]:
+    """The image with the object's own colours along the outline of cut (h, w), and its coverage in [0, 1].
+
+    own_alpha: the alpha channel is the coverage, and the colours are the object's; else both are estimated
+    """
+    if own_alpha and item.alpha_u8 is not None:
+        near = cut | outline_band(cut, band_of(max(cut.shape)))
+        return item, np.where(near, item.alpha_u8.astype(np.float32) / 255, np.float32(0))
+    alpha_01 = soft_alpha(item.rgb_u8, cut)
+    return replace(item, rgb_u8=own_colours(item.rgb_u8, alpha_01)), alpha_01
 
 
 def object_depth_is_estimated(settings: ComposeSettings) -> bool:
@@ -146,7 +169,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         target, by = replaced_region(settings, sources.background.rgb_u8, box)
     relief = "rounded body" if sources.object_depth_01 is None else "estimated"
     inputs = Inputs(
-        reference_u8=sources.item.rgb_u8, reference_mask=sources.cut,
+        reference_u8=sources.item.rgb_u8, reference_mask=sources.cut, reference_alpha_01=sources.alpha_01,
         background_u8=sources.background.rgb_u8, background_depth_01=depth_01,
         box01_xyxy=box, depth_range=extent, mode=settings.plain_mode,
         target_mask=target, within_mask=settings.within_mask, reference_depth_01=sources.object_depth_01,

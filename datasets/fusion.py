@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets.geometry import Size, bbox_of_mask, clip_box, tight_slices, whole_box
 from datasets.masks import perturb_mask
+from datasets.rim import Rim
 from ldm.decode import row_blocks
 from ldm.images import resize
 
@@ -36,6 +37,7 @@ class Cutout:
     rgb_u8: np.ndarray  # (h, w, 3)
     mask: np.ndarray  # (h, w) bool
     depth_01: np.ndarray  # (h, w) float32, its own relative inverse depth: 0 farthest, 1 nearest point of it
+    rim: Rim | None = None  # None: the edge of the mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +117,21 @@ def place_cutout(
     far, near = extent
     if not legacy:
         # Colours and depth are 0 outside the mask, so after warping they are weighted by the coverage.
-        colour, part = warp_into(cutout.rgb_u8.astype(np.float32), box_xyxy, frame)
-        shape, _ = warp_into(np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)]), box_xyxy, frame)
+        weighted = cutout.rgb_u8.astype(np.float32)
+        solid = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])
+        if (rim := cutout.rim) is not None:
+            box_xyxy = rim.around(box_xyxy, cutout.mask.shape)
+            weighted, solid = rim.weighted, rim.padded(solid)
+        colour, part = warp_into(weighted, box_xyxy, frame)
+        shape, _ = warp_into(solid, box_xyxy, frame)
+        covered = shape[..., 1] if rim is None else warp_into(rim.alpha_01, box_xyxy, frame)[0]
         rgb_u8, alpha = np.zeros((*frame, 3), np.uint8), np.zeros(frame, np.float32)
         depth_01 = np.full(frame, far, np.float32)
         for rows in row_blocks(len(shape)):
-            alpha[part][rows] = coverage = np.clip(shape[rows, :, 1], 0, 1)
-            opacity = np.maximum(coverage, 1e-3)
+            alpha[part][rows] = coverage = np.clip(covered[rows], 0, 1)
+            opacity, inside = np.maximum(coverage, 1e-3), np.maximum(np.clip(shape[rows, :, 1], 0, 1), 1e-3)
             rgb_u8[part][rows] = np.clip(np.rint(colour[rows] / opacity[..., None]), 0, 255)
-            depth_01[part][rows] = far + (near - far) * np.clip(shape[rows, :, 0] / opacity, 0, 1)
+            depth_01[part][rows] = far + (near - far) * np.clip(shape[rows, :, 0] / inside, 0, 1)
         return PlacedCutout(rgb_u8, alpha, depth_01)
     x0, y0, x1, y1 = whole_box(box_xyxy)
     left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)

@@ -16,7 +16,7 @@ from ldm.settings.config import check_settings, setting
 AUTO = "auto"  # the mask level that suits the mode
 MIN_OBJECT = 8  # pixels, smallest side of a reference object; chosen: less shows no shape
 SAME_SIZE = {  # these arrays have the (h, w) of those
-    "reference_u8": ("reference_mask", "reference_depth_01"),
+    "reference_u8": ("reference_mask", "reference_depth_01", "reference_alpha_01"),
     "background_u8": ("background_depth_01", "target_depth_01", "target_u8", "target_mask", "region"),
 }
 
@@ -179,6 +179,7 @@ class Inputs:
     target_u8: np.ndarray | None = None  # (H, W, 3) ground truth, in training
     target_depth_01: np.ndarray | None = None  # (H, W) of the ground truth; then the hint shows it
     reference_depth_01: np.ndarray | None = None  # (h, w)
+    reference_alpha_01: np.ndarray | None = None  # (h, w) float32 coverage; None: that of the mask
     target_mask: np.ndarray | None = None  # (H, W) bool: what to replace or paint, or the true silhouette
     region: np.ndarray | None = None  # (H, W) bool: exactly what may change, instead of a mask level
     within_mask: bool = False  # nothing outside target_mask may change, whatever the mask level

@@ -19,6 +19,7 @@ from datasets import fusion
 from datasets import geometry as geo
 from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table, painted_box
+from datasets.rim import Rim
 from ldm.images import resize, to_01, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
@@ -99,6 +100,9 @@ class Geometry:
         if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
             rgb_u8 = cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
         cutout = replace(cutout, rgb_u8=rgb_u8 * cutout.mask[..., None])
+        if inputs.reference_alpha_01 is not None and params == AugmentationParams.fixed(options):
+            soft = inputs.reference_u8, inputs.reference_mask, inputs.reference_alpha_01
+            cutout = replace(cutout, rim=Rim.of(*soft, options.bbox_end))
         return cls(inputs, options, params, box, region, crop, cutout)
 
     @property

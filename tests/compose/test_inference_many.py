@@ -12,7 +12,7 @@ import pytest
 
 import compose.models as compose_module
 from compose.batch import dreambooth_jobs, read_jobs
-from compose.settings import DreamBoothSettings
+from compose.batch_settings import DreamBoothSettings
 from ldm.images import read_image, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app

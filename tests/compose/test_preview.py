@@ -90,7 +90,7 @@ def test_preview_runs_no_network_and_answers_within_150_ms(case: Case, monkeypat
 
 def test_the_smaller_object_keeps_its_edge(case: Case) -> None:
     rgb_u8, mask = thing(64)
-    sources = read_sources(settings_of(case))
+    sources = read_sources(settings_of(case, edge="hard"))
     small, _ = shrink(sources, room_depth())
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     tight = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

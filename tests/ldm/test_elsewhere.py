@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import compose.batch_settings
 import compose.models
 import compose.settings
 import inpainting.paint
@@ -87,9 +88,11 @@ def test_defaults_of_the_commands_are_found() -> None:
     assert find_config(Path("models/configs/text_to_image/test/sd_2_inp_rca.yaml")) == ROOT / "configs" / name
 
 
-@pytest.mark.parametrize("schema", [compose.settings.BatchSettings, compose.settings.DreamBoothSettings])
+@pytest.mark.parametrize(
+    "schema", [compose.batch_settings.BatchSettings, compose.batch_settings.DreamBoothSettings]
+)
 def test_defaults_of_many_composites_have_one_name(schema: type, caplog: pytest.LogCaptureFixture) -> None:
-    needed = ["jobs=a"] if schema is compose.settings.BatchSettings else ["objects=a", "backgrounds=b"]
+    needed = ["jobs=a"] if schema is compose.batch_settings.BatchSettings else ["objects=a", "backgrounds=b"]
     assert load_config(schema, None, needed).config == ROOT / "configs/inference.yaml"
     with caplog.at_level(logging.WARNING):
         assert load_config(schema, None, [*needed, "defaults=my.yaml"]).config == Path("my.yaml")
