@@ -26,9 +26,10 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cldm.config import load_compositor_config
-from compose import ComposeSettings, compose, load_models
 from compose.batch_settings import BatchSettings, DreamBoothSettings
-from compose.models import compositor_folder
+from compose.models import compositor_folder, load_models
+from compose.pipeline import compose
+from compose.settings import ComposeSettings
 from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders
