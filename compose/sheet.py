@@ -9,12 +9,11 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from compose import ComposeSettings, compose, load_models
 from compose.contact_sheet import ContactSheetSettings
-from compose.models import Models
-from compose.pipeline import Result
+from compose.models import Models, load_models
+from compose.pipeline import Result, compose
 from compose.recipe import settings_of_recipe
-from compose.settings import DEPTH_MODES
+from compose.settings import DEPTH_MODES, ComposeSettings
 from datasets.geometry import box_to_pixels
 from datasets.relations import Place
 from ldm.files import read_json
