@@ -64,10 +64,10 @@ def measure_builtin_detector(data: Photographs = None, out: Out = RESULTS / "bui
     folder = photographs(data)
     from ldm.experts.depth import DepthEstimator
     from ldm.experts.detect import Detector
-    from ldm.registry.models import depth_folder
+    from ldm.registry.models import depth_for_photographs
     from llava_bifrost.propose import read_anchors
 
-    detector, network = Detector.load("builtin"), DepthEstimator.load(depth_folder())
+    detector, network = Detector.load("builtin"), DepthEstimator.load(depth_for_photographs(None))
     table = yaml.safe_load(read_text(SENTENCES))
     named: list[dict[str, Any]] = []
     control: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from benchmarks.harness import RESULTS, Out, Photographs, fraction, photographs,
 from datasets.relations import Place
 from ldm.files import read_text
 from ldm.images import read_depth, read_image
-from ldm.registry.models import depth_folder
+from ldm.registry.models import depth_folder, depth_for_photographs
 from ldm.settings.cli import run_module, single_app
 from llava_bifrost.language.reading import parse_instruction, with_known_names
 from llava_bifrost.placement.placer import Item, place_object
@@ -81,7 +81,7 @@ def measure_photographs(
     from llava_bifrost.propose import read_anchors
 
     table = yaml.safe_load(read_text(SENTENCES))
-    network = DepthEstimator.load(depth_folder(depth_model))
+    network = DepthEstimator.load(depth_for_photographs(depth_model))
     answers: list[dict[str, Any]] = []
     for name, photograph in table["photographs"].items():
         rgb_u8 = read_image(folder / photograph["image"]).rgb_u8

@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.fusion import DETAIL_SCALE
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
+from ldm.registry.models import DEFAULT_DEPTH
 from ldm.result import overwrite_setting
 from ldm.settings.choices import FLOAT_TYPES, STEP_RULES
 from ldm.settings.config import CheckedSettings, check_settings, read_config, setting
@@ -192,7 +193,9 @@ class EvaluateSettings(CheckedSettings):
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
     scenes: int = setting(300, low=2, help="scenes to measure")
     data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")
-    depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for backgrounds and results")
+    depth_model: Path | None = setting(
+        None, help=f"depth network for backgrounds and results; {DEFAULT_DEPTH}"
+    )
     given_depth: bool = setting(False, help="give the scene's true depths instead of what users have")
     strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
     details: tuple[float, ...] = setting((0.0, 1.0), help="fractions of the relit cut-out in the result")

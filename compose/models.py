@@ -18,7 +18,7 @@ from ldm.experts.detect import Detector
 from ldm.files import located
 from ldm.latents import scheduler_class
 from ldm.loading import loading
-from ldm.registry.models import depth_folder, resolve_model_path
+from ldm.registry.models import depth_folder, resolve_model_path, warn_of_small
 from llava_bifrost.locator import Locator, load_locator
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,9 @@ class Models:
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
 
     @loading()
-    def _once(self, folder: Path, load: Callable[..., Any], **more: Any) -> Any:
+    def _once(self, folder: Path, load: Callable[..., Any], *beside: Path, **more: Any) -> Any:
         if (load, folder) not in self.loaded:
+            warn_of_small(folder, *beside)
             self.loaded[load, folder] = load(folder, device=str(self.device), **more)
         wrapper = self.loaded[load, folder]
         if self.offload and not quantised(wrapper):
@@ -58,7 +59,7 @@ class Models:
 
     def locator(self, folder: Path) -> Locator:
         """The language model that reads sentences."""
-        return self._once(folder, load_locator, dtype=self.asked_dtype, load_in=self.load_in)
+        return self._once(folder, load_locator, self.folder, dtype=self.asked_dtype, load_in=self.load_in)
 
     def detector(self, folder: Path) -> Detector:
         """The network that finds named objects."""
@@ -78,7 +79,7 @@ class Models:
     def depth(self) -> DepthEstimator:
         """The depth network; without a wish for another precision that of its folder, or the single one."""
         dtype = pick_dtype(self.asked_dtype, self.device, self.depth_folder, "fp32")
-        return self._once(self.depth_folder, DepthEstimator.load, dtype=dtype)
+        return self._once(self.depth_folder, DepthEstimator.load, self.folder, dtype=dtype)
 
 
 def quantised(wrapper: Any) -> bool:

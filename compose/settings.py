@@ -13,7 +13,7 @@ from typing import Any
 from cldm.config import PRESETS, SPEEDS
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import box_to_01, check_box01
-from ldm.registry.models import BUILTIN_DEPTH, FULL_DEPTH
+from ldm.registry.models import DEFAULT_DEPTH
 from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.config import CheckedSettings, flag_name, setting
@@ -86,8 +86,7 @@ class ComposeSettings(LocatorOptions):
     )
     depth_model: Path | None = setting(
         None,
-        help="depth network folder (DPT or Depth Anything); "
-        f"without it {FULL_DEPTH.as_posix()} if present, else {BUILTIN_DEPTH.as_posix()}",
+        help=f"depth network folder (DPT or Depth Anything); {DEFAULT_DEPTH}",
     )
     compat: str | None = setting(
         None,

@@ -30,7 +30,7 @@ from ldm.denoise import Monitor
 from ldm.files import file_sha256, located
 from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
-from ldm.registry.models import resolve_model_path
+from ldm.registry.models import resolve_model_path, warn_of_small
 from ldm.result import (
     StageTimer,
     beside,
@@ -119,7 +119,9 @@ def load_writer(settings: DreamSettings) -> PromptWriter:
     folder = settings.prompter
     if folder is not None and not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of a prompt writer (--prompter)")
-    asked = find_files(folder, settings.adapter).config
+    files = find_files(folder, settings.adapter)
+    warn_of_small(painter_folder(settings), files.model if files.adapter is None else files.adapter)
+    asked = files.config
     if asked.question == "discover":
         known = completed(settings.prompts, len(settings.masks))
         colors_of_masks(asked, known)  # before weights are read

@@ -21,7 +21,7 @@ from ldm.files import read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
 from ldm.locks import taken
-from ldm.registry.models import BUILTIN_DEPTH
+from ldm.registry.models import DEFAULT_DEPTH, depth_for_photographs
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
@@ -37,7 +37,7 @@ TAKEN = 8  # batches that a process takes at a time, so that it can read ahead
 class DepthSettings:
     images: Path = setting(aliases=("IMAGE_TREE",), help="tree of images")
     out: Path = setting(aliases=("OUT_TREE",), help="tree of depth maps")
-    model: str = setting(BUILTIN_DEPTH.as_posix(), help="folder or hub name")
+    model: str | None = setting(None, help=f"folder or hub name; {DEFAULT_DEPTH}")
     shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
     batch: int = setting(8, low=1, help="images per pass")
     workers: int = setting(4, low=1, help="threads that read and write")
@@ -77,16 +77,17 @@ def estimate_tree(settings: DepthSettings) -> None:
         raise ValueError(f"IMAGE_TREE: {settings.images} holds no images ({', '.join(kinds)})")
     index, every = shard_of(settings.shard)
     paths = list(images_of)[index::every]
-    folder, record_path, written, unreadable = Path(settings.model), settings.out / RECORD, 0, 0
-    record = {"model": settings.model, "weights": weights_of_depth(folder)}
+    folder, record_path = depth_for_photographs(settings.model), settings.out / RECORD
+    written = unreadable = 0
+    record = {"model": folder.as_posix(), "weights": weights_of_depth(folder)}
     known = read_json(record_path) if record_path.is_file() else record
     if known != record and (known["weights"] != record["weights"] or not record["weights"]):
         made = f"{settings.out} was made with {known['model']}"
-        raise ValueError(f"{made}; choose another OUT_TREE for {settings.model}")
+        raise ValueError(f"{made}; choose another OUT_TREE for {folder}")
     if not all_there(paths):
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits
-        network = DepthEstimator.load(settings.model, device=str(device), dtype=dtype)
+        network = DepthEstimator.load(folder, device=str(device), dtype=dtype)
         if not record_path.is_file():
             write_json(record_path, record)
         batches = [paths[start : start + settings.batch] for start in range(0, len(paths), settings.batch)]

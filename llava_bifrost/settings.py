@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets.relations import DEPTH_STEP
 from ldm.files import located
 from ldm.mllm.templates import TEMPLATES
-from ldm.registry.models import resolve_model_path
+from ldm.registry.models import DEFAULT_DEPTH, resolve_model_path
 from ldm.result import overwrite_setting
 from ldm.settings.choices import DEVICES, FLOAT_TYPES
 from ldm.settings.config import CheckedSettings, check_settings, setting
@@ -192,7 +192,7 @@ class CocoBuild(OutputSettings):
         help="LaMa file (TorchScript), diffusers inpainting folder, exemplar (copies texture), opencv; auto: "
         "the first of these that is there",
     )
-    depth: str = setting("assets/depth", help="depth network: folder or hub name")
+    depth: str | None = setting(None, help=f"depth network, folder or hub name; {DEFAULT_DEPTH}")
     targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
     replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
     published: bool = setting(False, help="the published filters and 2D relation rules, for parity")

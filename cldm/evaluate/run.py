@@ -29,6 +29,7 @@ from ldm.files import json_bytes
 from ldm.images import encode_png, from_pm1
 from ldm.metrics.intervals import Estimate, mean_interval
 from ldm.metrics.similarity import psnr_over, ssim_over
+from ldm.registry.models import depth_folder, warn_of_small
 from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
@@ -76,8 +77,10 @@ class Measurer:
         self.options = read_options(shard_files(settings.data, "datasets.scenes render --split eval")[0])
         device = pick_device(settings.device)
         model, self.config = load_compositor(settings.model)
-        self.settings, self.pipeline = settings, CompositorPipeline(model.to(device), device)
-        self.estimator = DepthEstimator.load(settings.depth_model)
+        self.pipeline = CompositorPipeline(model.to(device), device)
+        folder = depth_folder(settings.depth_model)
+        warn_of_small(settings.model, folder)
+        self.settings, self.estimator = replace(settings, depth_model=folder), DepthEstimator.load(folder)
 
     def paint(self, pair: Pair, sampling: Sampling, seed: int, weights: Weights = EVERYTHING) -> np.ndarray:
         return self.pipeline.paint(pair, [seed], sampling, weights, Monitor(progress=False))[0]
@@ -256,7 +259,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     text = text_tables(result)
     logger.info("%s", text)
     if settings.out is not None:
-        body = {"settings": to_plain(settings), "scenes": len(scores), **result}
+        body = {"settings": to_plain(measurer.settings), "scenes": len(scores), **result}
         files = {settings.out: json_bytes(body), settings.out.with_suffix(".txt"): (text + "\n").encode()}
         for name, indices in ranked(scores).items():
             rows = [[cases[i].inputs.background_u8, cases[i].inputs.reference_u8, scores[i].cutout_u8,

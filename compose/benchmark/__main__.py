@@ -33,7 +33,7 @@ from datasets.benchmark import (
     write_benchmark,
 )
 from ldm.images import read_image
-from ldm.registry.models import depth_folder
+from ldm.registry.models import depth_for_photographs
 from ldm.result import write_result
 from ldm.settings.cli import command, new_app, run_module
 from ldm.settings.later import later
@@ -94,7 +94,7 @@ def jobs(
     from ldm.experts.depth import DepthEstimator
 
     annotations, roots = Instances(instances), {"pictures": images, "objects": objects}
-    network = DepthEstimator.load(depth_folder(depth_model))
+    network = DepthEstimator.load(depth_for_photographs(depth_model))
     estimate = lru_cache(maxsize=1)(lambda path: network.estimate(read_image(path).rgb_u8))
     lines = []
     for case in tqdm(read_benchmark(manifest).cases, desc="depth", disable=None):

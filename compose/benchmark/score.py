@@ -36,6 +36,7 @@ from ldm.images import read_image
 from ldm.metrics.backbones import MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.similarity import decibels, squared_error
+from ldm.registry.models import depth_for_photographs
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class ScoreNetworks:
         loaded = {n: record.get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
         networks = {name: network for name, network in loaded.items() if network is not None}
         inception = record.get("inception", settings.inception, lambda path: load_inception(path).to(device))
-        folder = settings.depth_model
+        folder = depth_for_photographs(settings.depth_model)
         record.used["depth"] = {"path": folder.as_posix(), "sha256": hash_folder(folder)}
         return cls(record, networks, inception, DepthEstimator.load(folder, device=str(device)))
 

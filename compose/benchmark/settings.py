@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.registry.models import DEFAULT_DEPTH
 from ldm.result import overwrite_setting
 from ldm.settings.config import CheckedSettings, setting
 
@@ -29,7 +30,7 @@ class ScoreSettings(CheckedSettings):
     real: Path | None = setting(
         None, help="folder of real images for FID and KID; without it the backgrounds"
     )
-    depth_model: Path = setting(Path("assets/tiny/depth"), help="depth network for the order in results")
+    depth_model: Path | None = setting(None, help=f"depth network for the order in results; {DEFAULT_DEPTH}")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheet go beside it")
     overwrite: bool = overwrite_setting()

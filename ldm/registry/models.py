@@ -1,5 +1,6 @@
 """The entries of `configs/models.yaml`, checked, and whether each model is complete on this disk."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,18 @@ from typing import Any
 from ldm.files import FULL, KEPT_HASHES, located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
+logger = logging.getLogger(__name__)
+
 FULL_DEPTH, BUILTIN_DEPTH = Path("models/depth"), Path("assets/depth")
+DEFAULT_DEPTH = f"without it {FULL_DEPTH.as_posix()} if present, else {BUILTIN_DEPTH.as_posix()}"
 U2NETP = Path("models/u2netp/u2netp.onnx")
 BUILTIN, BUILTIN_FOLDER = "builtin", Path("models/builtin_detector")
 REGISTRY_FILE = Path("configs/models.yaml")
 HASH_FILE = "hashes.json"
+FULL_SIZE = {  # small network of assets/tiny -> entry of the registry that it stands for
+    "compositor": "bifrost-checkpoint", "depth": "depth", "inpainter": "sd2-inpainting",
+    "locator": "bifrost-mllm", "prompter": "multimask-adapter",
+}  # fmt: skip
 NO_CONTENT = re.compile(  # files of ours, of the hub's library and of macOS beside those of a model
     rf"{HASH_FILE}|\.cache/huggingface/.*|(?:.*/)?(?:{re.escape(KEPT_HASHES)}|\.DS_Store|\._[^/]*)"
 )
@@ -106,6 +114,28 @@ def depth_folder(chosen: Path | None = None) -> Path:
     return chosen or (full if (full / "config.json").is_file() else located(BUILTIN_DEPTH))
 
 
+def depth_for_photographs(chosen: Path | str | None) -> Path:
+    """The depth network for photographs, a folder or hub name; warns where it is a stand-in."""
+    folder = depth_folder(None if chosen is None else Path(chosen))
+    warn_of_small(folder, photographs=True)
+    return folder
+
+
+def warn_of_small(*folders: Path, photographs: bool = False) -> None:
+    """Warn of each stand-in among networks used together: the small ones of assets/tiny, depth by rules.
+
+    Without photographs only where one of the others is none of them, so that they do not fit together.
+    """
+    assets = located(BUILTIN_DEPTH).parent.resolve()
+    small = [folder for folder in folders if folder.resolve().parent in (assets, assets / "tiny")]
+    met = "photographs" if photographs else ", ".join(str(one) for one in folders if one not in small)
+    registry = load_registry(located(REGISTRY_FILE)) if small and met else {}
+    for folder in small if met else ():
+        name = FULL_SIZE[folder.name]
+        text = "%s is no full-size network, and meets %s; get a real one with: %s"
+        logger.warning(text, folder, met, pull_command(name, registry[name]))
+
+
 def cutout_network(choice: str) -> Path | None:
     """The U2-Netp file of a `cutout` setting: auto (where it is there), u2netp or grabcut."""
     path = resolve_model_path(U2NETP)
@@ -138,14 +168,19 @@ def kept_files(folder: Path) -> set[str]:
     return {name for path in paths if not NO_CONTENT.fullmatch(name := path.relative_to(folder).as_posix())}
 
 
+def pull_command(name: str, model: Model) -> str:
+    """The command that gets a model of the registry, and what is to be run after it."""
+    return f"python -m ldm.registry pull {name}" + (f", then {model.then}" if model.then else "")
+
+
 def how_to_get(place: Path | str) -> str:
     """The command that gets what belongs there, a folder, a file in it or a hub name; "" where none does."""
     path = resolve_model_path(Path(place)).absolute()
     for name, model in load_registry(located(REGISTRY_FILE)).items():
-        folder, then = folder_of(model).absolute(), f", then {model.then}" if model.then else ""
+        folder = folder_of(model).absolute()
         made = [resolve_model_path(Path(word)).absolute() for word in model.then.split()[-1:]]
         if {folder, *made} & {path, *path.parents} or str(place) in {source.hub for source in model.places}:
-            return f"; get it with: python -m ldm.registry pull {name}{then}"
+            return f"; get it with: {pull_command(name, model)}"
     return ""
 
 

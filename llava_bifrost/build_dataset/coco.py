@@ -7,7 +7,6 @@ which is what the compositor gets as background.
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.experts.erase import Eraser
 from ldm.files import read_json, same_file
+from ldm.registry.models import depth_for_photographs
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import Photograph, can_be_named, read_instances, remove, unique_names
@@ -46,14 +46,14 @@ class CocoSource:
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device)
         self.eraser = Eraser.load(settings.eraser, device=str(device), dtype=dtype)
-        dtype = pick_dtype(settings.dtype, device, settings.depth, "fp32")  # bf16 resolves 8 bits
-        self.depth = DepthEstimator.load(settings.depth, device=str(device), dtype=dtype)
-        plain, network = to_plain(settings), Path(settings.depth)
+        plain, network = to_plain(settings), depth_for_photographs(settings.depth)
+        dtype = pick_dtype(settings.dtype, device, network, "fp32")  # bf16 resolves 8 bits
+        self.depth = DepthEstimator.load(network, device=str(device), dtype=dtype)
         self.recipe = {
             "source": "coco",
             "annotations": path.name,
             "eraser": self.eraser.identity,
-            "depth": weights_of_depth(network) or settings.depth,
+            "depth": weights_of_depth(network) or network.as_posix(),
             **{key: plain[key] for key in DECISIVE},
         }
 

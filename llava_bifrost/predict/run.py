@@ -30,7 +30,7 @@ from ldm.files import excerpt, json_bytes, numbered_lines, same_file, set_aside,
 from ldm.images import encode_png, read_depth, read_image
 from ldm.journal import append_line, parse_line, read_lines
 from ldm.locks import alone
-from ldm.registry.models import depth_folder, detector_folder
+from ldm.registry.models import depth_folder, detector_folder, warn_of_small
 from ldm.result import beside, write_result
 from ldm.settings.config import to_plain
 from ldm.shards import shard_of
@@ -59,6 +59,8 @@ def load_networks(settings: LocatorSettings) -> SimpleNamespace:
     depth = None
     if needed or ranking:
         source = depth_folder(folder)
+        beside = [] if name == GEOMETRIC else [Path(name)]
+        warn_of_small(source, *beside, photographs=settings.detector is not None)
         dtype = pick_dtype(settings.dtype, device, source, "fp32")
         depth = DepthEstimator.load(source, device=str(device), dtype=dtype)
     return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
