@@ -49,11 +49,11 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     model = create_compositor(NetworkConfig())
     torch.set_default_dtype(torch.float32)
     module = CompositorModule(model, CompositorTrainConfig(gradient_checkpointing=checkpointing))
-    draw = partial(torch.rand, generator=torch.Generator().manual_seed(0))
+    draw = partial(torch.randint, 256, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     noise = {
-        "reference_01": draw(batch, 3, REFERENCE, REFERENCE),
-        "target_pm1": draw(batch, 3, SIDE, SIDE) * 2 - 1, "detail_pm1": draw(batch, 4, SIDE, SIDE) * 2 - 1,
-        "depth_01": draw(batch, 3, SIDE, SIDE), "edit_mask": draw(batch, 1, SIDE, SIDE) > 0.5,
+        "reference_u8": draw((batch, 3, REFERENCE, REFERENCE)), "target_u8": draw((batch, 3, SIDE, SIDE)),
+        "hint_u8": draw((batch, 3, SIDE, SIDE)), "regions": (draw((batch, 1, SIDE, SIDE)) > 127).char(),
+        "scene_depth_01": draw((batch, 1, SIDE, SIDE)) / 255,
         "dynamics": torch.zeros(batch, dtype=torch.int64),
     }  # fmt: skip
     trainer = pl.Trainer(

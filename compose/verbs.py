@@ -15,8 +15,8 @@ from compose.pipeline import compose
 from compose.scene import Patch, Scene
 from compose.settings import ComposeSettings
 from compose.sources import replaced_region
-from datasets.fusion import dilate
 from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
+from datasets.masks import dilate
 from datasets.planes import fill_planes
 from datasets.relations import Place
 from inpainting.models.text_to_image.load import Inpainter

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from datasets.base import STOP_AFTER, ExampleSource, Mixture, Rejected, reason
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import Pair, build_pair
+from datasets.sources.image_source import ImageSource
 
 ITEMS = 100  # items of a source that are tried for one example, then another source gives it; chosen
 SHOWN = 5  # rejections that an error names
@@ -73,6 +74,9 @@ class PairDataset(Dataset[TrainingSample]):
         if not all(map(len, self.sources)):
             raise ValueError("the source holds no examples")
         self.options, self.seed = options, seed
+        for part in self.sources:
+            if isinstance(part, ImageSource):
+                part.options = options
         self.mixture = Mixture([len(part) for part in self.sources], weights, seed)
 
     def __getitem__(self, k: int) -> TrainingSample:

@@ -9,25 +9,25 @@ modes place        the object stands in the scene, nearer objects hide it
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, floor
 
 import cv2
 import numpy as np
 
 from datasets.geometry import Size, bbox_of_mask, clip_box, tight_slices, whole_box
-from datasets.masks import perturb_mask
+from datasets.masks import masked
 from datasets.rim import Rim
 from ldm.decode import row_blocks
 from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel", "published", "none")  # see unhidden
-LEVELS = ("exact", "fine", "perturbed", "coarse", "box")  # of masks, see mask_level
-SMALL_KERNEL = 10  # pixels of radius, up to which OpenCV's dilation is the faster one; measured
 MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map; chosen
 ALIASES = {"draw": "inpaint"}
 HF_MODES = ("zero", "gray255", "color", "cutout")  # see high_frequency
 HIGH_FREQUENCY_SIDE = 256  # pixels; the high-frequency map is computed at this size, as published
+DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +42,30 @@ class Cutout:
 
 @dataclass(frozen=True, eq=False)
 class PlacedCutout:
-    """A cut-out in a frame, before anything hides it."""
+    """A cut-out in a frame, before anything hides it. Its colours are made when they are read."""
 
-    rgb_u8: np.ndarray  # (h, w, 3), 0 outside
+    cutout: Cutout
+    box_xyxy: Sequence[float]  # of the cut-out with its rim
+    legacy: bool
     alpha_01: np.ndarray  # (h, w) float32 coverage
     depth_01: np.ndarray  # (h, w) float32 in [far, near], far outside
+
+    @cached_property
+    def rgb_u8(self) -> np.ndarray:
+        """(h, w, 3), 0 outside."""
+        frame, rim = self.alpha_01.shape, self.cutout.rim
+        rgb_u8 = np.zeros((*frame, 3), np.uint8)
+        if self.legacy:
+            shown, part, size = whole_places(self.box_xyxy, frame)
+            rgb_u8[shown] = resize(self.cutout.rgb_u8, size, how="linear")[part]
+            return rgb_u8
+        # Colours are 0 outside the mask, so after warping they are weighted by the coverage.
+        weighted = self.cutout.rgb_u8.astype(np.float32) if rim is None else rim.weighted
+        colour, place = warp_into(weighted, self.box_xyxy, frame)
+        for rows in row_blocks(len(colour)):
+            opacity = np.maximum(self.alpha_01[place][rows], 1e-3)
+            rgb_u8[place][rows] = np.clip(np.rint(colour[rows] / opacity[..., None]), 0, 255)
+        return rgb_u8
 
 
 def tight_cutout(
@@ -69,7 +88,7 @@ def tight_cutout(
         depth = np.where(inside, np.sqrt(1 - inner * inner), 0).astype(np.float32)
     else:
         depth = np.where(inside, 0.5, 0).astype(np.float32)
-    return Cutout(rgb_u8[y0:y1, x0:x1] * inside[..., None].astype(np.uint8), inside, depth)
+    return Cutout(masked(rgb_u8[y0:y1, x0:x1], inside), inside, depth)
 
 
 def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only") -> np.ndarray:
@@ -116,31 +135,34 @@ def place_cutout(
     """
     far, near = extent
     if not legacy:
-        # Colours and depth are 0 outside the mask, so after warping they are weighted by the coverage.
-        weighted = cutout.rgb_u8.astype(np.float32)
+        # Depth is 0 outside the mask, so after warping it is weighted by the coverage.
         solid = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])
         if (rim := cutout.rim) is not None:
-            box_xyxy = rim.around(box_xyxy, cutout.mask.shape)
-            weighted, solid = rim.weighted, rim.padded(solid)
-        colour, part = warp_into(weighted, box_xyxy, frame)
-        shape, _ = warp_into(solid, box_xyxy, frame)
+            box_xyxy, solid = rim.around(box_xyxy, cutout.mask.shape), rim.padded(solid)
+        shape, place = warp_into(solid, box_xyxy, frame)
         covered = shape[..., 1] if rim is None else warp_into(rim.alpha_01, box_xyxy, frame)[0]
-        rgb_u8, alpha = np.zeros((*frame, 3), np.uint8), np.zeros(frame, np.float32)
-        depth_01 = np.full(frame, far, np.float32)
+        alpha, depth = np.zeros(frame, np.float32), np.full(frame, far, np.float32)
         for rows in row_blocks(len(shape)):
-            alpha[part][rows] = coverage = np.clip(covered[rows], 0, 1)
-            opacity, inside = np.maximum(coverage, 1e-3), np.maximum(np.clip(shape[rows, :, 1], 0, 1), 1e-3)
-            rgb_u8[part][rows] = np.clip(np.rint(colour[rows] / opacity[..., None]), 0, 255)
-            depth_01[part][rows] = far + (near - far) * np.clip(shape[rows, :, 0] / inside, 0, 1)
-        return PlacedCutout(rgb_u8, alpha, depth_01)
+            alpha[place][rows] = np.clip(covered[rows], 0, 1)
+            inside = np.maximum(np.clip(shape[rows, :, 1], 0, 1), 1e-3)
+            depth[place][rows] = far + (near - far) * np.clip(shape[rows, :, 0] / inside, 0, 1)
+        return PlacedCutout(cutout, box_xyxy, legacy, alpha, depth)
+    shown, part, size = whole_places(box_xyxy, frame)
+    alpha, depth = np.zeros((2, *frame), np.float32)
+    spanned = far + (near - far) * cutout.depth_01
+    for placed, values in ((alpha, cutout.mask.astype(np.uint8)), (depth, spanned)):
+        placed[shown] = resize(values, size, how="linear")[part]
+    return PlacedCutout(cutout, box_xyxy, legacy, alpha, depth)
+
+
+def whole_places(
+    box_xyxy: Sequence[float], frame: Size
+) -> tuple[tuple[slice, slice], tuple[slice, slice], Size]:
+    """Of an image in a box of whole pixels: the part of the frame that it fills, of itself, its size."""
     x0, y0, x1, y1 = whole_box(box_xyxy)
     left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)
-    part, shown = np.s_[top - y0 : bottom - y0, left - x0 : right - x0], np.s_[top:bottom, left:right]
-    rgb_u8, (alpha, depth) = np.zeros((*frame, 3), np.uint8), np.zeros((2, *frame), np.float32)
-    spanned = far + (near - far) * cutout.depth_01
-    for placed, values in ((rgb_u8, cutout.rgb_u8), (alpha, cutout.mask.astype(np.uint8)), (depth, spanned)):
-        placed[shown] = resize(values, (y1 - y0, x1 - x0), how="linear")[part]
-    return PlacedCutout(rgb_u8, alpha, depth)
+    return (np.s_[top:bottom, left:right], np.s_[top - y0 : bottom - y0, left - x0 : right - x0],
+            (y1 - y0, x1 - x0))  # fmt: skip
 
 
 def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
@@ -157,62 +179,6 @@ def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion:
     if occlusion == "none":
         return np.ones(depth_01.shape, bool)
     return ~occluders(depth_01, near) if occlusion == "near" else depth_01 < placed.depth_01
-
-
-def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size | None = None) -> np.ndarray:
-    """Grow by a fraction of the image's size.
-
-    amount: 0 to 1, of the height vertically and of the width horizontally
-    shape:  "ellipse", or "legacy-rect" for offsets -k .. k-1 in a rectangle (published)
-    frame:  (h, w) of the image where the mask is a part of it
-    """
-    h, w = frame or mask.shape
-    kh, kw = int(amount * h), int(amount * w)
-    if shape == "legacy-rect":
-        if kh < 1 or kw < 1:
-            return np.zeros_like(mask, bool)
-        # cv2 reads around the anchor, so offsets -k .. k-1 of a set pixel are anchor k-1 in a kernel of 2k.
-        rectangle = np.ones((2 * kh, 2 * kw), np.uint8)
-        return cv2.dilate(mask.astype(np.uint8), rectangle, anchor=(kw - 1, kh - 1)) > 0
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
-    solid = cv2.copyMakeBorder(mask.astype(np.uint8), kh, kh, kw, kw + 1, cv2.BORDER_CONSTANT)
-    y, x = np.nonzero(solid > cv2.erode(solid, np.ones((3, 3), np.uint8)))  # the outline
-    if max(kh, kw) < SMALL_KERNEL or len(y) * len(kernel) > solid.size:
-        return cv2.dilate(mask.astype(np.uint8), kernel) > 0
-    # Every pixel of the outline starts and ends a run in each row of the kernel: faster for large kernels.
-    runs, one = np.zeros(solid.size, np.int32), np.int32(1)  # of another type `at` is 20 times slower
-    for down, half in zip(range(-kh, kh + 1), kernel.sum(1).astype(int) // 2, strict=True):
-        starts = (y + down) * solid.shape[1] + x - half
-        np.add.at(runs, starts, one)
-        np.subtract.at(runs, starts + 2 * half + 1, one)
-    grown = (solid > 0) | (runs.cumsum(dtype=np.int32, out=runs).reshape(solid.shape) > 0)
-    return grown[kh : kh + mask.shape[0], kw : kw + mask.shape[1]]
-
-
-def mask_level(
-    silhouette: np.ndarray,
-    level: str,
-    region: np.ndarray,
-    amount: float,
-    rng: np.random.Generator,
-    *,
-    shape: str = "ellipse",
-    frame: Size | None = None,
-) -> np.ndarray:
-    """The region to edit: one of the five levels of a silhouette (h, w) bool; level "box" is `region`.
-
-    From the silhouette itself to its box (Bifrost, App. B.2): one model follows exact and rough regions.
-    amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
-    """
-    if level not in LEVELS:
-        raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
-    if level == "box" or not silhouette.any():
-        return region
-    if level == "fine":
-        return dilate(silhouette, amount, shape=shape, frame=frame)
-    if level == "coarse":
-        return dilate(silhouette, 4 * amount, shape=shape, frame=frame)
-    return perturb_mask(silhouette, rng) if level == "perturbed" else silhouette.astype(bool)
 
 
 def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
@@ -260,10 +226,7 @@ def collage(
     coverage_01: (h, w), how much of a pixel the visible object covers
     hide:        (h, w) bool, where the background must not be seen; None shows all of it
     """
-    if hide is None:
-        result = background_u8.copy()
-    else:
-        result = cv2.bitwise_and(background_u8, background_u8, mask=(~hide).astype(np.uint8))
+    result = background_u8.copy() if hide is None else masked(background_u8, ~hide)
     box = tight_slices(coverage_01)
     under, part = result[box].astype(np.float32), coverage_01[box][..., None]
     result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
@@ -283,7 +246,7 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     if mode == "zero":
         return np.zeros_like(image_u8)
     if mode == "cutout":
-        return image_u8 * mask[..., None].astype(np.uint8)
+        return masked(image_u8, mask)
     side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
     image = cv2.resize(image_u8, side)
     # Linear resizing of a 0/1 float mask, then 0.5, keeps the published silhouette.
@@ -297,4 +260,33 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     return resize(map_u8, (image_u8.shape[0], image_u8.shape[1]), how="linear")
 
 
-DETAIL_SCALE = 0.12  # of the object's size: finer than this counts as detail; measured on rendered scenes
+@dataclass(frozen=True, eq=False)
+class Layers:
+    background_u8: np.ndarray  # (h, w, 3)
+    depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
+    placed: PlacedCutout  # the object before anything hides it
+    coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
+    edit: np.ndarray  # (h, w) bool, what may change
+    keep: np.ndarray  # (h, w) bool, what is certainly in front of the object
+    region: np.ndarray  # (h, w) bool, the box with its margin
+    known: bool  # what the background shows under the edit region is right
+
+    @cached_property
+    def clean_u8(self) -> np.ndarray:
+        """(h, w, 3): what is to be replaced smoothed away."""
+        return self.background_u8 if self.known else fill_colour(self.background_u8, self.edit)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(h, w) bool: the object's cut-out where nothing hides it."""
+        return self.coverage_01 > 0.5
+
+    @property
+    def visible_fraction(self) -> float:
+        """Of the placed cut-out, what nothing hides."""
+        return float(self.coverage_01.sum() / max(self.placed.alpha_01.sum(), 1e-6))
+
+    @property
+    def paste_u8(self) -> np.ndarray:
+        """(h, w, 3): the visible cut-out on the clean background, with soft edges."""
+        return collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)

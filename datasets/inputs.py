@@ -5,12 +5,23 @@ Training draws the random decisions and inference fixes them; the pre-processing
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import cv2
 import numpy as np
 
-from datasets.fusion import ALIASES, HF_MODES, LEVELS, MODES, OCCLUSIONS, Cutout, place_cutout, unhidden
+from datasets.fusion import (
+    ALIASES,
+    HF_MODES,
+    HIGH_FREQUENCY_SIDE,
+    MODES,
+    OCCLUSIONS,
+    Cutout,
+    place_cutout,
+    unhidden,
+)
 from datasets.geometry import Box01, bbox_of_mask, check_box01, mask_of_box, whole_box
+from datasets.masks import LEVELS
 from ldm.settings.config import check_settings, setting
 
 AUTO = "auto"  # the mask level that suits the mode
@@ -110,6 +121,17 @@ class PairOptions:
             )
         if self.mask_pad == 0:
             raise ValueError("mask_pad must be -1 or 1, got 0")
+
+    @property
+    def object_side(self) -> int:
+        """Pixels of an object's longer side, above which training reads images smaller; 0: never (published).
+
+        Then the narrowest crop still has the model's size, and the object that of its views.
+        """
+        if self.resample == "legacy":
+            return 0
+        crop = ceil(self.size[0] / (self.box_ratio * self.augment.crop_ratio[0]))
+        return max(crop, self.reference_size, HIGH_FREQUENCY_SIDE)
 
 
 @dataclass(frozen=True)

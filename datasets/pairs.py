@@ -7,6 +7,7 @@ as background, or the target itself and the object's mask. Inference gives no ta
 Legend: h w pixels of the frame; r pixels of the reference view.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,46 +18,17 @@ from torch import Tensor
 
 from datasets import fusion
 from datasets import geometry as geo
+from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table, painted_box
+from datasets.masks import dilate, mask_level, masked
 from datasets.rim import Rim
-from ldm.images import resize, to_01, to_pm1
+from ldm.images import resize, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
 LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
+FUSED = ("place", "replace")  # modes that put the object's depth into the scene's
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
-
-
-@dataclass(frozen=True, eq=False)
-class Layers:
-    background_u8: np.ndarray  # (h, w, 3)
-    depth_01: np.ndarray  # (h, w) float32, the object in it where the mode fuses
-    placed: fusion.PlacedCutout  # the object before anything hides it
-    coverage_01: np.ndarray  # (h, w) float32, how much of a pixel the object covers where nothing hides it
-    edit: np.ndarray  # (h, w) bool, what may change
-    keep: np.ndarray  # (h, w) bool, what is certainly in front of the object
-    region: np.ndarray  # (h, w) bool, the box with its margin
-    known: bool  # what the background shows under the edit region is right
-
-    @cached_property
-    def clean_u8(self) -> np.ndarray:
-        """(h, w, 3): what is to be replaced smoothed away."""
-        return self.background_u8 if self.known else fusion.fill_colour(self.background_u8, self.edit)
-
-    @property
-    def visible(self) -> np.ndarray:
-        """(h, w) bool: the object's cut-out where nothing hides it."""
-        return self.coverage_01 > 0.5
-
-    @property
-    def visible_fraction(self) -> float:
-        """Of the placed cut-out, what nothing hides."""
-        return float(self.coverage_01.sum() / max(self.placed.alpha_01.sum(), 1e-6))
-
-    @property
-    def paste_u8(self) -> np.ndarray:
-        """(h, w, 3): the visible cut-out on the clean background, with soft edges."""
-        return fusion.collage(self.clean_u8, self.placed.rgb_u8, self.coverage_01, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +56,8 @@ class Geometry:
             to_pixels = geo.truncated_box if options.resample == "legacy" else geo.box_from_01
             box = to_pixels(inputs.box01_xyxy, (h, w))
         images = inputs.reference_u8, inputs.reference_mask, inputs.reference_depth_01
-        cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, options.depth_fill)
+        fill = options.depth_fill if inputs.mode in FUSED else "flat"  # elsewhere nothing reads it
+        cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, fill)
         if params.flip:
             cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
         outline = painted_box(inputs, options, box, cutout)
@@ -96,10 +69,9 @@ class Geometry:
         wide = geo.expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
         x0, y0, x1, y1 = geo.square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), geo.square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
-        rgb_u8 = cutout.rgb_u8
         if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
-            rgb_u8 = cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
-        cutout = replace(cutout, rgb_u8=rgb_u8 * cutout.mask[..., None])
+            rgb_u8 = cv2.LUT(cutout.rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
+            cutout = replace(cutout, rgb_u8=masked(rgb_u8, cutout.mask))
         if inputs.reference_alpha_01 is not None and params == AugmentationParams.fixed(options):
             soft = inputs.reference_u8, inputs.reference_mask, inputs.reference_alpha_01
             cutout = replace(cutout, rim=Rim.of(*soft, options.bbox_end))
@@ -120,6 +92,10 @@ class Geometry:
         reach = self.options.dilation * (4 if self.params.mask_level == "coarse" else 1)
         margin = max(LEAST_MARGIN, reach) * max(self.crop.padded_size) + 2
         return self.crop.narrowed([*boxes[:, :2].min(0) - margin, *boxes[:, 2:].max(0) + margin])
+
+    def fit(self, image: np.ndarray, how: str = "linear") -> np.ndarray:
+        """An image (h, w[, c]) of the layers of a pair in the size of the model."""
+        return self.crop.fit(image, how=how) if self.legacy else image
 
     @cached_property
     def native_layers(self) -> Layers:
@@ -150,9 +126,9 @@ class Geometry:
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
         target = None if inputs.target_mask is None else crop.take_mask(inputs.target_mask)
         region = geo.mask_of_box(geo.whole_box(crop.to_frame(self.region_xyxy)), crop.size)
-        fused = inputs.mode in ("place", "replace")
+        fused = inputs.mode in FUSED
         if inputs.mode == "replace":
-            hole = region if target is None else fusion.dilate(target, options.dilation, frame=frame)
+            hole = region if target is None else dilate(target, options.dilation, frame=frame)
             depth_01 = fusion.fill_depth(depth_01, hole)
         box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
         placed = fusion.place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
@@ -188,9 +164,9 @@ class Geometry:
         level = LEVEL_OF_MODE[inputs.mode] if params.mask_level == AUTO else params.mask_level
         shape = "legacy-rect" if self.legacy else "ellipse"
         rng = np.random.default_rng(params.mask_seed)
-        edit = fusion.mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
+        edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
         if replaced and target is not None:
-            edit = edit | fusion.dilate(target, options.dilation, frame=frame)
+            edit = edit | dilate(target, options.dilation, frame=frame)
         if inputs.within_mask and target is not None:
             edit = edit & target
         return edit & crop.inside
@@ -198,21 +174,57 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One compositing example; `collate` adds the leading b."""
+    """One compositing example; `collate` adds the leading b. What a model reads is made by `model_inputs`.
 
-    reference_01: Tensor  # (3, r, r) object on white
-    target_pm1: Tensor  # (3, h, w) what the model must paint; the background where it is not known
-    detail_pm1: Tensor  # (4, h, w) collage with the object's detail, then 1 generate, 0 keep, -1 padding
-    depth_01: Tensor  # (3, h, w) depth of the composed scene, 1 = nearest
-    background_pm1: Tensor  # (3, h, w)
-    paste_pm1: Tensor  # (3, h, w) the visible cut-out on the background, what it replaces smoothed away
-    edit_mask: Tensor  # (1, h, w) bool, what may change
-    visible_mask: Tensor  # (1, h, w) bool, the visible cut-out
+    Training moves the tensors only; background, paste and visible mask are made when they are read.
+    """
+
+    reference_u8: Tensor  # (3, r, r) object on white
+    target_u8: Tensor  # (3, h, w) what the model must paint; the background where it is not known
+    hint_u8: Tensor  # (3, h, w) collage with the object's detail
+    regions: Tensor  # (1, h, w) int8: 1 generate, 0 keep, -1 padding
+    scene_depth_01: Tensor  # (1, h, w) float32 depth of the composed scene, 1 = nearest
     geometry: Geometry
+    layers: Layers  # in the crop, or in pixels of the background where resampling is the published one
+
+    reference_01 = property(lambda self: model_inputs(vars(self))["reference_01"])
+    target_pm1 = property(lambda self: model_inputs(vars(self))["target_pm1"])
+    detail_pm1 = property(lambda self: model_inputs(vars(self))["detail_pm1"])
+    depth_01 = property(lambda self: model_inputs(vars(self))["depth_01"])
+    edit_mask = property(lambda self: model_inputs(vars(self))["edit_mask"])
 
     @property
     def crop(self) -> Crop:
         return self.geometry.crop
+
+    @property
+    def background_pm1(self) -> Tensor:
+        """(3, h, w)."""
+        return to_pm1(self.geometry.fit(self.layers.background_u8))
+
+    @property
+    def paste_pm1(self) -> Tensor:
+        """(3, h, w): the visible cut-out on the background, what it replaces smoothed away."""
+        return to_pm1(self.geometry.fit(self.layers.paste_u8))
+
+    @property
+    def visible_mask(self) -> Tensor:
+        """(1, h, w) bool: the visible cut-out."""
+        return torch.from_numpy(self.geometry.fit(self.layers.visible.astype(np.uint8), "nearest") > 0)[None]
+
+
+def model_inputs(pair: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a model reads, of the tensors of a `Pair` or of a batch of them; on their device.
+
+    reference_01 (3, r, r) in [0, 1];  target_pm1 (3, h, w) in [-1, 1];  depth_01 (3, h, w), 1 = nearest
+    detail_pm1 (4, h, w): collage in [-1, 1], then 1 generate, 0 keep, -1 padding;  edit_mask (1, h, w) bool
+    """
+    target, hint = (pair[name].float() / 127.5 - 1 for name in ("target_u8", "hint_u8"))
+    return {
+        "reference_01": pair["reference_u8"].float() / 255, "target_pm1": target,
+        "detail_pm1": torch.cat([hint, pair["regions"].float()], dim=-3),
+        "depth_01": pair["scene_depth_01"].expand_as(hint), "edit_mask": pair["regions"] == 1,
+    }  # fmt: skip
 
 
 def build_pair(inputs: Inputs, options: PairOptions, params: AugmentationParams | None = None) -> Pair:
@@ -228,9 +240,6 @@ def pair_of(geometry: Geometry) -> Pair:
     if not layers.edit.any():
         raise ValueError("nothing to paint: at this box and depth nearer things hide the object completely")
 
-    def fit(image: np.ndarray, how: str = "linear") -> np.ndarray:
-        return crop.fit(image, how=how) if geometry.legacy else image
-
     view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
@@ -239,15 +248,17 @@ def pair_of(geometry: Geometry) -> Pair:
         detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")
         depth_u8 = (layers.depth_01 * 255).astype(np.uint8)
         depth_u8 = geometry.file_depth_u8[geometry.window.part] if options.depth_file else depth_u8
-        depth_01 = fit(depth_u8) / np.float32(255)
+        depth_01 = geometry.fit(depth_u8) / np.float32(255)
         if options.mask_resize == "nearest":
             mask = crop.fit(layers.edit.astype(np.float32), how="nearest", fill=options.mask_pad)
         else:  # published inference pads 8-bit values with -1, that is 255, before it resizes and compares
             fill = 255 if options.mask_pad == 1 else 0
             mask = crop.fit(layers.edit.astype(np.uint8), how="linear", fill=fill) > 0
     else:
-        detail_u8, depth_01 = layers.placed.rgb_u8, layers.depth_01
-        if options.hf_mode != "cutout":  # the detail map in the proportions that the object has in the crop
+        depth_01 = layers.depth_01
+        if options.hf_mode == "cutout":
+            detail_u8 = layers.placed.rgb_u8
+        else:  # the detail map in the proportions that the object has in the crop
             side = (fusion.HIGH_FREQUENCY_SIDE, fusion.HIGH_FREQUENCY_SIDE)
             small = resize(geometry.cutout.rgb_u8, side), resize(geometry.cutout.mask, side)
             map_u8 = fusion.high_frequency(*small, options.hf_mode, options.hf_threshold).astype(np.float32)
@@ -255,24 +266,21 @@ def pair_of(geometry: Geometry) -> Pair:
             detail_u8 = np.zeros_like(layers.background_u8)
             detail_u8[part] = np.clip(np.rint(warped), 0, 255)
         mask = np.where(crop.inside, layers.edit, options.mask_pad)
-    mask_channel = torch.from_numpy(mask.astype(np.float32))[None]
-    edit = mask_channel == 1  # (1, h, w)
     if options.collage == "box":
         hint_u8 = np.where(layers.region[..., None], detail_u8, layers.background_u8)
     else:
         hide = None if options.show_background else layers.edit
-        hint_u8 = fusion.collage(layers.clean_u8, detail_u8, layers.coverage_01, hide)
-    background = target = to_pm1(fit(layers.background_u8))
+        under = layers.background_u8 if hide is not None else layers.clean_u8  # both are hidden there
+        hint_u8 = fusion.collage(under, detail_u8, layers.coverage_01, hide)
+    target_u8 = geometry.fit(layers.background_u8)
     if inputs.target_u8 is not None:
-        target = torch.where(edit, to_pm1(crop.take(inputs.target_u8)), background)
-    return Pair(
-        reference_01=to_01(view_u8), target_pm1=target,
-        detail_pm1=torch.cat([to_pm1(fit(hint_u8)), mask_channel]),
-        depth_01=torch.from_numpy(depth_01).repeat(3, 1, 1), background_pm1=background,
-        paste_pm1=to_pm1(fit(layers.paste_u8)), edit_mask=edit,
-        visible_mask=torch.from_numpy(fit(layers.visible.astype(np.uint8), "nearest") > 0)[None],
-        geometry=geometry,
-    )  # fmt: skip
+        target_u8 = np.where(mask[..., None] == 1, crop.take(inputs.target_u8), target_u8)
+    reference, target, hint = (
+        torch.from_numpy(np.array(image_u8, order="C")).permute(2, 0, 1)
+        for image_u8 in (view_u8, target_u8, geometry.fit(hint_u8))
+    )
+    regions = torch.from_numpy(mask.astype(np.int8))[None]
+    return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
 
 
 def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +290,8 @@ def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tu
     left, top, right, bottom = geo.square_padding((h + extra_h, w + extra_w))
     above, before = extra_h // 2, extra_w // 2
     sides = top + above, bottom + extra_h - above, left + before, right + extra_w - before
-    white = np.where(cutout.mask[..., None], cutout.rgb_u8, 255).astype(np.uint8)
+    white = np.full_like(cutout.rgb_u8, 255, order="C")
+    cv2.copyTo(cutout.rgb_u8, cutout.mask.astype(np.uint8), white)
     view = cv2.copyMakeBorder(white, *sides, cv2.BORDER_CONSTANT, value=(255, 255, 255))
     mask = cv2.copyMakeBorder(cutout.mask.astype(np.uint8) * 255, *sides, cv2.BORDER_CONSTANT, value=0)
     size = (options.reference_size, options.reference_size)

@@ -144,8 +144,12 @@ def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndar
 
 
 @contextlib.contextmanager
-def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
-    """The decoded first frame of an image file, upright. data: its bytes, where they do not lie at `path`."""
+def opened(path: Path, data: bytes | None = None, shrink: int = 1) -> Iterator[Image.Image]:
+    """The decoded first frame of an image file, upright.
+
+    data: its bytes, where they do not lie at `path`
+    shrink: 1, 2, 4 or 8, by which JPEG is decoded smaller, its sides rounded up; other formats are not
+    """
     try:
         if data is None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected an image file")
@@ -171,6 +175,8 @@ def opened(path: Path, data: bytes | None = None) -> Iterator[Image.Image]:
                 if image.format == "BMP" and image.mode == "1" and tiles[0].args[1] > (w + 31) // 32 * 4:
                     # Pillow 12.3 takes the bytes of a black and white palette for bits.
                     image.tile = [tiles[0]._replace(args=("1;8", *tiles[0].args[1:]))]
+                if shrink > 1:
+                    image.draft(None, (max(1, w // shrink), max(1, h // shrink)))
                 image.load()  # all pixels, so that no later step meets a damaged file
                 if deep and image.mode in ("RGB", "RGBA", "LA"):
                     image.info[SIXTEEN_BITS] = handle.seek(0) or handle.read()

@@ -44,13 +44,14 @@ def distinct_values(values: np.ndarray) -> str:
     return ", ".join(f"{value:g}" for value in distinct[:12]) + tail
 
 
-def read_image(path: Any, data: bytes | None = None) -> decode.LoadedImage:
+def read_image(path: Any, data: bytes | None = None, shrink: int = 1) -> decode.LoadedImage:
     """Read any common image file (or what `as_file` takes) as 8-bit sRGB plus its alpha; 16 bits are scaled.
 
     data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
+    shrink: as in `decode.opened`
     """
     path = as_file(path, "image")
-    with decode.opened(path, data) as image:
+    with decode.opened(path, data, shrink) as image:
         own_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
         rgb_u8, profile = decode.in_srgb(image, own_u8, path)
         stored_u8, exif, dpi = None if profile is None or rgb_u8 is own_u8 else own_u8, None, None

@@ -3,9 +3,10 @@
     python -m ldm.precompute_depth data/MOSE/train/JPEGImages data/MOSE/train/depth
     python -m ldm.precompute_depth IMAGES DEPTH --model models/depth --shard 3/8
 
-OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest. A map that is there is kept, so the
-same command continues an interrupted run, and several at once divide the images. Batches are fixed parts of
-the list, so an interruption changes no map.
+OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest, with as many pixels as the network
+sees (DPT: 384 on the shorter side), at most the image's. A map that is there is kept, so the same command
+continues an interrupted run, and several at once divide the images. Batches are fixed parts of the list, so
+an interruption changes no map.
 """
 
 import logging
@@ -103,7 +104,9 @@ def estimate_tree(settings: DepthSettings) -> None:
                 for batch in todo:
                     read = dict(zip(batch, islice(images, len(batch)), strict=True))
                     good = {path: image for path, image in read.items() if not isinstance(image, ValueError)}
-                    maps = network.estimate_many(list(good.values()), batch_size=settings.batch)
+                    maps = network.estimate_many(
+                        list(good.values()), batch_size=settings.batch, enlarge=False
+                    )
                     new = {path: map_ for path, map_ in zip(good, maps, strict=True) if not path.is_file()}
                     list(writers.map(write_depth, new, new.values()))
                     for path in [path for path in batch if path not in good]:

@@ -40,10 +40,10 @@ THOUGHTS: dict[str, tuple[int, str]] = {
         compose/models.py: load_models compositor_folder
     """),
     "the detail hint": (8, """
-        datasets/pairs.py: build_pair Geometry Layers pair_of square_view
+        datasets/pairs.py: build_pair Geometry pair_of square_view
         datasets/inputs.py: Inputs PairOptions AugmentationParams
         datasets/geometry.py: Crop
-        datasets/fusion.py: Cutout tight_cutout place_cutout high_frequency warp_into collage
+        datasets/fusion.py: Layers Cutout tight_cutout place_cutout high_frequency warp_into collage
     """),
     "one step of MLLM training": (12, """
         llava_bifrost/training.py: fine_tune_locator LocatorData question_of

@@ -154,7 +154,7 @@ class Measurer:
         """PSNR from noise, without detail transfer, with one part of the conditions taken away at a time."""
         sampling = replace(self.config.sampling, init="noise", steps=self.settings.steps)
         pair, options = case.pair, self.config.pair
-        blank = replace(pair, reference_01=torch.zeros_like(pair.reference_01))
+        blank = replace(pair, reference_u8=torch.zeros_like(pair.reference_u8))
         tried = {
             "everything": (pair, EVERYTHING),
             "no depth branch": (pair, Weights(depth=0.0)),

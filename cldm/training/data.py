@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import cv2
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -79,12 +80,24 @@ class PairData(pl.LightningDataModule):
     def train_dataloader(self) -> RunLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         workers = self.config.workers
+        if workers:
+            cv2.setNumThreads(1)
         return RunLoader(
             self.dataset,
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
             collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
             generator=torch.Generator(),  # the loader draws from it, no example does
+            worker_init_fn=one_thread, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
+
+
+def one_thread(worker: int) -> None:
+    """OpenCV takes every core in each worker otherwise, as torch does not.
+
+    The process that forks them has one thread already: to end those of its parent, a fork waits for ever.
+    """
+    if cv2.getNumThreads() > 1:  # started anew
+        cv2.setNumThreads(1)
 
 
 def item_names(named: tuple[str, ExampleSource]) -> set[tuple[str, str]]:

@@ -27,6 +27,7 @@ from cldm.model import Compositor, Conditions
 from cldm.training.settings import CompositorTrainConfig
 from cldm.training.sharding import WHOLE, shard
 from datasets.base import MOVING, STILL
+from datasets.pairs import model_inputs
 from ldm.denoise import min_snr_weight, prediction_target
 from ldm.training.run import trained
 
@@ -135,7 +136,8 @@ class CompositorModule(pl.LightningModule):
             self.average.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """batch: fields of `datasets.examples.TrainingSample`, each (b, ...)."""
+        """batch: tensors of `datasets.examples.TrainingSample`, each (b, ...)."""
+        batch = {**batch, **model_inputs(batch)}
         with torch.no_grad():
             latents = self.model.latent_space.encode(batch["target_pm1"])
         total, devices = len(self.noise_schedule), (self.global_rank, self.trainer.world_size)
@@ -162,6 +164,7 @@ class CompositorModule(pl.LightningModule):
 
     def held_out_loss(self, batch: dict[str, Any], k: int, count: int) -> Tensor:
         """Of example k of `count` alone: its own noise, timestep k of as many even ones, nothing dropped."""
+        batch = {**batch, **model_inputs(batch)}
         latents, total = self.model.latent_space.encode(batch["target_pm1"]), len(self.noise_schedule)
         noise = StepRandomness.draw(self.config.seed, k, latents.shape, total).noise.to(latents)
         timesteps = torch.tensor([(2 * k + 1) * total // (2 * count)], device=self.device)

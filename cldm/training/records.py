@@ -23,6 +23,7 @@ from cldm.pipeline import CompositorPipeline
 from cldm.training.sharding import runs_model
 from datasets.base import UNREADABLE
 from datasets.examples import TrainingSample, collate_pairs
+from datasets.pairs import model_inputs
 from datasets.sources.inspection import RejectionStats
 from ldm.denoise import Monitor
 from ldm.files import write_json
@@ -115,7 +116,7 @@ class Metrics(pl.Callback):
         if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
             batch = collate_pairs(watched_samples(trainer))
             on_device = {name: value.to(pl_module.device) for name, value in batch.items()}
-            row |= condition_sensitivity(pl_module.model, on_device)
+            row |= condition_sensitivity(pl_module.model, model_inputs(on_device))
         if trainer.is_global_zero:
             self.file.append({"step": step, **row})
             if trainer.logger is not None:

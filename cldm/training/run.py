@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.trainer import trainer as lightning
@@ -171,7 +172,8 @@ def make_trainer(
         ) from error
     validation = Validation(config)
     callbacks: list[pl.Callback] = [
-        TQDMProgressBar(),  # that of rich, the default, is one of the process
+        # That of rich, the default, is one of the process. What it shows waits for the device.
+        TQDMProgressBar(settings.log_every if torch.cuda.is_available() else 1),
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
         Samples(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json", config.data.stop_after),

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.inputs import Inputs
+from datasets.geometry import bbox_of_mask
+from datasets.inputs import Inputs, PairOptions
 from datasets.sources.coco import json_entry
-from datasets.sources.readers import ObjectView, Rules, Tree, Turn, ViewPair, read_annotated
+from datasets.sources.readers import ObjectView, Rules, Tree, Turn, ViewPair, read_annotated, smaller
 from ldm.files import nfc, read_json
+from ldm.images import resize
 from ldm.settings.config import CheckedSettings, setting
 
 Item = tuple[Any, ...]  # its name, unique in the source and equal on every machine, then what `views` needs
@@ -69,7 +71,12 @@ class ImagesConfig(SourceConfig):
 
 
 class ImageSource:
-    """The items of a section, or those that an index names, in its order."""
+    """The items of a section, or those that an index names, in its order.
+
+    options: what its examples are for, which decides how small images are read; None: as they are
+    """
+
+    options: PairOptions | None = None
 
     def __init__(self, config: SourceConfig, index: Path | None = None) -> None:
         self.config, self.rules, self.dynamics = config, config.rules, config.dynamics
@@ -95,9 +102,9 @@ class ImageSource:
     def views(self, index: int) -> Iterator[ObjectView]:
         return self.config.views(self.items[index])
 
-    def read(self, view: ObjectView, mask: np.ndarray) -> tuple[np.ndarray, Turn | None]:
+    def read(self, view: ObjectView, mask: np.ndarray, shrink: int = 1) -> tuple[np.ndarray, Turn | None]:
         """The image of a view, of the size of its mask (h, w), as in `read_annotated`."""
-        rgb_u8, turn = read_annotated(view.image, mask.shape)
+        rgb_u8, turn = read_annotated(view.image, mask.shape, shrink)
         if turn is not None:
             self.as_stored.add(view.image)
         return rgb_u8, turn
@@ -125,8 +132,27 @@ class ImageSource:
                 why = why if number else error
         else:
             raise why
-        same = target is reference
-        reference_u8, turn = self.read(reference, reference_mask)
-        background_u8, turn = (reference_u8, turn) if same else self.read(target, target_mask)
-        files = reference_u8, reference_mask, background_u8, target.read_depth(target_mask.shape, turn)
+        shrink = self.shrink(reference_mask)
+        reference_u8, turn = self.read(reference, reference_mask, shrink)
+        reference_mask, whole = shrunk(reference_mask, shrink), target_mask
+        background_u8, target_mask = reference_u8, reference_mask
+        if target is not reference:
+            shrink = self.shrink(whole)
+            background_u8, turn = self.read(target, whole, shrink)
+            target_mask = shrunk(whole, shrink)
+        depth_01 = target.read_depth(whole.shape, turn, shrink)
+        files = reference_u8, reference_mask, background_u8, depth_01
         return Inputs(*files, target_mask=target_mask, mode="inpaint")
+
+    def shrink(self, mask: np.ndarray) -> int:
+        """How many times smaller an image may be read for an object (h, w) bool."""
+        side = self.options.object_side if self.options else 0
+        if not side:
+            return 1
+        x0, y0, x1, y1 = bbox_of_mask(mask)
+        return max(n for n in (1, 2, 4, 8) if n == 1 or max(x1 - x0, y1 - y0) >= n * side)
+
+
+def shrunk(mask: np.ndarray, shrink: int) -> np.ndarray:
+    """A mask (h, w) bool in the size of its image."""
+    return mask if shrink == 1 else resize(mask.astype(np.uint8) * 255, smaller(mask.shape, shrink)) > 127

@@ -18,7 +18,7 @@ from datasets.base import Rejected
 from datasets.geometry import Size, bbox_of_mask, expand_box
 from ldm.decode import DECODER_ERRORS, image_ids, opened
 from ldm.files import same_file
-from ldm.images import read_depth, read_image
+from ldm.images import read_depth, read_image, resize
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -50,7 +50,9 @@ class Rules(CheckedSettings):
     def check_reference(self, mask: np.ndarray) -> None:
         """Reject a reference object (h, w) bool that is torn, cut or of the wrong size."""
         self._check_area(mask, "reference")
-        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        x0, y0, x1, y1 = bbox_of_mask(mask)
+        inside = mask[y0:y1, x0:x1].astype(np.uint8)
+        contours, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         areas = [cv2.contourArea(contour) for contour in contours]
         whole = max(areas) / sum(areas) if np.count_nonzero(mask) >= 10 and sum(areas) > 0 else 0.0
         if whole < self.whole:
@@ -58,7 +60,6 @@ class Rules(CheckedSettings):
             raise Rejected(f"reference in pieces: the largest is {whole:.0%} of it, {least}")
         if self.one_piece and len(contours) != 1:
             raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
-        x0, y0, x1, y1 = bbox_of_mask(mask)
         h, w = mask.shape
         if self._out_of_range((y1 - y0) / h < self.min_side, (x1 - x0) / w < self.min_side):
             raise Rejected(f"reference too small: {x1 - x0} x {y1 - y0} pixels of {w} x {h}")
@@ -107,35 +108,62 @@ class ObjectView:
     mask: Callable[[], np.ndarray]
     tree: Tree | None = None
 
-    def read_depth(self, size_hw: Size, turn: Turn | None = None) -> np.ndarray:
+    def read_depth(self, size_hw: Size, turn: Turn | None = None, shrink: int = 1) -> np.ndarray:
         """depth_01 (h, w) of a target; a missing file is named with the command that makes it.
 
+        The map has the size of the image, or is smaller with its proportions: it is enlarged.
         turn: of an image that is read as stored; it turns the map of the upright image too
+        shrink: of the image, which the map then fits
         """
+        shape = smaller(size_hw, shrink)
         if self.tree is None:
             raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
         if self.tree.depth is None:
-            return np.zeros(size_hw, np.float32)
+            return np.zeros(shape, np.float32)
         path = same_file(self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png"))
         if not path.is_file():
             raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
-        if turn is not None:
-            with contextlib.suppress(ValueError):
-                return turn(read_depth(path, size=(size_hw[1], size_hw[0])))
-        return read_depth(path, size=size_hw)
+        depth_01 = read_depth(path)
+        h, w = size_hw
+        if turn is not None and is_map_of(depth_01.shape, (w, h)):
+            depth_01 = turn(depth_01)
+        if not is_map_of(depth_01.shape, size_hw):
+            got = f"depth map {path} is {depth_01.shape[1]} x {depth_01.shape[0]} pixels"
+            rule = "a smaller map needs its proportions"
+            raise ValueError(f"{got}, its image is {w} x {h} (width x height); {rule}")
+        same = depth_01.shape == shape
+        return depth_01 if same else resize(depth_01, shape, how="area" if shrink > 1 else "linear")
 
 
 ViewPair = tuple[ObjectView, ObjectView]  # reference, target; may be the same view
 
 
-def read_annotated(path: Path, size_hw: Size) -> tuple[np.ndarray, Turn | None]:
+def smaller(size_hw: Size, shrink: int) -> Size:
+    """The size of an image that is read 1, 2, 4 or 8 times smaller."""
+    return -(-size_hw[0] // shrink), -(-size_hw[1] // shrink)
+
+
+def is_map_of(shape: tuple[int, ...], size_hw: Size) -> bool:
+    """Whether a map has the size (h, w) of an image, or is smaller with its proportions, rounded."""
+    (n, m), (h, w) = shape, size_hw
+    return shape == tuple(size_hw) or (n <= h and m <= w and abs(n * w - m * h) <= max(h, w))
+
+
+def read_annotated(path: Path, size_hw: Size, shrink: int = 1) -> tuple[np.ndarray, Turn | None]:
     """An image (h, w, 3) uint8 in the size of its annotation, and what turned it; ValueError if neither fits.
 
     It is upright (None) where that fits, and as stored where only that fits: the annotation ignores the EXIF
     orientation then. Orientations that keep the size do not show; such an image is upright.
+    shrink: by which the result is smaller than its annotation, its sides rounded up
     """
-    rgb_u8 = read_image(path).rgb_u8
+    rgb_u8 = read_image(path, shrink=shrink).rgb_u8
     h, w = rgb_u8.shape[:2]
+    if shrink > 1:
+        with Image.open(same_file(path)) as image:
+            stored = sorted(image.size)
+        h, w = stored if h < w else stored[::-1]  # of the whole image, upright
+        small = smaller((h, w), shrink)
+        rgb_u8 = rgb_u8 if rgb_u8.shape[:2] == small else resize(rgb_u8, small)
     if (h, w) == tuple(size_hw):
         return rgb_u8, None
     if (w, h) == tuple(size_hw):

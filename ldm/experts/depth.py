@@ -119,10 +119,14 @@ class DepthEstimator:
         return self.estimate_many([image])[0]
 
     @torch.inference_mode()
-    def estimate_many(self, images: Sequence[Any], *, batch_size: int = 8) -> list[np.ndarray]:
+    def estimate_many(
+        self, images: Sequence[Any], *, batch_size: int = 8, enlarge: bool = True
+    ) -> list[np.ndarray]:
         """Depth of images of any sizes; those that share a network size run together on a GPU.
 
         There it depends on the batch in the last of 16 bits; on a CPU every image runs alone.
+        enlarge: to the size of the image; otherwise a map has as many pixels as the network's, at most the
+        image's, and the proportions of the image
         """
         images_u8 = [rgb_of(image) for image in images]
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
@@ -132,7 +136,7 @@ class DepthEstimator:
         for index, rgb_u8 in enumerate(images_u8):
             if self.scenes_up_to is not None and max(rgb_u8.shape) > self.scenes_up_to:
                 low_01 = depth_by_rules(rgb_u8, cutout_network("auto"))
-                found[index] = full_size(low_01, rgb_u8.shape[:2])
+                found[index] = full_size(low_01, rgb_u8.shape[:2], enlarge)
             else:
                 groups.setdefault(self.input.network_size(rgb_u8.shape[:2]), []).append(index)
         for indices in groups.values():
@@ -141,7 +145,7 @@ class DepthEstimator:
                 inverse = self._inverse_depth(torch.stack([self.input.prepare(images_u8[i]) for i in part]))
                 for index, map_ in zip(part, inverse, strict=True):
                     # Normalised first, so that bicubic overshoot is cut and not stretched.
-                    found[index] = full_size(normalize(map_.numpy()), images_u8[index].shape[:2])
+                    found[index] = full_size(normalize(map_.numpy()), images_u8[index].shape[:2], enlarge)
         return [found[index] for index in range(len(images_u8))]
 
     def _add_patch_grid(self, neck: nn.Module, args: tuple[Any, ...]) -> tuple[Any, int, int]:
@@ -157,8 +161,11 @@ class DepthEstimator:
         return (1 / predicted.clamp_min(1e-3) if self.metric else predicted).cpu()
 
 
-def full_size(low_01: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Depth (n, m) in [0, 1] at the size of its image, over the whole range."""
+def full_size(low_01: np.ndarray, size: tuple[int, int], enlarge: bool = True) -> np.ndarray:
+    """Depth (n, m) in [0, 1] at the size (h, w) of its image, or not enlarged, over the whole range."""
+    if not enlarge:
+        scale = min(1.0, (low_01.size / (size[0] * size[1])) ** 0.5)
+        size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     full = functional.interpolate(torch.from_numpy(low_01)[None, None], size, mode="bicubic")
     return normalize(full[0, 0].clamp_(0, 1).numpy())
 

@@ -16,7 +16,7 @@ from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig,
 from datasets.base import BOTH, Rejected
 from datasets.examples import PairDataset, RunBatches, collate_pairs
 from datasets.inputs import Inputs
-from datasets.pairs import build_pair
+from datasets.pairs import build_pair, model_inputs
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
 from datasets.sources.rendered import RenderedScenes, read_images
@@ -88,7 +88,7 @@ def test_example_k_is_the_same_example_however_it_is_reached(scenes: Path) -> No
 
 def test_collate_stacks_every_tensor(scenes: Path) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
-    batch = collate_pairs([dataset[0], dataset[1], dataset[2]])
+    batch = model_inputs(collate_pairs([dataset[0], dataset[1], dataset[2]]))
     assert batch["detail_pm1"].shape == (3, 4, 32, 32)
     assert batch["edit_mask"].dtype == torch.bool
     assert torch.equal(batch["target_pm1"][1], dataset[1].target_pm1)

@@ -18,6 +18,7 @@ from cldm.training.records import COLUMNS, condition_sensitivity
 from cldm.training.settings import CompositorTrainConfig, DataConfig
 from datasets.base import BOTH, MOVING, STILL, Mixture
 from datasets.examples import PairDataset, RunBatches, collate_pairs
+from datasets.pairs import model_inputs
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
 from datasets.sources.rendered import RenderedScenes
@@ -172,7 +173,7 @@ def test_clipping_clips_and_the_row_says_what_came_before(
 @pytest.mark.parametrize("trainable", ["all", "published"])
 def test_gradient_checkpointing_changes_no_gradient(scenes: Path, trainable: str) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
-    batch = collate_pairs([dataset[0], dataset[1]])
+    batch = model_inputs(collate_pairs([dataset[0], dataset[1]]))
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         config = CompositorTrainConfig(trainable=trainable, gradient_checkpointing=checkpointing)
@@ -204,7 +205,7 @@ def test_metrics_file_keeps_whole_rows_up_to_a_step(tmp_path: Path) -> None:
 
 def test_probe_tells_which_hints_are_read(scenes: Path) -> None:
     dataset = PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)
-    batch = collate_pairs([dataset[0], dataset[1]])
+    batch = model_inputs(collate_pairs([dataset[0], dataset[1]]))
     model = create_compositor(SMALL, 1)
     read = condition_sensitivity(model, batch)
     assert min(read.values()) > 1e-4

@@ -15,8 +15,9 @@ from cldm.config import CompositorConfig, with_compat
 from compose import ComposeSettings, compose, load_models
 from compose.pipeline import ignored_options
 from compose.sources import make_inputs, read_sources, uses_depth_network
-from datasets.fusion import dilate, high_frequency
+from datasets.fusion import high_frequency
 from datasets.geometry import truncated_box
+from datasets.masks import dilate
 from datasets.pairs import Geometry, pair_of, square_view
 from ldm.denoise import Known
 from tests.datasets import published_steps as steps

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from datasets import pasteback
-from datasets.fusion import Cutout, dilate, place_cutout
+from datasets.fusion import Cutout, place_cutout
 from datasets.geometry import Crop, mask_of_box
-from datasets.masks import feather_inside
+from datasets.masks import dilate, feather_inside
 from datasets.pasteback import transfer_detail
 from ldm.decode import LoadedImage
 from ldm.images import normalize

@@ -4,10 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.fusion import LEVELS, dilate, high_frequency, mask_level
+from datasets.fusion import HF_MODES, high_frequency
 from datasets.geometry import mask_of_box
-from datasets.inputs import HF_MODES
-from datasets.masks import feather_inside, largest_piece, perturb_mask
+from datasets.masks import LEVELS, dilate, feather_inside, largest_piece, mask_level, perturb_mask
 from tests.datasets.preprocess_golden import SEEDS, Golden, PublishedStream, load_golden
 
 

@@ -21,7 +21,7 @@ from datasets import examples
 from datasets.base import MOVING, STILL, Rejected
 from datasets.examples import ITEMS, PairDataset, RunBatches
 from datasets.inputs import Inputs, PairOptions
-from datasets.pairs import Pair
+from datasets.pairs import Pair, model_inputs
 from datasets.sources.image_source import ImageSource, SourceConfig
 from datasets.sources.readers import ObjectView, Rules, Tree
 from datasets.sources.registry import DatasetsConfig, open_source
@@ -131,7 +131,7 @@ def test_workers_change_no_example(workers: int) -> None:
     loader = DataLoader(
         dataset(), batch_sampler=RunBatches(4, 3), num_workers=workers, collate_fn=PairData.collate
     )
-    batches = list(loader)
+    batches = [{**batch, **model_inputs(batch)} for batch in loader]
     origins = [one for batch in batches for one in batch["origins"]]
     assert origins == [(one.planned, one.source, one.rejected) for one in straight]
     assert torch.equal(torch.cat([batch["detail_pm1"] for batch in batches]),

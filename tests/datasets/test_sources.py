@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datasets.examples import PairDataset, collate_pairs
 from datasets.inputs import AugmentationParams, PairOptions
-from datasets.pairs import build_pair
+from datasets.pairs import build_pair, model_inputs
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_mixture, open_source
 from ldm.images import write_depth, write_mask
 from ldm.settings.config import load_config
@@ -226,7 +226,8 @@ def test_loader_processes_do_not_change_the_examples(config):
     """Example k of a seed is the same in any process, also after other examples."""
     sources, weights = open_mixture(config)
     dataset = PairDataset(sources, SMALL, 1, weights)
-    loaded = list(DataLoader(dataset, 2, sampler=range(6), num_workers=2, collate_fn=collate_pairs))
+    loader = DataLoader(dataset, 2, sampler=range(6), num_workers=2, collate_fn=collate_pairs)
+    loaded = [model_inputs(batch) for batch in loader]
     alone = [PairDataset(sources, SMALL, 1, weights)[k] for k in (5, 0)]
     assert torch.equal(loaded[2]["detail_pm1"][1], alone[0].detail_pm1)
     assert torch.equal(loaded[0]["reference_01"][0], alone[1].reference_01)

@@ -1,0 +1,132 @@
+"""CPU time and size of a training example by source, beside an earlier revision, in turn.
+
+    BIFROST_TEST_DATA=/path OMP_NUM_THREADS=1 python -m benchmarks.training_data [--out FILE] [--pairs 3]
+
+The sources are the samples of the test data; SA-1B is made at its true size of 2250 x 1500 of them, with the
+hundred segments that its images have. Every side reads depth maps as its `precompute_depth` writes them: of
+the size of the image before, of the size of the network now. What is rejected on the way counts.
+"""
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+import yaml
+from pycocotools import mask as run_lengths
+
+from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
+from benchmarks.size import BEFORE, checked_out, row_in
+from datasets.sources.coco import segment_mask
+from ldm.experts.depth import DepthInput
+from ldm.files import ROOT, read_json, write_json
+from ldm.images import read_depth, read_image, resize, write_depth
+from ldm.settings.cli import run_module, single_app
+
+log = logging.getLogger(__name__)
+
+SIZE = (1500, 2250)  # of most images of SA-1B
+SEGMENTS = 100  # of an image of SA-1B on average (Kirillov et al. 2023)
+
+
+def make_sam(images: Path, depth: Path, made: Path) -> None:
+    """Images, annotations and depth maps of SA-1B at their true size, of the sample's."""
+    for path in sorted(images.glob("*/*.json")):
+        document, rng = read_json(path), np.random.default_rng(0)
+        name, (h, w) = f"{path.parent.name}/{path.stem}", SIZE
+        image_u8 = resize(read_image(path.with_suffix(".jpg")).rgb_u8, SIZE, how="cubic")
+        grain = cv2.resize(rng.normal(0, 6, (h // 2, w // 2, 3)).astype(np.float32), (w, h))  # of a camera
+        image_u8 = np.clip(image_u8 + grain, 0, 255).astype(np.uint8)
+        (made / "sam" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(made / "sam" / f"{name}.jpg"), image_u8[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        stored, segments = document["image"], []
+        for entry in document["annotations"]:
+            mask = segment_mask(entry["segmentation"], (stored["height"], stored["width"]), str(path))
+            segments.append(resize(mask, SIZE))
+        for _ in range(SEGMENTS - len(segments)):  # small ones, which are no objects
+            disc, centre = np.zeros(SIZE, np.uint8), (int(rng.integers(w)), int(rng.integers(h)))
+            cv2.circle(disc, centre, int(rng.integers(10, 90)), 1, -1)
+            segments.append(disc)
+        annotations: list[dict[str, Any]] = []
+        for number, mask in enumerate(segments):
+            code: Any = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
+            segmentation = {"size": list(SIZE), "counts": code["counts"].decode()}
+            annotations.append({"id": number, "segmentation": segmentation, "area": int(mask.sum())})
+        size = {"width": w, "height": h, "file_name": path.with_suffix(".jpg").name}
+        write_json(made / "sam" / f"{name}.json", {"image": size, "annotations": annotations})
+        map_01 = resize(read_depth(depth / f"{name}.png"), SIZE, how="cubic")
+        write_depth(made / "sam_depth" / f"{name}.png", np.clip(map_01, 0, 1))
+
+
+def small_maps(depth: Path, out: Path) -> None:
+    """Depth maps of a tree at the size in which the network of depth makes them."""
+    for path in sorted(depth.rglob("*.png")):
+        map_01 = read_depth(path)
+        n, m = DepthInput().network_size((map_01.shape[0], map_01.shape[1]))
+        smaller = n * m < map_01.size
+        write_depth(out / path.relative_to(depth), resize(map_01, (n, m)) if smaller else map_01)
+
+
+def settings_of(side: str, data: Path, made: Path) -> Path:
+    """The settings file of one side; that of now has depth maps of its own."""
+    text = Path(__file__).with_name("training_data.yaml").read_text(encoding="utf-8")
+    sections = yaml.safe_load(text.replace("DATA", str(data)).replace("MADE", str(made)))
+
+    def adapt(section: dict[str, Any], name: str) -> None:
+        for key, value in list(section.items()):
+            if isinstance(value, dict):
+                adapt(value, f"{name}_{key}")
+            elif key == "images" and side == "before":
+                section["pictures"] = section.pop("images")  # its former name
+            elif key == "depth" and side == "now":
+                section["depth"] = str(made / "small" / name)
+                small_maps(Path(value), made / "small" / name)
+
+    adapt(sections, "")
+    path = made / f"{side}.yaml"
+    weights = dict.fromkeys(sections, 1.0)
+    path.write_text(yaml.safe_dump({"weights": weights, **sections}), encoding="utf-8")
+    return path
+
+
+def measure_training_data(
+    pairs: Annotated[int, typer.Option(help="how often each is measured, in turn", min=1)] = 3,
+    examples: Annotated[int, typer.Option(help="examples of each source", min=1)] = 40,
+    data: Photographs = None,
+    out: Out = RESULTS / "training_data.json",
+) -> dict[str, Any]:
+    """Measure training examples here and at an earlier revision."""
+    code = Path(__file__).with_name("training_process.py").read_text(encoding="utf-8")
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    with TemporaryDirectory() as folder, checked_out(BEFORE) as before:
+        made, samples = Path(folder), photographs(data)
+        make_sam(samples / "sam/SAM", samples / "sam/SAM_depth", made)
+        sides = {"before": before, "now": ROOT}
+        settings = {side: settings_of(side, samples, made) for side in sides}
+        trees = {"before": made / "sam_depth", "now": made / "small/_sam"}
+        sizes = {side: max(p.stat().st_size for p in tree.rglob("*.png")) for side, tree in trees.items()}
+        for side in list(sides) * pairs:
+            for source, row in row_in(sides[side], code, str(settings[side]), str(examples)).items():
+                rows[source][side].append(row)
+            log.info("%s measured", side)
+    body: dict[str, Any] = {"earlier_revision": BEFORE, "sam_depth_map_mb": {}, "sources": {}}
+    body["sam_depth_map_mb"] = {side: round(size / 1e6, 2) for side, size in sizes.items()}
+    for source, both in rows.items():
+        spent = {side: median(row["cpu_ms"] for row in measured) for side, measured in both.items()}
+        body["sources"][source] = {
+            "cpu_ms": spent, "ratio": round(spent["before"] / spent["now"], 2),
+            "mb": {side: measured[-1]["mb"] for side, measured in both.items()}, "measured": both,
+        }  # fmt: skip
+    write_results(out, body)
+    return body
+
+
+build_app = single_app(measure_training_data)
+
+if __name__ == "__main__":
+    run_module(build_app)
