@@ -176,9 +176,9 @@ def read_job(source: Mapping[str, Any] | Path | str) -> Job:
     plain, layers = list[dict[str, Any]](), list[JobLayer]()
     for number, entry in enumerate(entries, 1):
         here = f"{where}: layer {number}"
-        if not isinstance(entry, Mapping) or not {*CLASSES, "say"} & entry.keys():
+        values = _with_files(entry, root) if isinstance(entry, Mapping) else {}
+        if not set(KINDS) & values.keys():
             raise ValueError(f"{here}: a layer has one of {', '.join(KINDS)}, got {excerpt(entry)}")
-        values = _with_files(entry, root)
         text = values.pop("say", None)
         for one in [{}] if text is None else _spoken(str(text), objects, here):
             plain.append({**values, **one})
@@ -244,10 +244,10 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
         raise ValueError(f"{where}: {kind} must be a text, got {excerpt(about)}")
     shown = Path(str(about)).stem if kind == "object" else without_article(plain_name(str(about)))
     name = plain_name(str(given.pop("name", shown)))
-    own: dict[str, Any] = {"name": name, "where": f"{where} ({kind} {name}): "}
+    own: dict[str, Any] = {"name": name}
     if kind in ("erase", "move", "replace"):
-        own |= {"name": shown, "mask": given.pop("mask", None)}
-        own["mask"] = own["mask"] and Path(own["mask"])
+        own = {"name": shown, "mask": None if (mask := given.pop("mask", None)) is None else Path(mask)}
+    own["where"] = f"{where} ({kind} {own['name']}): "
     schema: Any = None if kind == "erase" else ComposeSettings
     if kind == "replace":
         if ("text" in given) == ("object" in given):
@@ -271,8 +271,12 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
                     f"{own['where']}depth must be a number in [0, 1], got {excerpt(own['depth'])}"
                 )
         given.pop("box", None)
+    if isinstance(given.get("depth"), int | float):
+        given["depth"] = [given["depth"]]
     if kind == "move":
         given["object"] = shared["background"]
+        if not {"to", "instruction", "box", "box_px"} & given.keys():
+            raise ValueError(f"{own['where']}either to: WORDS or box: [x1, y1, x2, y2] says where it goes")
         if "to" in given:
             given["instruction"] = f"place the {shown} {given.pop('to')}"
     parts: dict[str, Any] = {"find": EraseSettings} if "mask" in own else {}

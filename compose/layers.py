@@ -85,13 +85,14 @@ def save_job_layers(result: JobResult, out: Path, overwrite: bool) -> Path:
         masks[0][patch.part], masks[1][patch.part] = patch.edit & ~patch.cover, patch.cover
         z = next((place.d for place in patch.places.values()), -1.0)
         state = [*result.scene.before, result.scene][number + 1]
-        pieces += [(-1.0, number, f"{name}, around", masks[0], state), (z, number, name, masks[1], state)]
+        shown = name if patch.places else f"{name}, removed"
+        pieces += [(-1.0, number, f"{name}, around", masks[0], state), (z, number, shown, masks[1], state)]
     pieces, background = sorted(pieces, key=lambda piece: piece[:2]), result.scene.before[0]
     layers = [("background", background.image, background.depth_01)]
     for rank, (_, number, name, mask, state) in enumerate(pieces):
         for _, later, _, other, _ in pieces[:rank]:
             mask = mask & ~other if later > number else mask
-        if mask.any():
+        if (mask & (result.scene.owner == number + 1)).any():  # something of it is seen
             layers.append((name, cut_out(state.image, mask), state.depth_01))
     return write_open_raster(
         out, layers, result.scene.image, {"layers_of_job": result.report["layers"]}, overwrite
@@ -130,10 +131,10 @@ def write_open_raster(
             f"{stem}.png": encode_image(cut, ".png"), f"{stem}_depth.png": encode_png(depth_u16),
             f"{stem}_mask.png": encode_png(opaque[part] * np.uint8(255)),
         }  # fmt: skip
+        name = name if all(entry["name"] != name for entry in entries) else f"{name} ({number})"
         entries.append({"name": name, "file": f"{stem}.png", "x": x, "y": y})
         entries[-1] |= {"depth_file": f"{stem}_depth.png", "mask_file": f"{stem}_mask.png"}
-        shown = quoteattr(name)
-        stack = f'<layer name={shown} src="{stem}.png" x="{x}" y="{y}"/>{stack}'
+        stack = f'<layer name={quoteattr(name)} src="{stem}.png" x="{x}" y="{y}"/>{stack}'
     stack = f'<?xml version="1.0"?><image version="0.0.3" w="{w}" h="{h}"><stack>{stack}</stack></image>'
     small_u8 = resize(image.rgb_u8, fitted(image.size, THUMBNAIL))
     files |= {
@@ -176,7 +177,8 @@ class LayerFolder:
     def take(self, digest: str, scene: Scene) -> list[Patch] | None:
         """The patches of a layer with this hash, made from the same pixels; None where there are none."""
         entries = [entry for entry in self.known if entry["digest"] == digest]
-        if not entries or entries[0]["under"] != scene.digest(entries[0]["read"]):
+        read = entries[0]["read"] if entries else None
+        if not entries or entries[0]["under"] != scene.digest(read and tuple(read)):
             return None
         try:
             return [Patch.load(self.folder, entry) for entry in entries]

@@ -93,7 +93,8 @@ class Patch:
             with opened(folder / name) as image:
                 pixels.append(np.asarray(image))
         rgba_u8, depth_u16, mask_u8, *alpha_u8 = pixels
-        more = {name: entry[name] for name in ("gone", "report", "read")}
+        more = {name: entry[name] for name in ("gone", "report")}
+        more["read"] = None if entry["read"] is None else tuple(entry["read"])
         more["places"] = {
             name: Place(tuple(box), *depths) for name, (box, *depths) in entry["places"].items()
         }
@@ -160,7 +161,9 @@ class Scene:
             alpha_u8 = alpha_u8.copy()
             alpha_u8[part][edit] = patch.alpha_u8[edit]
         depth_01, owner = self.depth_01.copy(), self.owner.copy()
-        depth_01[part][edit] = patch.depth_u16[edit].astype(np.float32) / DEPTH_UNITS
+        new_01 = patch.depth_u16.astype(np.float32) / DEPTH_UNITS
+        moved = edit & (np.abs(new_01 - depth_01[part]) >= 1 / DEPTH_UNITS)  # the rest only lost digits
+        depth_01[part][moved] = new_01[moved]
         owner[part][edit] = layer
         covered = np.zeros(self.image.size, bool)
         covered[part] = patch.cover

@@ -187,7 +187,7 @@ def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: Scene) -> np.
     front = np.zeros(mask.shape, bool)
     for thing in scene.things.values():
         front |= thing.mask if thing.place.d > place.d else False
-    return (dilate(mask, grow) & ~front) | mask
+    return (dilate(mask, grow and max(grow, 1.001 / min(mask.shape))) & ~front) | mask  # a pixel at least
 
 
 def erase_thing(

@@ -12,7 +12,7 @@ _REMOVE = re.compile(r"^(?:get rid of|take away|take out|clear away|cut out|remo
 _VERBS = "|".join((*REMOVE_VERBS, *MOVE_VERBS, *PLACE_VERBS, *REPLACE_VERBS, "get rid of", "take"))
 # The end of a sentence, or a joint before the next verb: "Remove the chair and move the lamp ...".
 _BREAK = re.compile(
-    rf"[.;!\n]+\s+|(?:\s*,|\s+and\b|\s+then\b)(?:\s*,|\s*\band\b|\s*\bthen\b|\s*\balso\b)*\s+"
+    rf"[.;!]+\s+|\s*\n\s*|(?:\s*,|\s+and\b|\s+then\b)(?:\s*,|\s*\band\b|\s*\bthen\b|\s*\balso\b)*\s+"
     rf"(?=(?:{_VERBS}) (?:the|a|an|my|our|your|this|that) )",
     re.IGNORECASE,
 )
@@ -74,4 +74,4 @@ def _read(plain: str, text: str) -> Request:
 
 def without_article(words: str) -> str:
     """A name without its article."""
-    return ARTICLE.sub("", f"{words} ").strip()
+    return ARTICLE.sub("", f"{words} ").strip() or words
