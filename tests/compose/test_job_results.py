@@ -75,7 +75,9 @@ def test_layers_over_each_other_are_the_image_in_the_order_of_depth(room, tmp_pa
 
 def test_names_of_layers_are_safe_in_files_and_xml(room, tmp_path):
     layer = room.capsule(name='../a <b> & "c"')
-    result = compose_layers(room.job(layer, room.capsule(name="../a (b) c"), empty=True), NETWORKS)
+    result = compose_layers(
+        room.job(layer, room.capsule(name="../a (b) c", box=[0.6, 0.1, 0.9, 0.4]), empty=True), NETWORKS
+    )
     archive, layers = opened(save_job_layers(result, tmp_path / "a.png", False))
     assert set(layers) >= {'../a <b> & "c"', "../a (b) c"}
     assert all(".." not in name for name in archive.namelist())
