@@ -82,8 +82,11 @@ def load_pretrained(
     """`kind.from_pretrained`, in eval mode; weights that are missing or of another shape are a ValueError.
 
     exact: weights that fit nothing are refused too. may_lack: part of the names of what need not be there
+    A network is in single precision unless `dtype` asks for another, whatever its file is in.
     """
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if "torch_dtype" not in options:  # the word of diffusers
+        options.setdefault("dtype", torch.float32)
     what = f"{source} cannot be loaded"
     with named_failure(what, OSError, ValueError, RuntimeError, KeyError, SafetensorError):
         model, report = kind.from_pretrained(str(source), **options)

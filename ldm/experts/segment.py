@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 
+from ldm.checkpoints import load_pretrained
 from ldm.decode import LoadedImage
 from ldm.device import check_finite
 from ldm.files import named_failure
@@ -220,7 +221,7 @@ def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None)
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
     with named_failure(f"SAM folder {folder} cannot be loaded", OSError, ValueError), loading():
-        model = SamModel.from_pretrained(str(folder)).eval()
+        model = load_pretrained(SamModel, folder)
         processor = SamProcessor(SamImageProcessorPil.from_pretrained(str(folder)))
     h, w = rgb_u8.shape[:2]
     if box01 is None:
