@@ -53,6 +53,12 @@ def write_data(data: Path, web: str) -> None:
             for room in EXAMPLES
         ]  # fmt: skip
         (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cone = str(EXAMPLES[0].with_name("object.png").resolve())
+    layers = [{"object": cone, "box": box}, {"erase": "checkered orange torus"}]
+    files = {name: lines[0][name] for name in ("background", "background_depth", "model")}
+    files["anchors"] = str(EXAMPLES[0].with_name("anchors.json"))
+    files = {name: str(Path(file).resolve()) for name, file in files.items()}
+    write_json(data / "job.json", {**files, "locator": "geometric", "layers": layers})
     question = "Place a red sphere to the left of the checkered orange torus."
     rooms = [str(room.resolve()) for room in EXAMPLES] * 6
     asked = [{"id": f"{n}", "image": room, "instruction": question} for n, room in enumerate(rooms)]

@@ -115,6 +115,8 @@ def compose_layers(
             folder.put(digest, under, layer.name, new)
         patches += new
         entries += [{"name": layer.name, **patch.report} for patch in new]
+    if folder is not None:
+        folder.save()
     drift = measure_drift(background.own_u8, scene.image.own_u8, scene.owner > 0)
     report = {"layers": entries, "drift": drift, "seconds": timer.report()}
     report["device"] = str(models.device)

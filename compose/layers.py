@@ -5,6 +5,7 @@ https://www.openraster.org/baseline/file-layout-spec.html
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ import numpy as np
 from compose.scene import Patch, Scene
 from datasets.geometry import tight_slices
 from ldm.decode import LoadedImage
-from ldm.files import file_sha256, read_json, set_aside, write_json
+from ldm.files import json_bytes, read_json, set_aside, write_all_atomic
 from ldm.images import encode_image, encode_png, fitted, resize
 from ldm.result import beside, write_result
 
@@ -158,21 +159,16 @@ def file_name(name: str) -> str:
 class LayerFolder:
     """NAME_layers beside an image: the patches of a job as PNG files, and what they are in layers.json.
 
-    resume: patches are taken from there whose layer is the same, and what that layer looked at; without it
-    what is there is renamed, or replaced (`overwrite`).
+    resume: patches are written one by one, and taken from there whose layer is the same, and what that layer
+    looked at; without it all come at the end, and another result is renamed, or replaced (`overwrite`).
     """
 
     def __init__(self, out: Path, resume: bool, overwrite: bool) -> None:
-        self.folder, self.overwrite, self.entries = (
-            out.with_name(f"{out.stem}_layers"),
-            overwrite,
-            list[Any](),
-        )
-        self.known: list[dict[str, Any]] = []
+        self.folder, self.resume, self.overwrite = out.with_name(f"{out.stem}_layers"), resume, overwrite
+        self.entries, self.known = list[dict[str, Any]](), list[dict[str, Any]]()
+        self.files, self.book = dict[Path, bytes](), b""
         if resume and (book := self.folder / "layers.json").is_file():
             self.known = read_json(book)["layers"]
-        elif self.folder.exists() and not overwrite:
-            set_aside([self.folder])
 
     def take(self, digest: str, scene: Scene) -> list[Patch] | None:
         """The patches of a layer with this hash, made from the same pixels; None where there are none."""
@@ -191,13 +187,21 @@ class LayerFolder:
         for patch in patches:
             stem = f"{len(self.entries) + 1:02d}_{file_name(name)}"
             files = {self.folder / file: data for file, data in patch.files(stem, under.image).items()}
-            write_result(files, self.overwrite)
-            hashes = {path.name: file_sha256(path) for path in files}
+            hashes = {path.name: hashlib.sha256(data).hexdigest() for path, data in files.items()}
             about = {"name": name, "digest": digest, "under": under.digest(patches[0].read), "files": hashes}
             self.entries.append({**about, **patch.facts})
+            self.files |= files
         later = self.known if len(self.known) > len(self.entries) else []
         h, w = under.image.size
-        write_json(
-            self.folder / "layers.json",
-            {"size": [w, h], "layers": [*self.entries, *later[len(self.entries) :]]},
-        )
+        self.book = json_bytes({"size": [w, h], "layers": [*self.entries, *later[len(self.entries) :]]})
+        if self.resume:
+            self.save()
+
+    def save(self) -> None:
+        """Write what was put since; the list comes last, so that a folder without it is no result."""
+        book = self.folder / "layers.json"
+        earlier = book.read_bytes() if book.is_file() else self.book
+        if not (self.resume or self.overwrite or earlier == self.book):
+            set_aside([self.folder])
+        write_all_atomic({**self.files, book: self.book})
+        self.files.clear()
