@@ -25,7 +25,7 @@ PAIRS, APART = 200_000, 0.1
 MARKED = Path(__file__).with_suffix(".yaml")
 
 
-def order(estimated_01: np.ndarray, truth_01: np.ndarray, valid: np.ndarray) -> float:
+def right_order(estimated_01: np.ndarray, truth_01: np.ndarray, valid: np.ndarray) -> float:
     """Fraction of pairs of valid pixels (h, w), `APART`, whose order is right."""
     pixels = np.flatnonzero(valid)
     first, second = pixels[np.random.default_rng(0).integers(pixels.size, size=(2, PAIRS))]
@@ -34,7 +34,7 @@ def order(estimated_01: np.ndarray, truth_01: np.ndarray, valid: np.ndarray) -> 
     return float((np.sign(estimated) == np.sign(true))[np.abs(true) > APART].mean())
 
 
-def measure_depth(data: Photographs = None, out: Out = RESULTS / "depth_photographs.json") -> None:
+def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_photographs.json") -> None:
     """Compare the rules for photographs with the image row alone and with the small network."""
     folder = photographs(data)
     cutout_network("u2netp")  # or its error: `rules` would be those without it
@@ -62,7 +62,7 @@ def measure_depth(data: Photographs = None, out: Out = RESULTS / "depth_photogra
             valid = np.ones(rgb_u8.shape[:2], bool)
             if (mask := path.with_stem(f"{path.stem}_valid")).is_file():
                 valid = read_mask(mask, size=valid.shape)
-            orders[path.stem] = order(estimate(rgb_u8), read_depth(path, size=valid.shape), valid)
+            orders[path.stem] = right_order(estimate(rgb_u8), read_depth(path, size=valid.shape), valid)
         for image, pairs in marked.items():
             depth_01 = estimate(read_image(folder / image).rgb_u8)
             points = np.array(pairs).reshape(-1, 2, 2)  # (pair, nearer or farther, x y)
@@ -77,7 +77,7 @@ def measure_depth(data: Photographs = None, out: Out = RESULTS / "depth_photogra
     write_results(out, rows)
 
 
-build_app = single_app(measure_depth)
+build_app = single_app(measure_depth_order)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -30,8 +30,8 @@ from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box, tight_slices
 from ldm.device import pick_device
-from ldm.experts.depth import DepthEstimator
-from ldm.files import file_sha256, hash_folder, visible_files
+from ldm.experts.depth import DepthEstimator, weights_of_depth
+from ldm.files import file_sha256, visible_files
 from ldm.images import read_image
 from ldm.metrics.backbones import MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, Dino
@@ -65,7 +65,7 @@ class ScoreNetworks:
         networks = {name: network for name, network in loaded.items() if network is not None}
         inception = record.get("inception", settings.inception, lambda path: load_inception(path).to(device))
         folder = depth_for_photographs(settings.depth_model)
-        record.used["depth"] = {"path": folder.as_posix(), "sha256": hash_folder(folder)}
+        record.used["depth"] = {"path": folder.as_posix(), "sha256": weights_of_depth(folder)}
         return cls(record, networks, inception, DepthEstimator.load(folder, device=str(device)))
 
 
