@@ -78,7 +78,7 @@ class BatchJob:
 
     def images(self, out: Path) -> list[Path]:
         """Its PNG below the folder of results, one per sample."""
-        return sample_paths(out / f"{self.name}.png", self.settings.num_samples)
+        return sample_paths(out / f"{self.name}.png", self.settings.kept_samples)
 
     def is_done(self, path: Path) -> bool:
         """Whether an image and its report are there, agree, and are the result of this very job."""
@@ -109,7 +109,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
                 if isinstance(values.get(key), str) and values[key] != NO_PATHS.get(key):
                     values[key] = same_file(root / values[key]).as_posix()
             settings = merged(Layer({"seed": seed_of(name) % 2**32, **values}))
-            claim_names(name, settings.num_samples, f"line {number}", taken)
+            claim_names(name, settings.kept_samples, f"line {number}", taken)
             check_files(settings, sound)
             jobs.append(BatchJob(name, settings))
         except (ValueError, OSError) as error:  # a path can be too long to look for
@@ -223,7 +223,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
             files = {"object": image, "object_mask": mask, "background": background, "target_mask": target}
             more = {"invert_target_mask": masked, "seed": seed_of(settings.seed, name) % 2**32}
             job = BatchJob(name, merged(Layer({**given, **to_plain(files), **more})))
-            claim_names(name, job.settings.num_samples, f"{image} in {background.as_posix()}", taken)
+            claim_names(name, job.settings.kept_samples, f"{image} in {background.as_posix()}", taken)
             jobs.append(job)
     check_files(jobs[0].settings, set())
     return jobs

@@ -30,7 +30,7 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
 
     Writes an image that carries its recipe, a JSON report beside it, and a contact sheet.
     """
-    paths = output_paths(settings.out, settings.num_samples, settings.input_files.values())
+    paths = output_paths(settings.out, settings.kept_samples, settings.input_files.values())
     models = load_models(settings)
     previews = partial(write_preview, settings, models) if settings.save_steps else None
     result = compose(settings, models, on_step=previews, progress=sys.stderr.isatty())

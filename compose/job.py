@@ -148,11 +148,8 @@ class EditSettings(EraseSettings):
     @property
     def job(self) -> dict[str, Any]:
         """The job with these sentences as its layer."""
-        own = {entry.name for entry in fields(EditSettings)} - {"say", "out", "layers", "overwrite"}
-        given = {name: getattr(self, name) for name in own}
-        defaults = {entry.name: entry.default for entry in fields(EditSettings)}
-        kept = {name: value for name, value in given.items() if value != defaults[name] and value != {}}
-        return {**kept, "layers": [{"say": self.say}]}
+        of_job = {entry.name for entry in fields(self)} - {"say", "out", "layers", "overwrite"}
+        return {**{name: getattr(self, name) for name in of_job}, "layers": [{"say": self.say}]}
 
 
 def read_job(source: Mapping[str, Any] | Path | str) -> Job:

@@ -40,7 +40,8 @@ class Models:
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
 
     @loading()
-    def _once(self, folder: Path, load: Callable[..., Any], *beside: Path, **more: Any) -> Any:
+    def once(self, folder: Path, load: Callable[..., Any], *beside: Path, **more: Any) -> Any:
+        """The network of a folder, by the function that loads it."""
         if (load, folder) not in self.loaded:
             warn_of_small(folder, *beside)
             self.loaded[load, folder] = load(folder, device=str(self.device), **more)
@@ -59,11 +60,11 @@ class Models:
 
     def locator(self, folder: Path) -> Locator:
         """The language model that reads sentences."""
-        return self._once(folder, load_locator, self.folder, dtype=self.asked_dtype, load_in=self.load_in)
+        return self.once(folder, load_locator, self.folder, dtype=self.asked_dtype, load_in=self.load_in)
 
     def detector(self, folder: Path) -> Detector:
         """The network that finds named objects."""
-        return self._once(folder, Detector.load, dtype=self.asked_dtype)
+        return self.once(folder, Detector.load, dtype=self.asked_dtype)
 
     @property
     @loading()
@@ -79,7 +80,7 @@ class Models:
     def depth(self) -> DepthEstimator:
         """The depth network; without a wish for another precision that of its folder, or the single one."""
         dtype = pick_dtype(self.asked_dtype, self.device, self.depth_folder, "fp32")
-        return self._once(self.depth_folder, DepthEstimator.load, self.folder, dtype=dtype)
+        return self.once(self.depth_folder, DepthEstimator.load, self.folder, dtype=dtype)
 
 
 def quantised(wrapper: Any) -> bool:

@@ -23,6 +23,7 @@ from cldm.config import Sampling
 from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models
 from compose.placement import locate, resolve_placement
+from compose.rank import keep_best, similarity_network
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import DEPTH_MODES, ComposeSettings
 from compose.sources import Stage, object_depth_is_estimated, read_sources
@@ -134,6 +135,8 @@ def compose(
         logger.warning(text, settings.compat, options.hf_mode, trained)
     for note in ignored_options(settings, sampling):
         logger.warning("%s", note)
+    if settings.best is not None and settings.rank_by == "identity":
+        similarity_network(models)  # before any work
     with timer.stage("read"):
         sources = read_sources(settings, stage)
     settings, depth_01 = settings.in_fractions(sources.background.size), sources.depth_01
@@ -174,4 +177,7 @@ def compose(
     report = {**decided, **measured, "seconds": timer.report()}
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
     painted_u8 = [np.rint(image).astype(np.uint8) for image in painted]
-    return Result(images, edit_mask, seeds, recipe, report, geometry, pair, painted_u8, sources.background)
+    all_samples = Result(
+        images, edit_mask, seeds, recipe, report, geometry, pair, painted_u8, sources.background
+    )
+    return all_samples if settings.best is None else keep_best(all_samples, settings, models)

@@ -87,7 +87,8 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     if absent := [part for part in (*MAPPINGS, "sample", "seed") if part not in recipe]:
         raise ValueError(f"{image}: its recipe lacks {', '.join(absent)}")
     broken = [part for part in MAPPINGS if not isinstance(recipe[part], dict)]
-    if broken or recipe["sample"] not in range(recipe["settings"].get("num_samples", 1)):
+    given = recipe["settings"] if not broken else {}
+    if broken or recipe["sample"] not in range(given.get("best") or given.get("num_samples", 1)):
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
     values = {
         "cutout": "grabcut",

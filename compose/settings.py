@@ -107,6 +107,17 @@ class ComposeSettings(LocatorOptions):
     )
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
+    best: int | None = setting(
+        None,
+        low=1,
+        high=64,
+        help="keep only so many of the samples, the best first; the report has all scores",
+    )
+    rank_by: str = setting(
+        "geometry",
+        choices=("geometry", "identity"),
+        help="what is best: depth, occlusion and seam as asked for, or similarity to the object's image",
+    )
     steps: int | None = setting(
         None, low=1, high=1000, help="sampling steps of a full run; without it the model's own"
     )
@@ -155,6 +166,10 @@ class ComposeSettings(LocatorOptions):
                 check_box01(box, where=flag_name(name))
         if self.box is not None and self.box_px is not None:
             raise ValueError("--box and --box-px are the same in fractions and in pixels: give one of them")
+        if self.best is not None and self.best > self.num_samples:
+            raise ValueError(
+                f"--best {self.best} needs --num-samples {self.best} or more, got {self.num_samples}"
+            )
         if self.within_mask and (self.target_mask is None or self.compat is not None):
             wrong = "needs --target-mask" if self.target_mask is None else "does not go with --compat"
             raise ValueError(f"--within-mask {wrong}")
@@ -181,6 +196,11 @@ class ComposeSettings(LocatorOptions):
                 )
         if self.locator_name == GEOMETRIC or not self.instruction.strip():
             parse_instruction(self.instruction)
+
+    @property
+    def kept_samples(self) -> int:
+        """How many images there will be."""
+        return self.best or self.num_samples
 
     @property
     def erases(self) -> str:

@@ -113,6 +113,8 @@ def put_object(
     """An object composed into the scene, as the image verb does it."""
     if settings.instruction is not None and settings.locator is None:
         settings = with_known_places(settings, scene)
+    if settings.num_samples > 1:
+        settings = replace(settings, best=1)
     result = compose(settings, networks.of(settings), progress=False, stage=scene.stage(moved_from))
     layers, embed = result.geometry.native_layers, result.geometry.window.embed
     visible, report = embed(layers.visible), result.report
@@ -124,7 +126,9 @@ def put_object(
     local = settings.mode == "place" and settings.instruction is None and settings.target_mask is None
     read = result.geometry.crop.box_xyxy if local else None
     shown = {
-        key: report[key] for key in ("mode", "box", "depth", "visible_fraction", "placement") if key in report
+        key: report[key]
+        for key in ("mode", "box", "depth", "visible_fraction", "placement", "ranking")
+        if key in report
     }
     return Patch.between(
         scene, result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],

@@ -106,6 +106,29 @@ def load_lite0(file: Path) -> nn.Sequential:
     return network
 
 
+class Lite0Features:
+    """Image features of the same network, before its classes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> "Lite0Features":
+        """From the registry's folder of the rough detector."""
+        return cls(
+            load_lite0(next(iter(sorted(folder.glob("*.pth"))), folder / "weights.pth"))[:-1].to(device)
+        )
+
+    @torch.inference_mode()
+    def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
+        """RGB (h, w, 3) uint8 each -> (b, d), of length 1; the cosine of two rows is their similarity."""
+        parameter = next(self.model.parameters())
+        small_u8 = np.stack([resize(image, (SIDES[0], SIDES[0])) for image in images_u8])
+        pixels = torch.from_numpy(small_u8).movedim(-1, 1).float().sub(127).div(128)
+        features = self.model(pixels.to(parameter.device, parameter.dtype)).float().mean((2, 3))
+        return functional.normalize(check_finite(features, "image network"), dim=-1).cpu().numpy()
+
+
 class NameClasses:
     """Which classes of ImageNet a name means, by the cosine of their sentence vectors."""
 
