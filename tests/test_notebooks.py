@@ -70,3 +70,19 @@ def test_compose_notebook_runs_from_its_own_folder() -> None:
     middle = (far + near) / 2
     assert before < middle  # nothing was there
     assert abs(after - middle) < abs(before - middle)
+
+
+@pytest.mark.slow
+def test_layers_notebook_runs_from_its_own_folder() -> None:
+    """Every layer leaves its object, nothing else changes, and the layers go out."""
+    path = ROOT / "notebooks" / "layers.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    nbclient.NotebookClient(notebook, timeout=SECONDS, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 3
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "changed outside what the layers may change: 0" in text
+    assert "'pyramid': [0.17, 0.19, 0.51, 0.64]" in text
+    assert "['erase teal prism', 'object teal prism', 'object pyramid']" in text
+    assert "data/pyramid.png" in text
