@@ -89,6 +89,12 @@ class PairOptions:
     depth_file: bool = setting(
         False, help="fused depth rounded to 8 bits, then stretched (published inference)"
     )
+    depth_hint: str = setting(
+        "fused",
+        help="depth that training on photographs shows; fused: as at inference, its hole filled and the "
+        "object's own depth fused; target: the image's (published)",
+        choices=("fused", "target"),
+    )
     depth_fill: str = setting("bulge", help="object's shape without a depth map", choices=("bulge", "flat"))
     border: str = setting(
         "shift", help="a crop over the border; clip: cut and padded (published)", choices=("shift", "clip")
@@ -171,7 +177,8 @@ class AugmentationParams:
 
 PUBLISHED_TRAINING = PairOptions(
     hf_mode="zero", max_stretch=100.0, occlusion="pixel", border="clip", collage="box", bbox_end="legacy",
-    fusion_norm="legacy", resample="legacy", augment=Augment(flip=0.5, brightness=0.2, colour=0.0),
+    fusion_norm="legacy", resample="legacy", depth_hint="target",
+    augment=Augment(flip=0.5, brightness=0.2, colour=0.0),
 )  # fmt: skip
 PUBLISHED_INFERENCE = replace(
     PUBLISHED_TRAINING, collage="mask", mask_pad=1, mask_resize="linear", mask_level="fine",

@@ -165,7 +165,7 @@ class Geometry:
         shape = "legacy-rect" if self.legacy else "ellipse"
         rng = np.random.default_rng(params.mask_seed)
         edit = mask_level(silhouette, level, region, options.dilation, rng, shape=shape, frame=frame)
-        if replaced and target is not None:
+        if replaced and target is not None and inputs.target_u8 is None:
             edit = edit | dilate(target, options.dilation, frame=frame)
         if inputs.within_mask and target is not None:
             edit = edit & target

@@ -69,9 +69,15 @@ class LatentSpace(nn.Module):
         posterior = encoded.latent_dist
         return posterior.mode() if generator is None else posterior.sample(generator)
 
-    def encode(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(b, 3, h, w) in [-1, 1] -> normalised latents (b, c, h/f, w/f)."""
-        raw = check_finite(self.raw(image_pm1, generator), "autoencoder (VAE)")
+    def encode(
+        self, image_pm1: Tensor, generator: torch.Generator | None = None, check: bool = True
+    ) -> Tensor:
+        """(b, 3, h, w) in [-1, 1] -> normalised latents (b, c, h/f, w/f).
+
+        check: ValueError where they are not finite, for which the device is waited for
+        """
+        raw = self.raw(image_pm1, generator)
+        raw = check_finite(raw, "autoencoder (VAE)") if check else raw
         return (raw - self.mean.to(raw.dtype)) / self.std.to(raw.dtype)
 
     def decode(self, latents: Tensor) -> Tensor:

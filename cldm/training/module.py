@@ -6,6 +6,7 @@ Legend: b batch, c latent channels, h w latent pixels.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ FREE = 0.3  # fraction of examples whose timestep ignores the source's dynamics 
 
 @dataclass(frozen=True, eq=False)
 class StepRandomness:
-    """Random numbers of b examples, on the CPU."""
+    """Random numbers of b examples, drawn on the CPU."""
 
     noise: Tensor  # (b, c, h, w) normal
     timesteps: Tensor  # (b,) int64, uniform over all timesteps
@@ -57,6 +58,13 @@ class StepRandomness:
         mine = slice(rank * b, (rank + 1) * b)
         return cls(noise[mine], uniform[mine], drops[:, mine], free[mine])
 
+    def to(self, device: torch.device) -> "StepRandomness":
+        """On a device, which nothing waits for."""
+        values = (self.noise, self.timesteps, self.drops, self.free)
+        if device.type == "cuda":
+            values = tuple(value.pin_memory() for value in values)
+        return StepRandomness(*(value.to(device, non_blocking=True) for value in values))
+
     def timesteps_by_dynamics(self, dynamics: Tensor, timesteps: int) -> Tensor:
         """(b,) int64: early for MOVING sources, late for STILL ones, in 7 cases of 10. dynamics: (b,)."""
         half = self.timesteps // 2  # uniform over the late half, where little noise is left
@@ -76,17 +84,21 @@ class CompositorModule(pl.LightningModule):
         unet, encoder = model.unet, model.identity.encoder
         decoder = (unet.up_blocks, unet.conv_norm_out, unet.conv_out)
         parts = (unet, encoder) if config.trainable == "all" else decoder
-        model.requires_grad_(False)
+        model.requires_grad_(False).eval()
         for part in (model.detail, model.depth, *parts):
-            part.requires_grad_(True)
+            part.requires_grad_(True).train()  # only what is in training mode recomputes its activations
         model.identity.projector.requires_grad_(config.train_projector)
         for branch in (model.detail, model.depth):
             branch.net.conv_in.requires_grad_(False)  # never trains
         if encoder.embeddings.mask_token is not None:
             encoder.embeddings.mask_token.requires_grad_(False)
         self.parameters_to_train = [weight for weight in model.parameters() if weight.requires_grad]
+        if config.frozen == "bf16":
+            for weight in model.parameters():
+                weight.data = weight.data if weight.requires_grad else weight.data.bfloat16()
         self.average = self.fresh_average()
         self.strict_loading = False  # frozen weights are in no checkpoint; on_load_checkpoint checks the rest
+        self.checked = False  # whether the autoencoder's latents were finite at the first step
         self.batch_number, self.last_rate, self.last_loss = 0, 0.0, torch.zeros(())
         nets = (unet, model.detail.net, model.depth.net)
         if config.attention == "eager":
@@ -97,6 +109,11 @@ class CompositorModule(pl.LightningModule):
             for net in nets:
                 net.enable_gradient_checkpointing()
             encoder.gradient_checkpointing_enable()
+
+    def painting(self) -> AbstractContextManager[None]:
+        """In which the model paints: autocast where frozen weights in bf16 stand beside those that train."""
+        bf16 = self.config.frozen == "bf16"
+        return self.trainer.precision_plugin.forward_context() if bf16 else nullcontext()
 
     def fresh_average(self) -> EMAModel | None:
         return EMAModel(self.parameters_to_train, decay=self.config.ema) if self.config.ema else None
@@ -138,16 +155,18 @@ class CompositorModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """batch: tensors of `datasets.examples.TrainingSample`, each (b, ...)."""
         batch = {**batch, **model_inputs(batch)}
+        first, self.checked = not self.checked, True  # a check waits for the device
         with torch.no_grad():
-            latents = self.model.latent_space.encode(batch["target_pm1"])
+            latents = self.model.latent_space.encode(batch["target_pm1"], check=first).float()
         total, devices = len(self.noise_schedule), (self.global_rank, self.trainer.world_size)
         draws = StepRandomness.draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
+        draws = draws.to(self.device)
         self.batch_number += 1
         timesteps = draws.timesteps
         if self.config.timesteps == "dynamics":
-            timesteps = draws.timesteps_by_dynamics(batch["dynamics"].cpu(), total)
-        timesteps = shifted_timesteps(timesteps, self.config.timestep_shift, total).to(self.device)
-        loss = self.loss(batch, latents, draws.noise.to(latents), timesteps, draws.drops)
+            timesteps = draws.timesteps_by_dynamics(batch["dynamics"], total)
+        timesteps = shifted_timesteps(timesteps, self.config.timestep_shift, total)
+        loss = self.loss(batch, latents, draws.noise, timesteps, draws.drops)
         self.last_loss = loss.detach()
         self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
@@ -165,16 +184,16 @@ class CompositorModule(pl.LightningModule):
     def held_out_loss(self, batch: dict[str, Any], k: int, count: int) -> Tensor:
         """Of example k of `count` alone: its own noise, timestep k of as many even ones, nothing dropped."""
         batch = {**batch, **model_inputs(batch)}
-        latents, total = self.model.latent_space.encode(batch["target_pm1"]), len(self.noise_schedule)
+        latents, total = self.model.latent_space.encode(batch["target_pm1"]).float(), len(self.noise_schedule)
         noise = StepRandomness.draw(self.config.seed, k, latents.shape, total).noise.to(latents)
         timesteps = torch.tensor([(2 * k + 1) * total // (2 * count)], device=self.device)
-        return self.loss(batch, latents, noise, timesteps, torch.ones(3, 1))
+        return self.loss(batch, latents, noise, timesteps, torch.ones(3, 1, device=self.device))
 
     def conditions(self, batch: dict[str, Tensor], drops: Tensor) -> Conditions:
         """Conditions with dropout: zero-image tokens, blank hints. drops: (3, b) in [0, 1)."""
         config = self.config
-        rates = torch.tensor([config.drop_identity, config.drop_detail, config.drop_depth])
-        keep = (drops >= rates[:, None]).to(batch["reference_01"].device)
+        rates = config.drop_identity, config.drop_detail, config.drop_depth
+        keep = torch.stack([drop >= rate for drop, rate in zip(drops, rates, strict=True)])
         given = (batch["reference_01"], batch["detail_pm1"], batch["depth_01"])
         masks = rearrange(keep, "k b -> k b 1 1 1")
         return self.model.conditions(*(value * mask for value, mask in zip(given, masks, strict=True)))

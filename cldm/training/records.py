@@ -116,7 +116,8 @@ class Metrics(pl.Callback):
         if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
             batch = collate_pairs(watched_samples(trainer))
             on_device = {name: value.to(pl_module.device) for name, value in batch.items()}
-            row |= condition_sensitivity(pl_module.model, model_inputs(on_device))
+            with pl_module.painting():
+                row |= condition_sensitivity(pl_module.model, model_inputs(on_device))
         if trainer.is_global_zero:
             self.file.append({"step": step, **row})
             if trainer.logger is not None:
@@ -197,7 +198,8 @@ class Samples(pl.Callback):
         pipeline = CompositorPipeline(pl_module.model, pl_module.device)
         rows = []
         for pair in watched_samples(trainer):
-            painted = pipeline.paint(pair, [0], self.sampling, monitor=Monitor(progress=False))[0]
+            with pl_module.painting():
+                painted = pipeline.paint(pair, [0], self.sampling, monitor=Monitor(progress=False))[0]
             rows.append([from_pm1(pair.reference_01 * 2 - 1), from_pm1(pair.detail_pm1[:3]),
                          pair.depth_01[0].numpy(), from_pm1(pair.target_pm1), painted])  # fmt: skip
         if trainer.is_global_zero:

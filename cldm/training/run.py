@@ -33,7 +33,7 @@ from ldm.device import make_manifest
 from ldm.files import read_json, read_text, write_atomic, write_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
-from ldm.training.run import Layout, read_files
+from ldm.training.run import Layout, read_files, trained
 from ldm.training.signals import signals_noted
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,7 @@ class SaveModel(pl.Callback):
         trainer.save_checkpoint(self.folder / f"step-{step:08d}")
         if regular and runs_model(trainer):  # whole weights in a fresh model; the rest is frozen
             weights = pl_module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
+            weights = {name: weights[name] for name in trained(pl_module) if name in weights}
             if trainer.is_global_zero:
                 self.write_model(weights, pl_module, step)
         if trainer.is_global_zero:

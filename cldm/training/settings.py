@@ -112,6 +112,11 @@ class CompositorTrainConfig:
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
     attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager: faster for small models on CPU")
+    frozen: str = setting(
+        "fp32",
+        choices=("fp32", "bf16"),
+        help="weights of frozen networks; bf16: half their memory",
+    )
     gradient_checkpointing: bool = setting(False, help="recompute activations: less memory, about 1/3 slower")
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
@@ -213,6 +218,9 @@ class RunConfig:
                 f"first_stage={self.first_stage} is for fresh networks and has no effect with "
                 f"pretrained={self.pretrained}, which has an autoencoder; set one of them to null"
             )
+        given = f"trainer.precision={self.trainer.precision} and trainer.strategy={self.trainer.strategy}"
+        if self.train.frozen == "bf16" and given != "trainer.precision=bf16-mixed and trainer.strategy=ddp":
+            raise ValueError(f"train.frozen=bf16 needs trainer.precision=bf16-mixed and ddp, got {given}")
         if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
             raise ValueError(
                 "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"

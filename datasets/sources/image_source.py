@@ -134,6 +134,7 @@ class ImageSource:
             raise why
         shrink = self.shrink(reference_mask)
         reference_u8, turn = self.read(reference, reference_mask, shrink)
+        whole_reference, reference_turn = reference_mask, turn
         reference_mask, whole = shrunk(reference_mask, shrink), target_mask
         background_u8, target_mask = reference_u8, reference_mask
         if target is not reference:
@@ -142,7 +143,17 @@ class ImageSource:
             target_mask = shrunk(whole, shrink)
         depth_01 = target.read_depth(whole.shape, turn, shrink)
         files = reference_u8, reference_mask, background_u8, depth_01
-        return Inputs(*files, target_mask=target_mask, mode="inpaint")
+        if self.options is None or self.options.depth_hint == "target":
+            return Inputs(*files, target_mask=target_mask, mode="inpaint")
+        own_01: np.ndarray | None = depth_01 if target is reference else None
+        if target is not reference and reference.tree is not None:
+            size = (whole_reference.shape[0], whole_reference.shape[1])
+            own_01 = reference.read_depth(size, reference_turn, self.shrink(whole_reference))
+        far, near = (float(value) for value in np.percentile(depth_01[target_mask], (1, 99)))
+        return Inputs(
+            *files, target_mask=target_mask, mode="replace", depth_range=(far, near),
+            target_u8=background_u8, reference_depth_01=own_01,
+        )  # fmt: skip
 
     def shrink(self, mask: np.ndarray) -> int:
         """How many times smaller an image may be read for an object (h, w) bool."""

@@ -1,5 +1,6 @@
 """Images read smaller than they are, and depth maps smaller than their image; what training moves."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -114,7 +115,7 @@ def test_a_pair_hardly_changes_where_its_image_is_read_smaller(tmp_path) -> None
     source = write_source(tmp_path, 1536, 2048, 600).open()
     assert isinstance(source, ImageSource)
     pairs = []
-    for source.options in (None, TINY):
+    for source.options in (None, replace(TINY, depth_hint="target")):
         pairs.append(build_pair(source.example(0, np.random.default_rng(0)), TINY))
     whole, small = pairs
     assert small.crop.background_size == (768, 1024)
