@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ldm.files import json_bytes
 from ldm.result import write_result
 
 if TYPE_CHECKING:
@@ -82,12 +82,24 @@ def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict
     return row
 
 
+def short_json(value: Any, indent: str = "\n") -> str:
+    """JSON text; a dict or list of plain values, and one that fits 110 characters, stands on one line."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    text, inner = json.dumps(value), indent + " "
+    if len(indent + text) <= 111 or not any(isinstance(item, (dict, list)) and item for item in items):
+        return text
+    keys = [f"{json.dumps(key)}: " for key in value] if isinstance(value, dict) else [""] * len(items)
+    lines = (key + short_json(item, inner) for key, item in zip(keys, items, strict=True))
+    return text[0] + inner + f",{inner}".join(lines) + indent + text[-1]
+
+
 def write_results(
     out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu", overwrite: bool = False
 ) -> None:
     """Write the numbers with the hardware that they were measured on, as `write_result` does; log them."""
     from ldm.device import describe_hardware
 
-    text = json_bytes({"hardware": describe_hardware(device), **body})
-    write_result({out: text}, overwrite)
-    log.info("%s", text.decode())
+    plain = json.loads(json.dumps({"hardware": describe_hardware(device), **body}))  # tuples are lists
+    text = short_json(plain)
+    write_result({out: f"{text}\n".encode()}, overwrite)
+    log.info("%s", text)

@@ -34,7 +34,7 @@ SIZE = (1500, 2250)  # of most images of SA-1B
 SEGMENTS = 100  # of an image of SA-1B on average (Kirillov et al. 2023)
 
 
-def make_sam(images: Path, depth: Path, made: Path) -> None:
+def make_sa1b(images: Path, depth: Path, made: Path) -> None:
     """Images, annotations and depth maps of SA-1B at their true size, of the sample's."""
     for path in sorted(images.glob("*/*.json")):
         document, rng = read_json(path), np.random.default_rng(0)
@@ -105,7 +105,7 @@ def measure_training_data(
     rows: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     with TemporaryDirectory() as folder, checked_out(BEFORE) as before:
         made, samples = Path(folder), photographs(data)
-        make_sam(samples / "sam/SAM", samples / "sam/SAM_depth", made)
+        make_sa1b(samples / "sam/SAM", samples / "sam/SAM_depth", made)
         sides = {"before": before, "now": ROOT}
         settings = {side: settings_of(side, samples, made) for side in sides}
         trees = {"before": made / "sam_depth", "now": made / "small/_sam"}

@@ -217,7 +217,7 @@ class Compositor(nn.Module):
         count = min(layers, len(last.resnets)) or len(last.resnets)
         sample = net.conv_in(x)
         skips = [sample]
-        for layer in layers_of(net.down_blocks[0])[: None if whole else count - 1]:
+        for layer in residual_layers(net.down_blocks[0])[: None if whole else count - 1]:
             sample = run_layer(layer, sample, time, tokens)
             skips.append(sample)
         if whole:
@@ -236,7 +236,7 @@ class Compositor(nn.Module):
                     hidden_states=sample, temb=time, res_hidden_states_tuple=tuple(own),
                     upsample_size=skips[-1].shape[2:], **attended(block, tokens),
                 )  # fmt: skip
-        for left, layer in zip(range(len(last.resnets), 0, -1), layers_of(last), strict=True):
+        for left, layer in zip(range(len(last.resnets), 0, -1), residual_layers(last), strict=True):
             if left > count and not whole:
                 continue
             if left == count:
@@ -246,7 +246,7 @@ class Compositor(nn.Module):
         return net.conv_out(net.conv_act(net.conv_norm_out(sample))), deep
 
 
-def layers_of(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
+def residual_layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
     """Residual blocks of a block of the UNet, each with the attention that follows it."""
     resnets: Any = block.resnets
     attentions: Any = getattr(block, "attentions", [None] * len(resnets))

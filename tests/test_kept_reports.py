@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.harness import write_results
+from benchmarks.harness import short_json, write_results
 from cldm.convert import convert as conversion
 from cldm.convert.plan import Plan
 from compose.benchmark import report as scores
@@ -176,3 +176,21 @@ def test_examples_go_into_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds files, which would be overwritten; name a new folder"):
         make_examples(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+LONG = "x" * 60
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        ({"a": 1, "b": None, "c": [True, 0.5]}, ['{"a": 1, "b": null, "c": [true, 0.5]}']),
+        ([LONG, LONG, LONG], [f'["{LONG}", "{LONG}", "{LONG}"]']),
+        ({"a": [LONG, LONG], "b": []}, ["{", f' "a": ["{LONG}", "{LONG}"],', ' "b": []', "}"]),
+        ([{"a": LONG}, {"[{": LONG}], ["[", f' {{"a": "{LONG}"}},', f' {{"[{{": "{LONG}"}}', "]"]),
+        ("[{" * 60, ['"' + "[{" * 60 + '"']),
+    ],
+)
+def test_results_of_benchmarks_have_a_row_a_line(value: object, lines: list[str]) -> None:
+    assert short_json(value) == "\n".join(lines)
+    assert json.loads(short_json(value)) == value

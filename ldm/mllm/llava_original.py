@@ -44,7 +44,7 @@ PLAIN = {"use_dora": False, "fan_in_fan_out": False, "rank_pattern": {}, "alpha_
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class WeightChange:
     """What an adapter does to one weight: W + scale B A, or a value whose rows replace the first rows."""
 
     sources: tuple[str, ...]  # names in the adapter's files
@@ -71,7 +71,7 @@ def today(key: str) -> str:
     return name
 
 
-def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
+def read_changes(folder: Path, original: bool = True) -> dict[str, WeightChange]:
     """The changes of an adapter folder by the name of the weight in transformers 5; ValueError for another.
 
     original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file.
@@ -102,11 +102,11 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, Change]:
     for target, half in halves.items():
         down, up = adapter[half["A"]], adapter[half["B"]]
         shape, sources = (up.shape[0], down.shape[1]), (half["A"], half["B"])
-        changes[today(target + ".weight")] = Change(sources, shape, lora=(down, up, scale))
+        changes[today(target + ".weight")] = WeightChange(sources, shape, lora=(down, up, scale))
     for key, value in extra.items():
         if (name := today(key)) in changes:
             raise ValueError(f"{folder}: {key} and {changes[name].sources} change the same weight")
-        changes[name] = Change((key,), tuple(value.shape), value)
+        changes[name] = WeightChange((key,), tuple(value.shape), value)
     return changes
 
 
