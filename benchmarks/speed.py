@@ -41,7 +41,7 @@ def measure_speeds(
     from ldm.metrics.similarity import psnr_over
 
     measurer = Measurer(EvaluateSettings(data=data))
-    cases = find_cases(RenderedScenes(data), measurer.config.pair, scenes, measurer.estimator, False)
+    cases, _ = find_cases(RenderedScenes(data), measurer.config.pair, scenes, measurer.estimator, False)
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     orders: list[dict[str, list[bool]]] = []
     for number, case in enumerate(tqdm(cases, desc="scenes")):
