@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.geometry import Box01, bbox_of_mask, check_box01
+from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, check_box01, mask_of_box
 from datasets.sources import coco
 from datasets.sources.readers import alpha_mask, images_in, subfolders
 from ldm.files import file_sha256, read_json
@@ -97,6 +97,16 @@ class Instances:
         image = coco.lookup(self.images, entry["image_id"], "image")
         where = f"{self.path}: annotation {annotation}"
         return coco.segment_mask(entry["segmentation"], image.size_hw, where)
+
+    def neighbours(self, annotation: int | str, box01: Box01) -> list[np.ndarray]:
+        """Outlines (h, w) bool of the objects of an annotation's image that meet a box; crowds left out."""
+        image_id, masks = self.annotations[str(annotation)]["image_id"], []
+        for key, entry in self.annotations.items():
+            if entry["image_id"] == image_id and not coco.is_set(entry, "iscrowd"):
+                mask = self.mask(key)
+                if (mask & mask_of_box(box_to_pixels(box01, mask.shape[:2]), mask.shape[:2])).any():
+                    masks.append(mask)
+        return masks
 
     def _anchors(self, image: coco.AnnotatedImage) -> tuple[int | str, list[Anchor]]:
         """Its id, and objects of a middle size, the only ones of their name, in the order of their ids."""

@@ -26,13 +26,14 @@ from tqdm.auto import tqdm
 
 from cldm.evaluate.cases import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
+from compose.benchmark.seam import seam_contrast
 from compose.benchmark.settings import ScoreSettings
-from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
-from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box, tight_slices
+from datasets.benchmark import BenchmarkCase, Instances, case_depth, file_path, read_benchmark
+from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.files import file_sha256, visible_files
-from ldm.images import read_image
+from ldm.images import read_image, resize
 from ldm.metrics.backbones import MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.similarity import decibels, squared_error
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 MARGIN = 1.2  # the region outside which nothing should change, over the box of the object
 VISIBLE = 8  # gray levels from which a change is seen; smaller ones are compression or an autoencoder
+NEIGHBOUR_DEPTH = 0.05  # of the range; an order of objects that are nearer to each other is unsure (chosen)
 SMALLEST = 64  # pixels of a placed object that is seen at all
 
 
@@ -95,53 +97,89 @@ class DreamSim:
 
 
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
-    """What changed that should not: outside 1.2 times the box, and along the seam of what was painted.
+    """What changed that should not: outside 1.2 times the box, and across the edges of what was painted.
 
     drift_*: fraction of pixels, bytes, PSNR in dB (100: nothing), where anything lies outside
-    seam:    mean change in gray levels along the inner edge of the smallest rectangle with every change; a
-             pasted rectangle with shifted colours shows there, an object with a free outline hardly does
+    seam:    see `seam_contrast`
     """
     size = (before_u8.shape[0], before_u8.shape[1])
-    mask, numbers = ~mask_of_box(expand_box(box_to_pixels(box01, size), MARGIN, size), size), {"seam": 0.0}
+    mask = ~mask_of_box(expand_box(box_to_pixels(box01, size), MARGIN, size), size)
+    numbers = {"seam": seam_contrast(before_u8, after_u8)}
     if mask.any():
         changed = before_u8[mask] != after_u8[mask]
         error = squared_error(after_u8, before_u8, mask)
         numbers["drift_pixels"] = float(changed.any(axis=1).mean())
         numbers["drift_bytes"] = float(changed.sum())
         numbers["drift_psnr_db"] = decibels(error) if error else 100.0
-    change = np.abs(after_u8.astype(np.float32) - before_u8).mean(axis=2)
-    if change.any():
-        inside = change[tight_slices(change > 0)]
-        edge = [inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]]
-        numbers["seam"] = float(np.concatenate(edge).mean())
     return numbers
 
 
 def order(
-    depth_01: np.ndarray,
-    before_u8: np.ndarray,
-    after_u8: np.ndarray,
-    box01: Box01,
-    anchor: np.ndarray,
-    relation: str,
+    depth_01: np.ndarray, images: tuple[np.ndarray, np.ndarray], box01: Box01, other: np.ndarray, front: bool
 ) -> float | None:
-    """1 where the re-estimated depth (h, w) shows the instructed order of object and anchor, else 0.
+    """1 where the re-estimated depth (h, w) shows the object in front of (or behind) another one, else 0.
 
-    The object is where something new is seen inside the box, single pixels left out; anchor: (h, w) bool.
-    None for other relations, and where either hides the other completely. An object that is not seen at all
-    has no order to show: 0 when it was to stand in front, None when behind, where it may be hidden.
+    images: background and composite, uint8; the object is where something new is seen inside the box, single
+    pixels left out. other: (h, w) bool. None where either hides the other completely. An object that is not
+    seen at all has no order to show: 0 when it was to stand in front, None when behind, perhaps hidden.
     """
-    if relation not in ("in front of", "behind"):
-        return None
-    front = relation == "in front of"
+    before_u8, after_u8 = images
     seen = (np.abs(after_u8.astype(np.int16) - before_u8).max(axis=2) > VISIBLE).astype(np.uint8)
     opened = cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
     size = (seen.shape[0], seen.shape[1])
     placed = opened & mask_of_box(box_to_pixels(box01, size), size)
     if placed.sum() < SMALLEST:
         return 0.0 if front else None
-    right = order_is_right(depth_01, placed, anchor & ~placed, front)
+    right = order_is_right(depth_01, placed, other & ~placed, front)
     return None if right is None else float(right)
+
+
+def flipped_paste(
+    before_u8: np.ndarray, object_u8: np.ndarray, alpha: np.ndarray, case: BenchmarkCase, anchor: np.ndarray
+) -> np.ndarray:
+    """The object (h, w, 3) with its mask (h, w) bool pasted into the box in the wrong order, (H, W, 3)."""
+    x0, y0, x1, y1 = box_to_pixels(case.box01_xyxy, (before_u8.shape[0], before_u8.shape[1]))
+    size, part = (y1 - y0, x1 - x0), np.s_[y0:y1, x0:x1]
+    shown = resize(alpha.astype(np.uint8) * 255, size) > 127
+    if case.relation == "in front of":  # so it is put behind
+        shown = shown & ~anchor[part]
+    result_u8 = before_u8.copy()
+    result_u8[part] = np.where(shown[..., None], resize(object_u8, size), before_u8[part])
+    return result_u8
+
+
+def orders(
+    case: BenchmarkCase,
+    images: tuple[np.ndarray, np.ndarray],
+    cutout: tuple[np.ndarray, np.ndarray],
+    instances: Instances,
+    estimate: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, float]:
+    """Depth orders of one composite as the judge, a depth network, sees them.
+
+    depth_order:         to the anchor, where the relation is one of depth
+    depth_order_flipped: the same of a paste in the wrong order, the control: a good judge gives 0
+    depth_order_all:     fraction of all annotated objects that the object meets, in the order that its depth
+                         and theirs in the background ask for; those within NEIGHBOUR_DEPTH of it left out
+    images: background and composite; cutout: the object (h, w, 3) uint8 and its mask (h, w) bool
+    """
+    (before_u8, after_u8), box01 = images, case.box01_xyxy
+    anchor = instances.mask(case.anchor.annotation)
+    depth_01, before_01 = estimate(after_u8), estimate(before_u8)
+    found: dict[str, float | None] = {}
+    if case.relation in ("in front of", "behind"):
+        front = case.relation == "in front of"
+        flipped_u8 = flipped_paste(before_u8, *cutout, case, anchor)
+        found["depth_order"] = order(depth_01, images, box01, anchor, front)
+        wrong = estimate(flipped_u8), (before_u8, flipped_u8)
+        found["depth_order_flipped"] = order(*wrong, box01, anchor, front)
+    d, met = case_depth(case, anchor, before_01), list[float]()
+    for mask in instances.neighbours(case.anchor.annotation, box01):
+        away = d - float(np.median(before_01[mask]))
+        right = order(depth_01, images, box01, mask, away > 0) if abs(away) >= NEIGHBOUR_DEPTH else None
+        met += [] if right is None else [right]
+    found["depth_order_all"] = float(np.mean(met)) if met else None
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def score_case(
@@ -158,21 +196,20 @@ def score_case(
         shown = [f"{image.shape[1]} x {image.shape[0]}" for image in (after_u8, before_u8)]
         raise ValueError(f"{result} is {shown[0]} pixels, its background is {shown[1]}")
     cutout = read_image(file_path(f"objects/{case.object}/{case.view}", roots))
-    object_u8 = cutout.rgb_u8
+    object_u8, solid = cutout.rgb_u8, np.ones(cutout.size, bool)
     if cutout.alpha_u8 is not None:  # its tight box
         solid = cutout.alpha_u8 > 127
         x0, y0, x1, y1 = bbox_of_mask(solid)
         object_u8 = np.where(solid[..., None], object_u8, np.uint8(255))[y0:y1, x0:x1]
+        solid = solid[y0:y1, x0:x1]
     numbers = drift(before_u8, after_u8, case.box01_xyxy)
     x0, y0, x1, y1 = box_to_pixels(case.box01_xyxy, (after_u8.shape[0], after_u8.shape[1]))
     for name, network in networks.similarity.items():
         placed, original = network.images([after_u8[y0:y1, x0:x1], object_u8])
         numbers[name] = float(placed @ original)
     if instances is not None:
-        anchor, depth_01 = instances.mask(case.anchor.annotation), networks.depth.estimate(after_u8)
-        right = order(depth_01, before_u8, after_u8, case.box01_xyxy, anchor, case.relation)
-        if right is not None:
-            numbers["depth_order"] = right
+        images, paste = (before_u8, after_u8), (object_u8, solid)
+        numbers |= orders(case, images, paste, instances, networks.depth.estimate)
     return numbers, (object_u8, before_u8, after_u8)
 
 
