@@ -11,69 +11,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from compose.batch import check_files, named_folders
 from compose.job import JOB_KEYS, EraseSettings, Job, JobLayer, read_job
 from compose.layers import LayerFolder
-from compose.scene import Patch, Scene
+from compose.scene import JobResult, Patch, Scene
 from compose.settings import ComposeSettings
 from compose.sources import depth_of
 from compose.verbs import Networks, apply_layer, source_of
 from datasets.relations import Place
 from inpainting.paint import PaintSettings
 from inpainting.painting import painter_folder
-from ldm.decode import LoadedImage
 from ldm.device import pick_device
 from ldm.files import file_sha256, work_digest
 from ldm.images import read_image
-from ldm.result import StageTimer, library_versions, measure_drift, read_recipe, save_result
+from ldm.result import StageTimer, library_versions, measure_drift, read_recipe
 from ldm.settings.config import to_plain
 from ldm.temporary import FOLDER, IN_MEMORY
 from llava_bifrost.propose import read_anchors
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class JobResult:
-    """What `compose_layers` returns."""
-
-    job: Job
-    scene: Scene  # after the last layer; its `before` has the states under each patch
-    patches: list[Patch]
-    names: list[str]  # of the layer of each patch
-    recipe: dict[str, Any]  # all that decides the pixels
-    report: dict[str, Any]  # what was measured
-
-    @property
-    def background(self) -> LoadedImage:
-        """(H, W), as it was read."""
-        return self.scene.before[0].image
-
-    @property
-    def image_u8(self) -> np.ndarray:
-        """(H, W, 3), in the colours of the background."""
-        return self.scene.image.own_u8
-
-    @property
-    def edit_mask(self) -> np.ndarray:
-        """(H, W) bool: what some layer was allowed to change."""
-        return self.scene.owner > 0
-
-    @property
-    def summary(self) -> str:
-        """Number of layers and drift in words."""
-        changed = self.report["drift"]["changed_outside"]
-        return f"{len(self.job.layers)} layers, {changed} pixels changed outside what they may change"
-
-    def save(self, path: Path, overwrite: bool = False) -> None:
-        """The image with its recipe, the JSON report beside it; an earlier result is kept or replaced."""
-        save_result(path, self.scene.image, self.recipe, self.report, overwrite)
 
 
 def compose_layers(

@@ -19,7 +19,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from compose.scene import Patch, Scene
+from compose.scene import JobResult, Patch, Scene
 from datasets.geometry import tight_slices
 from ldm.decode import LoadedImage
 from ldm.files import json_bytes, read_json, set_aside, write_all_atomic
@@ -27,7 +27,6 @@ from ldm.images import encode_image, encode_png, fitted, resize
 from ldm.result import beside, write_result
 
 if TYPE_CHECKING:
-    from compose.layering import JobResult
     from compose.pipeline import Result
 
 logger = logging.getLogger(__name__)

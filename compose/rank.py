@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,9 +22,6 @@ from datasets.geometry import tight_slices
 from ldm.experts.builtin import Lite0Features
 from ldm.metrics.clip import Dino
 from ldm.registry.models import BUILTIN_FOLDER, resolve_model_path
-
-if TYPE_CHECKING:
-    from compose.pipeline import Result
 
 DINO = Path("models/dino_vits16")
 
@@ -38,8 +35,8 @@ def similarity_network(models: Models) -> Any:
     raise ValueError(f"--rank-by identity needs an image network: {pull} dino-vits16, or builtin-detector")
 
 
-def keep_best(result: Result, settings: ComposeSettings, models: Models) -> Result:
-    """The `best` samples by `rank_by`, the best first; the report has the scores of all."""
+def keep_best(result: Any, settings: ComposeSettings, models: Models) -> Any:
+    """The `best` samples of a `compose.pipeline.Result`, the best first; the report has the scores of all."""
     measure = geometry_scores if settings.rank_by == "geometry" else identity_scores
     scores = [{"seed": seed, **s} for seed, s in zip(result.seeds, measure(result, models), strict=True)]
     order = sorted(range(len(scores)), key=lambda index: -scores[index]["score"])[: settings.best]
@@ -50,7 +47,7 @@ def keep_best(result: Result, settings: ComposeSettings, models: Models) -> Resu
     return replace(result, **kept, report={**report, "ranking": {"by": settings.rank_by, "samples": scores}})
 
 
-def geometry_scores(result: Result, models: Models) -> list[dict[str, Any]]:
+def geometry_scores(result: Any, models: Models) -> list[dict[str, Any]]:
     """Per sample: depth_error, order (None where nothing hides it), seam in gray levels, and score."""
     layers, embed = result.geometry.native_layers, result.geometry.window.embed
     visible, edit, front = embed(layers.visible), result.edit_mask, embed(layers.keep)
@@ -71,7 +68,7 @@ def geometry_scores(result: Result, models: Models) -> list[dict[str, Any]]:
     return scores
 
 
-def identity_scores(result: Result, models: Models) -> list[dict[str, Any]]:
+def identity_scores(result: Any, models: Models) -> list[dict[str, Any]]:
     """Per sample: similarity in [-1, 1], which is the score."""
     inputs, visible = (
         result.geometry.inputs,

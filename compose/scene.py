@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from compose.job import Job
 from compose.settings import ComposeSettings
 from compose.sources import Stage
 from datasets.fusion import occluders
@@ -21,6 +22,7 @@ from datasets.relations import Place
 from ldm.decode import LoadedImage, opened
 from ldm.files import file_sha256
 from ldm.images import encode_image, encode_png
+from ldm.result import save_result
 
 DEPTH_UNITS = 65535  # of a 16-bit depth map
 
@@ -179,3 +181,40 @@ class Scene:
         new = ((layer, patch.report["box"]),) if set(patch.gone) - self.things.keys() else ()
         before, cleared = (*self.before, self), (*self.cleared, *new)
         return Scene(image, depth_01, owner, things, anchors, before, cleared)
+
+
+@dataclass(frozen=True, eq=False)
+class JobResult:
+    """What `compose_layers` returns."""
+
+    job: Job
+    scene: Scene  # after the last layer; its `before` has the states under each patch
+    patches: list[Patch]
+    names: list[str]  # of the layer of each patch
+    recipe: dict[str, Any]  # all that decides the pixels
+    report: dict[str, Any]  # what was measured
+
+    @property
+    def background(self) -> LoadedImage:
+        """(H, W), as it was read."""
+        return self.scene.before[0].image
+
+    @property
+    def image_u8(self) -> np.ndarray:
+        """(H, W, 3), in the colours of the background."""
+        return self.scene.image.own_u8
+
+    @property
+    def edit_mask(self) -> np.ndarray:
+        """(H, W) bool: what some layer was allowed to change."""
+        return self.scene.owner > 0
+
+    @property
+    def summary(self) -> str:
+        """Number of layers and drift in words."""
+        changed = self.report["drift"]["changed_outside"]
+        return f"{len(self.job.layers)} layers, {changed} pixels changed outside what they may change"
+
+    def save(self, path: Path, overwrite: bool = False) -> None:
+        """The image with its recipe, the JSON report beside it; an earlier result is kept or replaced."""
+        save_result(path, self.scene.image, self.recipe, self.report, overwrite)
