@@ -42,6 +42,13 @@ class Augment:
     brightness: float = setting(0.1, help="shift of the reference, +- this part of the range", low=0, high=1)
     contrast: float = setting(0.2, help="factor on the reference, 1 +- this", low=0, high=1)
     colour: float = setting(0.1, help="factor per channel of the reference, 1 +- this", low=0, high=1)
+    relit: float = setting(
+        1.0, help="probability of brightness, contrast, colour (published 0.5)", low=0, high=1
+    )
+    whole_view: bool = setting(False, help="they change the white margin of the reference too (published)")
+    ratio_step: float = setting(
+        0.0, help="ratios are multiples of this (published 0.1); 0: any", low=0, high=1
+    )
     levels: tuple[float, float, float, float, float] = setting(
         (0.1, 0.15, 0.15, 0.1, 0.5), help=f"weights of the mask levels {' '.join(LEVELS)}", low=0
     )
@@ -116,9 +123,19 @@ class PairOptions:
         "area", help="legacy: whole pixels, no prefilter, 8-bit depth", choices=("area", "legacy")
     )
     augment: Augment = setting(Augment(), help="what training varies")
+    preset: str = setting(
+        "none",
+        choices=("none", "published"),
+        help="published: all that the released training does, keys of train too; keys beside or after it win",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.preset != "none":  # RunConfig.layers puts its values there
+            raise ValueError(
+                f"pair.preset={self.preset} is for training settings; elsewhere take the values of "
+                "datasets.inputs.PUBLISHED_TRAINING"
+            )
         if len(self.size) != 2 or self.size[0] != self.size[1]:
             raise ValueError(f"size must be a square (h, w), got {self.size}")
         if self.resample != "legacy" and (self.depth_file or self.region_of == "visible"):
@@ -164,21 +181,30 @@ class AugmentationParams:
         weights = np.array(ranges.levels) / sum(ranges.levels)
         contrast = 1 + rng.uniform(-ranges.contrast, ranges.contrast)
         gain = contrast * (1 + rng.uniform(-ranges.colour, ranges.colour, 3))
-        return cls(
-            crop_ratio=float(rng.uniform(*ranges.crop_ratio)),
-            reference_ratio=float(rng.uniform(*ranges.reference_ratio)),
+
+        def ratio(low: float, high: float) -> float:
+            if not (step := ranges.ratio_step):
+                return float(rng.uniform(low, high))
+            return round(int(rng.integers(round(low / step), round(high / step) + 1)) * step, 6)
+
+        params = cls(
+            crop_ratio=ratio(*ranges.crop_ratio),
+            reference_ratio=ratio(*ranges.reference_ratio),
             flip=bool(rng.random() < ranges.flip),
             brightness=float(rng.uniform(-ranges.brightness, ranges.brightness)),
             gain=(float(gain[0]), float(gain[1]), float(gain[2])),
             mask_level=LEVELS[int(rng.choice(len(LEVELS), p=weights))],
             mask_seed=int(rng.integers(2**31)),
         )
+        same = rng.random() >= ranges.relit
+        return replace(params, brightness=0.0, gain=(1.0, 1.0, 1.0)) if same else params
 
 
 PUBLISHED_TRAINING = PairOptions(
     hf_mode="zero", max_stretch=100.0, occlusion="pixel", border="clip", collage="box", bbox_end="legacy",
     fusion_norm="legacy", resample="legacy", depth_hint="target",
-    augment=Augment(flip=0.5, brightness=0.2, colour=0.0),
+    augment=Augment(flip=0.5, brightness=0.2, colour=0.0, relit=0.5, whole_view=True, ratio_step=0.1,
+                    levels=(0.0, 0.0, 0.7, 0.0, 0.3)),
 )  # fmt: skip
 PUBLISHED_INFERENCE = replace(
     PUBLISHED_TRAINING, collage="mask", mask_pad=1, mask_resize="linear", mask_level="fine",

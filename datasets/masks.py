@@ -136,6 +136,7 @@ def mask_level(
 
     From the silhouette itself to its box (Bifrost, App. B.2): one model follows exact and rough regions.
     amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
+    shape:  as of `dilate`; legacy-rect deforms at full size, as published
     """
     if level not in LEVELS:
         raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
@@ -145,4 +146,6 @@ def mask_level(
         return dilate(silhouette, amount, shape=shape, frame=frame)
     if level == "coarse":
         return dilate(silhouette, 4 * amount, shape=shape, frame=frame)
-    return perturb_mask(silhouette, rng) if level == "perturbed" else silhouette.astype(bool)
+    if level == "perturbed":
+        return perturb_mask(silhouette, rng, whole=shape == "legacy-rect")
+    return silhouette.astype(bool)

@@ -69,9 +69,8 @@ class Geometry:
         wide = geo.expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
         x0, y0, x1, y1 = geo.square_box(wide, (h, w), options.border)
         crop = Crop((x0, y0, x1, y1), geo.square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
-        if params.brightness != 0 or params.gain != (1.0, 1.0, 1.0):
-            rgb_u8 = cv2.LUT(cutout.rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
-            cutout = replace(cutout, rgb_u8=masked(rgb_u8, cutout.mask))
+        if not options.augment.whole_view and (params.brightness != 0 or params.gain != (1.0, 1.0, 1.0)):
+            cutout = replace(cutout, rgb_u8=masked(relit(cutout.rgb_u8, params), cutout.mask))
         if inputs.reference_alpha_01 is not None and params == AugmentationParams.fixed(options):
             soft = inputs.reference_u8, inputs.reference_mask, inputs.reference_alpha_01
             cutout = replace(cutout, rim=Rim.of(*soft, options.bbox_end))
@@ -241,6 +240,8 @@ def pair_of(geometry: Geometry) -> Pair:
         raise ValueError("nothing to paint: at this box and depth nearer things hide the object completely")
 
     view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
+    if options.augment.whole_view:
+        view_u8 = relit(view_u8, geometry.params)
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
         map_u8 = fusion.high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
@@ -281,6 +282,13 @@ def pair_of(geometry: Geometry) -> Pair:
     )
     regions = torch.from_numpy(mask.astype(np.int8))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
+
+
+def relit(rgb_u8: np.ndarray, params: AugmentationParams) -> np.ndarray:
+    """(h, w, 3) uint8 with the brightness and the gain of each channel of the random decisions."""
+    if params.brightness == 0 and params.gain == (1.0, 1.0, 1.0):
+        return rgb_u8
+    return cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
 
 
 def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from ldm.settings.choices import SCHEDULERS, scheduler_name
 from ldm.settings.config import nearest
 
 AUTOENCODERS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
+Generators = torch.Generator | list[torch.Generator] | None  # one for all examples, or one for each
 STATISTICS = "latent_statistics.json"
 
 STEP_INPUTS = {"model_output", "timestep", "sample"}
@@ -61,17 +62,15 @@ class LatentSpace(nn.Module):
     def channels(self) -> int:
         return self.vae.config.latent_channels
 
-    def raw(self, image_pm1: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def raw(self, image_pm1: Tensor, generator: Generators = None) -> Tensor:
         """(b, 3, h, w) -> (b, c, h/f, w/f), not normalised; the KL posterior's mode without a generator."""
         encoded = self.vae.encode(image_pm1)
         if isinstance(self.vae, AutoencoderTiny):
             return encoded.latents
         posterior = encoded.latent_dist
-        return posterior.mode() if generator is None else posterior.sample(generator)
+        return posterior.mode() if generator is None else posterior.sample(generator)  # type: ignore[arg-type]
 
-    def encode(
-        self, image_pm1: Tensor, generator: torch.Generator | None = None, check: bool = True
-    ) -> Tensor:
+    def encode(self, image_pm1: Tensor, generator: Generators = None, check: bool = True) -> Tensor:
         """(b, 3, h, w) in [-1, 1] -> normalised latents (b, c, h/f, w/f).
 
         check: ValueError where they are not finite, for which the device is waited for

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 
 # Path pattern of a settings file -> "module:dataclass" that it fills. The first match counts.
 SCHEMAS: dict[str, str] = {
-    "configs/bifrost.yaml": "cldm.training.settings:RunConfig",
+    "configs/bifrost*.yaml": "cldm.training.settings:RunConfig",
     "configs/tiny/compositor.yaml": "cldm.training.settings:RunConfig",
     "configs/tiny/autoencoder.yaml": "tiny.compositor.autoencoder:AutoencoderTraining",
     "configs/tiny/locator*.yaml": "tiny.locator.train:LocatorTraining",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from einops import rearrange
@@ -30,6 +30,7 @@ from cldm.training.sharding import WHOLE, shard
 from datasets.base import MOVING, STILL
 from datasets.pairs import model_inputs
 from ldm.denoise import min_snr_weight, prediction_target
+from ldm.seeds import seed_of
 from ldm.training.run import trained
 
 FREE = 0.3  # fraction of examples whose timestep ignores the source's dynamics (published)
@@ -80,6 +81,9 @@ class CompositorModule(pl.LightningModule):
     def __init__(self, model: Compositor, config: CompositorTrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
+        if config.vae == "sample" and not isinstance(model.latent_space.vae, AutoencoderKL):
+            kind = type(model.latent_space.vae).__name__
+            raise ValueError(f"train.vae=sample needs an autoencoder with a posterior; {kind} has none: mode")
         self.noise_schedule = DDIMScheduler.from_config(model.scheduler_config)
         unet, encoder = model.unet, model.identity.encoder
         decoder = (unet.up_blocks, unet.conv_norm_out, unet.conv_out)
@@ -155,9 +159,7 @@ class CompositorModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """batch: tensors of `datasets.examples.TrainingSample`, each (b, ...)."""
         batch = {**batch, **model_inputs(batch)}
-        first, self.checked = not self.checked, True  # a check waits for the device
-        with torch.no_grad():
-            latents = self.model.latent_space.encode(batch["target_pm1"], check=first).float()
+        latents = self.latents(batch["target_pm1"])
         total, devices = len(self.noise_schedule), (self.global_rank, self.trainer.world_size)
         draws = StepRandomness.draw(self.config.seed, self.batch_number, latents.shape, total, *devices)
         draws = draws.to(self.device)
@@ -170,6 +172,17 @@ class CompositorModule(pl.LightningModule):
         self.last_loss = loss.detach()
         self.log("loss", self.last_loss, prog_bar=True, logger=False)
         return loss
+
+    @torch.no_grad()
+    def latents(self, target_pm1: Tensor) -> Tensor:
+        """(b, c, h, w) of targets (b, 3, H, W): the posterior's mode, or by option a sample of it."""
+        b, generators = len(target_pm1), None
+        if self.config.vae == "sample":
+            places = range(self.global_rank * b, (self.global_rank + 1) * b)  # in the batch of all devices
+            seeds = [seed_of(self.config.seed, "posterior", self.batch_number, place) for place in places]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        first, self.checked = not self.checked, True  # a check waits for the device
+        return self.model.latent_space.encode(target_pm1, generators, check=first).float()
 
     def loss(
         self, batch: dict[str, Any], latents: Tensor, noise: Tensor, timesteps: Tensor, drops: Tensor

@@ -8,9 +8,9 @@ from typing import Any
 
 from cldm.config import NetworkConfig, Sampling
 from datasets.base import STOP_AFTER, ExampleSource
-from datasets.inputs import PairOptions
+from datasets.inputs import PUBLISHED_TRAINING, PairOptions
 from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
-from ldm.settings.config import check_settings, load_config, setting
+from ldm.settings.config import check_settings, load_config, setting, to_plain
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class CompositorTrainConfig:
         high=100.0,
         help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
     )
+    vae: str = setting(
+        "mode",
+        choices=("mode", "sample"),
+        help="latents of the targets: the mode of the autoencoder's posterior, or a sample of it (published)",
+    )
     min_snr: float = setting(0.0, low=0.0, help="min-SNR limit of loss weights (usual: 5); 0 = equal")
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
@@ -193,6 +198,15 @@ class ValidationConfig:
         return [] if named is None else [named.as_posix(), self.examples]
 
 
+# Of the released training, beside PUBLISHED_TRAINING (docs/compositor.md, table of differences).
+RELEASED: dict[str, Any] = {
+    "trainable": "published", "train_projector": False, "vae": "sample", "timesteps": "dynamics",
+    "drop_identity": 0.0, "drop_detail": 0.0, "drop_depth": 0.0, "timestep_shift": 1.0, "min_snr": 0.0,
+    "mask_weight": 0.0, "ema": 0.0, "lr": 1e-5, "final_lr": 1.0, "hold": 0.0, "warmup": 0,
+    "betas": [0.9, 0.999], "weight_decay": 0.01,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RunConfig:
     out: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the finished model")
@@ -225,6 +239,17 @@ class RunConfig:
             raise ValueError(
                 "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"
             )
+
+    @staticmethod
+    def layers(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Values that name `pair.preset` as two layers: what it stands for, and the rest, which wins."""
+        pair = values.get("pair")
+        if not isinstance(pair, Mapping) or pair.get("preset") != "published":
+            return [values]
+        own = ("size", "reference_size", "preset")  # of the model
+        published = {key: value for key, value in to_plain(PUBLISHED_TRAINING).items() if key not in own}
+        rest = {key: value for key, value in pair.items() if key != "preset"}
+        return [{"pair": published, "train": RELEASED}, {**values, "pair": rest}]
 
     @property
     def samples_per_step(self) -> int:

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -118,6 +118,8 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T:
     """Merge layers over the defaults; errors name layer and key, or begin with `where` for missing ones."""
     config = OmegaConf.structured(schema)
+    if split := getattr(schema, "layers", None):  # a value that stands for several
+        layers = [replace(layer, values=part) for layer in layers for part in split(layer.values)]
     for layer in layers:
         for key, hint, value in _leaves(schema, layer, layer.values):
             try:

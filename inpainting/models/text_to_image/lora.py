@@ -80,7 +80,7 @@ class LoraLoss:
         """(b, 3, H, W) -> (b, c, h, w), drawn from the autoencoder's posterior as published."""
         space = self.model.latent_space
         parameter = next(space.vae.parameters())
-        return space.encode(image_pm1.to(parameter.dtype), generators).float()  # type: ignore[arg-type]
+        return space.encode(image_pm1.to(parameter.dtype), generators).float()
 
 
 def released_key(name: str) -> str:
