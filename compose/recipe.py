@@ -17,6 +17,7 @@ from ldm.files import file_sha256, hash_folder, same_file
 from ldm.registry.models import cutout_network
 from ldm.result import library_versions, read_recipe
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
+from ldm.settings.schema import flat
 from ldm.temporary import FOLDER, IN_MEMORY
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,11 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
             folder = now["settings"][name]
             raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
     for part, new in (("sampling", to_plain(Sampling())), ("pair", to_plain(PairOptions()))):
-        before = {**new, **recipe[part]}  # without settings that came later
-        if changed := sorted(key for key in now[part] if before.get(key) != now[part][key]):
+        before, after = (
+            {**flat(new), **flat(recipe[part])},
+            flat(now[part]),
+        )  # without settings that came later
+        if changed := sorted(key for key in after if before.get(key) != after[key]):
             folder, compat = now["settings"]["model"], settings.compat
             what = f"--compat {compat}" if compat else f"the configuration in {folder}"
             raise ValueError(f"{image}: {what} has changed since: {part}.{changed[0]}")

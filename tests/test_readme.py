@@ -13,7 +13,6 @@ from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from cldm.training.settings import RunConfig
 from compose.schema import command_modules
-from datasets.inputs import PairOptions
 from inpainting.models.image_to_text.settings import PromptTraining
 from ldm.settings.cli import run_app
 from ldm.settings.config import load_config
@@ -145,7 +144,7 @@ def test_every_compatibility_switch_is_accepted():
     found = re.findall(r"`(?:pair\.)?(\w+): ([\w.-]+)`", pages.text_of("docs/compositor.md"))
     assert len(found) >= 10
     for key, value in found:
-        load_config(PairOptions, None, ["resample=legacy", f"{key}={value}"])
+        load_config(RunConfig, None, ["out=run", "pair.resample=legacy", f"pair.{key}={value}"])
 
 
 def test_command_page_is_up_to_date(tmp_path):

@@ -9,12 +9,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from cldm.training.resume import flat
 from cldm.training.settings import DataConfig, RunConfig
 from datasets.base import ExampleSource
 from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
 from datasets.sources.image_source import ImageSource
-from ldm.settings.schema import to_plain
+from ldm.settings.schema import flat, to_plain
 
 
 class RunLoader(DataLoader[TrainingSample]):

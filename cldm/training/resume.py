@@ -19,7 +19,7 @@ from cldm.training.settings import RunConfig
 from datasets.sources.registry import DatasetsConfig
 from ldm.files import hash_model, read_json, read_text, write_atomic
 from ldm.settings.config import dump_yaml, load_config, yaml_layers
-from ldm.settings.schema import flat_settings, members, to_plain
+from ldm.settings.schema import flat, flat_settings, members, to_plain
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,6 @@ def run_record(config: RunConfig, items: Mapping[str, int]) -> dict[str, Any]:
             kept = {k: v for k, v in flat(to_plain(section)).items() if Path not in members(hints[k][1])}
             mixture[name] = {"weight": settings.weights[name], **kept}
     return {"config": to_plain(config), "mixture": mixture, "hashes": hashes}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return found
 
 
 def check_resumed(config: RunConfig, record: Mapping[str, Any], checkpoint: Path) -> list[Change]:

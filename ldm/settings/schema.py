@@ -190,6 +190,14 @@ def to_plain(value: Any) -> Any:
     raise ValueError(f"cannot write a {type(value).__name__} as plain settings: {value!r}")
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of a nest of mappings."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 def type_schema(hint: Any, rule: dict[str, Any]) -> dict[str, Any]:
     """The JSON Schema of one type with the range and the choices of its setting."""
     kinds = members(hint)
