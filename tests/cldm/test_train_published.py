@@ -16,7 +16,7 @@ from cldm.config import AutoencoderConfig, CompositorConfig
 from cldm.create import create_compositor
 from cldm.training.module import CompositorModule
 from cldm.training.settings import RELEASED, CompositorTrainConfig, RunConfig
-from datasets import fusion
+from datasets import masks
 from datasets.inputs import PUBLISHED_TRAINING, AugmentationParams, PairOptions
 from datasets.masks import perturb_mask
 from datasets.pairs import build_pair
@@ -159,9 +159,9 @@ def test_deformation_happens_at_full_size_as_published() -> None:
     mask[100:300, 120:380] = True
     region = np.ones_like(mask)
     given = (mask, "perturbed", region, 0.02)
-    published = fusion.mask_level(*given, np.random.default_rng(3), shape="legacy-rect")
+    published = masks.mask_level(*given, np.random.default_rng(3), shape="legacy-rect")
     assert np.array_equal(published, perturb_mask(mask, np.random.default_rng(3), whole=True))
-    ours = fusion.mask_level(*given, np.random.default_rng(3))
+    ours = masks.mask_level(*given, np.random.default_rng(3))
     assert np.array_equal(ours, perturb_mask(mask, np.random.default_rng(3)))
     assert not np.array_equal(ours, published)
 
