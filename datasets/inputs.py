@@ -3,11 +3,9 @@
 Training draws the random decisions and inference fixes them; the pre-processing itself draws nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-import cv2
 import numpy as np
 
 from datasets.fusion import (
@@ -278,36 +276,3 @@ def painted_box(inputs: Inputs, options: PairOptions, box: Box01, cutout: Cutout
     if options.bbox_end == "legacy" and inputs.box01_xyxy is not None:
         return bbox_of_mask(mask_of_box(whole_box(box), size), options.bbox_end)
     return box
-
-
-def mirror(inputs: Inputs) -> Inputs:
-    """The sample with left and right exchanged everywhere, reference included."""
-    names = [name for like, names in SAME_SIZE.items() for name in (like, *names)]
-    flipped = {name: value[:, ::-1] for name in names if (value := getattr(inputs, name)) is not None}
-    if inputs.box01_xyxy is not None:
-        x0, y0, x1, y1 = inputs.box01_xyxy
-        flipped["box01_xyxy"] = (1 - x1, y0, 1 - x0, y1)
-    return replace(inputs, **flipped)
-
-
-def permute_colours(inputs: Inputs, order: Sequence[int]) -> Inputs:
-    """The sample with its colour channels in another order everywhere."""
-    names = ("reference_u8", "background_u8", "target_u8")
-    moved = {name: value[..., list(order)] for name in names if (value := getattr(inputs, name)) is not None}
-    return replace(inputs, **moved)
-
-
-def relight_room(inputs: Inputs, gains: Sequence[float]) -> Inputs:
-    """The sample with background and target in other light; the reference stays as it is.
-
-    gains: factors on red, green and blue of linear light (display gamma 2.2); what gets too light is cut off
-    """
-    table = gain_table(np.array(gains) ** (1 / 2.2))
-    target_u8 = None if inputs.target_u8 is None else cv2.LUT(inputs.target_u8, table)
-    return replace(inputs, background_u8=cv2.LUT(inputs.background_u8, table), target_u8=target_u8)
-
-
-def gain_table(factors: np.ndarray, shift: float = 0.0) -> np.ndarray:
-    """(1, 256, 3) uint8: every value of each channel times its factor (3,), plus a shift."""
-    values = np.arange(256, dtype=np.float64)[:, None] * factors + shift
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)[None]

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from datasets import fusion
 from datasets import geometry as geo
+from datasets.augment import relit
 from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
-from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, gain_table, painted_box
+from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, painted_box
 from datasets.masks import dilate, mask_level, masked
 from datasets.rim import Rim
 from ldm.images import resize, to_pm1
@@ -282,13 +283,6 @@ def pair_of(geometry: Geometry) -> Pair:
     )
     regions = torch.from_numpy(mask.astype(np.int8))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
-
-
-def relit(rgb_u8: np.ndarray, params: AugmentationParams) -> np.ndarray:
-    """(h, w, 3) uint8 with the brightness and the gain of each channel of the random decisions."""
-    if params.brightness == 0 and params.gain == (1.0, 1.0, 1.0):
-        return rgb_u8
-    return cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
 
 
 def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.augment import mirror, permute_colours, relight_room
 from datasets.base import BOTH
-from datasets.inputs import Inputs, mirror, permute_colours, relight_room
+from datasets.inputs import Inputs
 from datasets.scenes.batch import SceneFacts
 from datasets.scenes.store import OpenShard, depth_01
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.inputs import AugmentationParams, Inputs, PairOptions, mirror, permute_colours, relight_room
+from datasets.augment import mirror, permute_colours, relight_room
+from datasets.inputs import AugmentationParams, Inputs, PairOptions
 from datasets.pairs import Geometry, Pair, build_pair
 from tests.datasets.preprocess_golden import (
     OPTIONS,

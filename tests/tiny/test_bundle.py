@@ -9,7 +9,7 @@ import pytest
 
 from cldm.pipeline import CompositorPipeline
 from cldm.pretrained import load_compositor
-from datasets.inputs import relight_room
+from datasets.augment import relight_room
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
 from datasets.scenes.settings import StoreSettings
