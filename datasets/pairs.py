@@ -241,8 +241,7 @@ def pair_of(geometry: Geometry) -> Pair:
         raise ValueError("nothing to paint: at this box and depth nearer things hide the object completely")
 
     view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
-    if options.augment.whole_view:
-        view_u8 = relit(view_u8, geometry.params)
+    view_u8 = relit(view_u8, geometry.params) if options.augment.whole_view else view_u8
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
         map_u8 = fusion.high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
