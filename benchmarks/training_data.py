@@ -31,6 +31,7 @@ from ldm.settings.cli import run_module, single_app
 log = logging.getLogger(__name__)
 
 SIZE = (1500, 2250)  # of most images of SA-1B
+NOISE = 3e-4  # of a depth map, in its range; chosen: a full-size map then takes 4 to 5 MB, as real ones
 SEGMENTS = 100  # of an image of SA-1B on average (Kirillov et al. 2023)
 
 
@@ -59,7 +60,9 @@ def make_sa1b(images: Path, depth: Path, made: Path) -> None:
             annotations.append({"id": number, "segmentation": segmentation, "area": int(mask.sum())})
         size = {"width": w, "height": h, "file_name": path.with_suffix(".jpg").name}
         write_json(made / "sam" / f"{name}.json", {"image": size, "annotations": annotations})
-        map_01 = resize(read_depth(depth / f"{name}.png"), SIZE, how="cubic")
+        # Real maps are not smooth in 16 bits; these are those of 8 bits with noise, at the network's size.
+        map_01 = resize(read_depth(depth / f"{name}.png"), DepthInput().network_size(SIZE), how="linear")
+        map_01 = resize(map_01 + rng.normal(0, NOISE, map_01.shape).astype(np.float32), SIZE, how="cubic")
         write_depth(made / "sam_depth" / f"{name}.png", np.clip(map_01, 0, 1))
 
 
@@ -68,8 +71,9 @@ def small_maps(depth: Path, out: Path) -> None:
     for path in sorted(depth.rglob("*.png")):
         map_01 = read_depth(path)
         n, m = DepthInput().network_size((map_01.shape[0], map_01.shape[1]))
-        smaller = n * m < map_01.size
-        write_depth(out / path.relative_to(depth), resize(map_01, (n, m)) if smaller else map_01)
+        scale = min(1.0, (n * m / map_01.size) ** 0.5)
+        size = round(map_01.shape[0] * scale), round(map_01.shape[1] * scale)
+        write_depth(out / path.relative_to(depth), resize(map_01, size) if scale < 1 else map_01)
 
 
 def settings_of(side: str, data: Path, made: Path) -> Path:

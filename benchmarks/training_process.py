@@ -28,7 +28,9 @@ def main(settings: str, count: str) -> None:
     torch.set_num_threads(1)
     loaded, rows = config.load_config(registry.DatasetsConfig, Path(settings)), {}
     for name in loaded.weights:
-        dataset = examples.PairDataset(registry.open_source(loaded, name), options, 0)
+        # In a mixture another source takes the place of one that rejects so many items.
+        limit = {} if old else {"stop_after": examples.ITEMS}
+        dataset = examples.PairDataset(registry.open_source(loaded, name), options, 0, **limit)
         batch, failed = {}, 0
         for k in range(-1, int(count)):
             if k == 0:  # after a warm-up

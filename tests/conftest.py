@@ -35,6 +35,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(os.cpu_count() or 1, 4)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a GPU are listed as skipped where there is none."""
+    marked = [item for item in items if item.get_closest_marker("cuda")]
+    if marked:
+        import torch
+
+        for item in [] if torch.cuda.is_available() else marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU of NVIDIA (CUDA)"))
+
+
 def pytest_collection_finish() -> None:
     """What the imports made stays to the end; the garbage collector need not look through it again."""
     gc.freeze()
