@@ -116,7 +116,8 @@ def write_open_raster(
 
     layers: names, images (h, w) and depths (h, w), the lowest first, each cut to what is opaque
     """
-    (h, w), stack, entries = image.size, "", []
+    (h, w), stack = image.size, ""
+    entries: list[dict[str, Any]] = []
     files = {"mimetype": b"image/openraster", "stack.xml": b""}
     for number, (name, layer, depth_01) in enumerate(layers):
         stem = f"data/{file_name(name)}"
