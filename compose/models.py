@@ -38,6 +38,7 @@ class Models:
     load_in: str = ""  # 4bit or 8bit: the locator's weights
     requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
+    others: dict[Any, Any] = field(default_factory=dict)  # erasers and foreign painters, likewise
 
     @loading()
     def once(self, folder: Path, load: Callable[..., Any], *beside: Path, **more: Any) -> Any:

@@ -13,25 +13,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cldm.config import Sampling
-from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models
+from compose.painters import (
+    Work,
+    choose_painter,
+    folder_painter,
+    options_of,
+    paint_by_compositor,
+    paint_elsewhere,
+)
 from compose.placement import locate, resolve_placement
 from compose.rank import keep_best, similarity_network
 from compose.recipe import make_recipe, sampling_of
-from compose.settings import DEPTH_MODES, ComposeSettings
+from compose.settings import BIFROST, DEPTH_MODES, ComposeSettings
 from compose.sources import Stage, object_depth_is_estimated, read_sources
 from datasets.pairs import Geometry, Pair, pair_of
-from datasets.pasteback import stitch
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
-from ldm.result import StageTimer, measure_drift, save_result, warn_if_alike
+from ldm.result import StageTimer, measure_drift, save_result
 from ldm.settings.config import flag_name
 from llava_bifrost.settings import WITH_SENTENCE
 
@@ -129,7 +134,9 @@ def compose(
     Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
     timer = StageTimer()
+    settings = choose_painter(settings, models)
     sampling, options = sampling_of(settings, models)
+    options = options_of(folder_painter(settings, models), options)
     if (trained := models.config.pair.hf_mode) != options.hf_mode:  # only --compat changes it
         text = "--compat %s shows the model hf_mode %s, but it was trained with %s: expect a poor object"
         logger.warning(text, settings.compat, options.hf_mode, trained)
@@ -153,31 +160,26 @@ def compose(
         settings, geometry, decided = resolve_placement(settings, placement, sources, depth_01, options)
         layers, pair = geometry.native_layers, pair_of(geometry)
         recipe = make_recipe(settings, models, decided.get("placement"))
-    with timer.stage("load"):
-        compositor = models.compositor
-    seeds = [settings.seed + index for index in range(settings.num_samples)]
-    with timer.stage("paint"):
-        weights = Weights(settings.detail_weight, settings.depth_weight)
-        pipeline = CompositorPipeline(compositor, models.device, settings.offload)
-        monitor = Monitor(on_step, cancelled, progress)
-        painted = pipeline.paint(pair, seeds, sampling, weights, monitor, rounded=settings.compat is None)
-    paste = "legacy-rect" if settings.compat else "mask-feather"
+    work = Work(geometry, pair, sources, settings, models, timer)
+    if settings.painter == BIFROST:
+        painting = paint_by_compositor(work, sampling, Monitor(on_step, cancelled, progress))
+    else:
+        painting = paint_elsewhere(work, cancelled)
     with timer.stage("paste back"):
-        finish = partial(stitch, geometry, paste=paste, background=sources.background)
-        detail, scale = sampling.detail, sampling.detail_scale
-        stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
-        warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
-        before_u8 = sources.background.own_u8
+        stitched, before_u8 = painting.stitched, sources.background.own_u8
         allowed = [np.greater(s.edit_mask, s.keep_mask) for s in stitched]  # nearer objects stay too
         drift = [measure_drift(before_u8, s.result_u8, a) for s, a in zip(stitched, allowed, strict=True)]
     if (visible := layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
-    measured = {"visible_fraction": visible, "drift": drift, "seeds": seeds, "device": str(models.device)}
-    report = {**decided, **measured, "seconds": timer.report()}
+    measured = {
+        "visible_fraction": visible,
+        "drift": drift,
+        "seeds": work.seeds,
+        "device": str(models.device),
+    }
+    report = {**decided, **measured, **painting.report, "seconds": timer.report()}
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
-    painted_u8 = [np.rint(image).astype(np.uint8) for image in painted]
-    all_samples = Result(
-        images, edit_mask, seeds, recipe, report, geometry, pair, painted_u8, sources.background
-    )
+    about = recipe, report, geometry, pair, painting.painted_u8, sources.background
+    all_samples = Result(images, edit_mask, work.seeds, *about)
     return all_samples if settings.best is None else keep_best(all_samples, settings, models)

@@ -9,6 +9,7 @@ from typing import Any
 
 from cldm.config import SPEEDS, Sampling, with_compat
 from compose.models import Models
+from compose.painters import weights_of_painter
 from compose.settings import ComposeSettings
 from compose.sources import uses_depth_network
 from datasets.inputs import PairOptions
@@ -66,6 +67,7 @@ def make_recipe(
         weights["depth_model"] |= weights_of_depth(models.depth_folder)
     if network is not None:
         weights["cutout"] = {network.name: file_sha256(network)}
+    weights |= weights_of_painter(settings, models)
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
     for name, path in settings.input_files.items():
         if path.parent.name.startswith(FOLDER):  # a replay needs a file with the same pixels
@@ -94,6 +96,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     values = {
         "cutout": "grabcut",
         "edge": "hard",
+        "painter": "bifrost",
         "erase": "nothing",
         "speed": "exact",
         **recipe["settings"],

@@ -23,6 +23,7 @@ from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it
+AUTO, BIFROST, PASTE = "auto", "bifrost", "paste"  # painters, beside folders
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
 
 
@@ -100,6 +101,19 @@ class ComposeSettings(LocatorOptions):
         help="what cuts out an object without alpha, mask and SAM: the network U2-Netp "
         "(python -m ldm.registry pull u2netp), or GrabCut; auto: the network where it is there",
     )
+    painter: str = setting(
+        AUTO,
+        help="who paints: bifrost, the compositor; paste, the relit cut-out alone; a folder, any inpainting "
+        "pipeline of diffusers; auto: bifrost, but paste for photographs without full-size weights",
+    )
+    prompt: str | None = setting(
+        None, help="what a painter of a folder reads; without it the name of the object's file"
+    )
+    eraser: str = setting(
+        AUTO,
+        help="what fills the target mask first, where the painter is not bifrost: a LaMa file, an inpainting "
+        "folder, exemplar, opencv; auto: the first of them that is there",
+    )
     edge: str = setting(
         "soft",
         choices=("soft", "hard"),
@@ -169,6 +183,10 @@ class ComposeSettings(LocatorOptions):
         if self.best is not None and self.best > self.num_samples:
             raise ValueError(
                 f"--best {self.best} needs --num-samples {self.best} or more, got {self.num_samples}"
+            )
+        if self.compat is not None and self.painter not in (AUTO, BIFROST):
+            raise ValueError(
+                f"--compat is about the compositor: it does not go with --painter {self.painter}"
             )
         if self.within_mask and (self.target_mask is None or self.compat is not None):
             wrong = "needs --target-mask" if self.target_mask is None else "does not go with --compat"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compose import pipeline
+from compose import painters
 from datasets.fusion import MARGIN
 from ldm.images import encode_png, read_image, write_png
 from ldm.result import read_recipe
@@ -32,14 +32,14 @@ def test_occluders_and_surroundings_keep_every_byte(case: Case) -> None:
 
 
 def test_drift_is_measured_on_the_result(case: Case, monkeypatch) -> None:
-    real = pipeline.stitch
+    real = painters.stitch
 
     def leaking(*args, **kwargs):
         one = real(*args, **kwargs)
         one.result_u8[0, -3:] ^= 7
         return one
 
-    monkeypatch.setattr(pipeline, "stitch", leaking)
+    monkeypatch.setattr(painters, "stitch", leaking)
     assert case.run() == 0
     drift = case.report()["drift"]
     assert (drift["changed_outside"], drift["max_abs_outside"]) == (3, 7)

@@ -85,7 +85,7 @@ def test_an_interrupt_leaves_nothing(case: Case, monkeypatch, capsys) -> None:
         raise KeyboardInterrupt
 
     before = case.files()
-    monkeypatch.setattr("compose.pipeline.CompositorPipeline.paint", interrupted)
+    monkeypatch.setattr("compose.painters.CompositorPipeline.paint", interrupted)
     assert case.run() == 130
     assert capsys.readouterr().err.strip() == "interrupted"
     assert case.files() == before

@@ -1,0 +1,211 @@
+"""Who paints the crop of a composite: the compositor, the relit cut-out alone, or a pipeline of diffusers.
+
+The geometry is the same for all: none touches a pixel outside the edit region, or of something nearer.
+Legend: H W pixels of the background, h w pixels of the window in which anything may change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cldm.config import Sampling
+from cldm.pipeline import CompositorPipeline, Weights
+from compose.models import Models
+from compose.settings import AUTO, BIFROST, PASTE, TINY_MODEL, ComposeSettings
+from compose.sources import Sources
+from datasets.inputs import PairOptions
+from datasets.masks import dilate
+from datasets.pairs import Geometry, Pair, square_view
+from datasets.pasteback import Stitched, stitch
+from ldm.decode import LoadedImage
+from ldm.denoise import Cancelled, Monitor
+from ldm.device import pick_dtype
+from ldm.experts.erase import Eraser
+from ldm.experts.painter import FolderPainter
+from ldm.files import located
+from ldm.result import StageTimer, warn_if_alike
+
+logger = logging.getLogger(__name__)
+
+PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".heic", ".heif", ".avif")  # rendered scenes are stored without loss
+NORM = 6  # of the mean that estimates the light (Finlayson and Trezzi 2004, shades of gray)
+PART, MOST = 0.5, 1.25  # of the difference in light that is made up for, and the largest factor (chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All that a painter needs to know of a composite."""
+
+    geometry: Geometry
+    pair: Pair
+    sources: Sources
+    settings: ComposeSettings
+    models: Models
+    timer: StageTimer
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.settings.seed + index for index in range(self.settings.num_samples)]
+
+
+@dataclass(frozen=True, eq=False)
+class Painting:
+    """What a painter made: samples laid over the background, and the crops (n, m, 3) uint8 themselves."""
+
+    stitched: list[Stitched]
+    painted_u8: list[np.ndarray]
+    report: dict[str, Any]
+
+
+def choose_painter(settings: ComposeSettings, models: Models) -> ComposeSettings:
+    """The settings with the painter that "auto" means, which is said where it is not the compositor.
+
+    The small compositor knows rendered solids only: photographs are then painted by paste.
+    """
+    if settings.painter != AUTO:
+        return settings
+    photograph = settings.background.suffix.lower() in PHOTOGRAPHS
+    small = settings.model is None and models.folder == located(TINY_MODEL) and settings.compat is None
+    if photograph and small:
+        logger.warning(
+            "painter: paste, the relit cut-out: there are no full-size weights, and the small compositor "
+            "knows rendered solids only (--painter bifrost uses it, --painter FOLDER a diffusers pipeline)"
+        )
+    return replace(settings, painter=PASTE if photograph and small else BIFROST)
+
+
+def folder_painter(settings: ComposeSettings, models: Models) -> FolderPainter | None:
+    """The pipeline of the settings, loaded once; None where they name none."""
+    if settings.painter in (AUTO, BIFROST, PASTE):
+        return None
+    key = FolderPainter, settings.painter
+    if key not in models.others:
+        models.make_room()
+        usual = "bf16" if models.device.type == "cuda" else "fp32"
+        dtype = pick_dtype(settings.dtype, models.device, Path(settings.painter), usual)
+        models.others[key] = FolderPainter.load(settings.painter, str(models.device), dtype, settings.offload)
+    painter: FolderPainter = models.others[key]
+    return painter
+
+
+def eraser_of(settings: ComposeSettings, models: Models) -> Eraser:
+    """The eraser of the settings, loaded once."""
+    key = Eraser, settings.eraser
+    if key not in models.others:
+        models.others[key] = Eraser.load(settings.eraser, device=str(models.device))
+    eraser: Eraser = models.others[key]
+    return eraser
+
+
+def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, dict[str, str]]:
+    """For a recipe: hashes of a pipeline and of what fills the target mask first, where they are used."""
+    if settings.painter in (AUTO, BIFROST):
+        return {}
+    painter, found = folder_painter(settings, models), dict[str, dict[str, str]]()
+    if painter is not None:
+        found["painter"] = painter.identity
+    if settings.plain_mode != "place":
+        found["eraser"] = {"identity": eraser_of(settings, models).identity}
+    return found
+
+
+def options_of(painter: FolderPainter | None, options: PairOptions) -> PairOptions:
+    """The pre-processing with the crop at the size of a pipeline."""
+    return options if painter is None else replace(options, size=(painter.size, painter.size))
+
+
+def paste(
+    geometry: Geometry, sources: Sources, settings: ComposeSettings, models: Models
+) -> tuple[Stitched, np.ndarray]:
+    """The relit cut-out over the background, at the background's resolution; where the target mask was, the
+    eraser's filling. Also returns the hole (H, W) bool that was filled."""
+    layers, window, background = geometry.native_layers, geometry.window, sources.background
+    hole, target = np.zeros(layers.edit.shape, bool), geometry.inputs.target_mask
+    if target is not None and settings.plain_mode != "place":
+        grown = dilate(window.take_mask(target), geometry.options.dilation, frame=geometry.crop.native.size)
+        hole = grown & layers.edit
+    under_u8 = background.rgb_u8
+    if hole.any():
+        under_u8 = eraser_of(settings, models).erase(under_u8, window.embed(hole), settings.seed)
+    coverage = layers.coverage_01
+    relit_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
+    below = under_u8[window.part].astype(np.float32)
+    mixed_u8 = np.rint(below + coverage[..., None] * (relit_u8 - below)).astype(np.uint8)
+    over_u8 = np.where(hole[..., None], mixed_u8, relit_u8)
+    weight = np.where(hole, np.float32(1), coverage)
+    result = background.painted(over_u8, weight, layers.edit, window.part)
+    return Stitched(result, window.embed(layers.edit), window.embed(layers.keep)), window.embed(hole)
+
+
+def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_u8: np.ndarray) -> np.ndarray:
+    """An object (h, w, 3) uint8 in the light of the background: factors on its channels.
+
+    alone: nothing but the object is known of its image, so that says nothing about its light
+    """
+    if alone:
+        return rgb_u8
+    lights = [_light_of(image) for image in (reference.rgb_u8, background_u8)]
+    factors = np.clip((lights[1] / np.maximum(lights[0], 1e-3)) ** PART, 1 / MOST, MOST)
+    linear = (rgb_u8 / np.float32(255)) ** 2.2 * factors.astype(np.float32)
+    return np.rint(255 * np.clip(linear, 0, 1) ** (1 / 2.2)).astype(np.uint8)
+
+
+def _light_of(rgb_u8: np.ndarray) -> np.ndarray:
+    """(3,): the NORM-mean of the linear values of an image."""
+    linear = (rgb_u8[::4, ::4].reshape(-1, 3) / 255.0) ** 2.2
+    return np.maximum((linear**NORM).mean(axis=0) ** (1 / NORM), 1e-3)
+
+
+def paint_by_compositor(work: Work, sampling: Sampling, monitor: Monitor) -> Painting:
+    """The samples of the compositor."""
+    settings, models, timer = work.settings, work.models, work.timer
+    with timer.stage("load"):
+        compositor = models.compositor
+    with timer.stage("paint"):
+        weights, rounded = Weights(settings.detail_weight, settings.depth_weight), settings.compat is None
+        pipeline = CompositorPipeline(compositor, models.device, settings.offload)
+        painted = pipeline.paint(work.pair, work.seeds, sampling, weights, monitor, rounded=rounded)
+    with timer.stage("paste back"):
+        way, background = "mask-feather" if rounded else "legacy-rect", work.sources.background
+        finish = partial(stitch, work.geometry, paste=way, background=background)
+        detail, scale = sampling.detail, sampling.detail_scale
+        stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
+        warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
+    return Painting(stitched, [np.rint(image).astype(np.uint8) for image in painted], {})
+
+
+def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> Painting:
+    """The samples of `paste`, which are all the same, or of a pipeline that harmonises it."""
+    settings, models, geometry, timer = work.settings, work.models, work.geometry, work.timer
+    with timer.stage("load"):
+        painter = folder_painter(settings, models)
+    with timer.stage("paint"):
+        pasted, hole = paste(geometry, work.sources, settings, models)
+        report: dict[str, Any] = {"painter": settings.painter}
+        if hole.any():
+            report["eraser"] = eraser_of(settings, models).kind
+        crop_u8 = geometry.crop.take(pasted.result.rgb_u8)
+        if painter is None:
+            if (count := settings.num_samples) > 1:
+                logger.warning("painter paste draws nothing by chance: all samples are the same")
+            return Painting([pasted] * count, [crop_u8] * count, report)
+        prompt = settings.prompt or settings.object.stem.replace("_", " ").replace("-", " ")
+        given = painter.arguments(prompt, settings.steps, settings.guidance, settings.strength)
+        options = replace(geometry.options, reference_size=painter.size)
+        view_u8, _ = square_view(geometry.cutout, geometry.params.reference_ratio, options)
+        edit, painted = work.pair.edit_mask[0].numpy(), list[np.ndarray]()
+        for seed in work.seeds:
+            if cancelled is not None and cancelled():
+                raise Cancelled
+            painted.append(painter.paint(crop_u8, edit, view_u8, seed, given))
+    with timer.stage("paste back"):
+        stitched = [stitch(geometry, image, background=work.sources.background) for image in painted]
+    report["pipeline"] = {"class": type(painter.pipeline).__name__, **given}
+    return Painting(stitched, painted, report)
