@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ldm.experts.depth import DepthEstimator
 from ldm.images import read_image
 from ldm.mllm.model import Mllm
 from llava_bifrost.locator import Locator, LocatorConfig
+from tests.batches import batch, job, write
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.cldm.test_train import run_config, scenes, weights
 from tests.images import Case, room
@@ -74,7 +74,7 @@ def test_the_locator_answers_in_every_precision(family: str, dtype: torch.dtype)
         answers.append(locator.locate(room(), "Place the dog behind the sofa")[0])
     if dtype is torch.float32:
         assert answers[0].text == answers[1].text
-    x0, y0, x1, y1 = answers[1].box01_xyxy
+    x0, y0, x1, y1 = answers[1].location.box01_xyxy
     assert 0 <= x0 < x1 <= 1
     assert 0 <= y0 < y1 <= 1
 
@@ -98,23 +98,8 @@ def test_networks_are_where_offload_says(case: Case, offload: bool) -> None:
 
 
 def test_a_batch_makes_every_job(case: Case) -> None:
-    from ldm.settings.cli import run_app
-    from run_inference import build_app
-
-    files = {"background": "room", "background_depth": "depth", "object": "thing", "object_mask": "mask"}
-    job = {name: f"{file}.png" for name, file in files.items()} | {"model": str(case.model)}
-    job |= {"box": [0.3, 0.2, 0.7, 0.9], "depth": [0.6]}
-    lines = [json.dumps({**job, "name": f"j{k}", "seed": k}) for k in range(3)]
-    (case.folder / "jobs.jsonl").write_text("\n".join(lines))
-    argv = [
-        "batch",
-        str(case.folder / "jobs.jsonl"),
-        "--out",
-        str(case.folder / "many"),
-        "--root",
-        str(case.folder),
-    ]
-    assert run_app(build_app, [*argv, "--device", DEVICE]) == 0
+    write(case, *(job(case, name=f"j{k}", seed=k, device=DEVICE) for k in range(3)))
+    assert batch(case) == 0
     assert len(list((case.folder / "many").glob("j*.png"))) == 3
 
 
@@ -147,11 +132,11 @@ def test_no_step_waits_for_the_device(scenes: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(type(module), "trainer", property(lambda self: type("One", (), {"world_size": 1})))
     monkeypatch.setattr(type(module), "global_rank", 0)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
-    batch = collate_pairs([PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)[0]])
-    batch = {name: value.to(DEVICE) for name, value in batch.items()}
-    module.training_step(batch, 0).backward()  # checks the autoencoder once
+    examples = collate_pairs([PairDataset(RenderedScenes(scenes), SMALL_CONFIG.pair, 0)[0]])
+    examples = {name: value.to(DEVICE) for name, value in examples.items()}
+    module.training_step(examples, 0).backward()  # checks the autoencoder once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        module.training_step(batch, 1).backward()
+        module.training_step(examples, 1).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
