@@ -54,8 +54,9 @@ def measure_published(
             log.info("%s: %.1f CPU s, peak %.2f GiB", name, rows[name]["cpu_s"], rows[name]["peak_gib"])
             body = {"earlier_revision": BEFORE, "size": SIZE, "rows": rows}
             first = rows.get("published, 50 steps")
-            for row in rows.values() if first else ():
-                row["times_less_than_published"] = round(first["cpu_s"] / row["cpu_s"], 2)
+            if first is not None:
+                for row in rows.values():
+                    row["times_less_than_published"] = round(first["cpu_s"] / row["cpu_s"], 2)
             write_results(out, body, overwrite=True)  # a row takes minutes: it is kept at once
     return body
 

@@ -93,6 +93,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     work, *numbers = sys.argv[1:]
     with torch.inference_mode():
-        row = {"published": published, "paint": paint}[work](*map(int, numbers[:2]), *numbers[2:])
+        few, total = map(int, numbers[:2])
+        row = published(few, total) if work == "published" else paint(few, total, numbers[2])
     row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(json.dumps(row) + "\n")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def write_network(model: Any, folder: Path) -> None:
     for name, keys in names.items():
         shape = (state[keys[0]].shape[0] * len(keys), *state[keys[0]].shape[1:])
         norm = len(shape) == 1 and name.endswith("weight")
-        entries[name] = Entry(shape, torch.bfloat16, lambda shape=shape, norm=norm: made(shape, norm))
+        entries[name] = Entry(shape, torch.bfloat16, partial(made, shape, norm))
     write_safetensors(file, entries)
 
 
