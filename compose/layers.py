@@ -22,7 +22,7 @@ import numpy as np
 from compose.scene import JobResult, Patch, Scene
 from datasets.geometry import tight_slices
 from ldm.decode import LoadedImage
-from ldm.files import json_bytes, read_json, set_aside, write_all_atomic
+from ldm.files import file_sha256, json_bytes, read_json, set_aside, write_all_atomic
 from ldm.images import encode_image, encode_png, fitted, resize
 from ldm.result import beside, write_result
 
@@ -203,5 +203,9 @@ class LayerFolder:
         earlier = book.read_bytes() if book.is_file() else self.book
         if not (self.resume or self.overwrite or earlier == self.book):
             set_aside([self.folder])
+        ours = {digest for entry in [*self.known, *self.entries] for digest in entry["files"].values()}
+        there = [path for path in self.files if path.is_file()]
+        if not self.overwrite:  # what somebody has changed since
+            set_aside(path for path in there if file_sha256(path) not in ours)
         write_all_atomic({**self.files, book: self.book})
         self.files.clear()

@@ -95,6 +95,8 @@ def folder_run(
     monkeypatch.setattr(layering, "apply_layer", count)
     folder = LayerFolder(out, how.get("resume", True), how.get("overwrite", False))
     compose_layers(job, NETWORKS, folder).save(out, overwrite=True)
+    if not how.get("resume", True):
+        folder.save()
     return list(made), out.read_bytes()
 
 
@@ -187,7 +189,7 @@ def test_without_resume_an_earlier_folder_is_kept_under_another_name(room, tmp_p
     job, out = room.job(apart(room)[0], empty=True), tmp_path / "a.png"
     folder_run(room, job, out, monkeypatch, resume=False)
     (tmp_path / "a_layers" / "note.txt").write_text("mine")
-    folder_run(room, job, out, monkeypatch, resume=False)
+    folder_run(room, room.job(apart(room)[0] | {"seed": 9}, empty=True), out, monkeypatch, resume=False)
     assert (tmp_path / "a_layers.old1" / "note.txt").read_text() == "mine"
     assert sorted(path.name for path in (tmp_path / "a_layers").iterdir()) == [
         "01_left.png", "01_left_depth.png", "01_left_mask.png", "layers.json",
