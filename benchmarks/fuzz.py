@@ -156,27 +156,26 @@ class Fuzz:
         outside = ~np.any(masks, axis=0)
         assert (result.images_u8[0][outside] == image.rgb_u8[outside]).all(), "pixels changed outside"
 
+    def run_items(self, seed: int, items: range, record: Path) -> None:
+        """A line of the record for the start and one for the end of each item: [item, kind, what came]."""
+        with record.open("a", buffering=1, encoding="utf-8") as file:
+            for item in items:
+                rng, came = np.random.default_rng((seed, item)), "made"
+                kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+                file.write(json.dumps([item, kind, "began"]) + "\n")
+                signal.alarm(LONGEST_S)
+                try:
+                    getattr(self, kind)(rng)
+                except Exception as error:
+                    where = traceback.extract_tb(error.__traceback__)[-1]
+                    foreign = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+                    came = "refused" if is_ours(error) else foreign[-300:]
+                file.write(json.dumps([item, kind, came]) + "\n")
+
 
 def is_ours(error: Exception) -> bool:
     home = type(error).__module__.split(".")[0]
     return type(error) is ValueError or home in ("ldm", "datasets", "cldm", "inpainting", "llava_bifrost")
-
-
-def run_items(fuzz: Fuzz, seed: int, items: range, record: Path) -> None:
-    """A line of the record for the start and one for the end of each item: [item, kind, what came]."""
-    with record.open("a", buffering=1, encoding="utf-8") as file:
-        for item in items:
-            rng, came = np.random.default_rng((seed, item)), "made"
-            kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-            file.write(json.dumps([item, kind, "began"]) + "\n")
-            signal.alarm(LONGEST_S)
-            try:
-                getattr(fuzz, kind)(rng)
-            except Exception as error:
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                foreign = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-                came = "refused" if is_ours(error) else foreign[-300:]
-            file.write(json.dumps([item, kind, came]) + "\n")
 
 
 def run_fuzz(
@@ -199,7 +198,7 @@ def run_fuzz(
             record.unlink(missing_ok=True)
             if not (child := os.fork()):
                 output_to(Path(os.devnull))
-                run_items(fuzz, seed, range(item, min(item + CHUNK, last)), record)
+                fuzz.run_items(seed, range(item, min(item + CHUNK, last)), record)
                 os._exit(0)
             code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]

@@ -71,6 +71,56 @@ class Server:
         headers = {} if wait else {"Prefer": "respond-async"}
         return self.client.post("/v1/images/edits", files=files, data=data, headers=headers)
 
+    def one_after_the_other(self, cycles: int) -> dict[str, Any]:
+        """Resident memory over many requests; the first fifth warms up."""
+        resident = []
+        for index in range(cycles):
+            image_of(self.post(index, index))
+            resident.append(self.memory().rss / 1e6)
+        start = cycles // 5
+        return {
+            "cycles": cycles,
+            "resident_mb_after_a_fifth": round(resident[start]),
+            "at_the_end": round(resident[-1]),
+        }
+
+    def at_once(self, requests: int, users: int) -> dict[str, Any]:
+        """Send the requests one by one, then together; count what differs and what was told to come again."""
+        wanted = [(index % users, index // users) for index in range(requests)]
+        start = time.monotonic()
+        alone = [image_of(self.post(*one)) for one in wanted]
+        seconds, idle, told = time.monotonic() - start, self.memory().rss, []
+        peak, over = [idle], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.05):
+                peak.append(self.memory().rss)
+
+        def insist(one: tuple[int, int]) -> bytes:
+            while (answer := self.post(*one)).status_code == 429:
+                told.append(int(answer.headers["retry-after"]))
+                time.sleep(told[-1])
+            return image_of(answer)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        start = time.monotonic()
+        with ThreadPoolExecutor(requests) as pool:
+            together = list(pool.map(insist, wanted))
+        over.set()
+        watcher.join()
+        return {
+            "requests": requests,
+            "users": users,
+            "different_images": len(set(alone)),
+            "other_bytes_than_alone": sum(a != b for a, b in zip(alone, together, strict=True)),
+            "answers_429": len(told),
+            "seconds_one_by_one": round(seconds, 1),
+            "seconds_at_once": round(time.monotonic() - start, 1),
+            "resident_mb_before": round(idle / 1e6),
+            "resident_mb_peak": round(max(peak) / 1e6),
+        }
+
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[Server]:
@@ -84,58 +134,6 @@ def serving(folder: Path) -> Iterator[Server]:
 
 def image_of(answer: httpx.Response) -> bytes:
     return base64.b64decode(answer.raise_for_status().json()["data"][0]["b64_json"])
-
-
-def at_once(server: Server, requests: int, users: int) -> dict[str, Any]:
-    """Send the requests one by one, then together; count what differs and what was told to come again."""
-    wanted = [(index % users, index // users) for index in range(requests)]
-    start = time.monotonic()
-    alone = [image_of(server.post(*one)) for one in wanted]
-    seconds, idle, told = time.monotonic() - start, server.memory().rss, []
-    peak, over = [idle], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            peak.append(server.memory().rss)
-
-    def insist(one: tuple[int, int]) -> bytes:
-        while (answer := server.post(*one)).status_code == 429:
-            told.append(int(answer.headers["retry-after"]))
-            time.sleep(told[-1])
-        return image_of(answer)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.monotonic()
-    with ThreadPoolExecutor(requests) as pool:
-        together = list(pool.map(insist, wanted))
-    over.set()
-    watcher.join()
-    return {
-        "requests": requests,
-        "users": users,
-        "different_images": len(set(alone)),
-        "other_bytes_than_alone": sum(a != b for a, b in zip(alone, together, strict=True)),
-        "answers_429": len(told),
-        "seconds_one_by_one": round(seconds, 1),
-        "seconds_at_once": round(time.monotonic() - start, 1),
-        "resident_mb_before": round(idle / 1e6),
-        "resident_mb_peak": round(max(peak) / 1e6),
-    }
-
-
-def one_after_the_other(server: Server, cycles: int) -> dict[str, Any]:
-    """Resident memory over many requests; the first fifth warms up."""
-    resident = []
-    for index in range(cycles):
-        image_of(server.post(index, index))
-        resident.append(server.memory().rss / 1e6)
-    start = cycles // 5
-    return {
-        "cycles": cycles,
-        "resident_mb_after_a_fifth": round(resident[start]),
-        "at_the_end": round(resident[-1]),
-    }
 
 
 def killed(folder: Path) -> dict[str, Any]:
@@ -176,8 +174,8 @@ def measure(
         folder = Path(name)
         with serving(folder) as server:
             rows = {
-                "at_once": at_once(server, requests, users),
-                "one_by_one": one_after_the_other(server, cycles),
+                "at_once": server.at_once(requests, users),
+                "one_by_one": server.one_after_the_other(cycles),
             }
         write_results(
             out, {"revision": code_revision(), "waiting": WAITING, **rows, "killed": killed(folder)}

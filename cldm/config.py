@@ -58,6 +58,13 @@ class CompositorConfig:
     pair: PairOptions = setting(PairOptions(), help="pre-processing that the model was trained with")
     sampling: Sampling = setting(Sampling(), help="default sampler settings")
 
+    def with_compat(self, name: str, seed: int) -> "CompositorConfig":
+        """Pre-processing and sampling of a published system; sizes stay the model's."""
+        tenths = np.random.default_rng(seed).integers(CROP_TENTHS[0], CROP_TENTHS[1] + 1)
+        kept = {field: getattr(self.pair, field) for field in ("size", "reference_size", "augment")}
+        pair = replace(PRESETS[name], crop_ratio=float(tenths) / 10, **kept)
+        return replace(self, pair=pair, sampling=PUBLISHED_SAMPLING)
+
 
 # What `--speed` sets: chosen on ten scenes, 20 steps, guidance 3; measured by `python -m benchmarks.speed`.
 SPEEDS: dict[str, dict[str, Any]] = {
@@ -79,14 +86,6 @@ PRESETS = {
     ),
 }
 PUBLISHED_SAMPLING = Sampling("ddim", steps=50, guidance=5.0, step_rule="published", reimpose=False)
-
-
-def with_compat(config: CompositorConfig, name: str, seed: int) -> CompositorConfig:
-    """The configuration with pre-processing and sampling of a published system; sizes stay the model's."""
-    tenths = np.random.default_rng(seed).integers(CROP_TENTHS[0], CROP_TENTHS[1] + 1)
-    kept = {field: getattr(config.pair, field) for field in ("size", "reference_size", "augment")}
-    pair = replace(PRESETS[name], crop_ratio=float(tenths) / 10, **kept)
-    return replace(config, pair=pair, sampling=PUBLISHED_SAMPLING)
 
 
 def missing_parts(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from cldm.config import SPEEDS, Sampling, with_compat
+from cldm.config import SPEEDS, Sampling
 from compose.models import Models
 from compose.painters import weights_of_painter
 from compose.settings import ComposeSettings
@@ -34,7 +34,7 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
     """Sampler settings and pre-processing: the model's or the published system's, the user's on top."""
     config = models.config
     if settings.compat:
-        config = with_compat(config, settings.compat, settings.seed)
+        config = config.with_compat(settings.compat, settings.seed)
     names = {field.name for field in fields(Sampling)} & {field.name for field in fields(settings)}
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     return replace(config.sampling, **{**SPEEDS[settings.speed], **given}), config.pair

@@ -2,7 +2,7 @@
 
 The manifest names files and says where each object goes, relative to a named object in the image. It has
 no images and no depth: how far follows from the relation and from the depth map of whatever is evaluated
-(`case_depth`). The same settings and annotation file give the same bytes on every machine.
+(`BenchmarkCase.depth_in`). The same settings and annotation file give the same bytes on every machine.
 """
 
 import hashlib
@@ -39,6 +39,30 @@ class Anchor:
     annotation: int | str
     box01_xyxy: Box01
 
+    def place_beside(self, relation: str, shape: float, rng: np.random.Generator) -> Box01 | None:
+        """A box in that relation to the anchor, or None where it would leave the image.
+
+        shape: width over height of the object in fractions of this image. In 2D: beside it on the same foot
+        line; in front lower and overlapping; behind higher and overlapping.
+        """
+        x0, y0, x1, y1 = self.box01_xyxy
+        tall = min(max((y1 - y0) * rng.uniform(0.6, 1.0), OBJECT_HEIGHT[0]), OBJECT_HEIGHT[1])
+        wide = tall * shape
+        gap, shift = rng.uniform(0.01, 0.05), rng.uniform(-0.4, 0.4) * (x1 - x0)
+        middle, foot = (x0 + x1) / 2 + shift, y1
+        if relation == "left of":
+            middle = x0 - gap - wide / 2
+        elif relation == "right of":
+            middle = x1 + gap + wide / 2
+        elif relation == "in front of":
+            foot = y1 + rng.uniform(0.05, 0.15)
+        else:  # behind
+            foot = y1 - rng.uniform(0.2, 0.5) * (y1 - y0)
+        rounded = tuple(
+            round(value, 4) for value in (middle - wide / 2, foot - tall, middle + wide / 2, foot)
+        )
+        return check_box01(rounded) if min(rounded) >= 0 and max(rounded) <= 1 else None
+
 
 @dataclass(frozen=True)
 class BenchmarkCase:
@@ -53,6 +77,18 @@ class BenchmarkCase:
     box01_xyxy: Box01
     instruction: str
 
+    def depth_in(self, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
+        """How far the object goes: the median depth of its anchor, a step nearer or farther where asked.
+
+        anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.
+        """
+        if anchor_mask.shape != depth_01.shape:
+            sizes = f"mask {anchor_mask.shape} and depth {depth_01.shape}"
+            raise ValueError(f"case {self.id}: {sizes} differ in size")
+        steps = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}
+        depth = float(np.median(depth_01[anchor_mask])) + steps.get(self.relation, 0.0)
+        return round(min(max(depth, 0.0), 1.0), 4)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -62,6 +98,13 @@ class Manifest:
     seed: int
     files: dict[str, str]
     cases: tuple[BenchmarkCase, ...]
+
+    def differing_files(self, roots: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+        """(file, "missing" | "differs" | "not hashed") of everything that is not as in the manifest."""
+        for name, expected in self.files.items():
+            actual = _sha256(name, roots)
+            if actual != expected or not actual:
+                yield name, "missing" if not actual else "differs" if expected else "not hashed"
 
 
 @dataclass(frozen=True)
@@ -128,19 +171,6 @@ class Instances:
         return image.id, anchors
 
 
-def case_depth(case: BenchmarkCase, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
-    """How far the object goes: the median depth of its anchor, a step nearer or farther where asked.
-
-    anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.
-    """
-    if anchor_mask.shape != depth_01.shape:
-        sizes = f"mask {anchor_mask.shape} and depth {depth_01.shape}"
-        raise ValueError(f"case {case.id}: {sizes} differ in size")
-    steps = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}
-    depth = float(np.median(depth_01[anchor_mask])) + steps.get(case.relation, 0.0)
-    return round(min(max(depth, 0.0), 1.0), 4)
-
-
 def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
     """Sub-folders of cut-outs with transparency.
 
@@ -160,29 +190,6 @@ def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
     if not concepts:
         raise ValueError(f"objects: {folder} holds no folders of PNG cut-outs")
     return concepts
-
-
-def place_beside(anchor: Anchor, relation: str, shape: float, rng: np.random.Generator) -> Box01 | None:
-    """A box in that relation to the anchor, or None where it would leave the image.
-
-    shape: width over height of the object in fractions of this image. In 2D: beside it on the same foot
-    line; in front lower and overlapping; behind higher and overlapping.
-    """
-    x0, y0, x1, y1 = anchor.box01_xyxy
-    tall = min(max((y1 - y0) * rng.uniform(0.6, 1.0), OBJECT_HEIGHT[0]), OBJECT_HEIGHT[1])
-    wide = tall * shape
-    gap, shift = rng.uniform(0.01, 0.05), rng.uniform(-0.4, 0.4) * (x1 - x0)
-    middle, foot = (x0 + x1) / 2 + shift, y1
-    if relation == "left of":
-        middle = x0 - gap - wide / 2
-    elif relation == "right of":
-        middle = x1 + gap + wide / 2
-    elif relation == "in front of":
-        foot = y1 + rng.uniform(0.05, 0.15)
-    else:  # behind
-        foot = y1 - rng.uniform(0.2, 0.5) * (y1 - y0)
-    rounded = tuple(round(value, 4) for value in (middle - wide / 2, foot - tall, middle + wide / 2, foot))
-    return check_box01(rounded) if min(rounded) >= 0 and max(rounded) <= 1 else None
 
 
 def draw_cases(
@@ -205,7 +212,7 @@ def draw_cases(
             for _ in range(TRIES):
                 anchor = anchors[int(rng.integers(len(anchors)))]
                 relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
-                box = place_beside(anchor, relation, shape, rng)
+                box = anchor.place_beside(relation, shape, rng)
                 if box is not None:
                     name = f"{Path(background).stem}_{concept.name}"
                     words = sentence(concept.noun, relation, anchor.name)
@@ -232,14 +239,6 @@ def file_path(name: str, roots: Mapping[str, Path]) -> Path:
 def _sha256(name: str, roots: Mapping[str, Path]) -> str:
     path = file_path(name, roots)
     return file_sha256(path) if path.is_file() else ""
-
-
-def differing_files(manifest: Manifest, roots: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
-    """(file, "missing" | "differs" | "not hashed") of everything that is not as in the manifest."""
-    for name, expected in manifest.files.items():
-        actual = _sha256(name, roots)
-        if actual != expected or not actual:
-            yield name, "missing" if not actual else "differs" if expected else "not hashed"
 
 
 def write_benchmark(

@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from benchmarks.campaign import COMMANDS, FAULTS, Campaign
 from benchmarks.campaign_state import contents, count_renames, differences, wait
-from benchmarks.fuzz import Fuzz, is_ours, run_items
+from benchmarks.fuzz import Fuzz, is_ours
 from ldm.images import write_png
 from ldm.settings.cli import single_app
 from tests.conftest import ROOT
@@ -102,7 +102,7 @@ def test_items_are_the_same_at_every_call(tmp_path: Path) -> None:
     records = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        run_items(Fuzz(tmp_path / name), 3, range(12), tmp_path / f"{name}.jsonl")
+        Fuzz(tmp_path / name).run_items(3, range(12), tmp_path / f"{name}.jsonl")
         signal.alarm(0)
         records.append((tmp_path / f"{name}.jsonl").read_text())
     assert records[0] == records[1]

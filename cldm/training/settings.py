@@ -9,7 +9,7 @@ from typing import Any
 from cldm.config import NetworkConfig, Sampling
 from datasets.base import STOP_AFTER, ExampleSource
 from datasets.inputs import PUBLISHED_TRAINING, PairOptions
-from datasets.sources.registry import DatasetsConfig, drawn_sources, open_mixture
+from datasets.sources.registry import DatasetsConfig, drawn_sources
 from ldm.settings.config import check_settings, load_config, setting, to_plain
 
 
@@ -52,7 +52,7 @@ class DataConfig:
         if self.datasets is not None:
             settings = load_config(DatasetsConfig, self.datasets)
             try:
-                sources, weights = open_mixture(settings)
+                sources, weights = settings.open_mixture()
             except ValueError as error:
                 raise ValueError(f"{section}.datasets={self.datasets}: {error}") from error
             return dict(zip(drawn_sources(settings), sources, strict=True)), weights

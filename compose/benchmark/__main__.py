@@ -24,8 +24,6 @@ from tqdm.auto import tqdm
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import (
     Instances,
-    case_depth,
-    differing_files,
     draw_cases,
     file_path,
     read_benchmark,
@@ -75,7 +73,7 @@ def build(
 
 def check(manifest: ManifestFile, images: Images, objects: Objects) -> dict[str, Any]:
     """Say which files are missing or differ; exit code 1 when there are any."""
-    wrong = dict(differing_files(read_benchmark(manifest), {"pictures": images, "objects": objects}))
+    wrong = dict(read_benchmark(manifest).differing_files({"pictures": images, "objects": objects}))
     lines = [f"{what}: {name}" for name, what in wrong.items()]
     typer.echo("\n".join(lines or ["all files are those of the manifest"]))
     return {"failed": wrong}
@@ -99,7 +97,7 @@ def jobs(
     lines = []
     for case in tqdm(read_benchmark(manifest).cases, desc="depth", disable=None):
         background = file_path(f"pictures/{case.background}", roots)
-        depth = case_depth(case, annotations.mask(case.anchor.annotation), estimate(background))
+        depth = case.depth_in(annotations.mask(case.anchor.annotation), estimate(background))
         cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
         files = {"name": case.id, "background": str(background), "object": str(cut_out)}
         job = {**files, "box": list(case.box01_xyxy), "depth": [depth], "seed": seed}

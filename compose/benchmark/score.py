@@ -28,7 +28,7 @@ from cldm.evaluate.cases import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
 from compose.benchmark.seam import seam_contrast
 from compose.benchmark.settings import ScoreSettings
-from datasets.benchmark import BenchmarkCase, Instances, case_depth, file_path, read_benchmark
+from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator, weights_of_depth
@@ -173,7 +173,7 @@ def orders(
         found["depth_order"] = order(depth_01, images, box01, anchor, front)
         wrong = estimate(flipped_u8), (before_u8, flipped_u8)
         found["depth_order_flipped"] = order(*wrong, box01, anchor, front)
-    d, met = case_depth(case, anchor, before_01), list[float]()
+    d, met = case.depth_in(anchor, before_01), list[float]()
     for mask in instances.neighbours(case.anchor.annotation, box01):
         away = d - float(np.median(before_01[mask]))
         right = order(depth_01, images, box01, mask, away > 0) if abs(away) >= NEIGHBOUR_DEPTH else None

@@ -54,6 +54,13 @@ class DatasetsConfig:
                 if name not in SOURCES:
                     raise ValueError(f"{key}: {nearest(name, SOURCES, 'source')}")
 
+    def open_mixture(self) -> tuple[list[ExampleSource], list[float]]:
+        """Every source with a weight above 0, and the weights."""
+        names = drawn_sources(self)
+        if not names:
+            raise ValueError(f"weights names no source; allowed: {', '.join(SOURCES)}")
+        return [open_source(self, name) for name in names], [self.weights[name] for name in names]
+
 
 # The sections; each opens its source.
 SOURCES = tuple(field.name for field in fields(DatasetsConfig) if field.name not in ("weights", "indexes"))
@@ -80,11 +87,3 @@ def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
 def drawn_sources(config: DatasetsConfig) -> list[str]:
     """Names of the sources with a weight above 0."""
     return [name for name, weight in config.weights.items() if weight > 0]
-
-
-def open_mixture(config: DatasetsConfig) -> tuple[list[ExampleSource], list[float]]:
-    """Every source with a weight above 0, and the weights."""
-    names = drawn_sources(config)
-    if not names:
-        raise ValueError(f"weights names no source; allowed: {', '.join(SOURCES)}")
-    return [open_source(config, name) for name in names], [config.weights[name] for name in names]

@@ -27,7 +27,7 @@ from ldm.images import encode_png
 from ldm.journal import append_line, in_order, read_lines
 from ldm.locks import one_writer
 from ldm.shards import shard_of
-from llava_bifrost.build_dataset.records import IMAGE, Built, make_record, statistics
+from llava_bifrost.build_dataset.records import IMAGE, Built, statistics
 from llava_bifrost.settings import MergeShardsSettings, OutputSettings
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
                         Image.fromarray(rgb_u8).save(buffer, "JPEG", quality=JPEG_QUALITY)
                     write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
                 numbers = settings.format, settings.decimals
-                records = [make_record(sample, *numbers) for sample in built.samples]
+                records = [sample.record(*numbers) for sample in built.samples]
                 append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
                 count += 1
     seconds = time.perf_counter() - start

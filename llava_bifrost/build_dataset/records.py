@@ -42,6 +42,26 @@ class Sample:
     source: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def record(self, fmt: str, decimals: int) -> dict[str, Any]:
+        location, request = self.location, self.request
+        asked, answer = f"{IMAGE}\n{make_question(request, fmt)}", format_answer(location, fmt, decimals)
+        return {
+            "id": self.id,
+            "image": self.image,
+            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}],
+            "meta": {
+                "request": asdict(request),
+                "box01_xyxy": list(location.box01_xyxy),
+                "depth": location.d,
+                "far": metadata_number(location.far),
+                "near": metadata_number(location.near),
+                "anchors": {name: asdict(anchor) for name, anchor in self.anchors.items()},
+                "kind": "replace" if request.replace else "place",
+                "source": self.source,
+                **self.facts,
+            },
+        }
+
 
 @dataclass(frozen=True)
 class Built:
@@ -61,27 +81,6 @@ def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float
     x0, y0, x1, y1 = (metadata_number(value) for value in box01_xyxy)
     far, near = metadata_number(min(max(far, 0.0), 1.0)), metadata_number(min(max(near, 0.0), 1.0))
     return Place((x0, y0, x1, y1), min(max(metadata_number(d), far), near), far, near)
-
-
-def make_record(sample: Sample, fmt: str, decimals: int) -> dict[str, Any]:
-    location, request = sample.location, sample.request
-    asked, answer = f"{IMAGE}\n{make_question(request, fmt)}", format_answer(location, fmt, decimals)
-    return {
-        "id": sample.id,
-        "image": sample.image,
-        "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}],
-        "meta": {
-            "request": asdict(request),
-            "box01_xyxy": list(location.box01_xyxy),
-            "depth": location.d,
-            "far": metadata_number(location.far),
-            "near": metadata_number(location.near),
-            "anchors": {name: asdict(anchor) for name, anchor in sample.anchors.items()},
-            "kind": "replace" if request.replace else "place",
-            "source": sample.source,
-            **sample.facts,
-        },
-    }
 
 
 @dataclass(frozen=True)

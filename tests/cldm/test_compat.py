@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from cldm.config import PRESETS, Sampling, with_compat
+from cldm.config import PRESETS, Sampling
 from compose import ComposeSettings, compose, load_models
 from compose.models import Models
 from compose.pipeline import ignored_options
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_published_pre_processing_at_the_models_size(name: str) -> None:
-    config = with_compat(SMALL_CONFIG, name, seed=3)
+    config = SMALL_CONFIG.with_compat(name, seed=3)
     own = {"size", "reference_size", "crop_ratio", "augment", "hf_mode"}
     if name == "anydoor":  # the box, in front of everything, with the whole detail map
         own |= {"mask_level", "collage", "occlusion", "region_of"}
@@ -38,9 +38,9 @@ def test_a_preset_is_the_published_pre_processing_at_the_models_size(name: str) 
     assert (config.sampling.scheduler, config.sampling.steps, config.sampling.guidance) == ("ddim", 50, 5.0)
     assert not config.sampling.reimpose
     assert config.pair.hf_mode == {"bifrost": "zero", "anydoor": "color"}[name]
-    ratios = [with_compat(SMALL_CONFIG, name, seed).pair.crop_ratio for seed in range(200)]
+    ratios = [SMALL_CONFIG.with_compat(name, seed).pair.crop_ratio for seed in range(200)]
     assert (min(ratios), max(ratios)) == (1.5, 2.9)
-    assert with_compat(SMALL_CONFIG, name, 7) == with_compat(SMALL_CONFIG, name, 7)
+    assert SMALL_CONFIG.with_compat(name, 7) == SMALL_CONFIG.with_compat(name, 7)
 
 
 @pytest.mark.parametrize("steps", [7, 20, 30, 50])

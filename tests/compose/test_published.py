@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cldm.config import CompositorConfig, with_compat
+from cldm.config import CompositorConfig
 from compose import ComposeSettings, compose, load_models
 from compose.pipeline import ignored_options
 from compose.sources import make_inputs, read_sources, uses_depth_network
@@ -27,13 +27,13 @@ from tests.images import Case
 def seed_of(ratio: float, name: str = "bifrost") -> int:
     """The smallest seed with this crop ratio."""
     return next(
-        seed for seed in range(999) if with_compat(CompositorConfig(), name, seed).pair.crop_ratio == ratio
+        seed for seed in range(999) if CompositorConfig().with_compat(name, seed).pair.crop_ratio == ratio
     )
 
 
 def geometry_of(settings: ComposeSettings, ratio: float, **options) -> Geometry:
     assert settings.compat is not None
-    pair = with_compat(CompositorConfig(), settings.compat, seed_of(ratio)).pair
+    pair = CompositorConfig().with_compat(settings.compat, seed_of(ratio)).pair
     sources = read_sources(settings)
     inputs, _ = make_inputs(settings, sources, sources.depth_01)
     return Geometry.of(inputs, replace(pair, size=(128, 128), **options))

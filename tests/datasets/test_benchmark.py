@@ -12,9 +12,6 @@ import pytest
 from compose.benchmark.__main__ import build_app
 from datasets.benchmark import (
     Instances,
-    case_depth,
-    differing_files,
-    place_beside,
     read_benchmark,
     read_benchmark_objects,
 )
@@ -97,7 +94,7 @@ def test_verify_names_what_is_missing_or_differs(world: Path, tmp_path: Path, ca
     shutil.rmtree(copy / "val")
     assert build(copy, tmp_path / "bare.json", "--backgrounds", "4") == 0, "images may come later"
     roots = {"pictures": world / "val", "objects": copy / "objects"}
-    assert {what for _, what in differing_files(read_benchmark(tmp_path / "bare.json"), roots)} == {
+    assert {what for _, what in read_benchmark(tmp_path / "bare.json").differing_files(roots)} == {
         "not hashed"
     }
 
@@ -106,7 +103,7 @@ def test_boxes_stand_as_their_relation_says(world: Path) -> None:
     anchor = Instances(world / "instances.json").anchors[0][0]
     x0, y0, x1, y1 = anchor.box01_xyxy
     rng = np.random.default_rng(0)
-    drawn = {name: [place_beside(anchor, name, 0.7, rng) for _ in range(50)]
+    drawn = {name: [anchor.place_beside(name, 0.7, rng) for _ in range(50)]
              for name in ("left of", "right of", "in front of", "behind")}  # fmt: skip
     boxes = {name: [box for box in found if box is not None] for name, found in drawn.items()}
     assert all(boxes.values())
@@ -124,7 +121,7 @@ def test_depth_follows_from_the_relation(world: Path, tmp_path: Path) -> None:
     for case in read_benchmark(tmp_path / "m.json").cases:
         mask = known.mask(case.anchor.annotation)
         assert mask.sum() == pytest.approx(40 * 50, rel=0.1)
-        assert case_depth(case, mask, np.where(mask, 0.5, depth_01)) == pytest.approx(expected[case.relation])
+        assert case.depth_in(mask, np.where(mask, 0.5, depth_01)) == pytest.approx(expected[case.relation])
 
 
 def test_two_things_of_one_name_are_no_anchors(world: Path) -> None:
@@ -153,4 +150,4 @@ def test_builds_on_the_real_slices(test_data: Path, tmp_path: Path) -> None:
     manifest = read_benchmark(tmp_path / "m.json")
     assert len(manifest.cases) == 12
     roots = {"pictures": coco / "val2017", "objects": dream / "AnyDoor_DreamBooth"}
-    assert list(differing_files(manifest, roots)) == []
+    assert list(manifest.differing_files(roots)) == []

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datasets.examples import PairDataset, collate_pairs
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import build_pair, model_inputs
-from datasets.sources.registry import SOURCES, DatasetsConfig, open_mixture, open_source
+from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from ldm.images import write_depth, write_mask
 from ldm.settings.config import load_config
 from tests.conftest import ROOT
@@ -205,7 +205,7 @@ def test_mask_without_image_is_left_out(own, tmp_path, caplog):
 def test_published_mixture_opens_with_its_shares(config):
     for name in config.weights:
         assert name in SOURCES
-    sources, weights = open_mixture(config)
+    sources, weights = config.open_mixture()
     share = {
         name: round(weight / sum(weights), 3) for name, weight in zip(config.weights, weights, strict=True)
     }
@@ -224,7 +224,7 @@ def test_published_mixture_opens_with_its_shares(config):
 
 def test_loader_processes_do_not_change_the_examples(config):
     """Example k of a seed is the same in any process, also after other examples."""
-    sources, weights = open_mixture(config)
+    sources, weights = config.open_mixture()
     dataset = PairDataset(sources, SMALL, 1, weights)
     loader = DataLoader(dataset, 2, sampler=range(6), num_workers=2, collate_fn=collate_pairs)
     loaded = [model_inputs(batch) for batch in loader]

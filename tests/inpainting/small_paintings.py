@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderTiny
 from PIL import Image
 
-from tiny.inpainter.model import create, save_folder
+from tiny.inpainter.model import create
 from tiny.settings import InpainterNetworks
 
 SIDE = 32  # pixels of the training crop
@@ -37,7 +37,7 @@ def write_inpainter(folder: Path, seed: int = 0) -> Path:
             num_encoder_blocks=(1, 1, 1),
             num_decoder_blocks=(1, 1, 1),
         )
-        save_folder(model, tokenizer, vae, folder, torch.float32)
+        model.save_folder(tokenizer, vae, folder, torch.float32)
     return folder
 
 

@@ -21,7 +21,7 @@ from ldm.mllm.training import is_projector, load_adapter, make_trainable
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.settings import FitConfig, LoraSettings
-from llava_bifrost.build_dataset.records import Sample, make_record, read_records
+from llava_bifrost.build_dataset.records import Sample, read_records
 from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
@@ -47,7 +47,7 @@ def write_data(folder: Path, count: int = 12, fmt: str = "center") -> Path:
         request = Request("dog", (("behind", "sofa"),)) if index % 3 else Request("dog", replace=True)
         sample = Sample(str(index), f"{index}.png", image, request, location, {"sofa": place}, "test")
         write_png(folder / "images" / f"{index}.png", image)
-        records.append(make_record(sample, fmt, 3))
+        records.append(sample.record(fmt, 3))
     path = folder / "dataset.json"
     path.write_text(json.dumps(records))
     return path

@@ -47,6 +47,29 @@ class PainterNetworks(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
+    def save_folder(
+        self, tokenizer: CLIPTokenizer, vae: AutoencoderTiny, folder: Path, dtype: torch.dtype
+    ) -> None:
+        """A folder that `StableDiffusionInpaintPipeline.from_pretrained` loads, and our own loader."""
+        save_part(self.unet, folder / "unet", dtype)
+        save_part(self.text_encoder, folder / "text_encoder", dtype)
+        save_part(vae, folder / "vae", dtype)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
+        create_scheduler().save_pretrained(folder / "scheduler")
+        index: dict[str, Any] = {
+            "_class_name": "StableDiffusionInpaintPipeline", "_diffusers_version": "0.42.1",
+            "feature_extractor": [None, None], "image_encoder": [None, None],
+            "requires_safety_checker": False, "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
+        }  # fmt: skip
+        sampling = Recommended(steps=8, guidance=2.0)
+        config = InpainterConfig("small inpainter", notice=NOTICE, sampling=sampling)
+        write_config(folder / INPAINTER_FILE, config)
+        write_json(folder / "model_index.json", index)
+
 
 def create_scheduler() -> DDIMScheduler:
     """Cosine schedule with zero terminal SNR, trailing steps, v-prediction.
@@ -89,30 +112,6 @@ def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPT
             if name.endswith("position_embedding.weight"):
                 nn.init.normal_(weight, std=0.1)
     return PainterNetworks(unet, text_encoder), tokenizer
-
-
-def save_folder(
-    model: PainterNetworks, tokenizer: CLIPTokenizer, vae: AutoencoderTiny, folder: Path, dtype: torch.dtype
-) -> None:
-    """A folder that `StableDiffusionInpaintPipeline.from_pretrained` loads, and our own loader."""
-    save_part(model.unet, folder / "unet", dtype)
-    save_part(model.text_encoder, folder / "text_encoder", dtype)
-    save_part(vae, folder / "vae", dtype)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
-    create_scheduler().save_pretrained(folder / "scheduler")
-    index: dict[str, Any] = {
-        "_class_name": "StableDiffusionInpaintPipeline", "_diffusers_version": "0.42.1",
-        "feature_extractor": [None, None], "image_encoder": [None, None],
-        "requires_safety_checker": False, "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
-    }  # fmt: skip
-    sampling = Recommended(steps=8, guidance=2.0)
-    config = InpainterConfig("small inpainter", notice=NOTICE, sampling=sampling)
-    write_config(folder / INPAINTER_FILE, config)
-    write_json(folder / "model_index.json", index)
 
 
 def train_autoencoder(config: LatentsConfig, images_u8: np.ndarray, out: Path) -> tuple[nn.Module, Stage]:

@@ -84,7 +84,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
 
     stage = Stage("painter", model, settings, out).train(loss)
     with folder_written_whole(out / "model") as folder:
-        networks.save_folder(model, tokenizer, vae, folder, torch.float16)
+        model.save_folder(tokenizer, vae, folder, torch.float16)
     return model, stage
 
 

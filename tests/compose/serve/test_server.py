@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from benchmarks.serve import LONG, at_once, killed, one_after_the_other, serving
+from benchmarks.serve import LONG, killed, serving
 from compose.serve.app import error_for_clients
 from compose.serve.jobs import Job
 
@@ -14,12 +14,12 @@ from compose.serve.jobs import Job
 def test_each_user_gets_the_own_image_and_the_rest_comes_again(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.serve.WAITING", 3)
     with serving(tmp_path) as server:
-        row = at_once(server, 12, 4)
+        row = server.at_once(12, 4)
         assert row["different_images"] == 12
         assert row["other_bytes_than_alone"] == 0
         assert row["answers_429"] > 0
         assert row["resident_mb_peak"] < row["resident_mb_before"] + 200
-        cycles = one_after_the_other(server, 20)
+        cycles = server.one_after_the_other(20)
         assert cycles["at_the_end"] < cycles["resident_mb_after_a_fifth"] + 50
 
 
