@@ -53,12 +53,11 @@ def write_data(data: Path, web: str) -> None:
             for room in EXAMPLES
         ]  # fmt: skip
         (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cone = str(EXAMPLES[0].with_name("object.png").resolve())
-    layers = [{"object": cone, "box": box}, {"erase": "checkered orange torus"}]
-    files = {name: lines[0][name] for name in ("background", "background_depth", "model")}
-    files["anchors"] = str(EXAMPLES[0].with_name("anchors.json"))
-    files = {name: str(Path(file).resolve()) for name, file in files.items()}
-    write_json(data / "job.json", {**files, "locator": "geometric", "layers": layers})
+    names = {"background": "room.png", "background_depth": "room_depth.png", "anchors": "anchors.json"}
+    job = {key: str(EXAMPLES[0].with_name(name).resolve()) for key, name in names.items()}
+    cone = {"object": str(EXAMPLES[0].with_name("object.png").resolve()), "box": box}
+    job |= {"model": str((data / "compositor/model").resolve()), "locator": "geometric"}
+    write_json(data / "job.json", {**job, "layers": [cone, {"erase": "checkered orange torus"}]})
     question = "Place a red sphere to the left of the checkered orange torus."
     rooms = [str(room.resolve()) for room in EXAMPLES] * 6
     asked = [{"id": f"{n}", "image": room, "instruction": question} for n, room in enumerate(rooms)]

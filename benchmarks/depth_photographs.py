@@ -49,20 +49,18 @@ def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_ph
         "rules without U2-Netp": lambda u8: full_size(depth_by_rules(u8, None), u8.shape[:2]),
         "rules": rules.estimate,
     }
-    truths = [
-        path
-        for path in sorted((folder / "composite/depth").glob("*.png"))
-        if not path.stem.endswith("_valid")
-    ]
+    maps = sorted((folder / "composite/depth").glob("*.png"))
+    truths = [path for path in maps if not path.stem.endswith("_valid")]
     marked, rows = yaml.safe_load(read_text(MARKED)), dict[str, Any]()
     for name, estimate in ways.items():
         started, orders, right = time.process_time(), dict[str, float](), dict[str, list[bool]]()
         for path in truths:
             rgb_u8 = read_image(folder / f"composite/backgrounds/{path.stem}.jpg").rgb_u8
-            valid = np.ones(rgb_u8.shape[:2], bool)
+            size = rgb_u8.shape[0], rgb_u8.shape[1]
+            valid = np.ones(size, bool)
             if (mask := path.with_stem(f"{path.stem}_valid")).is_file():
-                valid = read_mask(mask, size=valid.shape)
-            orders[path.stem] = right_order(estimate(rgb_u8), read_depth(path, size=valid.shape), valid)
+                valid = read_mask(mask, size=size)
+            orders[path.stem] = right_order(estimate(rgb_u8), read_depth(path, size=size), valid)
         for image, pairs in marked.items():
             depth_01 = estimate(read_image(folder / image).rgb_u8)
             points = np.array(pairs).reshape(-1, 2, 2)  # (pair, nearer or farther, x y)

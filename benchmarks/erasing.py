@@ -66,8 +66,9 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
     names = ("psnr", "texture", "coarser", "features", "cpu_s")
     values = {each.kind: {name: [row[each.kind][name] for row in rows] for name in names} for each in erasers}
     means = {kind: {name: float(np.mean(v)) for name, v in found.items()} for kind, found in values.items()}
-    ours, before = values["exemplar"], values["opencv"]
-    gains = {name: mean_interval(np.subtract(ours[name], before[name])) for name in names}
+    gains = {
+        name: mean_interval(np.subtract(values["exemplar"][name], values["opencv"][name])) for name in names
+    }
     write_results(out, {"n": len(rows), "means": means, "exemplar - opencv": gains, "holes": rows})
 
 

@@ -70,8 +70,8 @@ def hairy_solid(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     for x, y in outline[rng.integers(len(outline), size=HAIRS), 0]:
         angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(1, HAIR)
         end = (x + length * np.cos(angle), y + length * np.sin(angle))
-        points = [(round(FINER * a), round(FINER * b)) for a, b in ((x, y), end)]
-        cv2.line(large, *points, 255, thickness=FINER // 2, lineType=cv2.LINE_AA)
+        first, last = ((round(FINER * a), round(FINER * b)) for a, b in ((x, y), end))
+        cv2.line(large, first, last, 255, thickness=FINER // 2, lineType=cv2.LINE_AA)
     return colours[nearest], resize(large, (SIDE, SIDE)).astype(np.float32) / 255
 
 

@@ -40,7 +40,7 @@ class FasterAttention(TorchFunctionMode):
         more = dict(kwargs or {})
         if function is not scaled_dot_product_attention or not suits(*args, **more):
             return function(*args, **more)
-        return blockwise_attention(*args[:3], more.get("scale"))
+        return blockwise_attention(args[0], args[1], args[2], more.get("scale"))
 
 
 def suits(

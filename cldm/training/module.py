@@ -61,9 +61,9 @@ class StepRandomness:
 
     def to(self, device: torch.device) -> "StepRandomness":
         """On a device, which nothing waits for."""
-        values = (self.noise, self.timesteps, self.drops, self.free)
+        values = [self.noise, self.timesteps, self.drops, self.free]
         if device.type == "cuda":
-            values = tuple(value.pin_memory() for value in values)
+            values = [value.pin_memory() for value in values]
         return StepRandomness(*(value.to(device, non_blocking=True) for value in values))
 
     def timesteps_by_dynamics(self, dynamics: Tensor, timesteps: int) -> Tensor:

@@ -33,7 +33,9 @@ def depth_by_rules(rgb_u8: np.ndarray, network: Path | None) -> np.ndarray:
     depth = np.repeat(rows, m, axis=1)
     high, wide = round(VIEW * n), round(VIEW * m)
     corners = product((slice(0, high), slice(n - high, n)), (slice(0, wide), slice(m - wide, m)))
-    for view in [(slice(0, n), slice(0, m)), *corners] if network else []:
+    for view in [(slice(0, n), slice(0, m)), *corners]:
+        if network is None:
+            break
         part_u8 = np.ascontiguousarray(small_u8[view])
         scores = cv2.resize(u2netp_scores(part_u8, network), part_u8.shape[1::-1])
         count, pieces = cv2.connectedComponents((scores > 0.5).astype(np.uint8))
