@@ -1,5 +1,5 @@
 // The drawing surface of the page: an image, marks on it, the tools box, point and brush, and buttons for files.
-// props.value: {image, tool, box, marks: [{box, label, colour}], colour, radius, hint}; boxes and points are fractions
+// props.value: {image, tool, box, marks: [{box, label, colour}], colour, radius, hint, waits}; boxes and points are fractions
 // of the image. canvas.acts is what was done here and no answer has confirmed: {number, box, points, radius} or {number,
 // depth}. Every event of the page brings all of it, the server does each number once, and value.done is the last
 // one: so nothing is lost or done late, whichever event or answer is first. 'drag' asks for a preview, 'draw' ends a
@@ -42,7 +42,7 @@ function draw() {
   if (wide < 1) return;
   canvas.width = wide * scale; canvas.height = canvas.width / aspect;
   canvas.style.cssText = `width: ${wide}px; touch-action: ${shown() && state.tool ? 'pinch-zoom' : 'auto'};
-    cursor: ${shown() && state.tool ? 'crosshair' : 'pointer'}`;
+    cursor: ${shown() && state.tool ? 'crosshair' : state.waits ? 'progress' : 'pointer'}`;
   pen.font = `600 ${13 * scale}px system-ui, sans-serif`;
   if (!shown()) {
     const hint = state.hint || canvas.dataset.hint;
@@ -63,6 +63,7 @@ function draw() {
 }
 
 canvas.onpointerdown = (event) => {
+  if (state.waits) return;
   if (!shown()) return element.querySelector('input').click();
   if (!state.tool || !event.isPrimary) return;
   canvas.setPointerCapture(event.pointerId);

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -51,6 +52,7 @@ RESULT = """.pair {position: relative}
 .downloads a {margin-right: 1em}"""
 POLL = 0.2  # seconds between two looks at a job; chosen
 WAITS = 600  # seconds in which the page names a file that was sent; chosen
+UNTAKEN = 2000, 16  # files that no page has named yet: their number, their bytes in largest requests; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen
 IMAGE_FILES = "accept='image/*'"
 EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -159,6 +161,7 @@ class Site:
         self.queue, self.settings, self.inbox = queue, settings, queue.folder / "page"
         shutil.rmtree(self.inbox, ignore_errors=True)  # of an earlier server
         self.inbox.mkdir(mode=0o700)
+        self.receiving, self.surfaces = Lock(), list[gr.HTML]()  # these wait until a visit begins
 
     def surface(
         self, files: Mapping[str, str], what: str, tall: float = 0.7, more: str = IMAGE_FILES
@@ -172,27 +175,34 @@ class Site:
         buttons = [f"<label id='{name}'>{text}{choose}" for name, text in files.items()]
         address = f"{self.settings.root_path}/page/files"
         canvas = f"<canvas data-hint='Drop {what} here, or tap' data-tall='{tall}'></canvas>"
-        return gr.HTML(
-            {},  # type: ignore[arg-type]
+        made = gr.HTML(
+            {"waits": True, "hint": "One moment"},  # type: ignore[arg-type]
             html_template=f"{canvas}<div class='files'>{''.join(buttons)}</div>",
             css_template=CSS,
             js_on_load=f"const names = {json.dumps([*files])}, address = '{address}';\n{CANVAS}",
             elem_id=f"{next(iter(files))}-canvas",
         )
+        self.surfaces.append(made)
+        return made
 
     def receive(self, files: list[UploadFile]) -> list[str]:
-        """Keep files that a visitor sends; returns a name for each, good for one event of the page."""
-        for late in self.inbox.iterdir():
-            with contextlib.suppress(OSError):  # it was taken just now
-                if not late.name.startswith(FOLDER) and late.stat().st_mtime < time.time() - WAITS:
-                    shutil.rmtree(late)
-        names = []
-        for file in files:
-            names.append(secrets.token_hex(16))
-            (self.inbox / names[-1]).mkdir(mode=0o700)
-            name = os.path.basename((file.filename or "").replace("\\", "/").replace("\0", "")).lstrip(".")
-            with (self.inbox / names[-1] / (name[-60:] or "file")).open("xb") as copy:
-                shutil.copyfileobj(file.file, copy)
+        """Keep files; returns a name for each, good for one event of the page. QueueFull above `UNTAKEN`."""
+        with self.receiving:
+            sizes = [file.size or 0 for file in files]
+            for path in (path for path in self.inbox.iterdir() if not path.name.startswith(FOLDER)):
+                with contextlib.suppress(OSError):  # it was taken just now
+                    if path.stat().st_mtime < time.time() - WAITS:
+                        shutil.rmtree(path)
+                    else:
+                        sizes += [file.stat().st_size for file in path.iterdir()]
+            if len(sizes) > UNTAKEN[0] or sum(sizes) > UNTAKEN[1] * self.settings.max_mb * 1_000_000:
+                raise QueueFull("too many files were sent to the page and not used", WAITS)
+            names = [secrets.token_hex(16) for _ in files]
+            for own, file in zip(names, files, strict=True):
+                (self.inbox / own).mkdir(mode=0o700)
+                name = os.path.basename((file.filename or "").replace("\\", "/").replace("\0", ""))
+                with (self.inbox / own / (name.lstrip(".")[-60:] or "file")).open("xb") as copy:
+                    shutil.copyfileobj(file.file, copy)
         return names
 
     def files_of(self, visit: Visit, event: gr.EventData) -> list[Path]:

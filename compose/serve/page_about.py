@@ -75,5 +75,6 @@ def build_page(site: Site) -> gr.Blocks:
         with gr.Tab("About") as tab:
             text = gr.Markdown()
         tab.select(about, None, text, **EVENT)
-        blocks.load(lambda: (Desk(below, config.pair), RegionsDesk(), Visit()), None, visits, **EVENT)
+        known, ready = visits + site.surfaces, [dict[str, Any]()] * len(site.surfaces)
+        blocks.load(lambda: [Desk(below, config.pair), RegionsDesk(), Visit(), *ready], None, known, **EVENT)
     return blocks

@@ -10,7 +10,6 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import gradio as gr
 
@@ -25,9 +24,7 @@ from compose.settings import INPUT_FILES
 from ldm.files import numbered_lines
 from ldm.journal import parse_line
 
-ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"} - {
-    "layers"
-}  # of a job
+ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_mask"} - {"layers"}
 
 
 def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> list[batch.BatchJob]:
@@ -100,11 +97,11 @@ def jobs_tab(site: page.Site, visit: gr.State) -> None:
                         site.queue.cancel(job)
         yield shown(jobs, sent)
 
-    def take(visit: Visit, event: gr.EventData) -> dict[str, Any]:
-        """Files for the next run; value of the surface."""
+    def take(visit: Visit, event: gr.EventData) -> str:
+        """Files for the next run; their names."""
         with page.in_words(visit):
             visit.given = site.files_of(visit, event)
-        return {"hint": ", ".join(path.name for path in visit.given)}
+        return html.escape(", ".join(path.name for path in visit.given))
 
-    surface.jobs(take, visit, surface, trigger_mode="multiple", **page.EVENT)
+    surface.jobs(take, visit, table, trigger_mode="multiple", **page.EVENT)
     cancel.click(None, cancels=[go.click(run, visit, table, **page.EVENT)])

@@ -26,6 +26,12 @@ from ldm.settings.config import to_plain
 TINT = 0.6  # opacity of the masks on the screen; chosen
 CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
 Table = list[list[str]]  # a row for each region: its name, prompt and negative prompt
+# The browser changes the table itself: it alone knows what is typed meanwhile, which stays.
+ROWS = """({names, prompts}, table) => {
+  const old = Object.fromEntries(table.data.map((row) => [row[0], row]));
+  const data = names.map((name) => [name, old[name]?.[1] || prompts[name] || '', old[name]?.[2] || '']);
+  return JSON.stringify(data) === JSON.stringify(table.data) ? {__type__: 'update'} : {...table, data};
+}"""
 
 
 class RegionsDesk(Visit):
@@ -67,6 +73,15 @@ class RegionsDesk(Visit):
         """A stroke."""
         region, adds = act["means"]
         self.stroke(min(region, len(self.masks)), act["points"], act["radius"], adds)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the regions, and of the next one."""
+        return [f"{number} {name}" for number, name in enumerate(palette(len(self.masks) + 1), 1)]
+
+    def rows(self, **prompts: str) -> dict[str, Any]:
+        """For `ROWS`. prompts: name of a region -> what was written for it"""
+        return {"names": self.names[: max(1, len(self.masks))], "prompts": prompts}
 
     def files(self) -> dict[str, Path]:
         """The image, then its masks in order."""
@@ -115,7 +130,7 @@ class RegionsTab:
                 self.region = gr.Dropdown([("1 red", 0)], value=0, label=about, elem_id="region")
                 adds = gr.Checkbox(True, label="Add to it (off: rub out)")
                 self.table = gr.Dataframe(
-                    row_count=1, interactive=True, type="array", wrap=True, static_columns=[0],
+                    [["1 red", "", ""]], interactive=True, type="array", wrap=True, static_columns=[0],
                     headers=["region", "prompt", "negative"], elem_id="prompts",
                     label="A prompt that is empty is written by the model",
                 )  # fmt: skip
@@ -127,10 +142,14 @@ class RegionsTab:
                     cancel = gr.Button("Cancel")
 
         def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> None:
-            outputs = [self.canvas, self.region, self.table]
-            page.connect(event, act, self.show, [*own, self.table], outputs, *more, **log, **how)
+            outputs = [self.canvas, self.region, rows]
+            filled_in(page.connect(event, act, self.show, own, outputs, *more, **log, **how))
+
+        def filled_in(event: Any) -> None:
+            event.success(None, [rows, self.table], self.table, js=ROWS, api_visibility="private")
 
         own, log = [painting, gr.JSON(visible=False), self.region, adds], {"js": page.log_of("painting")}
+        rows = gr.JSON(visible="hidden")  # for `ROWS`
         on(self.canvas.draw, page.nothing, trigger_mode="multiple")
         on(self.region.input, page.nothing)
         on(self.canvas.painting, self.take, trigger_mode="multiple")
@@ -139,17 +158,15 @@ class RegionsTab:
         given = [*own, self.table, *controls]
         for button in (write, go):
             how = {**page.EVENT, **log, "scroll_to_output": button is go}
-            button.click(self.run, given, [status, self.table], **how)
+            filled_in(button.click(self.run, given, [status, rows], **how))
         cancel.click(site.cancel, painting, **page.EVENT)
 
-    def show(self, painting: RegionsDesk, region: int, adds: bool, table: Table) -> list[Any]:
-        """Values of surface, choice of regions and table; what the visitor may be changing if it must."""
-        names = [f"{number} {name}" for number, name in enumerate(palette(len(painting.masks) + 1), 1)]
-        most, rows = len(painting.masks), {row[0]: row for row in table}
-        choices: dict[str, Any] = {"choices": [(name, number) for number, name in enumerate(names)]}
-        choices |= {"value": most} if region > most else {}
-        own = gr.skip() if [*rows] == names[:-1] else [rows.get(name, [name, "", ""]) for name in names[:-1]]
-        return [canvas(painting, min(region, most)), gr.update(**choices), own]
+    def show(self, painting: RegionsDesk, region: int, adds: bool) -> list[Any]:
+        """Values of surface, choice of regions, which stays if it can, and their rows."""
+        most = len(painting.masks)
+        choices = {"choices": [(name, number) for number, name in enumerate(painting.names)]}
+        own = {"value": most} if region > most else {}
+        return [canvas(painting, min(region, most)), gr.update(**choices, **own), painting.rows()]
 
     def take(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
         """An image from a file."""
@@ -173,8 +190,10 @@ class RegionsTab:
         paints = event.target is not None and event.target.elem_id == "paint"
         with page.in_words(painting, log):
             given = page.values_of(DreamSettings, CONTROLS, controls)
-            given["prompts"] = [row[1] for row in table]
-            given |= {"negatives": [row[2] for row in table]} if any(row[2] for row in table) else {}
+            names, typed = painting.names[:-1], {name: texts for name, *texts in table}
+            texts = [typed.get(name, ["", ""]) for name in names]
+            given["prompts"] = [prompt for prompt, _ in texts]
+            given |= {"negatives": [text for _, text in texts]} if any(text for _, text in texts) else {}
             files = painting.files()
             image, *masks = files.values()
             given |= {"image": image, "masks": masks}
@@ -184,7 +203,7 @@ class RegionsTab:
             own = replace(settings, image=image, masks=tuple(masks))
             work = partial(paint_work, own, paints=paints, page=True)
         async for text in self.site.follow(job, work, painting_in_words if paints else None):
-            if job.state == "done" and job.result is not None:
-                rows = job.result.get("report", job.result)["prompts"]
-                table = [[old[0], row["prompt"], old[2]] for old, row in zip(table, rows, strict=True)]
-            yield [text, table if job.state == "done" else gr.skip()]
+            result = job.result or {"prompts": []}
+            rows = zip(names, texts, result.get("report", result)["prompts"], strict=False)
+            written = {name: row["prompt"] for name, (prompt, _), row in rows if not prompt}
+            yield [text, painting.rows(**written)]

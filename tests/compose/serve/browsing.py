@@ -15,6 +15,7 @@ import uvicorn
 from compose.serve.app import make_app, make_queue
 from compose.serve.settings import ServeSettings
 from ldm.files import read_json
+from tests.compose.serve.newcomer import CURSOR, READY
 from tests.conftest import ROOT
 
 TENT = ROOT / "assets/examples/tent"
@@ -65,10 +66,8 @@ class Visit:
 
     def open(self) -> None:
         """Load the page, until the server knows the visitor."""
-        with self.page.expect_response("**/queue/join*"):
-            self.page.goto(self.address)
-        time.sleep(1)
-        self.page.wait_for_selector("#background-canvas canvas")
+        self.page.goto(self.address)
+        self.page.wait_for_function(READY)
 
     def give(self, name: str, *paths: Path) -> None:
         self.page.locator(f"#{name} input[type=file]").set_input_files([str(path) for path in paths])
@@ -88,12 +87,18 @@ class Visit:
     def prepare(self, background: Path = TENT / "room.png", item: Path = TENT / "object.png") -> None:
         """Background with its depth, and the object."""
         self.give("background", background)
-        self.until("#visible .prose", "estimated")
+        self.shows("background")
         self.until("#visible .prose", "")
         self.give("object", item)
-        self.page.wait_for_function(
-            "getComputedStyle(document.querySelector('#object-canvas canvas')).cursor == 'crosshair'"
-        )
+        self.shows("object")
+
+    def shows(self, canvas: str) -> None:
+        """Wait until there is an image to draw on."""
+        self.page.wait_for_function(CURSOR.format(canvas, "crosshair"))
+
+    def settled(self, canvas: str) -> None:
+        """Wait until the server has done all that was done on a surface."""
+        self.page.wait_for_function(f"document.querySelector('#{canvas}-canvas canvas').acts.length === 0")
 
     def until(self, where: str, text: str) -> str:
         """Wait until an element says something; nothing at all for an empty text."""

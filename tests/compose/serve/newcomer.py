@@ -21,6 +21,8 @@ from ldm.settings.cli import run_module, single_app
 
 CASE, SENTENCE = "d05_wolf_behind_motorcycle", "Place the wolf plushie behind the motorcycle"
 PLACE, MOTORCYCLE = ((0.35, 0.2), (0.75, 0.8)), ((0.14, 0.3), (0.93, 0.93))  # boxes, corners (x, y)
+CURSOR = "document.querySelector('#{}-canvas canvas')?.style.cursor === '{}'"
+READY = CURSOR.format("background", "pointer")  # the server knows the visitor
 LARGE, MOVES = (3000, 4000), 30  # (h, w) of a phone's photograph; moves of the slider
 
 
@@ -37,15 +39,13 @@ def newcomer(page: Any, url: str, way: str, background: Path, item: Path) -> Pat
         page.mouse.up()
 
     page.set_default_timeout(120_000)  # what a composite may take
-    with page.expect_response("**/queue/join*"):
-        page.goto(url)
-    time.sleep(1)  # until the server knows the visitor
+    page.goto(url)
+    page.wait_for_function(READY)
     page.set_input_files("#background input", background)
     page.wait_for_selector("text=The depth is being estimated")
     page.wait_for_selector("text=The depth is being estimated", state="hidden")
     page.set_input_files("#object input", item)
-    shown = "getComputedStyle(document.querySelector('#object-canvas canvas')).cursor == 'crosshair'"
-    page.wait_for_function(shown)
+    page.wait_for_function(CURSOR.format("object", "crosshair"))
     if way == "box":
         drag(*PLACE)
     else:

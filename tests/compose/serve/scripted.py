@@ -33,6 +33,7 @@ class Scripted:
 
     def __init__(self, address: str) -> None:
         self.answers: list[str] = []
+        self.acts: dict[str, list[dict[str, Any]]] = {}
         self.client = httpx.Client(base_url=address, timeout=60)
         self.session, self.page = uuid.uuid4().hex, self.get("")
         self.config = json.loads(self.get("config"))
@@ -55,6 +56,11 @@ class Scripted:
     def give(self, canvas: str, button: str, *files: tuple[str, bytes]) -> str:
         return self.fire(canvas, button, files=self.send(*files), error="")
 
+    def draw(self, surface: str, **act: Any) -> str:
+        """Something done on a surface, and its event."""
+        self.acts.setdefault(surface, []).append({"number": len(self.acts.get(surface, ())) + 1, **act})
+        return self.fire(f"{surface}-canvas", "draw")
+
     def fire(self, name: str | None, event: str, **data: Any) -> str:
         """An event of a component, and what follows it; returns the last error."""
         part, error = None if name is None else self.names[name], ""
@@ -65,6 +71,10 @@ class Scripted:
 
     def run(self, function: dict[str, Any], part: int | None, data: dict[str, Any]) -> str:
         given = [self.values.get(number) for number in function["inputs"]]
+        if ".acts" in str(function["js"]):  # what the script of the page puts there
+            given[1] = {name: acts for name, acts in self.acts.items() if f'"{name}"' in function["js"]}
+            for act in (act for acts in given[1].values() for act in acts):
+                act.setdefault("means", given[2:4])
         body = {"data": given, "event_data": data, "fn_index": function["id"], "trigger_id": part}
         joined = self.client.post("gradio_api/queue/join", json={**body, "session_hash": self.session})
         self.answers.append(joined.text)
@@ -83,7 +93,7 @@ class Scripted:
             if not is_update or "value" in value:
                 self.values[number] = value["value"] if is_update else value
         for after in self.config["dependencies"]:
-            if after.get("trigger_after") == function["id"]:
+            if after.get("trigger_after") == function["id"] and after["backend_fn"]:
                 self.run(after, part, {})
         return ""
 

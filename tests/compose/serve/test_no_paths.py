@@ -17,9 +17,11 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from compose.serve import page
 from compose.serve.desk import Visit
 from compose.serve.page import Site
 from compose.serve.settings import ServeSettings
+from ldm.temporary import FOLDER
 from tests.compose.serve.browsing import TENT, listening, served
 from tests.compose.serve.scripted import Scripted, proxy
 from tests.compose.serve.serving import COMPOSITE, decoded, post, running
@@ -65,9 +67,7 @@ def prepared(address: str) -> Scripted:
     visit = Scripted(address)
     assert visit.give("background-canvas", "background", file("room.png")) == ""
     assert visit.give("object-canvas", "object", file("object.png")) == ""
-    visit.fire(
-        "background-canvas", "draw", box=[0.2, 0.2, 0.5, 0.6], points=[[0.2, 0.2], [0.5, 0.6]], radius=0.02
-    )
+    visit.draw("background", box=[0.2, 0.2, 0.5, 0.6], points=[[0.2, 0.2], [0.5, 0.6]], radius=0.02)
     return visit
 
 
@@ -108,7 +108,7 @@ def test_a_visit_sees_no_folder_of_the_server(address):
     assert visit.fire("all", "click") == ""
     assert "0 pixels changed outside" in visit.value("states")
     assert visit.give("painting-canvas", "painting", file("room.png")) == ""
-    visit.fire("painting-canvas", "draw", box=None, points=[[0.4, 0.4], [0.5, 0.5]], radius=0.05)
+    visit.draw("painting", box=None, points=[[0.4, 0.4], [0.5, 0.5]], radius=0.05)
     assert visit.fire("paint", "click") == ""
     wrong = "text.png", b"no image"
     assert "text.png is not an image" in visit.give("background-canvas", "background", wrong)
@@ -228,6 +228,41 @@ def test_too_large_files_are_refused(tmp_path):
         answer = client.post("/page/files", files={"files": ("a.png", b"a" * 1_100_000)})
         assert answer.status_code == 413
         assert "larger than 1 MB" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "files", "requests"),
+    [
+        ([9_000] * 4, (3, 16), 3),  # files of one request each
+        ([400_000] * 3, (2000, 1), 2),  # bytes
+    ],
+    ids=["number", "bytes"],
+)
+def test_files_that_nobody_takes_are_limited(tmp_path, monkeypatch, sizes, files, requests):
+    monkeypatch.setattr(page, "UNTAKEN", files)
+    with running(tmp_path / "out", page=True, max_mb=1) as client:
+        send = lambda size: client.post("/page/files", files={"files": ("a.png", b"a" * size)})  # noqa: E731
+        answers = [send(size) for size in sizes]
+        assert [answer.status_code for answer in answers] == [200] * requests + [429]
+        assert answers[-1].headers["retry-after"] == str(page.WAITS)
+        message = answers[-1].json()["error"]["message"]
+        assert message == "too many files were sent to the page and not used; try again in 600 s"
+        folder = tmp_path / "out/page"
+        kept = {path.name for path in folder.iterdir()}
+        assert kept == {answer.json()[0] for answer in answers[:-1]}  # nobody's file goes
+        (folder / answers[0].json()[0]).rename(folder / f"{FOLDER}taken")
+        assert send(sizes[0]).status_code == 200
+        os.utime(folder / answers[1].json()[0], (time.time() - 700,) * 2)
+        assert send(sizes[0]).status_code == 200
+
+
+def test_files_of_one_request_count_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "UNTAKEN", (3, 16))
+    with running(tmp_path / "out", page=True) as client:
+        many = [("files", (f"{number}.png", b"a")) for number in range(4)]
+        assert client.post("/page/files", files=many).status_code == 429
+        assert list((tmp_path / "out/page").iterdir()) == []
+        assert len(client.post("/page/files", files=many[:3]).json()) == 3
 
 
 @pytest.mark.parametrize("layers", [None, "true"])

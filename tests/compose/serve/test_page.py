@@ -1,6 +1,7 @@
 """The page without a browser: controls of settings, errors in words, files of jobs, what About says."""
 
 import json
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -201,16 +202,37 @@ def test_about_names_the_networks_and_what_they_are(tmp_path: Path):
     assert not any(str(Path.cwd()) in line for line in lines)
 
 
-def test_nothing_of_the_page_is_an_endpoint_for_programs(tmp_path: Path):
-    queue = make_queue(ServeSettings(out=tmp_path / "out", devices=("cpu",)))
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory):
+    queue = make_queue(ServeSettings(out=tmp_path_factory.mktemp("page") / "out", devices=("cpu",)))
     try:
-        blocks = build_page(page.Site(queue, ServeSettings()))
+        return build_page(page.Site(queue, ServeSettings()))
     finally:
         queue.close()
+
+
+def test_nothing_of_the_page_is_an_endpoint_for_programs(blocks):
     ours = [f for f in blocks.fns.values() if f.targets and f.targets[0][1] != "load"]
     assert len(ours) > 40
     assert {function.api_visibility for function in ours} == {"private"}
     assert not blocks.get_api_info()["named_endpoints"]
+
+
+def test_no_event_has_two_functions_in_the_queue(blocks):
+    """Of two, Gradio now and then sends the answer of one to a connection that is closed."""
+    ours = [function for function in blocks.fns.values() if function.fn]
+    queued = Counter((target, f.trigger_after) for f in ours if f.queue for target in f.targets)
+    assert len(queued) > 20
+    assert [target for target, count in queued.items() if count > 1] == []
+    assert sum(not function.queue for function in ours) > 3  # those that would be the second
+
+
+def test_every_event_that_reads_a_surface_brings_what_was_done_on_it(blocks):
+    logs = {block._id for block in blocks.blocks.values() if isinstance(block, gr.JSON) and not block.visible}
+    readers = [f for f in blocks.fns.values() if logs & {part._id for part in f.inputs} and f.targets[0][0]]
+    direct = [f for f in readers if f.targets[0][1] != "success"]
+    assert len(direct) > 20
+    assert all("acts" in f.js for f in direct)
 
 
 @pytest.mark.parametrize("auth", [None, "anne:secret"])
