@@ -105,7 +105,7 @@ CLASSES: dict[str, type[JobLayer]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class LayeredJob:
     """base: background, its depth, and the networks of what belongs to no layer. plain: for the recipe."""
 
     base: ComposeSettings
@@ -152,7 +152,7 @@ class EditSettings(EraseSettings):
         return {**{name: getattr(self, name) for name in of_job}, "layers": [{"say": self.say}]}
 
 
-def read_job(source: Mapping[str, Any] | Path | str) -> Job:
+def read_job(source: Mapping[str, Any] | Path | str) -> LayeredJob:
     """A job from a file or a mapping, whose images may be arrays too; all settings are checked.
 
     ValueError names file, layer and key. Images of a job file start from its folder, networks as elsewhere.
@@ -184,7 +184,7 @@ def read_job(source: Mapping[str, Any] | Path | str) -> Job:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{where}: two objects are called {twice[0]!r}; give each a name of its own")
     base = _settings(ComposeSettings, {"object": shared["background"], "box": WHOLE}, shared, f"{where}: ")
-    return Job(base=base, layers=tuple(layers), plain={**shared, "layers": plain})
+    return LayeredJob(base=base, layers=tuple(layers), plain={**shared, "layers": plain})
 
 
 def _with_files(values: Mapping[str, Any], root: Path) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from compose.batch import check_files, named_folders
-from compose.job import JOB_KEYS, EraseSettings, Job, JobLayer, read_job
+from compose.job import JOB_KEYS, EraseSettings, JobLayer, LayeredJob, read_job
 from compose.layers import LayerFolder
-from compose.scene import JobResult, Patch, Scene
+from compose.scene import JobResult, JobScene, Patch
 from compose.settings import ComposeSettings
 from compose.sources import depth_of
-from compose.verbs import Networks, apply_layer, source_of
+from compose.verbs import JobNetworks, apply_layer, source_of
 from datasets.relations import Place
 from inpainting.paint import PaintSettings
 from inpainting.painting import painter_folder
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 
 def compose_layers(
-    source: Job | Mapping[str, Any] | Path | str,
-    networks: Networks | None = None,
+    source: LayeredJob | Mapping[str, Any] | Path | str,
+    networks: JobNetworks | None = None,
     folder: LayerFolder | None = None,
 ) -> JobResult:
     """Do the layers of a job one after another. Reads files; cheap checks run first.
@@ -47,8 +47,8 @@ def compose_layers(
     folder: a `compose.layers.LayerFolder`, which keeps patches and hands out those of an earlier run
     ValueError names the layer and the reason.
     """
-    job = source if isinstance(source, Job) else read_job(source)
-    networks, timer = networks or Networks(), StageTimer()
+    job = source if isinstance(source, LayeredJob) else read_job(source)
+    networks, timer = networks or JobNetworks(), StageTimer()
     digests = [layer_digest(layer, job, networks) for layer in job.layers]
     base, background, models = job.base, read_image(job.base.background), networks.of(job.base)
     with timer.stage("depth"):
@@ -59,7 +59,8 @@ def compose_layers(
     for part in (part for layer in job.layers for part in parts_of(layer)):
         if (file := getattr(part, "anchors", None)) is not None:
             anchors = {**read_anchors(file, depth_01), **anchors}
-    scene, patches, entries = Scene.of(background, depth_01, anchors), list[Patch](), list[dict[str, Any]]()
+    scene, patches = JobScene.of(background, depth_01, anchors), list[Patch]()
+    entries = list[dict[str, Any]]()
     for layer, digest in zip(job.layers, digests, strict=True):
         new = None if folder is None else folder.take(digest, scene)
         own, under = source_of(layer, scene), scene
@@ -81,10 +82,10 @@ def compose_layers(
     report = {"layers": entries, "drift": drift, "seconds": timer.report()}
     report["device"] = str(models.device)
     names = [entry["name"] for entry in entries]
-    return JobResult(job, scene, patches, names, make_recipe(job, digests), report)
+    return JobResult(job, scene, patches, names, recipe_of_job(job, digests), report)
 
 
-def make_recipe(job: Job, digests: list[str]) -> dict[str, Any]:
+def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:
     """The job, hashes of background and layers (with their inputs and networks), machine, versions."""
 
     def plain(value: Any) -> Any:
@@ -105,7 +106,7 @@ def make_recipe(job: Job, digests: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> Job:
+def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
     """The job that made an image, with its background at another place; ValueError where something changed.
 
     moved: where the background, or its depth, lies now
@@ -118,7 +119,7 @@ def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> Job:
             f"{image}: the job used images in memory, so only the code that made them repeats it"
         )
     job = read_job({**recipe["job"], **moved})
-    now = make_recipe(job, [layer_digest(layer, job, Networks()) for layer in job.layers])
+    now = recipe_of_job(job, [layer_digest(layer, job, JobNetworks()) for layer in job.layers])
     if now["inputs"] != recipe["inputs"]:
         raise ValueError(f"{image}: the background or its depth map has changed since the image was made")
     for before, after in zip(recipe["layers"], now["layers"], strict=True):
@@ -135,7 +136,7 @@ def parts_of(layer: JobLayer) -> list[Any]:
     return [getattr(layer, name) for name in ("find", "settings") if hasattr(layer, name)]
 
 
-def layer_digest(layer: JobLayer, job: Job, networks: Networks) -> str:
+def layer_digest(layer: JobLayer, job: LayeredJob, networks: JobNetworks) -> str:
     """Hash of all that decides a layer, but what lies under it. ValueError: a file or folder is missing."""
     about = [getattr(layer, name, None) for name in ("name", "called", "box", "depth")]
     plain, paths = [type(layer).__name__, *about], list[Any]([getattr(layer, "mask", None)])

@@ -19,7 +19,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from compose.scene import JobResult, Patch, Scene
+from compose.scene import JobResult, JobScene, Patch
 from datasets.geometry import tight_slices
 from ldm.decode import LoadedImage
 from ldm.files import file_sha256, json_bytes, read_json, set_aside, write_all_atomic
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 THUMBNAIL = 256  # pixels of the longer side, at most; of the specification
 
 
-def layers_of(result: Result, index: int) -> dict[str, LoadedImage]:
+def result_layers(result: Result, index: int) -> dict[str, LoadedImage]:
     """What sample `index` consists of, the lowest first; all in size and colours of the background.
 
     background: as it was read. around: what changed beside the object, such as its shadow. object: its
@@ -68,7 +68,9 @@ def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
     about = {name: report[name] for name in ("box", "depth", "mode", "visible_fraction")}
     about["seed"] = result.seeds[index]
     depths = {"object": result.fused_depth_01}
-    layers = [(name, image, depths.get(name, depth_01)) for name, image in layers_of(result, index).items()]
+    layers = [
+        (name, image, depths.get(name, depth_01)) for name, image in result_layers(result, index).items()
+    ]
     return write_open_raster(out, layers, result.images[index], about, overwrite)
 
 
@@ -79,7 +81,7 @@ def save_job_layers(result: JobResult, out: Path, overwrite: bool) -> Path:
     layer shows all that it painted, less what a later layer below it has painted since; so the layers laid
     over each other are the image, byte for byte where the background is opaque.
     """
-    pieces: list[tuple[float, int, str, np.ndarray, Scene]] = []
+    pieces: list[tuple[float, int, str, np.ndarray, JobScene]] = []
     for number, (name, patch) in enumerate(zip(result.names, result.patches, strict=True)):
         masks = np.zeros((2, *result.background.size), bool)
         masks[0][patch.part], masks[1][patch.part] = patch.edit & ~patch.cover, patch.cover
@@ -170,7 +172,7 @@ class LayerFolder:
         if resume and (book := self.folder / "layers.json").is_file():
             self.known = read_json(book)["layers"]
 
-    def take(self, digest: str, scene: Scene) -> list[Patch] | None:
+    def take(self, digest: str, scene: JobScene) -> list[Patch] | None:
         """The patches of a layer with this hash, made from the same pixels; None where there are none."""
         entries = [entry for entry in self.known if entry["digest"] == digest]
         read = entries[0]["read"] if entries else None
@@ -182,7 +184,7 @@ class LayerFolder:
             logger.warning("%s: the layer is made again", error)
             return None
 
-    def put(self, digest: str, under: Scene, name: str, patches: Sequence[Patch]) -> None:
+    def put(self, digest: str, under: JobScene, name: str, patches: Sequence[Patch]) -> None:
         """Write the patches of a layer, then the list of all so far."""
         for patch in patches:
             stem = f"{len(self.entries) + 1:02d}_{file_name(name)}"

@@ -32,7 +32,7 @@ from compose.placement import locate, resolve_placement
 from compose.rank import keep_best, similarity_network
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import BIFROST, DEPTH_MODES, ComposeSettings
-from compose.sources import Stage, object_depth_is_estimated, read_sources
+from compose.sources import GivenScene, object_depth_is_estimated, read_sources
 from datasets.pairs import Geometry, Pair, pair_of
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
@@ -125,7 +125,7 @@ def compose(
     on_step: Callable[[Step], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     progress: bool = True,
-    stage: Stage | None = None,
+    stage: GivenScene | None = None,
 ) -> Result:
     """Put the object into the background. Reads files, writes none; cheap checks run first.
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from compose.job import Job
+from compose.job import LayeredJob
 from compose.settings import ComposeSettings
-from compose.sources import Stage
+from compose.sources import GivenScene
 from datasets.fusion import occluders
 from datasets.geometry import Box, Box01, bbox_of_mask
 from datasets.relations import Place
@@ -55,7 +55,7 @@ class Patch:
     @classmethod
     def between(
         cls,
-        before: Scene,
+        before: JobScene,
         after: LoadedImage,
         depth_01: np.ndarray,
         edit: np.ndarray,
@@ -113,7 +113,7 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class JobScene:
     """A background and what layers have made of it so far."""
 
     image: LoadedImage  # (H, W)
@@ -121,11 +121,11 @@ class Scene:
     owner: np.ndarray  # (H, W) int16, the last patch that changed each pixel, 0 none
     things: Mapping[str, Thing] = field(default_factory=dict)
     anchors: Mapping[str, Place] = field(default_factory=dict)  # of objects that the background shows
-    before: tuple[Scene, ...] = ()  # the scene under each patch
+    before: tuple[JobScene, ...] = ()  # the scene under each patch
     cleared: tuple[tuple[int, Box01], ...] = ()  # patches that removed what the background showed, and where
 
     @classmethod
-    def of(cls, image: LoadedImage, depth_01: np.ndarray, anchors: Mapping[str, Place]) -> Scene:
+    def of(cls, image: LoadedImage, depth_01: np.ndarray, anchors: Mapping[str, Place]) -> JobScene:
         return cls(image, depth_01, np.zeros(image.size, np.int16), anchors=anchors)
 
     @property
@@ -145,16 +145,16 @@ class Scene:
             digest.update(np.ascontiguousarray(plane[part]).tobytes())
         return digest.hexdigest()
 
-    def stage(self, moved_from: Place | None = None) -> Stage:
+    def stage(self, moved_from: Place | None = None) -> GivenScene:
         """For `compose`."""
         solids = [(thing.mask, thing.place.d) for thing in self.things.values()]
-        return Stage(self.image, self.depth_01, solids, self.places, moved_from)
+        return GivenScene(self.image, self.depth_01, solids, self.places, moved_from)
 
     def nearer(self, d: float, near: float) -> np.ndarray:
         """(H, W) bool: what is in front of an object with this middle and nearest depth."""
         return occluders(self.stage().ordered_for(2 * d - near, near), near)
 
-    def with_patch(self, patch: Patch, source: ComposeSettings | None = None) -> Scene:
+    def with_patch(self, patch: Patch, source: ComposeSettings | None = None) -> JobScene:
         """With one more patch on top. source: with the own image of an object that is new."""
         part, edit, layer = patch.part, patch.edit, len(self.before) + 1
         own_u8, alpha_u8 = self.image.own_u8.copy(), self.image.alpha_u8
@@ -180,15 +180,15 @@ class Scene:
         image = self.image.with_own(own_u8, alpha_u8, part)
         new = ((layer, patch.report["box"]),) if set(patch.gone) - self.things.keys() else ()
         before, cleared = (*self.before, self), (*self.cleared, *new)
-        return Scene(image, depth_01, owner, things, anchors, before, cleared)
+        return JobScene(image, depth_01, owner, things, anchors, before, cleared)
 
 
 @dataclass(frozen=True, eq=False)
 class JobResult:
     """What `compose_layers` returns."""
 
-    job: Job
-    scene: Scene  # after the last layer; its `before` has the states under each patch
+    job: LayeredJob
+    scene: JobScene  # after the last layer; its `before` has the states under each patch
     patches: list[Patch]
     names: list[str]  # of the layer of each patch
     recipe: dict[str, Any]  # all that decides the pixels

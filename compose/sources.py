@@ -43,7 +43,7 @@ SAME_ASPECT = 0.01  # largest relative difference in aspect between an image and
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class GivenScene:
     """An image under work, with what is known of it, instead of a background's files."""
 
     image: LoadedImage  # (H, W)
@@ -78,7 +78,7 @@ class Sources:
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
     doubts: list[str]  # what speaks against a mask that was found
-    stage: Stage | None = None  # instead of the files of the background
+    stage: GivenScene | None = None  # instead of the files of the background
     alpha_01: np.ndarray | None = None  # (h, w) float32 coverage by the object, None: that of the mask
 
     @property
@@ -87,7 +87,7 @@ class Sources:
         return self.cut if self.alpha_01 is None else self.cut | (self.alpha_01 > 0)
 
 
-def read_sources(settings: ComposeSettings, stage: Stage | None = None) -> Sources:
+def read_sources(settings: ComposeSettings, stage: GivenScene | None = None) -> Sources:
     """Read and check all files; cheap checks run first. stage: instead of the background and its depth."""
     background = read_image(settings.background) if stage is None else stage.image
     item = read_image(settings.object)

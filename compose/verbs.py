@@ -12,7 +12,7 @@ import numpy as np
 from compose.job import EraseLayer, JobLayer, MoveLayer, ObjectLayer, ReplaceLayer, TextLayer
 from compose.models import Models, load_models
 from compose.pipeline import compose
-from compose.scene import Patch, Scene
+from compose.scene import JobScene, Patch
 from compose.settings import ComposeSettings
 from compose.sources import replaced_region
 from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
@@ -38,7 +38,7 @@ OBJECT_KEYS = ("object", "object_mask", "object_depth", "object_box")  # what an
 
 
 @dataclass
-class Networks:
+class JobNetworks:
     """Networks of all layers, each loaded once."""
 
     models: Models | None = None
@@ -60,7 +60,7 @@ class Networks:
         return self.loaded[source, device]
 
 
-def apply_layer(layer: JobLayer, scene: Scene, networks: Networks) -> list[Patch]:
+def apply_layer(layer: JobLayer, scene: JobScene, networks: JobNetworks) -> list[Patch]:
     """The patches of one layer; two where something goes before another thing comes."""
     if isinstance(layer, ObjectLayer):
         return [put_object(layer.name, layer.settings, scene, networks)]
@@ -97,7 +97,7 @@ def apply_layer(layer: JobLayer, scene: Scene, networks: Networks) -> list[Patch
     return [erased, put_object(name, settings, clear, networks, moved_from=place)]
 
 
-def source_of(layer: JobLayer, scene: Scene) -> ComposeSettings | None:
+def source_of(layer: JobLayer, scene: JobScene) -> ComposeSettings | None:
     """The settings that name the own image of the object that a layer brings; None: the scene shows it."""
     if isinstance(layer, MoveLayer):
         thing = None if layer.mask else scene.things.get(known_name(layer.name, scene.places))
@@ -107,7 +107,7 @@ def source_of(layer: JobLayer, scene: Scene) -> ComposeSettings | None:
 
 
 def put_object(
-    name: str, settings: ComposeSettings, scene: Scene, networks: Networks,
+    name: str, settings: ComposeSettings, scene: JobScene, networks: JobNetworks,
     gone: list[str] | None = None, moved_from: Place | None = None,
 ) -> Patch:  # fmt: skip
     """An object composed into the scene, as the image verb does it."""
@@ -136,7 +136,7 @@ def put_object(
     )  # fmt: skip
 
 
-def with_known_places(settings: ComposeSettings, scene: Scene) -> ComposeSettings:
+def with_known_places(settings: ComposeSettings, scene: JobScene) -> ComposeSettings:
     """The rules read a sentence where the places of all that it names are known; else the default locator."""
     sentence, places = settings.instruction or "", scene.places
     try:
@@ -157,7 +157,7 @@ def known_name(name: str, known: Mapping[str, Any]) -> str:
     return name if name in known or not fits else fits[0]
 
 
-def find_target(layer: EraseLayer, scene: Scene, networks: Networks) -> tuple[str, np.ndarray, Place]:
+def find_target(layer: EraseLayer, scene: JobScene, networks: JobNetworks) -> tuple[str, np.ndarray, Place]:
     """Name, visible pixels (H, W) bool and place of what a layer is about.
 
     It is what its mask shows, an object of an earlier layer, or one of the background.
@@ -186,7 +186,7 @@ def find_target(layer: EraseLayer, scene: Scene, networks: Networks) -> tuple[st
     return layer.name, mask, place or Place(box, *depth_in_box(scene.depth_01, box, mask))
 
 
-def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: Scene) -> np.ndarray:
+def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: JobScene) -> np.ndarray:
     """(H, W) bool: the mask with its rim, less what other layers put in front of it."""
     front = np.zeros(mask.shape, bool)
     for thing in scene.things.values():
@@ -195,7 +195,7 @@ def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: Scene) -> np.
 
 
 def erase_thing(
-    layer: EraseLayer, name: str, mask: np.ndarray, place: Place, scene: Scene, networks: Networks
+    layer: EraseLayer, name: str, mask: np.ndarray, place: Place, scene: JobScene, networks: JobNetworks
 ) -> Patch:
     """An object of the scene removed by the eraser; of one that a layer put there, its pixels taken back."""
     thing = scene.things.get(name) if layer.mask is None else None
@@ -228,8 +228,8 @@ def erase_thing(
 
 
 def paint_text(
-    name: str, masks: list[np.ndarray], depth: float | None, settings: PaintSettings, scene: Scene,
-    networks: Networks, gone: list[str] | None = None,
+    name: str, masks: list[np.ndarray], depth: float | None, settings: PaintSettings, scene: JobScene,
+    networks: JobNetworks, gone: list[str] | None = None,
 ) -> Patch:  # fmt: skip
     """Masks (H, W) painted by prompts, as inpainting.paint does it.
 

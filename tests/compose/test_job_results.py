@@ -12,12 +12,12 @@ from PIL import Image, ImageCms
 
 from compose import compose_layers, layering
 from compose.layers import LayerFolder, save_job_layers
-from compose.verbs import Networks, apply_layer
+from compose.verbs import JobNetworks, apply_layer
 from ldm.images import read_image, write_png
 from tests.compose.rendered import Room
 from tests.compose.test_layers import depth_and_mask, merged, opened
 
-NETWORKS = Networks()
+NETWORKS = JobNetworks()
 
 
 def layers_of(room: Room) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ import pytest
 from compose import compose, compose_layers, load_models
 from compose.job import read_job
 from compose.layering import JobResult
-from compose.verbs import Networks
+from compose.verbs import JobNetworks
 from datasets.geometry import box_to_pixels, mask_of_box
 from ldm.images import write_mask
 from ldm.metrics.similarity import psnr_over
 from tests.compose.rendered import CAPSULE, TORUS, Room
 
-NETWORKS = Networks()
+NETWORKS = JobNetworks()
 
 
 def run(room: Room, *layers: dict[str, Any], **more: Any) -> JobResult:
