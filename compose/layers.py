@@ -68,9 +68,8 @@ def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
     about = {name: report[name] for name in ("box", "depth", "mode", "visible_fraction")}
     about["seed"] = result.seeds[index]
     depths = {"object": result.fused_depth_01}
-    layers = [
-        (name, image, depths.get(name, depth_01)) for name, image in result_layers(result, index).items()
-    ]
+    images = result_layers(result, index)
+    layers = [(name, image, depths.get(name, depth_01)) for name, image in images.items()]
     return write_open_raster(out, layers, result.images[index], about, overwrite)
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from compose import compose_layers
-from compose.verbs import Networks
+from compose.verbs import JobNetworks
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from run_inference import build_app
 from tests.compose.rendered import CAPSULE, TORUS, Room
 from tests.compose.test_job_results import layers_of
 
-NETWORKS = Networks()
+NETWORKS = JobNetworks()
 
 
 def command(*words: str | Path) -> int:
