@@ -26,7 +26,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-def published(steps: int, whole: int) -> dict[str, Any]:
+def run_published(steps: int, whole: int) -> dict[str, Any]:
     """Two encodings of references, `steps` steps of `whole`, one decoding."""
     model_of, latents = import_module("cldm.model"), import_module("ldm.latents")
     sampler = import_module("benchmarks.published_model").PublishedSampler
@@ -53,7 +53,7 @@ def published(steps: int, whole: int) -> dict[str, Any]:
     return {"tokens_s": encode_s, "steps_s": spent, "decode_s": decode_s, "cpu_s": total}
 
 
-def paint(steps: int, whole: int, speed: str) -> dict[str, Any]:
+def run_painter(steps: int, whole: int, speed: str) -> dict[str, Any]:
     """One image; with fewer steps than the `whole` has, the others count as the median one."""
     pipeline = import_module("cldm.pipeline")
     config = import_module("cldm.config" if NOW else "cldm.pretrained")
@@ -94,6 +94,6 @@ if __name__ == "__main__":
     work, *numbers = sys.argv[1:]
     with torch.inference_mode():
         few, total = map(int, numbers[:2])
-        row = published(few, total) if work == "published" else paint(few, total, numbers[2])
+        row = run_published(few, total) if work == "published" else run_painter(few, total, numbers[2])
     row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(json.dumps(row) + "\n")

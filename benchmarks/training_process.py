@@ -15,7 +15,7 @@ import cv2
 import torch
 
 
-def main(settings: str, count: str) -> None:
+def measure_examples(settings: str, count: str) -> None:
     """Write a line of JSON: CPU milliseconds and megabytes of an example that is accepted, by source."""
     old = find_spec("datasets.registry") is not None
     names = ("datasets.registry", "datasets.base", "ldm.config") if old else (
@@ -47,4 +47,4 @@ def main(settings: str, count: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    measure_examples(*sys.argv[1:])

@@ -56,7 +56,7 @@ class Work:
 
 
 @dataclass(frozen=True, eq=False)
-class Painting:
+class PaintedCrops:
     """What a painter made: samples laid over the background, and the crops (n, m, 3) uint8 themselves."""
 
     stitched: list[Stitched]
@@ -163,7 +163,7 @@ def _light_of(rgb_u8: np.ndarray) -> np.ndarray:
     return np.maximum((linear**NORM).mean(axis=0) ** (1 / NORM), 1e-3)
 
 
-def paint_by_compositor(work: Work, sampling: Sampling, monitor: Monitor) -> Painting:
+def paint_by_compositor(work: Work, sampling: Sampling, monitor: Monitor) -> PaintedCrops:
     """The samples of the compositor."""
     settings, models, timer = work.settings, work.models, work.timer
     with timer.stage("load"):
@@ -178,10 +178,10 @@ def paint_by_compositor(work: Work, sampling: Sampling, monitor: Monitor) -> Pai
         detail, scale = sampling.detail, sampling.detail_scale
         stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
         warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
-    return Painting(stitched, [np.rint(image).astype(np.uint8) for image in painted], {})
+    return PaintedCrops(stitched, [np.rint(image).astype(np.uint8) for image in painted], {})
 
 
-def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> Painting:
+def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> PaintedCrops:
     """The samples of `paste`, which are all the same, or of a pipeline that harmonises it."""
     settings, models, geometry, timer = work.settings, work.models, work.geometry, work.timer
     with timer.stage("load"):
@@ -195,7 +195,7 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
         if painter is None:
             if (count := settings.num_samples) > 1:
                 logger.warning("painter paste draws nothing by chance: all samples are the same")
-            return Painting([pasted] * count, [crop_u8] * count, report)
+            return PaintedCrops([pasted] * count, [crop_u8] * count, report)
         prompt = settings.prompt or settings.object.stem.replace("_", " ").replace("-", " ")
         given = painter.arguments(prompt, settings.steps, settings.guidance, settings.strength)
         options = replace(geometry.options, reference_size=painter.size)
@@ -208,4 +208,4 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
     with timer.stage("paste back"):
         stitched = [stitch(geometry, image, background=work.sources.background) for image in painted]
     report["pipeline"] = {"class": type(painter.pipeline).__name__, **given}
-    return Painting(stitched, painted, report)
+    return PaintedCrops(stitched, painted, report)
