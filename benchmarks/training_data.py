@@ -23,7 +23,6 @@ from pycocotools import mask as run_lengths
 from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
 from benchmarks.size import BEFORE, checked_out, row_in
 from datasets.sources.coco import segment_mask
-from ldm.experts.depth import DepthInput
 from ldm.files import ROOT, read_json, write_json
 from ldm.images import read_depth, read_image, resize, write_depth
 from ldm.settings.cli import run_module, single_app
@@ -37,6 +36,8 @@ SEGMENTS = 100  # of an image of SA-1B on average (Kirillov et al. 2023)
 
 def make_sa1b(images: Path, depth: Path, made: Path) -> None:
     """Images, annotations and depth maps of SA-1B at their true size, of the sample's."""
+    from ldm.experts.depth import DepthInput
+
     for path in sorted(images.glob("*/*.json")):
         document, rng = read_json(path), np.random.default_rng(0)
         name, (h, w) = f"{path.parent.name}/{path.stem}", SIZE
@@ -68,6 +69,8 @@ def make_sa1b(images: Path, depth: Path, made: Path) -> None:
 
 def small_maps(depth: Path, out: Path) -> None:
     """Depth maps of a tree at the size in which the network of depth makes them."""
+    from ldm.experts.depth import DepthInput
+
     for path in sorted(depth.rglob("*.png")):
         map_01 = read_depth(path)
         n, m = DepthInput().network_size((map_01.shape[0], map_01.shape[1]))

@@ -1,9 +1,9 @@
 """Run documented commands once with networks of true size and random weights; write docs/full_size.md.
 
-    python -m scripts.rehearse [NAME ...] [--work FOLDER] [--steps 4] [--keep]
+    python -m scripts.rehearse NAME ... [--work FOLDER] [--steps 4] [--keep]
 
 The folders are written in bfloat16, tensor by tensor; a command runs in a process of its own. NAME: image,
-sam, paint; all without one. It needs 8 GB of disk; the folders are deleted afterwards.
+sam, paint. It needs 8 GB of disk; the folders are deleted afterwards.
 """
 
 import json
@@ -31,8 +31,8 @@ PERIOD = 1_048_573  # a prime: the random numbers repeat after so many, rows of 
 TABLE = Path("docs/full_size.md")
 HEAD = """# Commands at full size
 
-Written by `python -m scripts.rehearse`: every command ran once with networks of true size and random weights,
-in bfloat16 on the disk, on {hardware}. Seconds by stage are those of its report, in wall-clock
+Written by `python -m scripts.rehearse NAME ...`. A row is one run of a command with networks of true size and
+random weights (bfloat16 on the disk), on {hardware}. Seconds by stage are those of its report, wall-clock
 time; CPU seconds and peak memory are those of its process, with the start and the loading of weights.
 Sampling has {steps} steps.
 
@@ -161,7 +161,7 @@ def commands(models: Path, steps: int) -> dict[str, tuple[list[Callable[[], None
 
 
 def rehearse(
-    names: Annotated[list[str] | None, typer.Argument(help="image, sam, paint; default: all")] = None,
+    names: Annotated[list[str], typer.Argument(help="image, sam, paint")],
     work: Annotated[Path | None, typer.Option(help="folder for the models; default: a temporary one")] = None,
     steps: Annotated[int, typer.Option(help="sampling steps", min=1)] = 4,
     keep: Annotated[bool, typer.Option(help="keep the models")] = False,
@@ -174,7 +174,7 @@ def rehearse(
 
     models = Path(tempfile.mkdtemp(prefix="full_size_", dir=work))
     todo, rows = commands(models, steps), dict[str, dict[str, Any]]()
-    if unknown := sorted(set(names or ()) - todo.keys()):
+    if unknown := sorted(set(names) - todo.keys()):
         raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(todo)}")
     try:
         import numpy as np
@@ -182,7 +182,7 @@ def rehearse(
         mask = np.zeros((384, 512), bool)  # the size of the room
         mask[120:280, 130:330] = True
         write_mask(models / "mask.png", mask)
-        for name in names or todo:
+        for name in names:
             makers, command = todo[name]
             for make in makers:
                 make()

@@ -128,6 +128,7 @@ def campaign_rows(table: dict[str, Any]) -> list[str]:
 
 WITHOUT_ROW = re.compile(
     r"""run_inference.py[ ]schema|compose.benchmark[ ]verify|ldm.doctor|scripts.measure_code  # write nothing
+    |scripts.rehearse                            # at full size; writes one table at its end
     |ldm.registry[ ](list|show|where|verify)
     |datasets.uvo_process                        # seconds, one file
     |compose.serve                               # does not end; tests/compose/serve

@@ -57,7 +57,7 @@ def test_no_text_calls_more_than_the_paste_back_exact_on_photographs(path):
         ("configs/tiny/compositor.yaml", ["only the paste-back is exact"]),
         ("docs/compositor.md", ["a real network or a depth map is better"]),
         ("docs/locator.md", ["walls are taken for ground", "`--background-depth`"]),
-        ("docs/datasets.md", ["give `--model` for photographs"]),
+        ("docs/datasets.md", ["else, with a warning, the depth by rules"]),
     ],
 )
 def test_the_sentences_that_matter_are_there(path, words):
