@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from cldm.config import Sampling
@@ -35,6 +36,7 @@ from ldm.result import StageTimer, warn_if_alike
 logger = logging.getLogger(__name__)
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".heic", ".heif", ".avif")  # rendered scenes are stored without loss
+LINEAR = (np.arange(256) / 255) ** 2.2  # light of a channel's values
 NORM = 6  # of the mean that estimates the light (Finlayson and Trezzi 2004, shades of gray)
 PART, MOST = 0.5, 1.25  # of the difference in light that is made up for, and the largest factor (chosen)
 
@@ -131,15 +133,13 @@ def paste(
     if target is not None and settings.plain_mode != "place":
         grown = dilate(window.take_mask(target), geometry.options.dilation, frame=geometry.crop.native.size)
         hole = grown & layers.edit
-    under_u8 = background.rgb_u8
+    weight = layers.coverage_01
+    over_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
     if hole.any():
-        under_u8 = eraser_of(settings, models).erase(under_u8, window.embed(hole), settings.seed)
-    coverage = layers.coverage_01
-    relit_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
-    below = under_u8[window.part].astype(np.float32)
-    mixed_u8 = np.rint(below + coverage[..., None] * (relit_u8 - below)).astype(np.uint8)
-    over_u8 = np.where(hole[..., None], mixed_u8, relit_u8)
-    weight = np.where(hole, np.float32(1), coverage)
+        filled_u8 = eraser_of(settings, models).erase(background.rgb_u8, window.embed(hole), settings.seed)
+        below = filled_u8[window.part].astype(np.float32)
+        mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
+        over_u8, weight = np.where(hole[..., None], mixed_u8, over_u8), np.where(hole, np.float32(1), weight)
     result = background.painted(over_u8, weight, layers.edit, window.part)
     return Stitched(result, window.embed(layers.edit), window.embed(layers.keep)), window.embed(hole)
 
@@ -153,14 +153,14 @@ def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_
         return rgb_u8
     lights = [_light_of(image) for image in (reference.rgb_u8, background_u8)]
     factors = np.clip((lights[1] / np.maximum(lights[0], 1e-3)) ** PART, 1 / MOST, MOST)
-    linear = (rgb_u8 / np.float32(255)) ** 2.2 * factors.astype(np.float32)
-    return np.rint(255 * np.clip(linear, 0, 1) ** (1 / 2.2)).astype(np.uint8)
+    relit = np.clip(LINEAR[:, None] * factors, 0, 1) ** (1 / 2.2)  # (256, 3), of every value of a channel
+    return cv2.LUT(np.ascontiguousarray(rgb_u8), np.rint(255 * relit).astype(np.uint8)[None])
 
 
 def _light_of(rgb_u8: np.ndarray) -> np.ndarray:
     """(3,): the NORM-mean of the linear values of an image."""
-    linear = (rgb_u8[::4, ::4].reshape(-1, 3) / 255.0) ** 2.2
-    return np.maximum((linear**NORM).mean(axis=0) ** (1 / NORM), 1e-3)
+    counts = [np.bincount(channel, minlength=256) for channel in rgb_u8[::4, ::4].reshape(-1, 3).T]
+    return np.maximum((counts @ LINEAR**NORM / np.sum(counts[0])) ** (1 / NORM), 1e-3)
 
 
 def paint_by_compositor(work: Work, sampling: Sampling, monitor: Monitor) -> PaintedCrops:
