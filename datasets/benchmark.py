@@ -170,6 +170,45 @@ class Instances:
                 anchors.append(Anchor(str(name), entry["id"], box01))
         return image.id, anchors
 
+    def draw_cases(
+        self, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
+    ) -> tuple[BenchmarkCase, ...]:
+        """Every object in every one of `backgrounds` images, drawn among those where all objects fit."""
+        images = [image for image in sorted(self.anchors, key=coco.id_order) if self.anchors[image]]
+        cases: list[BenchmarkCase] = []
+        taken = 0
+        for position in np.random.default_rng(seed).permutation(len(images)):
+            if taken == backgrounds:
+                break
+            record, anchors = self.images[str(images[position])], self.anchors[images[position]]
+            background, fitting = record.file, []
+            for concept in concepts:
+                text = f"{seed} {background} {concept.name}"
+                rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+                shape = concept.aspect * record.size_hw[0] / record.size_hw[1]
+                view = concept.views[int(rng.integers(len(concept.views)))]
+                for _ in range(TRIES):
+                    anchor = anchors[int(rng.integers(len(anchors)))]
+                    relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+                    box = anchor.place_beside(relation, shape, rng)
+                    if box is not None:
+                        name = f"{Path(background).stem}_{concept.name}"
+                        words = sentence(concept.noun, relation, anchor.name)
+                        case = BenchmarkCase(
+                            name, background, concept.name, view, relation, anchor, box, words
+                        )
+                        fitting.append(case)
+                        break
+                else:  # the object fits nowhere in this image
+                    break
+            if len(fitting) == len(concepts):
+                cases += fitting
+                taken += 1
+        if taken < backgrounds:
+            number = f"{taken} images where every object fits beside a named object"
+            raise ValueError(f"{self.path} has {number}, {backgrounds} were asked for")
+        return tuple(sorted(cases, key=lambda case: case.id))
+
 
 def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
     """Sub-folders of cut-outs with transparency.
@@ -190,44 +229,6 @@ def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
     if not concepts:
         raise ValueError(f"objects: {folder} holds no folders of PNG cut-outs")
     return concepts
-
-
-def draw_cases(
-    instances: Instances, concepts: Sequence[Concept], backgrounds: int, seed: int, sentence: Sentence
-) -> tuple[BenchmarkCase, ...]:
-    """Every object in every one of `backgrounds` images, drawn among those where all objects fit."""
-    images = [image for image in sorted(instances.anchors, key=coco.id_order) if instances.anchors[image]]
-    cases: list[BenchmarkCase] = []
-    taken = 0
-    for position in np.random.default_rng(seed).permutation(len(images)):
-        if taken == backgrounds:
-            break
-        record, anchors = instances.images[str(images[position])], instances.anchors[images[position]]
-        background, fitting = record.file, []
-        for concept in concepts:
-            text = f"{seed} {background} {concept.name}"
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-            shape = concept.aspect * record.size_hw[0] / record.size_hw[1]
-            view = concept.views[int(rng.integers(len(concept.views)))]
-            for _ in range(TRIES):
-                anchor = anchors[int(rng.integers(len(anchors)))]
-                relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
-                box = anchor.place_beside(relation, shape, rng)
-                if box is not None:
-                    name = f"{Path(background).stem}_{concept.name}"
-                    words = sentence(concept.noun, relation, anchor.name)
-                    case = BenchmarkCase(name, background, concept.name, view, relation, anchor, box, words)
-                    fitting.append(case)
-                    break
-            else:  # the object fits nowhere in this image
-                break
-        if len(fitting) == len(concepts):
-            cases += fitting
-            taken += 1
-    if taken < backgrounds:
-        number = f"{taken} images where every object fits beside a named object"
-        raise ValueError(f"{instances.path} has {number}, {backgrounds} were asked for")
-    return tuple(sorted(cases, key=lambda case: case.id))
 
 
 def file_path(name: str, roots: Mapping[str, Path]) -> Path:

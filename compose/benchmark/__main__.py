@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import (
     Instances,
-    draw_cases,
     file_path,
     read_benchmark,
     read_benchmark_objects,
@@ -65,7 +64,7 @@ def build(
 ) -> None:
     """Write the manifest: every object in every background, with box, relation and instruction."""
     concepts, roots = read_benchmark_objects(objects, classes), {"pictures": images, "objects": objects}
-    cases = draw_cases(Instances(instances), concepts, backgrounds, seed, sentence)
+    cases = Instances(instances).draw_cases(concepts, backgrounds, seed, sentence)
     files = write_benchmark(out, f"dreambooth-coco-{len(concepts)}x{backgrounds}", seed, cases, roots).files
     absent = sum(not digest for digest in files.values())
     log.info("%s: %d cases, %d files, %d of them absent and not hashed", out, len(cases), len(files), absent)

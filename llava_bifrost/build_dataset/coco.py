@@ -21,7 +21,7 @@ from ldm.registry.models import depth_for_photographs
 from ldm.settings.config import to_plain
 from llava_bifrost.build_dataset import published
 from llava_bifrost.build_dataset.objects import Photograph, can_be_named, read_instances, remove, unique_names
-from llava_bifrost.build_dataset.questions import PreparedPhotograph, make_samples, reaches
+from llava_bifrost.build_dataset.questions import PreparedPhotograph, reaches
 from llava_bifrost.build_dataset.records import Built
 from llava_bifrost.settings import CocoBuild
 
@@ -70,7 +70,7 @@ class CocoSource:
         return [
             Built(item.photograph.name, (), item.dropped)
             if item.rgb_u8 is None
-            else make_samples(item, next(maps), [next(maps) for _ in item.removals], self.settings)
+            else item.samples(next(maps), [next(maps) for _ in item.removals], self.settings)
             for item in prepared
         ]
 

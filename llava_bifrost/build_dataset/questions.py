@@ -114,6 +114,75 @@ class PreparedPhotograph:
     def drop(self, error: Rejected | ValueError) -> None:
         self.dropped.append(str(error) if isinstance(error, Rejected) else f"file: {error}")
 
+    def place_sample(
+        self, nth: int, original_01: np.ndarray, filled_01: np.ndarray, options: CocoBuild
+    ) -> Sample:
+        """ "Place the X ..." on the image without X, the nth of those removed."""
+        photograph, removal, rules = self.photograph, self.removals[nth], options.thresholds
+        target, facts = photograph.objects[removal.index], dict[str, Any]()
+        if options.published:
+            location, request, anchors = published.question(photograph, removal.index, original_01, self.rng)
+        else:
+            scale, shift, error = align_depth(filled_01, original_01, ~removal.hole)
+            if error > rules.depth_error:
+                raise Rejected(f"depth frames: they differ by {error:.3f}, at most {rules.depth_error}")
+            values = scale * original_01[removal.mask] + shift
+            if np.median(values) > HIGHEST:
+                raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
+            centre, median, facts = measure_object(values, removal.mask, target.tight_box(removal.mask))
+            # Nameable once the target is gone; its place in the filled image; what the target touches.
+            others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
+            near, touching, anchors = grow(removal.mask, TOUCH), set(), {}
+            for index, name in unique_names(others, rules.anchor).items():
+                mask = others[index].mask()
+                left = mask & ~removal.hole
+                if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
+                    anchors[name] = measure_object(filled_01[left], left, others[index].tight_box(mask))[1]
+                    touching |= {name} if (mask & near).any() else set()
+            true = true_facts([centre, median], anchors, options.relations)
+            true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
+            if not true:
+                raise Rejected(
+                    "no relation: nothing can be stated of the target and an object that has a name"
+                )
+            chosen = choose_facts(true, options.relations.most, self.rng)
+            request = word_request(target.category, chosen, self.rng)
+            location = centre if options.format == "center" else median
+            facts["frame"] = [metadata_number(value) for value in (scale, shift, error)]
+        name, image = f"{photograph.name}-{nth}", f"{photograph.name}_{nth}.jpg"
+        named = {anchor: anchors[anchor] for anchor in request.anchors}
+        return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
+
+    def samples(self, original_01: np.ndarray, filled_01: Sequence[np.ndarray], options: CocoBuild) -> Built:
+        """All questions about an image. original_01 (h, w): its depth; filled_01: of each filled image."""
+        photograph, index = self.photograph, self.replaced
+        samples: list[Sample] = []
+        for nth, depth_01 in enumerate(filled_01):
+            try:
+                samples.append(self.place_sample(nth, original_01, depth_01, options))
+            except Rejected as error:
+                self.drop(error)
+        if index is None:
+            return Built(photograph.name, samples, self.dropped)
+        # "Replace the X ..." on the original image, in its own depth frame.
+        assert self.rgb_u8 is not None, "an image with a question was read"
+        target, facts = photograph.objects[index], dict[str, Any]()
+        try:
+            if options.published:
+                name, place = target.category, published.measured_place(target, original_01)
+            else:
+                name = unique_names(photograph.objects, options.thresholds.anchor)[index]
+                mask = target.mask()
+                if not mask.any():
+                    raise Rejected("thin target: its mask is empty")
+                centre, median, facts = measure_object(original_01[mask], mask, target.tight_box(mask))
+                place = centre if options.format == "center" else median
+            request, image, item = Request(name, replace=True), self.rgb_u8, photograph.name
+            samples.append(Sample(f"{item}-r", f"{item}.jpg", image, request, place, {}, "coco", facts))
+        except (Rejected, ValueError) as error:
+            self.drop(error)
+        return Built(photograph.name, samples, self.dropped)
+
 
 def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> tuple[Place, Place, dict[str, Any]]:
     """An object from the depths `values` of its pixels, those of mask (h, w) in row order.
@@ -128,77 +197,6 @@ def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> tuple[
     centre = np.median(values[np.argsort(away, kind="stable")[:CENTRE_PIXELS]])
     at_centre, at_median = (rounded_place(box01, float(d), far, near) for d in (centre, median))
     return at_centre, at_median, {"center": metadata_number(centre), "median": metadata_number(median)}
-
-
-def make_samples(
-    prepared: PreparedPhotograph, original_01: np.ndarray, filled_01: Sequence[np.ndarray], options: CocoBuild
-) -> Built:
-    """All questions about an image. original_01 (h, w): its depth; filled_01: that of each filled image."""
-    photograph, index = prepared.photograph, prepared.replaced
-    samples: list[Sample] = []
-    for nth, depth_01 in enumerate(filled_01):
-        try:
-            samples.append(_place_sample(prepared, nth, original_01, depth_01, options))
-        except Rejected as error:
-            prepared.drop(error)
-    if index is None:
-        return Built(photograph.name, samples, prepared.dropped)
-    # "Replace the X ..." on the original image, in its own depth frame.
-    assert prepared.rgb_u8 is not None, "an image with a question was read"
-    target, facts = photograph.objects[index], dict[str, Any]()
-    try:
-        if options.published:
-            name, place = target.category, published.measured_place(target, original_01)
-        else:
-            name = unique_names(photograph.objects, options.thresholds.anchor)[index]
-            mask = target.mask()
-            if not mask.any():
-                raise Rejected("thin target: its mask is empty")
-            centre, median, facts = measure_object(original_01[mask], mask, target.tight_box(mask))
-            place = centre if options.format == "center" else median
-        request, image, item = Request(name, replace=True), prepared.rgb_u8, photograph.name
-        samples.append(Sample(f"{item}-r", f"{item}.jpg", image, request, place, {}, "coco", facts))
-    except (Rejected, ValueError) as error:
-        prepared.drop(error)
-    return Built(photograph.name, samples, prepared.dropped)
-
-
-def _place_sample(
-    prepared: PreparedPhotograph, nth: int, original_01: np.ndarray, filled_01: np.ndarray, options: CocoBuild
-) -> Sample:
-    """ "Place the X ..." on the image without X, the nth of those removed."""
-    photograph, removal, rules = prepared.photograph, prepared.removals[nth], options.thresholds
-    target, facts = photograph.objects[removal.index], dict[str, Any]()
-    if options.published:
-        location, request, anchors = published.question(photograph, removal.index, original_01, prepared.rng)
-    else:
-        scale, shift, error = align_depth(filled_01, original_01, ~removal.hole)
-        if error > rules.depth_error:
-            raise Rejected(f"depth frames: they differ by {error:.3f}, at most {rules.depth_error}")
-        values = scale * original_01[removal.mask] + shift
-        if np.median(values) > HIGHEST:
-            raise Rejected(f"too near: depth {np.median(values):.2f} where the background ends at 1")
-        centre, median, facts = measure_object(values, removal.mask, target.tight_box(removal.mask))
-        # What can be named once the target is gone, its place in the filled image, what the target touches.
-        others = [item for index, item in enumerate(photograph.objects) if index != removal.index]
-        near, touching, anchors = grow(removal.mask, TOUCH), set(), {}
-        for index, name in unique_names(others, rules.anchor).items():
-            mask = others[index].mask()
-            left = mask & ~removal.hole
-            if mask.any() and left.sum() >= max(1, rules.remaining * mask.sum()):
-                anchors[name] = measure_object(filled_01[left], left, others[index].tight_box(mask))[1]
-                touching |= {name} if (mask & near).any() else set()
-        true = true_facts([centre, median], anchors, options.relations)
-        true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
-        if not true:
-            raise Rejected("no relation: nothing can be stated of the target and an object that has a name")
-        chosen = choose_facts(true, options.relations.most, prepared.rng)
-        request = word_request(target.category, chosen, prepared.rng)
-        location = centre if options.format == "center" else median
-        facts["frame"] = [metadata_number(value) for value in (scale, shift, error)]
-    name, image = f"{photograph.name}-{nth}", f"{photograph.name}_{nth}.jpg"
-    named = {anchor: anchors[anchor] for anchor in request.anchors}
-    return Sample(name, image, removal.filled_u8, request, location, named, "coco", facts)
 
 
 def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) -> tuple[float, float, float]:

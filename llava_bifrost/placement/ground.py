@@ -69,6 +69,28 @@ class Plane:
         shift = horizon_d - factor * horizon_d
         return Plane(self.a * factor, self.b * factor, self.c * factor + shift)
 
+    def horizon(self, planes: np.ndarray, points: np.ndarray, size_hw: tuple[int, ...]) -> float:
+        """Depth at infinity: the value that makes the largest wall upright on the ground."""
+        rest = points[_residual(self, points) > 3 * TOLERANCE]
+        rest = rest[rest[:, 1] < np.quantile(points[:, 1], 0.7)]
+        walls = planes[planes[:, 1] < 0.5 * self.b]
+        least = LEAST_AREA * len(points)
+        if len(rest) < least or not len(walls):
+            return HORIZON_D
+        on = (np.abs(_residuals(walls, rest[::SPARSE])) < TOLERANCE).sum(axis=1)  # (p,)
+        if SPARSE * on.max() < least:
+            return HORIZON_D
+        wall = _refined(Plane(*map(float, walls[int(np.argmax(on))])), rest)
+        h, w = size_hw
+        half = np.tan(np.radians(VIEW_DEGREES) / 2)
+        half_x, half_y = (half, half * h / w) if w >= h else (half * w / h, half)
+        near, far = float(self.at(0.5, 0.5)), float(wall.at(0.5, 0.5))
+        slope = self.a * wall.a / (4 * half_x**2) + self.b * wall.b / (4 * half_y**2)
+        roots = np.roots([1.0, -(near + far), near * far + slope])
+        real = [float(root.real) for root in roots if abs(root.imag) < 1e-6]
+        fitting = [min(0.0, root) for root in real if FARTHEST_HORIZON <= root <= 0.02]
+        return min(fitting, key=lambda value: abs(value - HORIZON_D)) if fitting else HORIZON_D
+
 
 @dataclass(frozen=True, eq=False)
 class Ground:
@@ -136,7 +158,7 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     seen = (np.abs(above) < 2 * plane.tolerance) & climbs
     rows = np.nonzero(seen.any(axis=1))[0]
     hidden = (above > 0) & (y >= (rows[0] if len(rows) else h))  # by something nearer
-    return Ground(plane, _horizon(plane, planes, points, depth_01.shape), seen, hull(seen) | hidden, True)
+    return Ground(plane, plane.horizon(planes, points, depth_01.shape), seen, hull(seen) | hidden, True)
 
 
 def _contacts(small: np.ndarray, boxes01: Sequence[Box01]) -> np.ndarray:
@@ -223,29 +245,6 @@ def _refined(plane: Plane, points: np.ndarray) -> Plane:
         a, b, c = np.linalg.lstsq(system, points[on, 2], rcond=None)[0]
         plane = Plane(float(a), float(b), float(c))
     return plane
-
-
-def _horizon(ground: Plane, planes: np.ndarray, points: np.ndarray, size_hw: tuple[int, ...]) -> float:
-    """Depth at infinity: the value that makes the largest wall upright on the ground."""
-    rest = points[_residual(ground, points) > 3 * TOLERANCE]
-    rest = rest[rest[:, 1] < np.quantile(points[:, 1], 0.7)]
-    walls = planes[planes[:, 1] < 0.5 * ground.b]
-    least = LEAST_AREA * len(points)
-    if len(rest) < least or not len(walls):
-        return HORIZON_D
-    on = (np.abs(_residuals(walls, rest[::SPARSE])) < TOLERANCE).sum(axis=1)  # (p,)
-    if SPARSE * on.max() < least:
-        return HORIZON_D
-    wall = _refined(Plane(*map(float, walls[int(np.argmax(on))])), rest)
-    h, w = size_hw
-    half = np.tan(np.radians(VIEW_DEGREES) / 2)
-    half_x, half_y = (half, half * h / w) if w >= h else (half * w / h, half)
-    near, far = float(ground.at(0.5, 0.5)), float(wall.at(0.5, 0.5))
-    slope = ground.a * wall.a / (4 * half_x**2) + ground.b * wall.b / (4 * half_y**2)
-    roots = np.roots([1.0, -(near + far), near * far + slope])
-    real = [float(root.real) for root in roots if abs(root.imag) < 1e-6]
-    fitting = [min(0.0, root) for root in real if FARTHEST_HORIZON <= root <= 0.02]
-    return min(fitting, key=lambda value: abs(value - HORIZON_D)) if fitting else HORIZON_D
 
 
 def hull(seen: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ def _attempt(
 ) -> list[Candidate] | str:
     """The candidates for an object of one size, best first, or why there are none. Options as in `clear`."""
     relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
-    tried = search.candidate_placements(view, relations, named, extent)
+    tried = view.placements(relations, named, extent)
     tried = tried.where(search.clear(view, tried, ignored, slim))
     if not len(tried):
         return "the object fits nowhere without running into something"

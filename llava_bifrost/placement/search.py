@@ -91,54 +91,53 @@ class View:
         """How much nearer to the camera than the ground a parallel plane is."""
         return plane.b / self.ground.plane.b
 
+    def placements(
+        self, relations: Sequence[tuple[str, str]], named: Mapping[str, Place], extent: ObjectExtent
+    ) -> CandidatePlacements:
+        """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
+        parts: list[CandidatePlacements] = []
+        # On top of an object: on its level upper side where one is seen, else just below its upper edge.
+        upon = [name for relation, name in relations if relation in UPON and not is_level(name, named[name])]
+        for name in upon:
+            anchor, side = named[name], by_noun(UPPER_SIDES, name)
+            x0, y0, x1, y1 = anchor.box01_xyxy
+            lid = (x0, y0, x1, y0 + (side[1] if side else LID) * (y1 - y0))
+            plane = level_plane(self, lid)
+            top = [] if plane is None else [on_plane(self, plane, lid, extent, size) for size in FITTING]
+            if not any(len(part) for part in top):
+                upper, lower = side or TOP_SIDE
+                rows, columns = y0 + (y1 - y0) * np.linspace(upper, lower, 9), np.linspace(x0, x1, 13)[2:-2]
+                y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
+                points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
+                top = [_sized(points, self, extent, 0.0, size) for size in FITTING]
+            parts += top
+        words = {relation for relation, _ in relations}
+        if parts and not words - {"on"}:
+            return join(parts)
+        # On the ground, hidden parts of it included.
+        rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
+        y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
+        d = np.asarray(self.ground.plane.at(x, y))
+        usable = at(self.ground.reach, x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
+        # Where the background is farther than the ground, there is no ground.
+        usable &= at(self.depth_01, x, y) > d - 4 * TOLERANCE
+        for factor in (1.0, 0.75, 0.55) if "under" in words else (1.0,):
+            sized = _sized(np.stack([x, y, d])[:, usable], self, extent, 1.0, factor)
+            parts.append(sized.where(at(self.ground.reach, *behind(self, sized, self.ground.plane))))
+        # On the raised surfaces on which anchors stand.
+        for anchor in named.values():
+            if (plane := surface_below(self, anchor)) is not None:
+                x0, _, x1, y1 = anchor.box01_xyxy
+                wide = 3 * max(AROUND, x1 - x0)
+                around = _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide)
+                parts.append(on_plane(self, plane, around, extent))
+        return join(parts)
+
 
 def at(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Values of a map (h, w) at points in fractions, those beyond its border at the border."""
     h, w = values.shape
     return values[np.clip((y * h).astype(int), 0, h - 1), np.clip((x * w).astype(int), 0, w - 1)]
-
-
-def candidate_placements(
-    view: View, relations: Sequence[tuple[str, str]], named: Mapping[str, Place], extent: ObjectExtent
-) -> CandidatePlacements:
-    """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
-    parts: list[CandidatePlacements] = []
-    # On top of an object: on its level upper side where one is seen, else just below its upper edge.
-    upon = [name for relation, name in relations if relation in UPON and not is_level(name, named[name])]
-    for name in upon:
-        anchor, side = named[name], by_noun(UPPER_SIDES, name)
-        x0, y0, x1, y1 = anchor.box01_xyxy
-        lid = (x0, y0, x1, y0 + (side[1] if side else LID) * (y1 - y0))
-        plane = level_plane(view, lid)
-        top = [] if plane is None else [on_plane(view, plane, lid, extent, size) for size in FITTING]
-        if not any(len(part) for part in top):
-            upper, lower = side or TOP_SIDE
-            rows, columns = y0 + (y1 - y0) * np.linspace(upper, lower, 9), np.linspace(x0, x1, 13)[2:-2]
-            y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
-            points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
-            top = [_sized(points, view, extent, 0.0, size) for size in FITTING]
-        parts += top
-    words = {relation for relation, _ in relations}
-    if parts and not words - {"on"}:
-        return join(parts)
-    # On the ground, hidden parts of it included.
-    rows, columns = np.linspace(0.05, 0.995, ROWS), np.linspace(0.02, 0.98, COLUMNS)
-    y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
-    d = np.asarray(view.ground.plane.at(x, y))
-    usable = at(view.ground.reach, x, y) & (d > DEPTHS[0]) & (d < DEPTHS[1])
-    # Where the background is farther than the ground, there is no ground.
-    usable &= at(view.depth_01, x, y) > d - 4 * TOLERANCE
-    for factor in (1.0, 0.75, 0.55) if "under" in words else (1.0,):
-        sized = _sized(np.stack([x, y, d])[:, usable], view, extent, 1.0, factor)
-        parts.append(sized.where(at(view.ground.reach, *behind(view, sized, view.ground.plane))))
-    # On the raised surfaces on which anchors stand.
-    for anchor in named.values():
-        if (plane := surface_below(view, anchor)) is not None:
-            x0, _, x1, y1 = anchor.box01_xyxy
-            wide = 3 * max(AROUND, x1 - x0)
-            around = _inside(x0 - wide, y1 - wide, x1 + wide, y1 + wide)
-            parts.append(on_plane(view, plane, around, extent))
-    return join(parts)
 
 
 def on_plane(

@@ -20,7 +20,6 @@ from inpainting.models.text_to_image.pipeline import (
     paint,
     paint_all,
     pair_masks,
-    prepare_job,
     resolve_options,
 )
 from ldm.denoise import Cancelled, Monitor
@@ -146,7 +145,7 @@ def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
     masks = [mask for mask, _ in two(64, 64)]
     regions = [RegionPrompt(masks[0], "a red cube", "a striped cone"), RegionPrompt(masks[1], "a ball")]
     chosen = resolve_options(pipe, QUICK)
-    one = prepare_job(PaintJob(random_image(64, 64), regions), pipe, chosen)
+    one = PaintJob(random_image(64, 64), regions).prepare(pipe, chosen)
     calls = []
     hook = pipe.unet.register_forward_pre_hook(lambda *call: calls.append(call[-1]), with_kwargs=True)
     with_ = paint(random_image(64, 64), regions, pipe, 0, QUICK, progress=False)

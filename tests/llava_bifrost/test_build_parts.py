@@ -28,7 +28,6 @@ from llava_bifrost.build_dataset.questions import (
     PreparedPhotograph,
     align_depth,
     choose_facts,
-    make_samples,
     true_facts,
     word_request,
 )
@@ -148,17 +147,17 @@ def test_answers_are_in_the_frame_of_the_filled_image() -> None:
     removal = Removal(0, near.mask(), hole, np.zeros((*SIZE, 3), np.uint8))
     asking = replace(OPTIONS, thresholds=Thresholds(remaining=0.1))
     one = PreparedPhotograph(photograph, np.random.default_rng(0), [], removal.filled_u8, [removal])
-    (sample,) = make_samples(one, original, [filled], asking).samples
+    (sample,) = one.samples(original, [filled], asking).samples
     assert sample.location.d == 1  # 1.1 in the filled frame, clipped; 1.0 / 1.1 in its own
     assert sample.request == Request("cat", (("in front of", "dog"),))
     assert sample.anchors["dog"].d == pytest.approx(0.2, abs=0.01)
     far = np.where(near.mask(), 1.7, scene)  # farther than the nearest floor: both frames agree
-    (sample,) = make_samples(one, (far - 1) / 1.0, [filled], asking).samples
+    (sample,) = one.samples((far - 1) / 1.0, [filled], asking).samples
     assert sample.location.d == pytest.approx(0.7, abs=0.01)
     tall = np.where(near.mask(), 3.0, scene)
-    assert "too near" in make_samples(one, (tall - 1) / 2, [filled], asking).dropped[-1]
+    assert "too near" in one.samples((tall - 1) / 2, [filled], asking).dropped[-1]
     rough = filled + np.random.default_rng(0).normal(0, 0.3, SIZE)
-    assert "depth frames" in make_samples(one, original, [rough], asking).dropped[-1]
+    assert "depth frames" in one.samples(original, [rough], asking).dropped[-1]
 
 
 # Relations
@@ -240,7 +239,7 @@ def test_published_questions_measure_the_whole_box() -> None:
     removal = Removal(0, objects[0].mask(), objects[0].mask(), np.zeros((*SIZE, 3), np.uint8))
     one = PreparedPhotograph(photograph, rng, [], removal.filled_u8, [removal], replaced=1)
     options = replace(OPTIONS, published=True)
-    asked = make_samples(one, depth, [depth], options).samples
+    asked = one.samples(depth, [depth], options).samples
     assert [sample.request for sample in asked] == [request, Request("sofa", replace=True)]
     assert asked[0].location == where
     assert asked[1].location.box01_xyxy == (0.2, 0.1, 0.9, 0.7)

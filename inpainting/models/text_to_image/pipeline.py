@@ -62,6 +62,37 @@ class PaintJob:
     seeds: Sequence[int] = (0,)
     source: LoadedImage | None = None  # what the image was read from, for its transparency and profile
 
+    def prepare(self, pipe: Inpainter, options: PaintOptions) -> "PreparedJob":
+        """Check a job and bring it to painting size; prompts that do not fit are named in a warning."""
+        image_u8 = self.image_u8
+        if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
+            raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
+        if not self.regions:
+            raise ValueError("nothing to paint: give at least one (mask, prompt)")
+        regions = [
+            given if isinstance(given, RegionPrompt) else RegionPrompt(*given) for given in self.regions
+        ]
+        masks = [region.mask for region in regions]
+        check_masks(image_u8, masks)
+        if not self.seeds:
+            raise ValueError("nothing to paint: no seed given")
+        size, layout = int(options.resolution or pipe.resolution), str(options.layout)
+        canvas = make_canvas(image_u8, masks, size, pipe.latent_space.factor, layout)
+
+        def plan(texts: list[str]) -> TokenPlan:
+            return plan_tokens(texts, pipe.tokenizer, encoding=str(options.encoding), regions=options.rca)
+
+        prompts = plan([region.prompt for region in regions])
+        for cut in prompts.cuts:
+            log.warning(
+                "prompt %d is too long: the model reads %r, not %r", cut.index + 1, cut.kept, cut.lost
+            )
+        if any(region.negative for region in regions):
+            negative = plan([region.negative or options.negative for region in regions])
+        else:
+            negative = plan_shared(options.negative, pipe.tokenizer)
+        return PreparedJob(self, regions, canvas, prompts, negative)
+
 
 @dataclass(frozen=True, eq=False)
 class PaintResult:
@@ -92,6 +123,51 @@ class PreparedJob:
     canvas: Canvas
     plan: TokenPlan
     negative: TokenPlan
+
+    def finish(
+        self,
+        painted_u8: Iterator[np.ndarray],
+        pipe: Inpainter,
+        options: PaintOptions,
+        timer: StageTimer,
+    ) -> PaintResult:
+        """Back to the image's own size, one canvas a seed; outside the masks every byte stays (measured)."""
+        image, canvas, regions = self.job.image_u8, self.canvas, self.regions
+        source, seeds, images = self.job.source or LoadedImage(image), list(self.job.seeds), []
+        (h, w), (high, wide) = canvas.inner_hw, image.shape[:2]
+        edit = np.logical_or.reduce([region.mask for region in regions])
+        with timer.stage("paste back"):
+            place, width = (
+                (edit, options.feather * min(edit.shape)) if options.paste_back else (edit | True, 0.0)
+            )
+            weight_01 = feather_inside(place, width)
+            for canvas_u8 in islice(painted_u8, len(seeds)):
+                how = "cubic" if high > h or wide > w else "area"
+                whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
+                images.append(source.painted(whole_u8, weight_01, place))
+        report = {
+            "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
+            "seeds": seeds,
+            "cuts": [to_plain(cut) for cut in self.plan.cuts],
+            "canvas": list(canvas.masks.shape[1:]),
+            "mask_pixels": [int(region.mask.sum()) for region in regions],
+            "device": str(pipe.device),
+            "seconds": timer.report(),
+        }
+        recipe = {
+            "command": "paint",
+            "image": array_sha256(image),
+            "regions": [
+                {"prompt": region.prompt, "negative": region.negative, "mask": array_sha256(region.mask)}
+                for region in regions
+            ],
+            "options": to_plain(options),
+            "model": {"name": pipe.config.name, "folder": pipe.folder, "lora": pipe.lora},
+            "weights": weights_of(pipe),
+            "machine": {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")},
+            "versions": library_versions(),
+        }
+        return PaintResult(images, edit, seeds, regions, recipe, report)
 
 
 def pair_masks(
@@ -147,7 +223,7 @@ def paint_all(
     Raises `ldm.denoise.Cancelled` when the monitor cancels.
     """
     options = resolve_options(pipe, options)
-    prepared = [prepare_job(job, pipe, options) for job in jobs]
+    prepared = [job.prepare(pipe, options) for job in jobs]
     batches: dict[torch.Size, list[int]] = defaultdict(list)  # by (h, w)
     for index, job in enumerate(prepared):
         batches[job.canvas.masks.shape[1:]].append(index)
@@ -173,7 +249,7 @@ def paint_all(
                 images_u8 += sample(several, pipe, options, monitor)
         remaining = iter(images_u8)
         for index in indices:
-            results[index] = finish_job(prepared[index], remaining, pipe, options, timer)
+            results[index] = prepared[index].finish(remaining, pipe, options, timer)
     return [results[index] for index in range(len(jobs))]
 
 
@@ -204,78 +280,6 @@ def make_canvas(
         fitted = [resize(mask.astype(np.float32), inner, how="area") > 1e-6 for mask in masks]
     padded = np.stack([np.pad(mask, padding) for mask in fitted])
     return Canvas(to_pm1(image), torch.from_numpy(padded), inner)
-
-
-def prepare_job(job: PaintJob, pipe: Inpainter, options: PaintOptions) -> PreparedJob:
-    """Check a job and bring it to painting size; prompts that do not fit are named in a warning."""
-    image_u8 = job.image_u8
-    if image_u8.dtype != np.uint8 or image_u8.ndim != 3 or image_u8.shape[2] != 3:
-        raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
-    if not job.regions:
-        raise ValueError("nothing to paint: give at least one (mask, prompt)")
-    regions = [given if isinstance(given, RegionPrompt) else RegionPrompt(*given) for given in job.regions]
-    masks = [region.mask for region in regions]
-    check_masks(image_u8, masks)
-    if not job.seeds:
-        raise ValueError("nothing to paint: no seed given")
-    size, layout = int(options.resolution or pipe.resolution), str(options.layout)
-    canvas = make_canvas(image_u8, masks, size, pipe.latent_space.factor, layout)
-
-    def plan(texts: list[str]) -> TokenPlan:
-        return plan_tokens(texts, pipe.tokenizer, encoding=str(options.encoding), regions=options.rca)
-
-    prompts = plan([region.prompt for region in regions])
-    for cut in prompts.cuts:
-        log.warning("prompt %d is too long: the model reads %r, not %r", cut.index + 1, cut.kept, cut.lost)
-    if any(region.negative for region in regions):
-        negative = plan([region.negative or options.negative for region in regions])
-    else:
-        negative = plan_shared(options.negative, pipe.tokenizer)
-    return PreparedJob(job, regions, canvas, prompts, negative)
-
-
-def finish_job(
-    prepared: PreparedJob,
-    painted_u8: Iterator[np.ndarray],
-    pipe: Inpainter,
-    options: PaintOptions,
-    timer: StageTimer,
-) -> PaintResult:
-    """Back to the image's own size, one canvas per seed; outside the masks every byte stays (measured)."""
-    image, canvas, regions = prepared.job.image_u8, prepared.canvas, prepared.regions
-    source, seeds, images = prepared.job.source or LoadedImage(image), list(prepared.job.seeds), []
-    (h, w), (high, wide) = canvas.inner_hw, image.shape[:2]
-    edit = np.logical_or.reduce([region.mask for region in regions])
-    with timer.stage("paste back"):
-        place, width = (edit, options.feather * min(edit.shape)) if options.paste_back else (edit | True, 0.0)
-        weight_01 = feather_inside(place, width)
-        for canvas_u8 in islice(painted_u8, len(seeds)):
-            how = "cubic" if high > h or wide > w else "area"
-            whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
-            images.append(source.painted(whole_u8, weight_01, place))
-    report = {
-        "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
-        "seeds": seeds,
-        "cuts": [to_plain(cut) for cut in prepared.plan.cuts],
-        "canvas": list(canvas.masks.shape[1:]),
-        "mask_pixels": [int(region.mask.sum()) for region in regions],
-        "device": str(pipe.device),
-        "seconds": timer.report(),
-    }
-    recipe = {
-        "command": "paint",
-        "image": array_sha256(image),
-        "regions": [
-            {"prompt": region.prompt, "negative": region.negative, "mask": array_sha256(region.mask)}
-            for region in regions
-        ],
-        "options": to_plain(options),
-        "model": {"name": pipe.config.name, "folder": pipe.folder, "lora": pipe.lora},
-        "weights": weights_of(pipe),
-        "machine": {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")},
-        "versions": library_versions(),
-    }
-    return PaintResult(images, edit, seeds, regions, recipe, report)
 
 
 def array_sha256(array: np.ndarray) -> str:
