@@ -25,15 +25,6 @@ PAIRS, APART = 200_000, 0.1
 MARKED = Path(__file__).with_suffix(".yaml")
 
 
-def right_order(estimated_01: np.ndarray, truth_01: np.ndarray, valid: np.ndarray) -> float:
-    """Fraction of pairs of valid pixels (h, w), `APART`, whose order is right."""
-    pixels = np.flatnonzero(valid)
-    first, second = pixels[np.random.default_rng(0).integers(pixels.size, size=(2, PAIRS))]
-    true = truth_01.ravel()[first] - truth_01.ravel()[second]
-    estimated = estimated_01.ravel()[first] - estimated_01.ravel()[second]
-    return float((np.sign(estimated) == np.sign(true))[np.abs(true) > APART].mean())
-
-
 def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_photographs.json") -> None:
     """Compare the rules for photographs with the image row alone and with the small network."""
     folder = photographs(data)
@@ -60,7 +51,14 @@ def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_ph
             valid = np.ones(size, bool)
             if (mask := path.with_stem(f"{path.stem}_valid")).is_file():
                 valid = read_mask(mask, size=size)
-            orders[path.stem] = right_order(estimate(rgb_u8), read_depth(path, size=size), valid)
+            # Fraction of pairs of valid pixels (h, w), `APART`, whose order is right.
+            estimated_01 = estimate(rgb_u8)
+            truth_01 = read_depth(path, size=size)
+            pixels = np.flatnonzero(valid)
+            first, second = pixels[np.random.default_rng(0).integers(pixels.size, size=(2, PAIRS))]
+            true = truth_01.ravel()[first] - truth_01.ravel()[second]
+            estimated = estimated_01.ravel()[first] - estimated_01.ravel()[second]
+            orders[path.stem] = float((np.sign(estimated) == np.sign(true))[np.abs(true) > APART].mean())
         for image, pairs in marked.items():
             depth_01 = estimate(read_image(folder / image).rgb_u8)
             points = np.array(pairs).reshape(-1, 2, 2)  # (pair, nearer or farther, x y)

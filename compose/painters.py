@@ -21,7 +21,6 @@ from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models
 from compose.settings import AUTO, BIFROST, PASTE, TINY_MODEL, ComposeSettings
 from compose.sources import Sources
-from datasets.inputs import PairOptions
 from datasets.masks import dilate
 from datasets.pairs import Geometry, Pair, square_view
 from datasets.pasteback import Stitched, stitch
@@ -116,11 +115,6 @@ def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, d
     if settings.plain_mode != "place":
         found["eraser"] = {"identity": eraser_of(settings, models).identity}
     return found
-
-
-def options_of(painter: FolderPainter | None, options: PairOptions) -> PairOptions:
-    """The pre-processing with the crop at the size of a pipeline."""
-    return options if painter is None else replace(options, size=(painter.size, painter.size))
 
 
 def paste(

@@ -24,7 +24,6 @@ from compose.painters import (
     Work,
     choose_painter,
     folder_painter,
-    options_of,
     paint_by_compositor,
     paint_elsewhere,
 )
@@ -136,7 +135,8 @@ def compose(
     timer = StageTimer()
     settings = choose_painter(settings, models)
     sampling, options = sampling_of(settings, models)
-    options = options_of(folder_painter(settings, models), options)
+    if (painter := folder_painter(settings, models)) is not None:
+        options = replace(options, size=(painter.size, painter.size))
     if (trained := models.config.pair.hf_mode) != options.hf_mode:  # only --compat changes it
         text = "--compat %s shows the model hf_mode %s, but it was trained with %s: expect a poor object"
         logger.warning(text, settings.compat, options.hf_mode, trained)

@@ -261,18 +261,17 @@ class Inputs:
                     raise ValueError(f"{name} is empty: at least one pixel must be set")
         check_object(self.reference_mask)
 
+    def painted_box(self, options: PairOptions, box: Box01, cutout: Cutout) -> Box01:
+        """The box (pixels) that the region is a margin round: by default `box`, where the object goes.
 
-def painted_box(inputs: Inputs, options: PairOptions, box: Box01, cutout: Cutout) -> Box01:
-    """The box (pixels) that the region is a margin round: by default `box`, where the object goes.
-
-    Published: read from a mask that was written before, of the visible object or of the whole box.
-    """
-    size = inputs.background_depth_01.shape[:2]
-    if inputs.mode == "place" and options.region_of == "visible":
-        depth_01, extent = inputs.background_depth_01, inputs.depth_range
-        placed = place_cutout(cutout, box, extent, size, legacy=True)
-        shown = (placed.alpha_01 > 0.5) & unhidden(depth_01, placed, extent[1], options.occlusion)
-        return bbox_of_mask(shown, options.bbox_end) if shown.any() else box
-    if options.bbox_end == "legacy" and inputs.box01_xyxy is not None:
-        return bbox_of_mask(mask_of_box(whole_box(box), size), options.bbox_end)
-    return box
+        Published: read from a mask that was written before, of the visible object or of the whole box.
+        """
+        size = self.background_depth_01.shape[:2]
+        if self.mode == "place" and options.region_of == "visible":
+            depth_01, extent = self.background_depth_01, self.depth_range
+            placed = place_cutout(cutout, box, extent, size, legacy=True)
+            shown = (placed.alpha_01 > 0.5) & unhidden(depth_01, placed, extent[1], options.occlusion)
+            return bbox_of_mask(shown, options.bbox_end) if shown.any() else box
+        if options.bbox_end == "legacy" and self.box01_xyxy is not None:
+            return bbox_of_mask(mask_of_box(whole_box(box), size), options.bbox_end)
+        return box

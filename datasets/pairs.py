@@ -21,7 +21,7 @@ from datasets import geometry as geo
 from datasets.augment import relit
 from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
-from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions, painted_box
+from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions
 from datasets.masks import dilate, mask_level, masked
 from datasets.rim import Rim
 from ldm.images import resize, to_pm1
@@ -61,7 +61,7 @@ class Geometry:
         cutout = fusion.tight_cutout(*images, options.bbox_end, options.fusion_norm, fill)
         if params.flip:
             cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
-        outline = painted_box(inputs, options, box, cutout)
+        outline = inputs.painted_box(options, box, cutout)
         region = geo.expand_box(outline, options.box_ratio, (h, w), options.bbox_end)
         ratio = params.crop_ratio
         if options.border == "shift":  # context gives way before the crop would need padding

@@ -60,7 +60,15 @@ class FolderPainter:
         else:
             pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
-        return cls(pipeline, hash_folder(path), native_size(pipeline))
+        # Side of the images that a pipeline was trained on, pixels, as far as it says so.
+        unet = getattr(pipeline, "unet", None)
+        cells = (
+            getattr(unet.config, "sample_size", None)
+            if unet
+            else getattr(pipeline, "default_sample_size", None)
+        )
+        side = cells * pipeline.vae_scale_factor if isinstance(cells, int) else SIZE
+        return cls(pipeline, hash_folder(path), max(MULTIPLE, side // MULTIPLE * MULTIPLE))
 
     @property
     def takes(self) -> dict[str, Any]:
@@ -112,13 +120,3 @@ class FolderPainter:
         if painted.shape != crop_u8.shape:
             raise ValueError(f"the painter gave {painted.shape}, expected {crop_u8.shape}")
         return np.rint(painted * 255).clip(0, 255).astype(np.uint8)
-
-
-def native_size(pipeline: Any) -> int:
-    """Side of the images that a pipeline was trained on, pixels, as far as it says so."""
-    unet = getattr(pipeline, "unet", None)
-    cells = (
-        getattr(unet.config, "sample_size", None) if unet else getattr(pipeline, "default_sample_size", None)
-    )
-    side = cells * pipeline.vae_scale_factor if isinstance(cells, int) else SIZE
-    return max(MULTIPLE, side // MULTIPLE * MULTIPLE)
