@@ -195,7 +195,12 @@ def rehearse(
             shutil.rmtree(models, ignore_errors=True)
     hardware = describe_hardware()
     text = HEAD.format(hardware=f"{hardware['cpu']}, {hardware['threads']} thread", steps=steps)
-    text += "".join(table_row(name, todo[name][1], row, models) for name, row in rows.items())
+    for name, row in rows.items():
+        options = " ".join(todo[name][1][2:]).replace(f"{models}/", "models/")
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items())
+        text += (
+            f"| {name} | `{options}` | {stages} | {row['cpu_s']} | {row['peak_gib']} | {row['result']} |\n"
+        )
     write_result({out: text.encode()}, True)
     return rows
 
@@ -213,13 +218,6 @@ def run_command(command: list[str], out: Path) -> dict[str, Any]:
         "cpu_s": round(spent.ru_utime + spent.ru_stime, 1), "peak_gib": round(spent.ru_maxrss / 2**20, 2),
         "seconds": report.get("seconds", {}), "result": "written" if report else lines[-1],
     }  # fmt: skip
-
-
-def table_row(name: str, command: list[str], row: dict[str, Any], models: Path) -> str:
-    """A line of the table."""
-    options = " ".join(command[2:]).replace(f"{models}/", "models/")
-    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items())
-    return f"| {name} | `{options}` | {stages} | {row['cpu_s']} | {row['peak_gib']} | {row['result']} |\n"
 
 
 build_app = single_app(rehearse)
