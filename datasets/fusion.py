@@ -8,7 +8,7 @@ modes place        the object stands in the scene, nearer objects hide it
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, floor
 
@@ -23,6 +23,7 @@ from ldm.images import resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel", "published", "none")  # see unhidden
+LEAST_SOFT = 2.0  # pixels of a box's shorter side; below, a soft edge would leave nothing (chosen)
 MARGIN = 0.01  # of the depth range; what is nearer by less is noise of the depth map; chosen
 ALIASES = {"draw": "inpaint"}
 HF_MODES = ("zero", "gray255", "color", "cutout")  # see high_frequency
@@ -134,6 +135,8 @@ def place_cutout(
     legacy: the published placement, by whole pixels, bilinear resizing without prefilter, binary coverage
     """
     far, near = extent
+    if min(box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]) < LEAST_SOFT:
+        cutout = replace(cutout, rim=None)
     if not legacy:
         # Depth is 0 outside the mask, so after warping it is weighted by the coverage.
         solid = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])

@@ -175,7 +175,7 @@ def test_ci_runs_the_checks_once_and_both_suites(checkout, code):
     calls = checkout.calls("-m")
     assert [call for call in calls if call.startswith("-m pytest")] == [
         "-m pytest -q -n auto --dist loadfile",
-        "-m pytest -q -m slow",
+        "-m pytest -q -m slow -n auto --dist loadfile",
     ]
     assert calls.count("-m mypy") == calls.count("-m ruff check .") == 1
 

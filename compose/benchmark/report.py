@@ -135,8 +135,9 @@ def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrit
                 cells += [format_estimate(change, ".4g"), f"{change['p']:.3g}" if change else ""]
             lines.append("| " + " | ".join(cells) + " |")
     for name, (*_, value) in PUBLISHED.items():
-        if any(name in report["published_names"] for report in folders):
-            cells = [format_estimate(report["published_names"].get(name), ".4g") for report in folders]
+        numbers = [report.get("published_names", {}).get(name) for report in folders]
+        if any(numbers):
+            cells = [format_estimate(number, ".4g") for number in numbers]
             cells += ["", ""] if changes is not None else []
             lines.append(
                 "| " + " | ".join([f"{name} as in the paper's Table 3 (there {value})", *cells]) + " |"

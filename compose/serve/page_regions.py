@@ -164,9 +164,9 @@ class RegionsTab:
     def show(self, painting: RegionsDesk, region: int, adds: bool) -> list[Any]:
         """Values of surface, choice of regions, which stays if it can, and their rows."""
         most = len(painting.masks)
-        choices = {"choices": [(name, number) for number, name in enumerate(painting.names)]}
-        own = {"value": most} if region > most else {}
-        return [canvas(painting, min(region, most)), gr.update(**choices, **own), painting.rows()]
+        choices = [(name, number) for number, name in enumerate(painting.names)]
+        own: dict[str, Any] = {"value": most} if region > most else {}
+        return [canvas(painting, min(region, most)), gr.update(choices=choices, **own), painting.rows()]
 
     def take(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
         """An image from a file."""

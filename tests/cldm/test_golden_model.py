@@ -14,7 +14,7 @@ from cldm.convert.convert import convert_compositor
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
 from datasets.inputs import Inputs
-from datasets.pairs import build_pair
+from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from ldm.denoise import Monitor, denoise, set_steps
 from ldm.latents import make_scheduler
@@ -172,10 +172,12 @@ def test_sampling_decoding_and_paste_back_in_one_chain(
     """The latents are those of the published sampler; image and pasted rectangle follow from them."""
     inputs, arrays = small_place()
     options = replace(PRESETS["bifrost"], size=(SIZE, SIZE), crop_ratio=1.7)
-    hints = {"reference_01": "ref", "detail_pm1": "hint", "depth_01": "depth"}
-    pair = replace(
-        build_pair(inputs, options), **{field: golden.inputs[name][0] for field, name in hints.items()}
+    pair, hints = (
+        build_pair(inputs, options),
+        {"reference_01": "ref", "detail_pm1": "hint", "depth_01": "depth"},
     )
+    for field, name in hints.items():  # which a pair makes of bytes
+        monkeypatch.setattr(Pair, field, golden.inputs[name][0])
     monkeypatch.setattr(pipeline, "noise_for", lambda seeds, shape: (golden.inputs["xT"][:1], None))
     sampling, latents = replace(PUBLISHED_SAMPLING, steps=5), []
     monitor = Monitor(on_step=lambda step: latents.append(step.latents), progress=False)
@@ -192,4 +194,4 @@ def test_sampling_decoding_and_paste_back_in_one_chain(
     assert np.array_equal(result_u8, published_steps.pasted(inputs.background_u8, painted, crop))
     assert (result_u8 != inputs.background_u8).any(axis=2).sum() > 1000
     (rounded_u8,) = pipeline.CompositorPipeline(model).decode(expected)
-    assert np.array_equal(rounded_u8, np.rint(expected_levels))
+    assert np.abs(rounded_u8 - expected_levels).max() <= 0.501  # of half a level and the chain's rounding

@@ -38,12 +38,12 @@ def inputs() -> dict[str, Tensor]:
 @torch.inference_mode()
 def test_golden_prediction_and_sampling(model, golden):  # noqa: F811
     sampler = PublishedSampler(model)
-    tokens, null = model.identity(golden["in_ref"]), model.identity.null(2)
-    hints = golden["in_hint"], golden["in_depth"]
-    noise = sampler.predict(golden["in_x"], golden["in_t"], tokens, hints)
-    torch.testing.assert_close(noise, golden["out_eps_full"], atol=1e-4, rtol=0)
-    *_, latents = sampler.sample(golden["in_xT"], tokens, null, hints, steps=5)
-    torch.testing.assert_close(latents, golden["out_ddim5_cfg5"], atol=1e-4, rtol=0)
+    tokens, null = model.identity(golden.inputs["ref"]), model.identity.null(2)
+    hints = golden.inputs["hint"], golden.inputs["depth"]
+    noise = sampler.predict(golden.inputs["x"], golden.inputs["t"], tokens, hints)
+    golden.check("eps_full", noise)
+    *_, latents = sampler.sample(golden.inputs["xT"], tokens, null, hints, steps=5)
+    golden.check("ddim5_cfg5", latents)
 
 
 @pytest.fixture(scope="module")

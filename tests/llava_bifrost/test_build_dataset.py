@@ -92,14 +92,14 @@ def test_the_object_is_gone_and_the_rest_is_there(coco: Path, built: Path) -> No
     assert seen >= 5
 
 
-def test_the_small_depth_network_is_named_for_photographs(
+def test_the_depth_by_rules_is_named_for_photographs(
     coco: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without --depth it is the small one, and the log says what that means and how to get a real one."""
+    """Without --depth it comes from rules, and the log says what that means and how to get a network."""
     caplog.set_level("INFO")
     CocoSource(CocoBuild(images=coco / "images", annotations=coco / "instances.json", out=tmp_path))
     said = " ".join(record.getMessage() for record in caplog.records)
-    assert "trained on rendered rooms only" in said
+    assert "assets/depth is no full-size network, and meets photographs" in said
     assert "python -m ldm.registry pull depth" in said
 
 
