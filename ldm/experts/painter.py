@@ -46,7 +46,8 @@ class FolderPainter:
         path = Path(folder)
         if not (path / "model_index.json").is_file():
             raise ValueError(f"painter {folder}: no diffusers pipeline (model_index.json) is there")
-        name = read_json(path / "model_index.json", dict).get("_class_name")
+        index = read_json(path / "model_index.json", dict)
+        name, absent = index.get("_class_name"), [part for part, of in index.items() if of == [None, None]]
         loader = getattr(diffusers, str(name), None)
         if loader is None:
             raise ValueError(f"painter {folder}: the pipeline {name} is unknown to diffusers")
@@ -54,7 +55,9 @@ class FolderPainter:
             loader = diffusers.AutoPipelineForInpainting  # the same networks, as an inpainting pipeline
         what = f"painter {folder} cannot be loaded as an inpainting pipeline"
         with named_failure(what, OSError, ValueError, TypeError, AttributeError, KeyError):
-            pipeline = loader.from_pretrained(str(path), dtype=dtype, local_files_only=True)
+            pipeline = loader.from_pretrained(
+                str(path), dtype=dtype, local_files_only=True, **dict.fromkeys(absent)
+            )
         if offload and device != "cpu":
             pipeline.enable_model_cpu_offload(device=device)
         else:

@@ -76,7 +76,7 @@ def t5(width: int) -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
 
 
 def make(family: str, folder: Path) -> Path:
-    """The folder of a pipeline: sd, sd-text (made for text alone), sdxl, sd3 or flux."""
+    """The folder of a pipeline: sd, sd-text (for text alone), sdxl, sd3, sd3-clip (without T5) or flux."""
     torch.manual_seed(0)
     folder.mkdir(parents=True)
     common = {"tokenizer": clip_tokenizer(folder)}
@@ -101,8 +101,8 @@ def make(family: str, folder: Path) -> Path:
             unet=unet(4, 2 * WIDTH, projection_class_embeddings_input_dim=WIDTH + 48, **added),
             scheduler=ddim, add_watermarker=False, **common,
         )  # fmt: skip
-    elif family == "sd3":
-        encoder, tokenizer = t5(2 * WIDTH)
+    elif family in ("sd3", "sd3-clip"):
+        encoder, tokenizer = t5(2 * WIDTH) if family == "sd3" else (None, None)
         pipeline = StableDiffusion3InpaintPipeline(
             vae=vae(16, **shifted),
             transformer=SD3Transformer2DModel(

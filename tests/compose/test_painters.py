@@ -18,7 +18,7 @@ from ldm.decode import LoadedImage
 from ldm.experts.painter import FolderPainter
 from tests.compose.small_pipelines import make
 
-FAMILIES = ("sd", "sd-text", "sdxl", "sd3", "flux")
+FAMILIES = ("sd", "sd-text", "sdxl", "sd3", "sd3-clip", "flux")
 H, W = 96, 128
 
 
