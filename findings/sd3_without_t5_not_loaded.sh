@@ -3,9 +3,9 @@
 #
 # The encoder (T5, the largest part) may be left out: `text_encoder_3=None, tokenizer_3=None`, which the library documents
 # to save memory. `save_pretrained` of such a pipeline logs that the two "cannot be saved" and writes both as [null, null]
-# into model_index.json. Loading that
-# folder raises a ValueError that lists what was expected, since they are not among the optional components of the class.
-# With both given as None again, the folder loads. The inpainting class behaves like the one for text.
+# into model_index.json. Loading that folder raises a ValueError that lists what was expected, since they are not among
+# the optional components of the class. With both given as None again, the folder loads. The inpainting class behaves
+# like the one for text.
 #
 # Prints a row per class; exits with 1 if that changes.
 set -eu
