@@ -199,13 +199,8 @@ def erase_thing(
 ) -> Patch:
     """An object of the scene removed by the eraser; of one that a layer put there, its pixels taken back."""
     thing = scene.things.get(name) if layer.mask is None else None
-    image, depth_01, hole, by = (
-        scene.image,
-        scene.depth_01,
-        grown_mask(mask, place, layer.find.grow, scene),
-        "",
-    )
-    edit = hole
+    image, depth_01, by = scene.image, scene.depth_01, ""
+    edit = hole = grown_mask(mask, place, layer.find.grow, scene)
     if thing is not None:
         edit, under, by = scene.owner == thing.patch, scene.before[thing.patch - 1], "what was under it"
         alpha_u8, under_u8 = image.alpha_u8, under.image.alpha_u8

@@ -31,20 +31,20 @@ def depth_by_rules(rgb_u8: np.ndarray, network: Path | None) -> np.ndarray:
     n, m = small_u8.shape[:2]
     rows = ((np.arange(n, dtype=np.float32) + 0.5) / n)[:, None]
     depth = np.repeat(rows, m, axis=1)
-    high, wide = round(VIEW * n), round(VIEW * m)
-    corners = product((slice(0, high), slice(n - high, n)), (slice(0, wide), slice(m - wide, m)))
-    for view in [(slice(0, n), slice(0, m)), *corners]:
-        if network is None:
-            break
-        part_u8 = np.ascontiguousarray(small_u8[view])
-        scores = cv2.resize(u2netp_scores(part_u8, network), part_u8.shape[1::-1])
-        count, pieces = cv2.connectedComponents((scores > 0.5).astype(np.uint8))
-        for piece in range(1, count):
-            thing = np.zeros((n, m), bool)
-            thing[view] = pieces == piece
-            if thing.mean() < LEAST:
-                continue
-            lines = np.nonzero(thing)[0]
-            foot = np.percentile(lines, FOOT)
-            depth[thing] = np.maximum(depth[thing], foot / n - SLOPE * (foot / n - (lines + 0.5) / n))
+    if network is not None:
+        high, wide = round(VIEW * n), round(VIEW * m)
+        corners = product((slice(0, high), slice(n - high, n)), (slice(0, wide), slice(m - wide, m)))
+        views = [(slice(0, n), slice(0, m)), *corners]
+        for view in views:
+            part_u8 = np.ascontiguousarray(small_u8[view])
+            scores = cv2.resize(u2netp_scores(part_u8, network), part_u8.shape[1::-1])
+            count, pieces = cv2.connectedComponents((scores > 0.5).astype(np.uint8))
+            for piece in range(1, count):
+                thing = np.zeros((n, m), bool)
+                thing[view] = pieces == piece
+                if thing.mean() < LEAST:
+                    continue
+                lines = np.nonzero(thing)[0]
+                foot = np.percentile(lines, FOOT)
+                depth[thing] = np.maximum(depth[thing], foot / n - SLOPE * (foot / n - (lines + 0.5) / n))
     return np.interp(normalize(depth), (0, HORIZON, 1), (0, AT_HORIZON, 1)).astype(np.float32)

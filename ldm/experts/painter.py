@@ -65,11 +65,7 @@ class FolderPainter:
         pipeline.set_progress_bar_config(disable=True)
         # Side of the images that a pipeline was trained on, pixels, as far as it says so.
         unet = getattr(pipeline, "unet", None)
-        cells = (
-            getattr(unet.config, "sample_size", None)
-            if unet
-            else getattr(pipeline, "default_sample_size", None)
-        )
+        cells = unet.config.get("sample_size") if unet else getattr(pipeline, "default_sample_size", None)
         side = cells * pipeline.vae_scale_factor if isinstance(cells, int) else SIZE
         return cls(pipeline, hash_folder(path), max(MULTIPLE, side // MULTIPLE * MULTIPLE))
 
