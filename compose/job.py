@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from compose.settings import DEFAULTS, INPUT_FILES, ComposeSettings
-from datasets.geometry import check_box01
+from datasets.geometry import Box01, check_box01
 from inpainting.paint import PaintSettings
 from ldm.files import excerpt, same_file
 from ldm.result import overwrite_setting
@@ -53,55 +53,30 @@ class EraseSettings(LocatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class JobLayer:
-    """A layer. name: what other layers and sentences call what it shows; where: how errors call it."""
+    """A layer of one kind of `KINDS`; what is erased, moved or replaced is found, or shown by a mask.
 
+    name: what other layers and sentences call what it shows; where: how errors call it
+    settings: of the object or the prompts that come; called: the name of what replaces another thing
+    depth: of what prompts paint; what is nearer stays
+    """
+
+    kind: str
     name: str
     where: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectLayer(JobLayer):
-    """An image of an object at a box and a depth, or where a sentence says."""
-
-    settings: ComposeSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextLayer(JobLayer):
-    """Masks, or a box, painted by prompts. depth: of what is painted; what is nearer stays."""
-
-    settings: PaintSettings
-    box: tuple[float, float, float, float] | None = None
+    settings: ComposeSettings | PaintSettings | None = None
+    find: EraseSettings | None = None
+    mask: Path | None = None
+    called: str = ""
+    box: Box01 | None = None
     depth: float | None = None
 
-
-@dataclass(frozen=True, kw_only=True)
-class EraseLayer(JobLayer):
-    """A named object, or what a mask shows, is removed."""
-
-    find: EraseSettings
-    mask: Path | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MoveLayer(EraseLayer):
-    """The same object at another place."""
-
-    settings: ComposeSettings
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplaceLayer(EraseLayer):
-    """Another object, or what a prompt says, instead. called: the name of the new one."""
-
-    settings: ComposeSettings | PaintSettings
-    called: str
+    @property
+    def parts(self) -> list[Any]:
+        """The settings of the commands that do the layer."""
+        return [part for part in (self.find, self.settings) if part is not None]
 
 
 SCHEMAS = (ComposeSettings, PaintSettings, EraseSettings)
-CLASSES: dict[str, type[JobLayer]] = {
-    "object": ObjectLayer, "text": TextLayer, "erase": EraseLayer, "move": MoveLayer, "replace": ReplaceLayer,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +155,7 @@ def read_job(source: Mapping[str, Any] | Path | str) -> LayeredJob:
         for one in [{}] if text is None else _spoken(str(text), objects, here):
             plain.append({**values, **one})
             layers.append(_read_layer(plain[-1], shared, here))
-    names = [layer.name for layer in layers if isinstance(layer, ObjectLayer)]
+    names = [layer.name for layer in layers if layer.kind == "object"]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{where}: two objects are called {twice[0]!r}; give each a name of its own")
     base = _settings(ComposeSettings, {"object": shared["background"], "box": WHOLE}, shared, f"{where}: ")
@@ -241,9 +216,11 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
         raise ValueError(f"{where}: {kind} must be a text, got {excerpt(about)}")
     shown = Path(str(about)).stem if kind == "object" else without_article(plain_name(str(about)))
     name = plain_name(str(given.pop("name", shown)))
-    own: dict[str, Any] = {"name": name}
+    own: dict[str, Any] = {"kind": kind, "name": name}
+    parts: dict[str, Any] = {}
     if kind in ("erase", "move", "replace"):
-        own = {"name": shown, "mask": None if (mask := given.pop("mask", None)) is None else Path(mask)}
+        own |= {"name": shown, "mask": None if (mask := given.pop("mask", None)) is None else Path(mask)}
+        parts["find"] = EraseSettings
     own["where"] = f"{where} ({kind} {own['name']}): "
     schema: Any = None if kind == "erase" else ComposeSettings
     if kind == "replace":
@@ -276,7 +253,6 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
             raise ValueError(f"{own['where']}either to: WORDS or box: [x1, y1, x2, y2] says where it goes")
         if "to" in given:
             given["instruction"] = f"place the {shown} {given.pop('to')}"
-    parts: dict[str, Any] = {"find": EraseSettings} if "mask" in own else {}
     parts |= {} if schema is None else {"settings": schema}
     known = {key for part in parts.values() for key in type_hints(part)} - JOB_KEYS
     if unknown := sorted(given.keys() - known - ({"object"} if kind == "move" else set())):
@@ -284,7 +260,7 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
     if given.get("num_samples", 1) != 1 and schema is not ComposeSettings:
         raise ValueError(f"{own['where']}num_samples must be 1: a layer is one image")
     made = {part: _settings(schema, given, shared, own["where"]) for part, schema in parts.items()}
-    return CLASSES[kind](**own, **made)
+    return JobLayer(**own, **made)
 
 
 def _settings(schema: Any, given: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> Any:

@@ -56,7 +56,7 @@ def compose_layers(
         if depth_01 is None:
             depth_01 = models.depth.estimate(background.rgb_u8)
     anchors: dict[str, Place] = {}
-    for part in (part for layer in job.layers for part in parts_of(layer)):
+    for part in (part for layer in job.layers for part in layer.parts):
         if (file := getattr(part, "anchors", None)) is not None:
             anchors = {**read_anchors(file, depth_01), **anchors}
     scene, patches = JobScene.of(background, depth_01, anchors), list[Patch]()
@@ -131,17 +131,12 @@ def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
     return job
 
 
-def parts_of(layer: JobLayer) -> list[Any]:
-    """The settings of the commands that do a layer."""
-    return [getattr(layer, name) for name in ("find", "settings") if hasattr(layer, name)]
-
-
 def layer_digest(layer: JobLayer, job: LayeredJob, networks: JobNetworks) -> str:
     """Hash of all that decides a layer, but what lies under it. ValueError: a file or folder is missing."""
-    about = [getattr(layer, name, None) for name in ("name", "called", "box", "depth")]
-    plain, paths = [type(layer).__name__, *about], list[Any]([getattr(layer, "mask", None)])
+    about = [f"{layer.kind.title()}Layer", layer.name, layer.called or None, layer.box, layer.depth]
+    plain, paths = list[Any](about), list[Path | None]([layer.mask])
     try:
-        for part in parts_of(layer):
+        for part in layer.parts:
             names = [entry.name for entry in fields(part) if entry.name not in JOB_KEYS]
             values = {name: getattr(part, name) for name in names}
             paths += [value for value in values.values() if isinstance(value, Path)]

@@ -20,13 +20,7 @@ import numpy as np
 
 from cldm.config import Sampling
 from compose.models import Models
-from compose.painters import (
-    Work,
-    choose_painter,
-    folder_painter,
-    paint_by_compositor,
-    paint_elsewhere,
-)
+from compose.painters import Work, choose_painter, folder_painter, paint_by_compositor, paint_elsewhere
 from compose.placement import locate, resolve_placement
 from compose.rank import keep_best, similarity_network
 from compose.recipe import make_recipe, sampling_of

@@ -86,8 +86,7 @@ class ComposeSettings(LocatorOptions):
         f"without it {FULL_MODEL.as_posix()} if complete, else {TINY_MODEL.as_posix()}",
     )
     depth_model: Path | None = setting(
-        None,
-        help=f"depth network folder (DPT or Depth Anything); {DEFAULT_DEPTH}",
+        None, help=f"depth network folder (DPT or Depth Anything); {DEFAULT_DEPTH}"
     )
     compat: str | None = setting(
         None,

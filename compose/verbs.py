@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from compose.job import EraseLayer, JobLayer, MoveLayer, ObjectLayer, ReplaceLayer, TextLayer
+from compose.job import EraseSettings, JobLayer
 from compose.models import Models, load_models
 from compose.pipeline import compose
-from compose.scene import JobScene, Patch
+from compose.scene import JobScene, Patch, Thing
 from compose.settings import ComposeSettings
 from compose.sources import replaced_region
 from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
@@ -62,48 +62,45 @@ class JobNetworks:
 
 def apply_layer(layer: JobLayer, scene: JobScene, networks: JobNetworks) -> list[Patch]:
     """The patches of one layer; two where something goes before another thing comes."""
-    if isinstance(layer, ObjectLayer):
-        return [put_object(layer.name, layer.settings, scene, networks)]
-    if isinstance(layer, TextLayer):
-        size = scene.image.size
-        masks = [read_mask(path, size=size) for path in layer.settings.masks]
+    new, find = layer.settings, layer.find
+    if isinstance(new, ComposeSettings) and find is None:
+        return [put_object(layer.name, new, scene, networks)]
+    if isinstance(new, PaintSettings) and find is None:
+        masks = [read_mask(path, size=scene.image.size) for path in new.masks]
         if layer.box is not None:
-            masks = [mask_of_box(box_to_pixels(layer.box, size), size)]
-        return [paint_text(layer.name, masks, layer.depth, layer.settings, scene, networks)]
-    assert isinstance(layer, EraseLayer)
-    name, mask, place = find_target(layer, scene, networks)
-    new = layer.settings if isinstance(layer, ReplaceLayer | MoveLayer) else None
-    if isinstance(layer, ReplaceLayer) and isinstance(new, PaintSettings):
-        grown = grown_mask(mask, place, layer.find.grow, scene)
+            masks = [mask_of_box(box_to_pixels(layer.box, scene.image.size), scene.image.size)]
+        return [paint_text(layer.name, masks, layer.depth, new, scene, networks)]
+    assert find is not None
+    name, mask, place = find_target(layer, find, scene, networks)
+    if isinstance(new, PaintSettings):
+        grown = grown_mask(mask, place, find.grow, scene)
         return [paint_text(layer.called, [grown], None, new, scene, networks, [name])]
     placed = layer.mask is None and name in scene.things
-    if isinstance(layer, ReplaceLayer) and isinstance(new, ComposeSettings) and not placed:
+    if new is not None and layer.kind == "replace" and not placed:
         target, extent = as_file(mask, "mask"), (place.far, place.near)
         new = replace(new, mode="replace", target_mask=target, box=None, depth=new.depth or extent)
         return [put_object(layer.called, new, scene, networks, gone=[name])]
-    erased = erase_thing(layer, name, mask, place, scene, networks)
+    erased = erase_thing(name, mask, place, find, scene, networks, scene.things[name] if placed else None)
     clear = scene.with_patch(erased)
-    if isinstance(layer, ReplaceLayer) and isinstance(new, ComposeSettings):
+    if new is None:
+        return [erased]
+    if layer.kind == "replace":
         new = replace(new, box=place.box01_xyxy, depth=new.depth or (place.far, place.near))
         return [erased, put_object(layer.called, new, clear, networks)]
-    if not isinstance(layer, MoveLayer):
-        return [erased]
     if (own := source_of(layer, scene)) is not None:
         images = {key: getattr(own, key) for key in OBJECT_KEYS}
     else:
         shown = {"object": scene.image.rgb_u8, "object_mask": mask, "object_depth": scene.depth_01}
         images = {"object_box": None, **{key: as_file(image, key) for key, image in shown.items()}}
-    settings = replace(layer.settings, **images)
-    return [erased, put_object(name, settings, clear, networks, moved_from=place)]
+    return [erased, put_object(name, replace(new, **images), clear, networks, moved_from=place)]
 
 
 def source_of(layer: JobLayer, scene: JobScene) -> ComposeSettings | None:
     """The settings that name the own image of the object that a layer brings; None: the scene shows it."""
-    if isinstance(layer, MoveLayer):
+    if layer.kind == "move":
         thing = None if layer.mask else scene.things.get(known_name(layer.name, scene.places))
-        return None if thing is None else thing.settings
-    settings = getattr(layer, "settings", None)
-    return settings if isinstance(settings, ComposeSettings) else None
+        return thing and thing.settings
+    return layer.settings if isinstance(layer.settings, ComposeSettings) else None
 
 
 def put_object(
@@ -157,16 +154,18 @@ def known_name(name: str, known: Mapping[str, Any]) -> str:
     return name if name in known or not fits else fits[0]
 
 
-def find_target(layer: EraseLayer, scene: JobScene, networks: JobNetworks) -> tuple[str, np.ndarray, Place]:
+def find_target(
+    layer: JobLayer, find: EraseSettings, scene: JobScene, networks: JobNetworks
+) -> tuple[str, np.ndarray, Place]:
     """Name, visible pixels (H, W) bool and place of what a layer is about.
 
     It is what its mask shows, an object of an earlier layer, or one of the background.
     """
-    size, rgb_u8, find = scene.image.size, scene.image.rgb_u8, layer.find
+    size, rgb_u8, name = scene.image.size, scene.image.rgb_u8, layer.name
     if layer.mask is not None:
         mask, place = read_mask(layer.mask, size=size), None
     else:
-        name = known_name(layer.name, scene.places)
+        name = known_name(name, scene.places)
         if (thing := scene.things.get(name)) is not None:
             if not thing.mask.any():
                 raise ValueError(f"nothing of the {name} is visible any more")
@@ -179,11 +178,10 @@ def find_target(layer: EraseLayer, scene: JobScene, networks: JobNetworks) -> tu
         mask, _ = replaced_region(find, rgb_u8, place.box01_xyxy if place else found[0].location.box01_xyxy)
         for thing in scene.things.values():  # what was put before it is not of it
             mask = mask & ~thing.mask
-        layer = replace(layer, name=name)
     if not mask.any():
-        raise ValueError(f"nothing of the {layer.name} is visible")
+        raise ValueError(f"nothing of the {name} is visible")
     box = box_to_01(bbox_of_mask(mask), size)
-    return layer.name, mask, place or Place(box, *depth_in_box(scene.depth_01, box, mask))
+    return name, mask, place or Place(box, *depth_in_box(scene.depth_01, box, mask))
 
 
 def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: JobScene) -> np.ndarray:
@@ -195,12 +193,12 @@ def grown_mask(mask: np.ndarray, place: Place, grow: float, scene: JobScene) -> 
 
 
 def erase_thing(
-    layer: EraseLayer, name: str, mask: np.ndarray, place: Place, scene: JobScene, networks: JobNetworks
-) -> Patch:
-    """An object of the scene removed by the eraser; of one that a layer put there, its pixels taken back."""
-    thing = scene.things.get(name) if layer.mask is None else None
+    name: str, mask: np.ndarray, place: Place, find: EraseSettings, scene: JobScene, networks: JobNetworks,
+    thing: Thing | None,
+) -> Patch:  # fmt: skip
+    """An object removed by the eraser; of a thing that a layer put there its pixels are taken back."""
     image, depth_01, by = scene.image, scene.depth_01, ""
-    edit = hole = grown_mask(mask, place, layer.find.grow, scene)
+    edit = hole = grown_mask(mask, place, find.grow, scene)
     if thing is not None:
         edit, under, by = scene.owner == thing.patch, scene.before[thing.patch - 1], "what was under it"
         alpha_u8, under_u8 = image.alpha_u8, under.image.alpha_u8
@@ -213,9 +211,9 @@ def erase_thing(
             if number > thing.patch:
                 hole |= edit & mask_of_box(box_to_pixels(box, edit.shape), edit.shape)
     if hole.any():
-        eraser = networks.eraser(layer.find.eraser, layer.find.device)
+        eraser = networks.eraser(find.eraser, find.device)
         front = [other.mask for key, other in scene.things.items() if key != name]  # their colours stay out
-        filled_u8 = eraser.erase(image.rgb_u8, np.logical_or.reduce([hole, *front]), layer.find.seed)
+        filled_u8 = eraser.erase(image.rgb_u8, np.logical_or.reduce([hole, *front]), find.seed)
         image, by = image.painted(filled_u8, hole.astype(np.float32), hole), by or eraser.kind
         depth_01 = fill_planes(depth_01, hole)
     report = {"kind": "erase", "by": by, "box": list(place.box01_xyxy), "pixels": int(edit.sum())}

@@ -22,13 +22,7 @@ import typer
 from tqdm.auto import tqdm
 
 from compose.benchmark.settings import ScoreSettings
-from datasets.benchmark import (
-    Instances,
-    file_path,
-    read_benchmark,
-    read_benchmark_objects,
-    write_benchmark,
-)
+from datasets.benchmark import Instances, file_path, read_benchmark, read_benchmark_objects, write_benchmark
 from ldm.images import read_image
 from ldm.registry.models import depth_for_photographs
 from ldm.result import write_result
