@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from ldm.files import STOPPED
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.images import Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +53,16 @@ def pytest_collection_finish() -> None:
     """What the imports made stays to the end; the garbage collector need not look through it again."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """A command that ran in this process leaves its handlers, and a signal its mark, to no later test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    STOPPED.clear()
 
 
 @pytest.fixture(scope="session")

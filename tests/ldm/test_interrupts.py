@@ -114,12 +114,9 @@ def run(work: Any, *argv: str) -> int:
 
 
 @pytest.fixture
-def terminating(monkeypatch: pytest.MonkeyPatch) -> Any:
-    before = {number: signal.signal(number, cli.stop) for number in cli.DEFAULTS}
-    yield
-    cli.STOPPED.clear()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def terminating() -> None:
+    for number in cli.DEFAULTS:
+        signal.signal(number, cli.stop)
 
 
 def as_a_library_does(number: int, error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,15 +29,13 @@ TIMED = ("samples_per_second", "seconds")
 
 
 @pytest.fixture(autouse=True)
-def sigterm_exits() -> Iterator[None]:
+def sigterm_exits() -> None:
     """As in every command."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(143)
 
-    before = signal.signal(signal.SIGTERM, end)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, end)
 
 
 SIGNALS = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
@@ -80,13 +78,10 @@ def test_an_error_after_a_signal_is_the_error_and_an_exit_of_a_library_is_the_si
 
 
 def test_what_is_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with signals_noted() as came:
-            signal.raise_signal(signal.SIGINT)
-        assert came == []
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals_noted() as came:
+        signal.raise_signal(signal.SIGINT)
+    assert came == []
 
 
 def contents(folder: Path) -> dict[str, object]:
