@@ -68,11 +68,8 @@ def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
 
     Writes an image that carries its recipe, and a JSON report beside it.
     """
-    job, out, resume = (
-        read_job(settings.job),
-        settings.out,
-        isinstance(settings, JobSettings) and settings.resume,
-    )
+    job, out = read_job(settings.job), settings.out
+    resume = isinstance(settings, JobSettings) and settings.resume
     output_paths(out, 1, job.base.input_files.values())
     folder = LayerFolder(out, resume, settings.overwrite) if settings.layers or resume else None
     result = compose_layers(job, folder=folder)

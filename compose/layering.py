@@ -134,7 +134,7 @@ def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
 def layer_digest(layer: JobLayer, job: LayeredJob, networks: JobNetworks) -> str:
     """Hash of all that decides a layer, but what lies under it. ValueError: a file or folder is missing."""
     about = [f"{layer.kind.title()}Layer", layer.name, layer.called or None, layer.box, layer.depth]
-    plain, paths = list[Any](about), list[Path | None]([layer.mask])
+    plain, paths = list[Any](about), list[Any]([layer.mask])
     try:
         for part in layer.parts:
             names = [entry.name for entry in fields(part) if entry.name not in JOB_KEYS]

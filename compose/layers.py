@@ -34,43 +34,29 @@ logger = logging.getLogger(__name__)
 THUMBNAIL = 256  # pixels of the longer side, at most; of the specification
 
 
-def result_layers(result: Result, index: int) -> dict[str, LoadedImage]:
-    """What sample `index` consists of, the lowest first; all in size and colours of the background.
+def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
+    """Write NAME_layers.ora beside the composite `out`: what sample `index` consists of, the lowest first.
 
     background: as it was read. around: what changed beside the object, such as its shadow. object: its
     visible pixels. front: what is certainly nearer than the object. Pixels of all but the background are
     opaque, or empty and black. Laid over each other they are the composite, byte for byte where the
-    background is opaque.
+    background is opaque. overwrite: as in `ldm.result.write_result`
     """
-    image, before, geometry = result.images[index], result.background, result.geometry
-    layers, embed = geometry.native_layers, geometry.window.embed
-    changed = (image.own_u8 != before.own_u8).any(axis=2)
+    image, before, report, geometry = result.images[index], result.background, result.report, result.geometry
+    layers, embed, depth_01 = (
+        geometry.native_layers,
+        geometry.window.embed,
+        geometry.inputs.background_depth_01,
+    )
+    changed, visible = (image.own_u8 != before.own_u8).any(axis=2), embed(layers.visible)
     if image.alpha_u8 is not None and before.alpha_u8 is not None:
         changed |= image.alpha_u8 != before.alpha_u8
-    visible = embed(layers.visible)
-    masks = {
-        "around": changed & ~visible,
-        "object": visible,
-        "front": embed(layers.keep) & ~changed & ~visible,
-    }
-    found = {"background": before}
-    for name, mask in masks.items():
-        found[name] = cut_out(image, mask)
-    return found
-
-
-def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
-    """Write NAME_layers.ora beside the composite `out`: layers as PNG, and layers.json with place and depth.
-
-    overwrite: as in `ldm.result.write_result`
-    """
-    report, depth_01 = result.report, result.geometry.inputs.background_depth_01
+    around, front = changed & ~visible, embed(layers.keep) & ~changed & ~visible
+    shown = [("background", before, depth_01), ("around", cut_out(image, around), depth_01)]
+    shown.append(("object", cut_out(image, visible), result.fused_depth_01))
+    shown.append(("front", cut_out(image, front), depth_01))
     about = {name: report[name] for name in ("box", "depth", "mode", "visible_fraction")}
-    about["seed"] = result.seeds[index]
-    depths = {"object": result.fused_depth_01}
-    images = result_layers(result, index)
-    layers = [(name, image, depths.get(name, depth_01)) for name, image in images.items()]
-    return write_open_raster(out, layers, result.images[index], about, overwrite)
+    return write_open_raster(out, shown, image, {**about, "seed": result.seeds[index]}, overwrite)
 
 
 def save_job_layers(result: JobResult, out: Path, overwrite: bool) -> Path:
@@ -95,9 +81,8 @@ def save_job_layers(result: JobResult, out: Path, overwrite: bool) -> Path:
             mask = mask & ~other if later > number else mask
         if (mask & (result.scene.owner == number + 1)).any():  # something of it is seen
             layers.append((name, cut_out(state.image, mask), state.depth_01))
-    return write_open_raster(
-        out, layers, result.scene.image, {"layers_of_job": result.report["layers"]}, overwrite
-    )
+    about = {"layers_of_job": result.report["layers"]}
+    return write_open_raster(out, layers, result.scene.image, about, overwrite)
 
 
 def cut_out(image: LoadedImage, mask: np.ndarray) -> LoadedImage:
@@ -107,12 +92,9 @@ def cut_out(image: LoadedImage, mask: np.ndarray) -> LoadedImage:
 
 
 def write_open_raster(
-    out: Path,
-    layers: Sequence[tuple[str, LoadedImage, np.ndarray]],
-    image: LoadedImage,
-    about: Mapping[str, Any],
-    overwrite: bool,
-) -> Path:
+    out: Path, layers: Sequence[tuple[str, LoadedImage, np.ndarray]], image: LoadedImage,
+    about: Mapping[str, Any], overwrite: bool,
+) -> Path:  # fmt: skip
     """NAME_layers.ora: every layer with its depth and mask, the whole `image`, and `about` in layers.json.
 
     layers: names, images (h, w) and depths (h, w), the lowest first, each cut to what is opaque

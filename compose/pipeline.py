@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,13 +25,16 @@ from compose.placement import locate, resolve_placement
 from compose.rank import keep_best, similarity_network
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import BIFROST, DEPTH_MODES, ComposeSettings
-from compose.sources import GivenScene, object_depth_is_estimated, read_sources
+from compose.sources import object_depth_is_estimated, read_sources
 from datasets.pairs import Geometry, Pair, pair_of
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
 from ldm.result import StageTimer, measure_drift, save_result
 from ldm.settings.config import flag_name
 from llava_bifrost.settings import WITH_SENTENCE
+
+if TYPE_CHECKING:
+    from compose.scene import JobScene
 
 logger = logging.getLogger(__name__)
 
@@ -112,14 +115,9 @@ def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
 
 
 def compose(
-    settings: ComposeSettings,
-    models: Models,
-    *,
-    on_step: Callable[[Step], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    progress: bool = True,
-    stage: GivenScene | None = None,
-) -> Result:
+    settings: ComposeSettings, models: Models, *, on_step: Callable[[Step], None] | None = None,
+    cancelled: Callable[[], bool] | None = None, progress: bool = True, stage: JobScene | None = None,
+) -> Result:  # fmt: skip
     """Put the object into the background. Reads files, writes none; cheap checks run first.
 
     stage: an image under work, in the place of the settings' background and its depth
@@ -166,12 +164,8 @@ def compose(
     if (visible := layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
-    measured = {
-        "visible_fraction": visible,
-        "drift": drift,
-        "seeds": work.seeds,
-        "device": str(models.device),
-    }
+    measured = {"visible_fraction": visible, "drift": drift, "seeds": work.seeds}
+    measured["device"] = str(models.device)
     report = {**decided, **measured, **painting.report, "seconds": timer.report()}
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
     about = recipe, report, geometry, pair, painting.painted_u8, sources.background

@@ -35,8 +35,8 @@ class Placement:
 
     settings: ComposeSettings
     request: Request | None  # None: a free sentence that only the language model understood
-    candidates: list[Candidate]  # best first
     anchors: dict[str, Place]  # known places of other objects
+    candidates: list[Candidate]  # best first
     locator: dict[str, Any]  # which one, with hashes
 
     def settings_of(self, index: int) -> ComposeSettings:
@@ -82,9 +82,8 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
     x0, y0, x1, y1 = bbox_of_mask(sources.cut)
     stage, image_u8 = sources.stage, sources.background.rgb_u8
     item = Item((x1 - x0) / (y1 - y0), settings.relative_size, stage.moved_from if stage else None)
-    known = as_json(stage.anchors) if stage is not None and stage.anchors else settings.anchors
+    known = as_json(stage.places) if stage is not None and stage.places else settings.anchors
     found = propose(settings, sentence, image_u8, depth_01, known, item, models)
-    request, anchors, candidates = found
     locator: dict[str, Any] = {"folder": name}
     if name != GEOMETRIC:
         locator["weights"] = {**hash_folder(name), **hash_folder(name, "locator.json")}
@@ -95,7 +94,7 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
     if settings.anchors is not None:
         locator["anchors"] = settings.anchors.as_posix()
         locator["anchors_sha256"] = file_sha256(settings.anchors)
-    return Placement(settings, request, candidates, anchors, locator)
+    return Placement(settings, *found, locator)
 
 
 def resolve_placement(

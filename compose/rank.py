@@ -70,14 +70,10 @@ def geometry_scores(result: Any, models: Models) -> list[dict[str, Any]]:
 
 def identity_scores(result: Any, models: Models) -> list[dict[str, Any]]:
     """Per sample: similarity in [-1, 1], which is the score."""
-    inputs, visible = (
-        result.geometry.inputs,
-        result.geometry.window.embed(result.geometry.native_layers.visible),
-    )
-    shown = [
-        (inputs.reference_u8, inputs.reference_mask),
-        *((each.rgb_u8, visible) for each in result.images),
-    ]
+    inputs, layers = result.geometry.inputs, result.geometry.native_layers
+    visible = result.geometry.window.embed(layers.visible)
+    shown = [(inputs.reference_u8, inputs.reference_mask)]
+    shown += [(each.rgb_u8, visible) for each in result.images]
     cuts = [np.where(mask[..., None], image, np.uint8(255))[tight_slices(mask)] for image, mask in shown]
     reference, *samples = similarity_network(models).images(cuts)
     return [{"similarity": float(each @ reference), "score": float(each @ reference)} for each in samples]

@@ -27,6 +27,9 @@ RENAMED = {  # file of 0.1.0 -> the same weights under the names of the hub
     "af95ec8f819cb7dfb713f0f3184e982d97adb6376668f0af1e9ad0e9a8915d52":
     "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8",
 }  # fmt: skip
+ADDED = {  # keys that 0.1.0 did not have -> what it did
+    "cutout": "grabcut", "edge": "hard", "painter": "bifrost", "erase": "nothing", "speed": "exact",
+}  # fmt: skip
 MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
 
 
@@ -93,15 +96,8 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     given = recipe["settings"] if not broken else {}
     if broken or recipe["sample"] not in range(given.get("best") or given.get("num_samples", 1)):
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    values = {
-        "cutout": "grabcut",
-        "edge": "hard",
-        "painter": "bifrost",
-        "erase": "nothing",
-        "speed": "exact",
-        **recipe["settings"],
-    }  # 0.1.0 had no such keys
-    return merge_layers(ComposeSettings, [Layer(values, f"{image}: recipe: ")]), recipe
+    values = Layer({**ADDED, **recipe["settings"]}, f"{image}: recipe: ")
+    return merge_layers(ComposeSettings, [values]), recipe
 
 
 def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:
@@ -126,10 +122,7 @@ def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettin
             folder = now["settings"][name]
             raise ValueError(f"{image}: {folder} is not what the image was made with: {changed[0]} differs")
     for part, new in (("sampling", to_plain(Sampling())), ("pair", to_plain(PairOptions()))):
-        before, after = (
-            {**flat(new), **flat(recipe[part])},
-            flat(now[part]),
-        )  # without settings that came later
+        after, before = flat(now[part]), {**flat(new), **flat(recipe[part])}  # which may lack later settings
         if changed := sorted(key for key in after if before.get(key) != after[key]):
             folder, compat = now["settings"]["model"], settings.compat
             what = f"--compat {compat}" if compat else f"the configuration in {folder}"

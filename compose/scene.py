@@ -15,8 +15,7 @@ import numpy as np
 
 from compose.job import LayeredJob
 from compose.settings import ComposeSettings
-from compose.sources import GivenScene
-from datasets.fusion import occluders
+from datasets.fusion import MARGIN, occluders
 from datasets.geometry import Box, Box01, bbox_of_mask
 from datasets.relations import Place
 from ldm.decode import LoadedImage, opened
@@ -53,16 +52,10 @@ class Patch:
     read: Box | None = None  # what of the scene the layer looked at; None: at all of it, and at every name
 
     @classmethod
-    def between(
-        cls,
-        before: JobScene,
-        after: LoadedImage,
-        depth_01: np.ndarray,
-        edit: np.ndarray,
-        cover: np.ndarray,
-        **more: Any,
+    def of(
+        cls, after: LoadedImage, depth_01: np.ndarray, edit: np.ndarray, cover: np.ndarray, **more: Any
     ) -> Patch:
-        """What lies between two states of a scene. edit, cover: (H, W) bool."""
+        """What a layer made of a scene: image and depth after it. edit, cover: (H, W) bool."""
         box = bbox_of_mask(edit) if edit.any() else (0, 0, 1, 1)
         part = np.s_[box[1] : box[3], box[0] : box[2]]
         depth_u16 = np.rint(np.clip(depth_01[part], 0, 1) * DEPTH_UNITS).astype(np.uint16)
@@ -123,6 +116,7 @@ class JobScene:
     anchors: Mapping[str, Place] = field(default_factory=dict)  # of objects that the background shows
     before: tuple[JobScene, ...] = ()  # the scene under each patch
     cleared: tuple[tuple[int, Box01], ...] = ()  # patches that removed what the background showed, and where
+    moved_from: Place | None = None  # of an object that is moved now: it keeps its size
 
     @classmethod
     def of(cls, image: LoadedImage, depth_01: np.ndarray, anchors: Mapping[str, Place]) -> JobScene:
@@ -145,14 +139,20 @@ class JobScene:
             digest.update(np.ascontiguousarray(plane[part]).tobytes())
         return digest.hexdigest()
 
-    def stage(self, moved_from: Place | None = None) -> GivenScene:
-        """For `compose`."""
-        solids = [(thing.mask, thing.place.d) for thing in self.things.values()]
-        return GivenScene(self.image, self.depth_01, solids, self.places, moved_from)
+    def ordered_for(self, far: float, near: float) -> np.ndarray:
+        """The depth (H, W) that an object from far to near meets: placed objects hide it or are hidden whole.
+
+        So of two objects whose depths overlap the one with the nearer middle is in front, in either order.
+        """
+        depth_01 = self.depth_01.copy()
+        for thing in self.things.values():
+            seen, in_front = depth_01[thing.mask], thing.place.d > (far + near) / 2
+            depth_01[thing.mask] = np.maximum(seen, near + 2 * MARGIN) if in_front else np.minimum(seen, near)
+        return depth_01
 
     def nearer(self, d: float, near: float) -> np.ndarray:
         """(H, W) bool: what is in front of an object with this middle and nearest depth."""
-        return occluders(self.stage().ordered_for(2 * d - near, near), near)
+        return occluders(self.ordered_for(2 * d - near, near), near)
 
     def with_patch(self, patch: Patch, source: ComposeSettings | None = None) -> JobScene:
         """With one more patch on top. source: with the own image of an object that is new."""

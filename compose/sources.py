@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compose.settings import DEPTH_MODES, ComposeSettings
-from datasets.fusion import MARGIN
 from datasets.geometry import (
     Box01,
     bbox_of_mask,
@@ -27,7 +25,6 @@ from datasets.geometry import (
     whole_box,
 )
 from datasets.inputs import Inputs, check_object
-from datasets.relations import Place
 from ldm.decode import LoadedImage
 from ldm.experts.matting import band_of, outline_band, own_colours, soft_alpha
 from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things
@@ -35,34 +32,12 @@ from ldm.images import read_depth, read_image, read_mask, resize
 
 if TYPE_CHECKING:
     from compose.job import EraseSettings
+    from compose.scene import JobScene
 
 logger = logging.getLogger(__name__)
 
 WITHIN = 0.6  # fraction of an object that lies in the box where it is what the box names (chosen)
 SAME_ASPECT = 0.01  # largest relative difference in aspect between an image and its depth map
-
-
-@dataclass(frozen=True, eq=False)
-class GivenScene:
-    """An image under work, with what is known of it, instead of a background's files."""
-
-    image: LoadedImage  # (H, W)
-    depth_01: np.ndarray  # (H, W), 1 = nearest
-    solids: Sequence[tuple[np.ndarray, float]] = ()  # placed objects: visible pixels (H, W) bool, mean depth
-    anchors: Mapping[str, Place] = field(default_factory=dict)  # places of named objects
-    moved_from: Place | None = None  # of an object that is moved: it keeps its size
-
-    def ordered_for(self, far: float, near: float) -> np.ndarray:
-        """The depth (H, W) that an object from far to near meets: placed objects hide it or are hidden whole.
-
-        So of two objects whose depths overlap the one with the nearer middle is in front, in either order.
-        """
-        depth_01 = self.depth_01.copy()
-        for mask, d in self.solids:
-            seen = depth_01[mask]
-            in_front = d > (far + near) / 2
-            depth_01[mask] = np.maximum(seen, near + 2 * MARGIN) if in_front else np.minimum(seen, near)
-        return depth_01
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +53,7 @@ class Sources:
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
     doubts: list[str]  # what speaks against a mask that was found
-    stage: GivenScene | None = None  # instead of the files of the background
+    stage: JobScene | None = None  # instead of the files of the background
     alpha_01: np.ndarray | None = None  # (h, w) float32 coverage by the object, None: that of the mask
 
     @property
@@ -87,7 +62,7 @@ class Sources:
         return self.cut if self.alpha_01 is None else self.cut | (self.alpha_01 > 0)
 
 
-def read_sources(settings: ComposeSettings, stage: GivenScene | None = None) -> Sources:
+def read_sources(settings: ComposeSettings, stage: JobScene | None = None) -> Sources:
     """Read and check all files; cheap checks run first. stage: instead of the background and its depth."""
     background = read_image(settings.background) if stage is None else stage.image
     item = read_image(settings.object)

@@ -99,7 +99,7 @@ def source_of(layer: JobLayer, scene: JobScene) -> ComposeSettings | None:
     """The settings that name the own image of the object that a layer brings; None: the scene shows it."""
     if layer.kind == "move":
         thing = None if layer.mask else scene.things.get(known_name(layer.name, scene.places))
-        return thing and thing.settings
+        return None if thing is None else thing.settings
     return layer.settings if isinstance(layer.settings, ComposeSettings) else None
 
 
@@ -112,7 +112,9 @@ def put_object(
         settings = with_known_places(settings, scene)
     if settings.num_samples > 1:
         settings = replace(settings, best=1)
-    result = compose(settings, networks.of(settings), progress=False, stage=scene.stage(moved_from))
+    result = compose(
+        settings, networks.of(settings), progress=False, stage=replace(scene, moved_from=moved_from)
+    )
     layers, embed = result.geometry.native_layers, result.geometry.window.embed
     visible, report = embed(layers.visible), result.report
     edit = result.edit_mask & ~embed(layers.keep)
@@ -122,13 +124,10 @@ def put_object(
     place = Place(tuple(report["box"]), (far + near) / 2, far, near)
     local = settings.mode == "place" and settings.instruction is None and settings.target_mask is None
     read = result.geometry.crop.box_xyxy if local else None
-    shown = {
-        key: report[key]
-        for key in ("mode", "box", "depth", "visible_fraction", "placement", "ranking")
-        if key in report
-    }
-    return Patch.between(
-        scene, result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],
+    keys = ("mode", "box", "depth", "visible_fraction", "placement", "ranking")
+    shown = {key: report[key] for key in keys if key in report}
+    return Patch.of(
+        result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],
         report={"kind": "object", **shown, "seed": result.seeds[0]}, read=read,
     )  # fmt: skip
 
@@ -217,7 +216,7 @@ def erase_thing(
         image, by = image.painted(filled_u8, hole.astype(np.float32), hole), by or eraser.kind
         depth_01 = fill_planes(depth_01, hole)
     report = {"kind": "erase", "by": by, "box": list(place.box01_xyxy), "pixels": int(edit.sum())}
-    return Patch.between(scene, image, depth_01, edit, edit, places={}, gone=[name], report=report)
+    return Patch.of(image, depth_01, edit, edit, places={}, gone=[name], report=report)
 
 
 def paint_text(
@@ -234,9 +233,8 @@ def paint_text(
         if not all(mask.any() for mask in masks):
             raise ValueError(f"nearer objects hide all of it at depth {depth:g}")
     regions = pair_masks(masks, settings.prompts, settings.negatives)
-    result = paint_regions(
-        settings, scene.image, regions, networks.painter(settings), Monitor(progress=False)
-    )
+    painter, silent = networks.painter(settings), Monitor(progress=False)
+    result = paint_regions(settings, scene.image, regions, painter, silent)
     edit = result.edit_mask if settings.options.paste_back else np.ones(scene.image.size, bool)
     depth_01 = scene.depth_01
     assert networks.models is not None  # of the background
@@ -247,6 +245,6 @@ def paint_text(
     box = box_to_01(bbox_of_mask(edit), scene.image.size)
     place = Place(box, *depth_in_box(depth_01, box, edit))
     report = {"kind": "text", "prompts": list(settings.prompts), "box": list(box), "seed": settings.seed}
-    return Patch.between(
-        scene, result.images[0], depth_01, edit, edit, places={name: place}, gone=gone or [], report=report
+    return Patch.of(
+        result.images[0], depth_01, edit, edit, places={name: place}, gone=gone or [], report=report
     )
