@@ -11,8 +11,7 @@ import torch
 from cldm.config import SPEEDS, Sampling
 from cldm.create import create_compositor
 from cldm.model import Compositor, Conditions
-from cldm.pipeline import CompositorPipeline, Weights
-from cldm.shortcuts import LAST_FULL, Controls
+from cldm.pipeline import LAST_FULL, CompositorPipeline, Controls, Weights
 from ldm.denoise import AT_ONCE, Monitor, denoise, set_steps
 from ldm.latents import make_scheduler
 from tests.cldm.small import SMALL
@@ -59,7 +58,7 @@ def conditions_of(model: Compositor) -> Conditions:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_residuals_are_linear_between_their_evaluations(model, count):
     conditions, times = conditions_of(model), np.linspace(999, 19, 50).tolist()
-    few, exact = (Controls(model, conditions, (1.0, 0.5), times, n) for n in (count, 0))
+    few, exact = (Controls(model, conditions, Weights(1.0, 0.5), times, n) for n in (count, 0))
     nodes = np.linspace(19, 999, count).tolist()
     told = [exact.at(torch.tensor(node)) for node in nodes]
     for node, values in zip(nodes, told, strict=True):
