@@ -13,16 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from inpainting.dream import DreamSettings
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import GREEDY, PromptWriter, find_files
+from inpainting.models.text_to_image import pipeline
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
-from inpainting.models.text_to_image.pipeline import (
-    PaintJob,
-    PaintResult,
-    RegionPrompt,
-    paint,
-    paint_all,
-    pair_masks,
-)
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
 from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of_color
 from ldm.decode import LoadedImage
@@ -57,10 +50,10 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
     """
     output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
-        pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
+        pipeline.pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]
-    regions = pair_masks(masks, settings.prompts, settings.negatives)
+    regions = pipeline.pair_masks(masks, settings.prompts, settings.negatives)
     result = paint_regions(settings, image, regions)
     sheet_u8 = None
     if settings.sheet:
@@ -76,7 +69,7 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
 
 def save_painting(
     settings: PaintSettings,
-    result: PaintResult,
+    result: pipeline.PaintResult,
     sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -131,17 +124,17 @@ def load_writer(settings: DreamSettings) -> PromptWriter:
 def paint_regions(
     settings: PaintSettings,
     image: LoadedImage,
-    regions: Sequence[RegionPrompt],
+    regions: Sequence[pipeline.RegionPrompt],
     pipe: Inpainter | None = None,
     monitor: Monitor | None = None,
-) -> PaintResult:
+) -> pipeline.PaintResult:
     """Paint the regions as the settings say. pipe: their model, if loaded; monitor: without it a bar."""
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
     seeds = range(settings.seed, settings.seed + settings.num_samples)
-    job = PaintJob(image.rgb_u8, regions, seeds, image)
+    job = pipeline.PaintJob(image.rgb_u8, regions, seeds, image)
     monitor = monitor or Monitor(progress=sys.stderr.isatty())
-    return paint_all([job], pipe or load_painter(settings), settings.options, monitor)[0]
+    return pipeline.paint_all([job], pipe or load_painter(settings), settings.options, monitor)[0]
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ class Prompts:
 @dataclass(frozen=True, eq=False)
 class Dream:
     prompts: Prompts
-    result: PaintResult
+    result: pipeline.PaintResult
 
     @property
     def image_u8(self) -> np.ndarray:
@@ -210,8 +203,8 @@ def dream(
     image_u8 = image_u8 if isinstance(image_u8, np.ndarray) else read_image(image_u8).rgb_u8
     masks = [mask if isinstance(mask, np.ndarray) else read_mask(mask) for mask in masks]
     written = write_missing(image_u8, masks, prompts, writer)
-    regions = pair_masks(masks, written.texts)
-    return Dream(written, paint(image_u8, regions, pipe, seed, options))
+    regions = pipeline.pair_masks(masks, written.texts)
+    return Dream(written, pipeline.paint(image_u8, regions, pipe, seed, options))
 
 
 def write_missing(
@@ -265,7 +258,7 @@ def run_dream(settings: DreamSettings) -> dict[str, Any]:
     known = completed(settings.prompts, len(settings.masks))
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]
-    pair_masks(masks, known, settings.negatives)
+    pipeline.pair_masks(masks, known, settings.negatives)
     painter_folder(settings)
     with timer.stage("write"):
         writer, facts = None, {}
@@ -278,7 +271,7 @@ def run_dream(settings: DreamSettings) -> dict[str, Any]:
             for row in prompts.rows():
                 log.info("%s (%s): %s", row["color"], "written" if row["written"] else "given", row["prompt"])
         del writer  # frees its memory for the painter
-    result = paint_regions(settings, image, pair_masks(masks, prompts.texts, settings.negatives))
+    result = paint_regions(settings, image, pipeline.pair_masks(masks, prompts.texts, settings.negatives))
     report = {**result.report, "prompts": prompts.rows()}
     report["seconds"] = {**report["seconds"], "write": timer.report()["write"]}
     result = replace(result, report=report)

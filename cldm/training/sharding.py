@@ -14,13 +14,7 @@ from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as states
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
@@ -31,7 +25,9 @@ from ldm.files import write_json
 from ldm.training.run import STATE, Layout, read_files, trained, write_checkpoint
 
 # Of what trains: whole tensors, on the CPU of the first device when they are read.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+WHOLE = states.StateDictOptions(
+    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
+)
 
 
 def shard(model: Compositor, mesh: DeviceMesh) -> None:
@@ -61,24 +57,24 @@ class Sharded(ModelParallelStrategy):
         super().__init__(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return get_model_state_dict(self.module, options=WHOLE)
+        return states.get_model_state_dict(self.module, options=WHOLE)
 
     def load_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        set_model_state_dict(self.module, dict(checkpoint["state_dict"]), options=WHOLE)
+        states.set_model_state_dict(self.module, dict(checkpoint["state_dict"]), options=WHOLE)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state by number of the parameter, on the first device."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state = get_optimizer_state_dict(self.module, plain, options=WHOLE)
+        state = states.get_optimizer_state_dict(self.module, plain, options=WHOLE)
         return rekeyed(state, {name: index for index, name in enumerate(trained(self.module))})
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         names = dict(enumerate(trained(self.module)))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            set_optimizer_state_dict(self.module, optimizer, rekeyed(state, names), options=WHOLE)
+            states.set_optimizer_state_dict(self.module, optimizer, rekeyed(state, names), options=WHOLE)
 
     @property
     def module(self) -> pl.LightningModule:

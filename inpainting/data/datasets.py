@@ -19,15 +19,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
 
 from datasets.sources.readers import images_in
-from inpainting.data.paintings import (
-    SPLITS,
-    MaskManifest,
-    Painting,
-    PaintingOptions,
-    painting_description,
-    source_file,
-    write_object,
-)
+from inpainting.data import paintings
 from inpainting.tokens import plan_tokens
 from ldm.files import read_json
 from ldm.images import read_image, read_mask, to_pm1
@@ -78,16 +70,16 @@ class PaintingItems(Dataset[dict[str, Any]]):
 
     def __init__(self, data_dir: Path, split: str, seed: int) -> None:
         self.data_dir, self.split, self.seed, self.epoch = data_dir, split, seed, 0
-        self.paintings: list[Painting] = []
+        self.paintings: list[paintings.Painting] = []
         self.left_out: dict[str, str] = {}
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if split not in paintings.SPLITS:
+            raise ValueError(f"split must be one of {', '.join(paintings.SPLITS)}, got {split!r}")
         folder = data_dir / "images" / split
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}; `python -m inpainting.data.ops build` makes the data")
         for path in images_in(folder):
             masks, entities = data_dir / "masks" / path.stem, data_dir / "entities" / path.stem
-            painting = Painting(path.stem, path, masks, entities)
+            painting = paintings.Painting(path.stem, path, masks, entities)
             try:
                 if painting.annotations.is_file():
                     painting.read_captions()
@@ -114,7 +106,7 @@ class PaintingItems(Dataset[dict[str, Any]]):
     def rng_of(self, stem: str) -> np.random.Generator:
         return np.random.default_rng(seed_of(self.seed, stem, self.epoch if self.split == TRAIN else 0))
 
-    def usable(self, index: int, example: Callable[[Painting], dict[str, Any]]) -> dict[str, Any]:
+    def usable(self, index: int, example: Callable[[paintings.Painting], dict[str, Any]]) -> dict[str, Any]:
         """example() of image `index`; in training the next stands in for a damaged one, with a warning."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
@@ -147,7 +139,7 @@ class InpaintingDataset(PaintingItems):
 
     def __init__(
         self,
-        options: PaintingOptions,
+        options: paintings.PaintingOptions,
         tokenizer: CLIPTokenizer,
         split: str = TRAIN,
         *,
@@ -160,14 +152,14 @@ class InpaintingDataset(PaintingItems):
         self.freestyle, self.texts_dir = freestyle, texts_dir
         if texts_dir is not None and not texts_dir.is_dir():
             raise ValueError(f"texts_dir: there is no folder {texts_dir}, so there are no prompts to read")
-        self.global_anns = None if global_anns_path is None else read_json(source_file(global_anns_path))
-        self.manifest: MaskManifest | None = None
+        self.global_anns = global_anns_path and read_json(paintings.source_file(global_anns_path))
+        self.manifest: paintings.MaskManifest | None = None
         super().__init__(options.data_dir, split, seed)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.usable(index, self.example)
 
-    def example(self, painting: Painting) -> dict[str, Any]:
+    def example(self, painting: paintings.Painting) -> dict[str, Any]:
         rng, image = self.rng_of(painting.stem), read_image(painting.image)
         by_name, masks = self.chosen(painting, image.size, rng)
         texts = captions = list(by_name.values())
@@ -186,14 +178,14 @@ class InpaintingDataset(PaintingItems):
             item["freestyle_layout_mask"] = layout_rows(masks, self.options.max_concepts)
             item["freestyle_attention_mask"] = plan.token_region_ids
         if self.global_anns is not None:
-            item["global_text"] = painting_description(self.global_anns, painting.image.name)
+            item["global_text"] = paintings.painting_description(self.global_anns, painting.image.name)
         if self.split != TRAIN:
             item["image_stems"] = painting.stem
             item["all_masks"] = list(masks[:, None].float())
         return item
 
     def chosen(
-        self, painting: Painting, size: tuple[int, int], rng: np.random.Generator
+        self, painting: paintings.Painting, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[dict[str, str], Tensor]:
         """Captions by name and masks (r, s, s) of an image's regions: those of the manifest if there is one.
 
@@ -220,7 +212,7 @@ class InpaintingDataset(PaintingItems):
             names = names[: within(stacked, options.masked_area_threshold)]
         return {name: captions[name] for name in names}, torch.stack([crops[name] for name in names])
 
-    def prompts(self, painting: Painting, count: int) -> list[str]:
+    def prompts(self, painting: paintings.Painting, count: int) -> list[str]:
         """The generated prompts of one image, one per masked region."""
         path = Path(str(self.texts_dir)) / f"{painting.stem}.json"
         texts = read_json(path, list)
@@ -230,10 +222,10 @@ class InpaintingDataset(PaintingItems):
             raise ValueError(f"{path} has {len(texts)} prompts, its image {count} masked regions")
         return texts
 
-    def follow(self, path: Path) -> MaskManifest:
+    def follow(self, path: Path) -> paintings.MaskManifest:
         """Take the regions from the manifest at `path`; when there is none, choose them and write it."""
         if path.is_file():
-            manifest = MaskManifest.read(path)
+            manifest = paintings.MaskManifest.read(path)
             before = {"split": manifest.split, "seed": manifest.seed, **manifest.rules}
             for name, value in {"split": self.split, "seed": self.seed, **self.options.rules}.items():
                 if before.get(name) != value:
@@ -243,7 +235,7 @@ class InpaintingDataset(PaintingItems):
                     )
         else:
             manifest = self.choose_all()
-            write_object(path, asdict(manifest))
+            paintings.write_object(path, asdict(manifest))
         known = {painting.stem: painting for painting in self.paintings}
         lacking = [stem for stem in manifest.items if stem not in known]
         if lacking:
@@ -252,10 +244,10 @@ class InpaintingDataset(PaintingItems):
         self.manifest = manifest
         return manifest
 
-    def choose_all(self) -> MaskManifest:
+    def choose_all(self) -> paintings.MaskManifest:
         """Choose the regions of every image; those that cannot be used are left out, with the reason."""
 
-        def choose(painting: Painting) -> tuple[str, ...]:
+        def choose(painting: paintings.Painting) -> tuple[str, ...]:
             size = read_image(painting.image).size
             return tuple(self.chosen(painting, size, self.rng_of(painting.stem))[0])
 
@@ -269,7 +261,7 @@ class InpaintingDataset(PaintingItems):
                 items[stem] = names
         if not items:
             raise ValueError(f"{self.data_dir}: no image of {self.split} can be used")
-        return MaskManifest(self.split, self.seed, self.options.rules, items, left_out)
+        return paintings.MaskManifest(self.split, self.seed, self.options.rules, items, left_out)
 
     @staticmethod
     def collate_fn(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,17 +17,8 @@ from datasets.geometry import iou
 from datasets.relations import Place, Places, between_margins, relation_margins
 from llava_bifrost.language.answer import Candidate, format_answer, named_places, satisfies
 from llava_bifrost.language.instruction import PHRASES, Request, clause_text
-from llava_bifrost.placement import search
+from llava_bifrost.placement import search, sizes
 from llava_bifrost.placement.ground import EDGE, fit_ground
-from llava_bifrost.placement.sizes import (
-    RELIEF,
-    ROUND_NOUNS,
-    ROUND_RELIEF,
-    is_level,
-    is_one_of,
-    size_at_one,
-    size_px,
-)
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +84,13 @@ def place_object(
         log.warning("the depth map shows no ground: level ground under the camera is assumed")
     view = search.View(depth_01, ground, dict(anchors))
     if item.like is not None and item.relative_size is None:
-        unit_px = size_px(item.like, size_hw) / float(ground.scale(item.like.d))
+        unit_px = sizes.size_px(item.like, size_hw) / float(ground.scale(item.like.d))
     else:
-        unit_px = size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
+        unit_px = sizes.size_at_one(request.target, named, anchors, view.ground, size_hw, item.relative_size)
     relations = [PHRASES[phrase] for phrase, _ in request.relations]
-    relief = ROUND_RELIEF if is_one_of(ROUND_NOUNS, request.target) else RELIEF
+    relief = sizes.ROUND_RELIEF if sizes.is_one_of(sizes.ROUND_NOUNS, request.target) else sizes.RELIEF
     touched = {name for phrase, name in request.relations if PHRASES[phrase] in (*search.UPON, "under")}
-    touched |= {name for name, place in anchors.items() if is_level(name, place)}
+    touched |= {name for name, place in anchors.items() if sizes.is_level(name, place)}
     passes = [(touched, search.SLIM), (touched, CLOSE)]
     if "in front of" in relations:  # nothing says how far what the border cuts off reaches
         cut_off = {name for name, place in anchors.items() if place.touches_border(EDGE)}

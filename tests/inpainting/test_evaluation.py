@@ -164,7 +164,7 @@ def test_what_is_measured_once_is_kept(
         seen.extend(image.stem for image in images)
         return measure_images(images, networks, device)
 
-    monkeypatch.setattr(computing, "measure_images", count)
+    monkeypatch.setattr(computing.measure, "measure_images", count)
     first = json.loads(compute(one).read_text())
     assert json.loads(compute(one).read_text()) == first
     compute(one, only_multi_prompt=True)

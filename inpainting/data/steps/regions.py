@@ -13,16 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inpainting.data.paintings import (
-    ANNOTATIONS,
-    MAKE_ENTITIES,
-    MAKE_MASKS,
-    checked_name,
-    encode_object,
-    image_map,
-    read_intact,
-    source_file,
-)
+from inpainting.data import paintings
 from inpainting.data.steps.texts import plain_text
 from ldm.files import excerpt, file_sha256, nfc, read_json, write_all_atomic
 from ldm.images import encode_png, read_image
@@ -70,7 +61,7 @@ class RegionSettings(RegionOutput):
     annotations_path: Path = setting(help="JSON file of descriptions with boxes")
 
     def source(self) -> tuple[list[str], dict[str, Any], Reader]:
-        entries = read_json(source_file(self.annotations_path))
+        entries = read_json(paintings.source_file(self.annotations_path))
         inputs = {"annotations_sha256": file_sha256(self.annotations_path)}
         return list(entries), inputs, lambda name: (name, entries[name])
 
@@ -99,22 +90,22 @@ class RegionSettings(RegionOutput):
 
 def make_masks(settings: RegionOutput, redo: bool = True) -> Journal:
     """One mask per object: the union of its boxes. Objects cover 1 % to 65 % of their image."""
-    return make_regions(MAKE_MASKS, settings, redo)
+    return make_regions(paintings.MAKE_MASKS, settings, redo)
 
 
 def make_entities(settings: RegionOutput, redo: bool = True) -> Journal:
     """One crop or collage per object, and annotations.json; what later steps wrote into it stays."""
-    return make_regions(MAKE_ENTITIES, settings, redo)
+    return make_regions(paintings.MAKE_ENTITIES, settings, redo)
 
 
 def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
     """Write the folder of every image, for the step `MAKE_MASKS` or `MAKE_ENTITIES`."""
-    (items, inputs, read), images = settings.source(), image_map(settings.image_dir)
+    (items, inputs, read), images = settings.source(), paintings.image_map(settings.image_dir)
     stems = Counter(nfc(path.stem) for path in images.values())
 
     def work(item: str) -> Mapping[str, Any]:
         file_name, annotation = read(item)
-        path = images.get(nfc(checked_name(file_name)))
+        path = images.get(nfc(paintings.checked_name(file_name)))
         if path is None:
             raise ValueError(f"no such image in {settings.image_dir}: {file_name}")
         if (count := stems[nfc(path.stem)]) > 1:
@@ -129,15 +120,15 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
             if other.name not in names:
                 other.unlink(missing_ok=True)
         if not regions and folder.is_dir():
-            (folder / ANNOTATIONS).unlink(missing_ok=True)
+            (folder / paintings.ANNOTATIONS).unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()
         return {"regions": len(regions)}
 
     def is_whole(item: str, record: Mapping[str, Any]) -> bool:
         folder, counts = settings.out_dir / Path(read(item)[0]).stem, {record["regions"]}
-        if step == MAKE_ENTITIES and counts != {0}:
-            counts.add(len(read_intact(folder / ANNOTATIONS)))
+        if step == paintings.MAKE_ENTITIES and counts != {0}:
+            counts.add(len(paintings.read_intact(folder / paintings.ANNOTATIONS)))
         return counts == {sum(path.stat().st_size > 0 for path in folder.glob("mask_*.png"))}
 
     stamp = stamp_path(settings.out_dir, step)
@@ -152,9 +143,9 @@ def region_files(
     Entries keep the further fields of the old file where the concept differs by case or punctuation at most.
     """
     files, entries = {}, {}
-    old = read_intact(folder / ANNOTATIONS) if step == MAKE_ENTITIES else {}
+    old = paintings.read_intact(folder / paintings.ANNOTATIONS) if step == paintings.MAKE_ENTITIES else {}
     for region in regions:
-        if step == MAKE_MASKS:
+        if step == paintings.MAKE_MASKS:
             image_u8 = np.zeros(rgb_u8.shape[:2], np.uint8)
             for x0, y0, x1, y1 in region.boxes_xyxy:
                 image_u8[y0:y1, x0:x1] = 255
@@ -174,7 +165,8 @@ def region_files(
         if isinstance(before, dict) and plain_text(str(before.get("concept"))) == plain_text(region.concept):
             entry = {**before, **entry}
         entries[region.name] = entry
-    return files if step == MAKE_MASKS else {**files, folder / ANNOTATIONS: encode_object(entries)}
+    annotations = {folder / paintings.ANNOTATIONS: paintings.encode_object(entries)}
+    return files if step == paintings.MAKE_MASKS else files | annotations
 
 
 def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:

@@ -15,18 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from inpainting import prompts
 from inpainting.data.datasets import TRAIN, PaintingItems, within
 from inpainting.data.paintings import Entity, Painting, read_entities
 from inpainting.models.image_to_text.settings import AlphaOptions, LlavaOptions
-from inpainting.prompts import (
-    COLORS,
-    RED,
-    SINGLE,
-    discover_question,
-    paint_masks,
-    remove_overlaps,
-    target_text,
-)
 from ldm.images import read_image, read_mask
 from ldm.mllm.model import IGNORED, Chat, ChatExample
 from ldm.seeds import seed_of
@@ -73,11 +65,11 @@ class LlavaDataset(PaintingItems):
         regions, names, paints, tested = self.regions(masks, rng)
         visible = [masks[entity] for entity in regions]
         if self.options.remove_intersections:
-            visible = remove_overlaps(visible)
+            visible = prompts.remove_overlaps(visible)
         order = painted = list(range(len(regions)))
         if alone:
             painted = [] if tested is None else [tested]
-        masked_u8 = paint_masks(
+        masked_u8 = prompts.paint_masks(
             image.rgb_u8,
             [visible[number] for number in painted],
             [paints[number] for number in painted],
@@ -98,7 +90,7 @@ class LlavaDataset(PaintingItems):
             "entity_concepts": [entity.concept for entity in entities],
             "entity_colors": colors,
             "entity_noun_chunk_roots": [entity.noun_chunk_root or entity.concept for entity in entities],
-            "targets": target_text(list(zip(colors, captions, strict=True))),
+            "targets": prompts.target_text(list(zip(colors, captions, strict=True))),
             "image_stems": painting.stem,
             "entity_names": [entity.name for entity in entities],
             "entity_paths": [painting.entities / f"{entity.name}.png" for entity in entities],
@@ -114,7 +106,7 @@ class LlavaDataset(PaintingItems):
         """
         options, published = self.options, self.options.bookkeeping == "published"
         entities = sorted(masks, key=lambda entity: -np.count_nonzero(masks[entity]))[: options.colors]
-        palette = list(COLORS)[: options.colors]
+        palette = list(prompts.COLORS)[: options.colors]
         sampled = [palette[number] for number in rng.permutation(len(palette))[: len(entities)]]
         order = list(range(len(entities)))
         if options.shuffle_concepts:
@@ -124,20 +116,20 @@ class LlavaDataset(PaintingItems):
         if options.masked_area_threshold is not None:
             order.sort()  # the largest is the first of `entities`
         if not published:  # nobody can answer about a region that later paint hides
-            visible = remove_overlaps([masks[entities[number]] for number in order])
+            visible = prompts.remove_overlaps([masks[entities[number]] for number in order])
             order = [number for number, mask in zip(order, visible, strict=True) if mask.any()]
         colors = [sampled[number] for number in order]
         # One held-out region is red. Published: looked for among the first colours that were sampled, before
         # regions were dropped, so that two regions may be red, or none.
-        if self.tested and RED not in (sampled[: len(colors)] if published else colors):
-            colors[int(rng.integers(len(colors)))] = RED
-        tested = colors.index(RED) if self.tested and RED in colors else None
+        if self.tested and prompts.RED not in (sampled[: len(colors)] if published else colors):
+            colors[int(rng.integers(len(colors)))] = prompts.RED
+        tested = colors.index(prompts.RED) if self.tested and prompts.RED in colors else None
         paints = list(colors)
         if options.only_gray_concept:
             if not self.tested:
                 tested = 0 if published else int(rng.integers(len(colors)))
             if tested is not None:
-                colors[tested], paints[tested] = SINGLE[options.single_color]
+                colors[tested], paints[tested] = prompts.SINGLE[options.single_color]
         return [entities[number] for number in order], colors, paints, tested
 
 
@@ -203,12 +195,15 @@ class PromptCollate:
         return batch
 
     def ask(self, item: Item, answer: str | None = None) -> ChatExample:
-        question = self.question or discover_question(item["entity_colors"])
+        question = self.question or prompts.discover_question(item["entity_colors"])
         return ChatExample(np.asarray(item["PIL_masked_images"]), question, answer)
 
     def target(self, item: Item) -> str:
         colors, captions = item["entity_colors"], list(item["entity_captions"])
-        while self.tokens(text := target_text(list(zip(colors, captions, strict=True)))) > self.max_length:
+        while True:
+            text = prompts.target_text(list(zip(colors, captions, strict=True)))
+            if len(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"]) <= self.max_length:
+                return text
             longest = max(range(len(captions)), key=lambda number: len(captions[number].split()))
             words = captions[longest].split()
             if not words:
@@ -216,7 +211,3 @@ class PromptCollate:
                     f"max_length={self.max_length} has no room for the tags of {len(colors)} colours"
                 )
             captions[longest] = " ".join(words[:-1])
-        return text
-
-    def tokens(self, text: str) -> int:
-        return len(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])

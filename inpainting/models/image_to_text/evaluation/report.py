@@ -18,13 +18,7 @@ from torchmetrics.functional.text.rouge import rouge_score
 from torchmetrics.text import BLEUScore
 
 from inpainting.data.steps.texts import ROOTS_STEP
-from inpainting.models.image_to_text.evaluation.predictions import (
-    BERTSCORE,
-    CLIPSCORE,
-    Prediction,
-    PromptMetricModels,
-    read_predictions,
-)
+from inpainting.models.image_to_text.evaluation import predictions
 from inpainting.models.image_to_text.score import ScoreOptions
 from ldm.device import pick_device
 from ldm.files import json_bytes
@@ -47,7 +41,7 @@ SOURCES = {  # what decides a number that needs no network
     **dict.fromkeys(BLEU, f"counts of {LIBRARY}"),
     **{f"{name}_{side}": LIBRARY for name in (*ROUGE, SENTENCES) for side in SIDES},
 }
-NAMES = (*SOURCES, CLIPSCORE, *BERTSCORE)
+NAMES = (*SOURCES, predictions.CLIPSCORE, *predictions.BERTSCORE)
 WITH_INTERVALS, LAST = "with_intervals", "last_region"
 # model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
 PUBLISHED: dict[str, tuple[float, ...]] = {
@@ -68,15 +62,15 @@ COLUMNS = {
 
 
 def measure_prompts(
-    rows: Sequence[Prediction],
-    models: PromptMetricModels | None = None,
+    rows: Sequence[predictions.Prediction],
+    models: predictions.PromptMetricModels | None = None,
     seed: int = 0,
     resamples: int = BOOTSTRAPS,
 ) -> dict[str, Any]:
     """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
     if not rows:
         raise ValueError("there is no prediction to measure")
-    models = models or PromptMetricModels()
+    models = models or predictions.PromptMetricModels()
     of_networks, skipped = models.numbers(rows)
     keys: tuple[str, ...] = (*ROUGE, SENTENCES)
     try:  # is nltk's data for sentences on this disk? It is never downloaded from here.
@@ -150,7 +144,7 @@ def tracked(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def text_numbers(
-    rows: Sequence[Prediction], rouge_keys: tuple[str, ...] = ROUGE
+    rows: Sequence[predictions.Prediction], rouge_keys: tuple[str, ...] = ROUGE
 ) -> tuple[list[dict[str, float]], np.ndarray]:
     """Everything about each row that needs no network but BLEU, and the counts for BLEU.
 
@@ -173,8 +167,8 @@ def text_numbers(
 
 def score_prompts(options: ScoreOptions) -> dict[str, Any]:
     """Measure predicted prompts, and print them beside the paper's table."""
-    runs = {path.as_posix(): read_predictions(path) for path in options.predictions}
-    models = PromptMetricModels.load(options, pick_device(options.device))
+    runs = {path.as_posix(): predictions.read_predictions(path) for path in options.predictions}
+    models = predictions.PromptMetricModels.load(options, pick_device(options.device))
     seed, resamples = options.seed, options.resamples
     reports = {name: measure_prompts(rows, models, seed, resamples) for name, rows in runs.items()}
     table = [["model", *COLUMNS], ["---"] * (1 + len(COLUMNS))]

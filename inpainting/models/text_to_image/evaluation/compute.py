@@ -16,22 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from inpainting.models.text_to_image.config import ALL, MULTI, PAPER_ROWS, PaintingsConfig
-from inpainting.models.text_to_image.evaluation.generate import (
-    image_path,
-    item_image,
-    item_masks,
-    open_paintings,
-    pending_batches,
-)
-from inpainting.models.text_to_image.evaluation.measure import (
-    Backbones,
-    ImageMetrics,
-    InpaintedImage,
-    measure_images,
-)
+from inpainting.models.text_to_image.evaluation import generate, measure
 from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
 from ldm.files import file_sha256, read_json, write_atomic
@@ -63,9 +50,8 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
 
     only_multi_prompt: only images with two regions or more;  partial: leave out images that are missing
     """
-    device = pick_device(config.device)
-    networks = Backbones.load(config.backbones, device)
-    metrics = measure_run(config, networks, device, only_multi_prompt, partial)
+    networks = measure.Backbones.load(config.backbones, pick_device(config.device))
+    metrics = measure_run(config, networks, only_multi_prompt, partial)
     if not metrics:
         raise ValueError(f"{config.output_dir}: no image to measure")
     path = config.output_dir / (MULTI if only_multi_prompt else ALL)
@@ -103,15 +89,15 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
 
 
 def measure_run(
-    config: PaintingsConfig, networks: Backbones, device: torch.device, only_multi_prompt: bool, partial: bool
-) -> list[ImageMetrics]:
+    config: PaintingsConfig, networks: measure.Backbones, only_multi: bool, partial: bool
+) -> list[measure.ImageMetrics]:
     """The metrics of every image of the run. The captions are the annotated ones, whatever was painted."""
     out = config.output_dir
-    dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
+    dataset = generate.open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
     assert dataset.manifest is not None
     masks = dataset.manifest.items
-    stems = [stem for stem in dataset.stems if not only_multi_prompt or len(masks[stem]) > 1]
-    missing = {stem for stem in stems if not image_path(out, stem).is_file()}
+    stems = [stem for stem in dataset.stems if not only_multi or len(masks[stem]) > 1]
+    missing = {stem for stem in stems if not generate.image_path(out, stem).is_file()}
     if missing and not partial:
         raise ValueError(
             f"{out}: {len(missing)} of {len(stems)} images are missing, such as {min(missing)}.png; "
@@ -122,7 +108,7 @@ def measure_run(
     keys: dict[str, str] = {}
     for stem in stems:
         if stem not in missing:
-            given = [VERSION, facts, file_sha256(image_path(out, stem)), masks[stem]]
+            given = [VERSION, facts, file_sha256(generate.image_path(out, stem)), masks[stem]]
             keys[stem] = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     results = {}
     for stem, key in keys.items():  # what was stored for an image counts where its key is the same
@@ -131,14 +117,16 @@ def measure_run(
                 about = json.loads(str(stored["about"]))
                 features = {name.removeprefix("f_"): stored[name] for name in stored.files if name != "about"}
             if about.pop("key", None) == key:
-                results[stem] = ImageMetrics(stem, **about, features=features)
-    for items in pending_batches(config, dataset, list(keys), set(results).__contains__, "measuring"):
+                results[stem] = measure.ImageMetrics(stem, **about, features=features)
+    is_done = set(results).__contains__
+    for items in generate.pending_batches(config, dataset, list(keys), is_done, "measuring"):
         images = []
         for item in items:
-            painted_u8 = read_image(image_path(out, item["image_stems"])).rgb_u8
-            about_it = item_masks(item), item["gt_texts"], item.get("global_text")
-            images.append(InpaintedImage(item["image_stems"], item_image(item), painted_u8, *about_it))
-        for metrics in measure_images(images, networks, device):
+            painted_u8 = read_image(generate.image_path(out, item["image_stems"])).rgb_u8
+            pair_u8, masks_of_it = (generate.item_image(item), painted_u8), generate.item_masks(item)
+            told = item["gt_texts"], item.get("global_text")
+            images.append(measure.InpaintedImage(item["image_stems"], *pair_u8, masks_of_it, *told))
+        for metrics in measure.measure_images(images, networks, pick_device(config.device)):
             if (stem := metrics.stem) in results:  # it was there
                 continue
             results[stem] = metrics
@@ -151,7 +139,7 @@ def measure_run(
 
 
 def numbers(
-    rows: Sequence[ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
+    rows: Sequence[measure.ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
 ) -> dict[str, Estimate]:
     """What was measured on all of `rows`; PSNR of the error over all their pixels. view: "" or "masked_"."""
     if not rows:
