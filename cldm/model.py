@@ -132,14 +132,9 @@ class Compositor(nn.Module):
     """Everything with weights. `scheduler_config` is the noise schedule it was trained with."""
 
     def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        detail: ControlNetModel,
-        depth: ControlNetModel,
-        identity: IdentityEncoder,
-        latent_space: LatentSpace,
-        scheduler_config: dict,
-    ) -> None:
+        self, unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
+        identity: IdentityEncoder, latent_space: LatentSpace, scheduler_config: dict,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.unet, self.detail, self.depth = unet, ControlBranch(detail), ControlBranch(depth)
         self.identity, self.latent_space = identity, latent_space

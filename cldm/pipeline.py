@@ -175,14 +175,9 @@ class CompositorPipeline:
         return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
 
     def paint(
-        self,
-        pair: Pair,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        weights: Weights = Weights(),
-        monitor: Monitor | None = None,
-        rounded: bool = True,
-    ) -> list[np.ndarray]:
+        self, pair: Pair, seeds: Sequence[int], sampling: Sampling, weights: Weights = Weights(),
+        monitor: Monitor | None = None, rounded: bool = True,
+    ) -> list[np.ndarray]:  # fmt: skip
         """One image (H, W, 3) uint8 of the crop per seed; float32 in [0, 255] unless rounded.
 
         Outside the edit region the background's latents are re-imposed at every step if `reimpose` is set;

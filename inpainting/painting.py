@@ -68,11 +68,9 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
 
 
 def save_painting(
-    settings: PaintSettings,
-    result: pipeline.PaintResult,
-    sheet_u8: np.ndarray | None,
+    settings: PaintSettings, result: pipeline.PaintResult, sheet_u8: np.ndarray | None,
     more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write each sample with its recipe and report, and the sheet. more: what else decided the pixels."""
     paths = sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
@@ -122,12 +120,9 @@ def load_writer(settings: DreamSettings) -> PromptWriter:
 
 
 def paint_regions(
-    settings: PaintSettings,
-    image: LoadedImage,
-    regions: Sequence[pipeline.RegionPrompt],
-    pipe: Inpainter | None = None,
-    monitor: Monitor | None = None,
-) -> pipeline.PaintResult:
+    settings: PaintSettings, image: LoadedImage, regions: Sequence[pipeline.RegionPrompt],
+    pipe: Inpainter | None = None, monitor: Monitor | None = None,
+) -> pipeline.PaintResult:  # fmt: skip
     """Paint the regions as the settings say. pipe: their model, if loaded; monitor: without it a bar."""
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
@@ -186,14 +181,9 @@ class Dream:
 
 
 def dream(
-    image_u8: np.ndarray,
-    masks: Sequence[np.ndarray],
-    writer: PromptWriter | None,
-    pipe: Inpainter,
-    prompts: Sequence[str] = (),
-    seed: int = 0,
-    options: PaintOptions = DEFAULTS,
-) -> Dream:
+    image_u8: np.ndarray, masks: Sequence[np.ndarray], writer: PromptWriter | None, pipe: Inpainter,
+    prompts: Sequence[str] = (), seed: int = 0, options: PaintOptions = DEFAULTS,
+) -> Dream:  # fmt: skip
     """Write the missing prompts of the masks (h, w) bool of an image (h, w, 3) uint8, then paint all masks.
 
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
@@ -208,12 +198,9 @@ def dream(
 
 
 def write_missing(
-    image_u8: np.ndarray,
-    masks: Sequence[np.ndarray],
-    prompts: Sequence[str],
-    writer: PromptWriter | None,
+    image_u8: np.ndarray, masks: Sequence[np.ndarray], prompts: Sequence[str], writer: PromptWriter | None,
     decoding: Decoding = GREEDY,
-) -> Prompts:
+) -> Prompts:  # fmt: skip
     """The prompts of the masks (h, w) bool of an image (h, w, 3) uint8; given ones stay as they are."""
     known = completed(prompts, len(masks))
     missing = [not text for text in known]

@@ -20,17 +20,10 @@ RGB = tuple[int, int, int]
 
 # The order of the published dataset; models see colours shuffled, so any order may be used.
 COLORS: dict[str, RGB] = {
-    "red": (255, 0, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 0, 255),
-    "yellow": (255, 255, 0),
-    "cyan": (0, 255, 255),
-    "magenta": (255, 0, 255),
-    "orange": (255, 165, 0),
-    "purple": (128, 0, 128),
-    "pink": (255, 192, 203),
-    "brown": (165, 42, 42),
-}
+    "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255), "magenta": (255, 0, 255), "orange": (255, 165, 0), "purple": (128, 0, 128),
+    "pink": (255, 192, 203), "brown": (165, 42, 42),
+}  # fmt: skip
 LEAST_COLOR = 0.0005  # of the image's pixels that lie in blocks of the colour of a mask; chosen
 APART = 48  # of 255 between the colours of two masks, in some channel; chosen: JPEG changes less
 RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region
@@ -108,12 +101,9 @@ def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
 
 
 def paint_masks(
-    image_u8: np.ndarray,
-    masks: Sequence[np.ndarray],
-    colors: Sequence[str],
-    alphas: Sequence[float] | None = None,
-    order: str = "large_first",
-) -> np.ndarray:
+    image_u8: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str],
+    alphas: Sequence[float] | None = None, order: str = "large_first",
+) -> np.ndarray:  # fmt: skip
     """A copy of the image (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
 
     alphas: opacity of each mask in [0, 1], default 1; blended as by torchvision's draw_segmentation_masks

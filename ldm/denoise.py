@@ -123,15 +123,9 @@ def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Te
 
 @torch.inference_mode()
 def denoise(
-    predict: Predict,
-    latents: Tensor,
-    schedule: Schedule,
-    *,
-    guidance: float = 1.0,
-    generators: list[torch.Generator] | None = None,
-    known: Known | None = None,
-    monitor: Monitor = Monitor(),
-) -> Tensor:
+    predict: Predict, latents: Tensor, schedule: Schedule, *, guidance: float = 1.0,
+    generators: list[torch.Generator] | None = None, known: Known | None = None, monitor: Monitor = Monitor(),
+) -> Tensor:  # fmt: skip
     """Run a schedule from `latents` (b, c, h, w); returns noise-free latents.
 
     predict(x, t, guided): x is (b, c, h, w), or (2b, c, h, w) where guidance acts, unconditional half first

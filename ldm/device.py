@@ -88,15 +88,9 @@ def code_revision() -> str:
 
 
 def make_manifest(
-    part: str,
-    model: nn.Module,
-    settings: Any,
-    effort: Mapping[str, float],
-    seconds: float,
-    *,
-    device: torch.device | str = "cpu",
-    held_out: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    part: str, model: nn.Module, settings: Any, effort: Mapping[str, float], seconds: float, *,
+    device: torch.device | str = "cpu", held_out: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """All that one needs to know to trust or to repeat a training. effort: its seed, steps, and samples."""
     return {
         "part": part, "trained_on": "rendered scenes",

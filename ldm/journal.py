@@ -166,14 +166,10 @@ class Journal(JournalReader):
 
 
 def run_step(
-    path: Path,
-    inputs: Mapping[str, Any],
-    items: Sequence[str],
-    work: Callable[[str], Mapping[str, Any] | None],
-    redo: bool,
-    workers: int = 1,
+    path: Path, inputs: Mapping[str, Any], items: Sequence[str],
+    work: Callable[[str], Mapping[str, Any] | None], redo: bool, workers: int = 1,
     is_whole: Callable[[str, Mapping[str, Any]], bool] = lambda item, record: True,
-) -> Journal:
+) -> Journal:  # fmt: skip
     """Do the work of every item that the journal at `path` does not have, in threads, and record it in order.
 
     A ValueError leaves its item out; any other error and an unwritable output end the step, which goes on at

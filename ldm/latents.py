@@ -36,11 +36,9 @@ class LatentSpace(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        vae: AutoencoderKL | AutoencoderTiny,
-        mean: Sequence[float] | None = None,
+        self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """mean, std: one number per latent channel; without them SD's one scaling factor, of the config."""
         super().__init__()
         self.vae = vae

@@ -158,12 +158,9 @@ def log_result(
 
 
 def save_result(
-    path: Path | str,
-    image: LoadedImage | np.ndarray,
-    recipe: Mapping[str, Any],
-    report: Mapping[str, Any],
+    path: Path | str, image: LoadedImage | np.ndarray, recipe: Mapping[str, Any], report: Mapping[str, Any],
     overwrite: bool = False,
-) -> tuple[Path, Path]:
+) -> tuple[Path, Path]:  # fmt: skip
     """Write the image with its recipe, then the report beside it, which names the image's SHA-256.
 
     image:     or RGB (h, w, 3) uint8; the suffix of the path is its format, one of `OUTPUT_FORMATS`

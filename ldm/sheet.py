@@ -16,11 +16,9 @@ LONGEST_LABEL = 0.9  # of a cell's width; longer row labels are wrapped
 
 
 def grid(
-    rows: Sequence[Sequence[np.ndarray | None]],
-    titles: Sequence[str] = (),
-    row_labels: Sequence[str] = (),
+    rows: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str] = (), row_labels: Sequence[str] = (),
     cell: int = 256,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Lay images out in rows, each fitted into a square of `cell` pixels with its aspect kept.
 
     rows:    (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty

@@ -55,16 +55,9 @@ class Locator:
         self.grammar = Grammar(mllm.processor.tokenizer)
 
     def locate(
-        self,
-        image: Any,
-        instruction: str,
-        candidates: int = 1,
-        seed: int = 0,
-        *,
-        temperature: float = 1.0,
-        depth_01: np.ndarray | None = None,
-        anchors: Mapping[str, Place] | None = None,
-    ) -> list[Candidate]:
+        self, image: Any, instruction: str, candidates: int = 1, seed: int = 0, *, temperature: float = 1.0,
+        depth_01: np.ndarray | None = None, anchors: Mapping[str, Place] | None = None,
+    ) -> list[Candidate]:  # fmt: skip
         """Up to `candidates` different places, best first.
 
         image: RGB (h, w, 3) uint8, path, or PIL image. One candidate is the greedy answer, without a

@@ -30,14 +30,9 @@ FORM = '{"sofa": {"box": [x1, y1, x2, y2], "depth": d}}, the depth may be left o
 
 
 def propose(
-    options: LocatorOptions,
-    instruction: str,
-    rgb_u8: np.ndarray,
-    depth_01: np.ndarray | None,
-    anchors: Any,
-    item: Item,
-    networks: Any,
-) -> tuple[Request | None, dict[str, Place], list[Candidate]]:
+    options: LocatorOptions, instruction: str, rgb_u8: np.ndarray, depth_01: np.ndarray | None, anchors: Any,
+    item: Item, networks: Any,
+) -> tuple[Request | None, dict[str, Place], list[Candidate]]:  # fmt: skip
     """The sentence taken apart (None: only a model understood it), the known places, the candidates.
 
     rgb_u8, depth_01: image (h, w, 3) and its depth (h, w), which only a model without a detector can lack

@@ -160,11 +160,9 @@ def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> 
             clauses = satisfies(location, record.request, record.anchors) if location else {"": False}
             held += [float(all(clauses.values()))] if clauses else []
     return {
-        "parsed": parsed / max(len(records), 1),
-        "iou": float(np.mean(ious)),
-        "depth_error": float(np.mean(errors)),
-        "satisfied": float(np.mean(held)) if held else float("nan"),
-    }
+        "parsed": parsed / max(len(records), 1), "iou": float(np.mean(ious)),
+        "depth_error": float(np.mean(errors)), "satisfied": float(np.mean(held)) if held else float("nan"),
+    }  # fmt: skip
 
 
 def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Place | None]]:

@@ -118,12 +118,9 @@ def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: Convert
 
 
 def write_part(
-    model: nn.Module,
-    origins: Mapping[str, Origin],
-    folder: Path,
-    dtype: str,
+    model: nn.Module, origins: Mapping[str, Origin], folder: Path, dtype: str,
     fresh: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """config.json and weights of one network, tensor by tensor."""
     is_linear = isinstance(model, nn.Linear)
     file = folder / "model.safetensors" if is_linear else save_model_config(model, folder)

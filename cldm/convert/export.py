@@ -123,18 +123,13 @@ def schedule_buffers(folder: Path) -> dict[str, Tensor]:
     before = np.append(1.0, alphas[:-1])
     variance = betas * (1 - before) / (1 - alphas)
     buffers = {
-        "betas": betas,
-        "alphas_cumprod": alphas,
-        "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": np.sqrt(alphas),
-        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas),
-        "log_one_minus_alphas_cumprod": np.log(1 - alphas),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1),
-        "posterior_variance": variance,
+        "betas": betas, "alphas_cumprod": alphas, "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(alphas), "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas),
+        "log_one_minus_alphas_cumprod": np.log(1 - alphas), "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1), "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - alphas),
         "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - alphas),
         "logvar": np.zeros_like(betas),
-    }
+    }  # fmt: skip
     return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}

@@ -169,9 +169,6 @@ def dpt_name(key: str, config: Any = None) -> Piece:
 
 
 RULES: dict[type[nn.Module], Callable[[str, Any], Piece]] = {
-    UNet2DConditionModel: ldm_name,
-    ControlNetModel: ldm_name,
-    AutoencoderKL: vae_name,
-    Dinov2Model: vit_name,
+    UNet2DConditionModel: ldm_name, ControlNetModel: ldm_name, AutoencoderKL: vae_name, Dinov2Model: vit_name,
     DPTForDepthEstimation: dpt_name,
-}
+}  # fmt: skip

@@ -127,13 +127,10 @@ def empty_networks(network: NetworkConfig) -> dict[str, nn.Module]:
     with drawing(0), empty_parameters():
         identity = create_identity(network)
         return {
-            "unet": create_unet(network),
-            "control_detail": create_control(network, 4),
-            "control_depth": create_control(network, 3),
-            "image_encoder": identity.encoder,
-            "projector": identity.projector,
-            "vae": create_autoencoder(network.autoencoder),
-        }
+            "unet": create_unet(network), "control_detail": create_control(network, 4),
+            "control_depth": create_control(network, 3), "image_encoder": identity.encoder,
+            "projector": identity.projector, "vae": create_autoencoder(network.autoencoder),
+        }  # fmt: skip
 
 
 def plan_compositor(

@@ -156,11 +156,9 @@ class Measurer:
         pair, options = case.pair, self.config.pair
         blank = replace(pair, reference_u8=torch.zeros_like(pair.reference_u8))
         tried = {
-            "everything": (pair, EVERYTHING),
-            "no depth branch": (pair, Weights(depth=0.0)),
-            "no detail branch": (pair, Weights(detail=0.0)),
-            "no identity tokens": (blank, EVERYTHING),
-        }
+            "everything": (pair, EVERYTHING), "no depth branch": (pair, Weights(depth=0.0)),
+            "no detail branch": (pair, Weights(detail=0.0)), "no identity tokens": (blank, EVERYTHING),
+        }  # fmt: skip
         for mode in ("zero", "gray255", "color", "cutout"):
             if mode != options.hf_mode:
                 other = build_pair(case.inputs, replace(options, hf_mode=mode))

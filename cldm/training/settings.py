@@ -86,11 +86,9 @@ class CompositorTrainConfig:
     )
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
     drop_identity: float = setting(
-        0.5,
-        low=0.0,
-        high=1.0,
+        0.5, low=0.0, high=1.0,
         help="condition dropout (classifier-free guidance): probability of the tokens of the zero image",
-    )
+    )  # fmt: skip
     drop_detail: float = setting(
         0.3, low=0.0, high=1.0, help="condition dropout: probability of a blank detail hint"
     )
@@ -103,11 +101,9 @@ class CompositorTrainConfig:
         help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
     )
     timestep_shift: float = setting(
-        1.0,
-        low=0.01,
-        high=100.0,
+        1.0, low=0.01, high=100.0,
         help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
-    )
+    )  # fmt: skip
     vae: str = setting(
         "mode",
         choices=("mode", "sample"),
@@ -118,10 +114,8 @@ class CompositorTrainConfig:
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
     attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager: faster for small models on CPU")
     frozen: str = setting(
-        "fp32",
-        choices=("fp32", "bf16"),
-        help="weights of frozen networks; bf16: half their memory",
-    )
+        "fp32", choices=("fp32", "bf16"), help="weights of frozen networks; bf16: half their memory",
+    )  # fmt: skip
     gradient_checkpointing: bool = setting(False, help="recompute activations: less memory, about 1/3 slower")
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 

@@ -138,16 +138,10 @@ class InpaintingDataset(PaintingItems):
     """
 
     def __init__(
-        self,
-        options: paintings.PaintingOptions,
-        tokenizer: CLIPTokenizer,
-        split: str = TRAIN,
-        *,
-        seed: int = 42,
-        freestyle: bool = False,
-        texts_dir: Path | None = None,
+        self, options: paintings.PaintingOptions, tokenizer: CLIPTokenizer, split: str = TRAIN, *,
+        seed: int = 42, freestyle: bool = False, texts_dir: Path | None = None,
         global_anns_path: Path | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.options, self.tokenizer = options, tokenizer
         self.freestyle, self.texts_dir = freestyle, texts_dir
         if texts_dir is not None and not texts_dir.is_dir():

@@ -124,13 +124,9 @@ def read_entities(path: Path) -> list[Entity]:
 
 
 def change_annotations(
-    entities_dir: Path,
-    step: str,
-    inputs: Mapping[str, Any],
-    change: Callable[[str, dict[str, Any]], str | None],
-    redo: bool = True,
-    adds: str = "concept",
-) -> Journal:
+    entities_dir: Path, step: str, inputs: Mapping[str, Any],
+    change: Callable[[str, dict[str, Any]], str | None], redo: bool = True, adds: str = "concept",
+) -> Journal:  # fmt: skip
     """Change every annotations.json in place: change(stem, document), which may return what is missing.
 
     A damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards

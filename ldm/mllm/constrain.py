@@ -119,15 +119,9 @@ class ConstrainedChoice(LogitsProcessor):
     """
 
     def __init__(
-        self,
-        grammar: Grammar,
-        forms: Any,
-        prompt: int,
-        *,
-        greedy: int | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> None:
+        self, grammar: Grammar, forms: Any, prompt: int, *, greedy: int | None = None,
+        temperature: float = 1.0, generator: torch.Generator | None = None,
+    ) -> None:  # fmt: skip
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.grammar, self.forms, self.prompt = grammar, forms, prompt

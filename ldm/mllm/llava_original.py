@@ -111,13 +111,9 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, WeightChange]
 
 
 def merge_into(
-    base: Path,
-    adapter: Path,
-    out: Path,
-    original: bool = True,
-    dtype: torch.dtype | None = None,
+    base: Path, adapter: Path, out: Path, original: bool = True, dtype: torch.dtype | None = None,
     also: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
 
     base: a transformers folder with safetensors, any of its layouts. Its other files are copied.

@@ -81,12 +81,9 @@ def four_bit_works() -> bool:
 
 @loading()
 def load_quantised(
-    folder: Path,
-    compute: torch.dtype,
-    load_in: str = "4bit",
-    device_map: Any = "auto",
+    folder: Path, compute: torch.dtype, load_in: str = "4bit", device_map: Any = "auto",
     dtype: torch.dtype | None = None,
-) -> Mllm:
+) -> Mllm:  # fmt: skip
     """A model folder with NF4 weights (4bit, QLoRA), or those of LLM.int8 (8bit).
 
     compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.

@@ -19,7 +19,5 @@ _TURNS = (
     "{% else %}" + _PARTS + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 TEMPLATES = {
-    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS,
-    "llava_v1": LLAVA_SYSTEM + " " + _TURNS,
-    "llava_hub": _TURNS,
-}
+    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS, "llava_v1": LLAVA_SYSTEM + " " + _TURNS, "llava_hub": _TURNS,
+}  # fmt: skip

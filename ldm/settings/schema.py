@@ -24,15 +24,9 @@ LISTED_NAMES = 24  # names shown in an error before the list is cut
 
 
 def setting(
-    default: Any = MISSING,
-    *,
-    help: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    choices: Iterable[str] | None = None,
-    aliases: Sequence[str] = (),
-    was: Sequence[str] = (),
-) -> Any:
+    default: Any = MISSING, *, help: str = "", low: float | None = None, high: float | None = None,
+    choices: Iterable[str] | None = None, aliases: Sequence[str] = (), was: Sequence[str] = (),
+) -> Any:  # fmt: skip
     """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
 
     Without a default the setting is required; low, high and choices hold for every element of a collection.

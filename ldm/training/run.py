@@ -126,12 +126,9 @@ def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path 
 
 
 def write_checkpoint(
-    folder: Path,
-    layout: Layout,
-    weights: Mapping[str, Tensor],
-    state: Mapping[str, Any],
+    folder: Path, layout: Layout, weights: Mapping[str, Tensor], state: Mapping[str, Any],
     average: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """All files of a checkpoint. weights, average: by parameter name; state: plain values and tensors."""
     with folder_written_whole(folder) as partial:
         files = {layout.file: weights} | ({} if average is None else {AVERAGE: average})

@@ -55,13 +55,11 @@ def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
         return {name: float(name in errors) for name in measure_answer(case, case.ground_truth)}
     ours, truth = np.array(where.box01_xyxy), np.array(case.ground_truth.box01_xyxy)
     measures = {
-        "parsed": 1.0,
-        "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
+        "parsed": 1.0, "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
         "box_l1": float(np.abs(ours - truth).mean()),
         "centre": float(np.linalg.norm((ours[:2] + ours[2:] - truth[:2] - truth[2:]) / 2)),
-        "depth_error": abs(where.d - case.ground_truth.d),
-        **published(where, case.ground_truth),
-    }
+        "depth_error": abs(where.d - case.ground_truth.d), **published(where, case.ground_truth),
+    }  # fmt: skip
     if case.request.replace:
         return measures
     clauses = satisfies(where, case.request, case.anchors)

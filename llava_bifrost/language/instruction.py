@@ -12,14 +12,11 @@ FORMATS = ("center", "maxmedmin")
 CODECS = ("bifrost", "square", "pixels", "thousand")
 PUBLISHED: dict[str, str] = {
     **dict.fromkeys(("below", "under", "beneath", "underneath"), "under"),
-    **dict.fromkeys(("above", "over"), "above"),
-    **dict.fromkeys(("on top of", "at the top of", "on"), "on"),
-    "in front of": "in front of",
-    "behind": "behind",
-    **dict.fromkeys(("next to", "near", "beside", "alongside"), "next to"),
-    "to the left of": "left of",
+    **dict.fromkeys(("above", "over"), "above"), **dict.fromkeys(("on top of", "at the top of", "on"), "on"),
+    "in front of": "in front of", "behind": "behind",
+    **dict.fromkeys(("next to", "near", "beside", "alongside"), "next to"), "to the left of": "left of",
     "to the right of": "right of",
-}
+}  # fmt: skip
 # Phrase -> relation of datasets.relations; a Request holds these phrases only.
 PHRASES: dict[str, str] = {**PUBLISHED, "left of": "left of", "right of": "right of", "between": "between"}
 # What people also write -> the phrase that it means.

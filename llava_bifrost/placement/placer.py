@@ -110,13 +110,9 @@ def place_object(
 
 
 def _attempt(
-    view: search.View,
-    request: Request,
-    named: Mapping[str, Place],
-    extent: search.ObjectExtent,
-    ignored: Collection[str],
-    slim: float,
-) -> list[Candidate] | str:
+    view: search.View, request: Request, named: Mapping[str, Place], extent: search.ObjectExtent,
+    ignored: Collection[str], slim: float,
+) -> list[Candidate] | str:  # fmt: skip
     """The candidates for an object of one size, best first, or why there are none. Options as in `clear`."""
     relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
     tried = view.placements(relations, named, extent)
@@ -153,12 +149,9 @@ def _attempt(
 
 
 def _ranked(
-    view: search.View,
-    able: search.CandidatePlacements,
-    visible: np.ndarray,
-    request: Request,
+    view: search.View, able: search.CandidatePlacements, visible: np.ndarray, request: Request,
     named: Mapping[str, Place],
-) -> list[Candidate]:
+) -> list[Candidate]:  # fmt: skip
     """Candidates that satisfy everything in the numbers of the answer, best first, each unlike the better."""
     # Apart from the relations themselves: nearness to the anchors, visibility, room; about 0 to 3.
     left, right, front, back = search.plan(view, able.x, able.w, able.contact)

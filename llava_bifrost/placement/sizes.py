@@ -110,13 +110,9 @@ def size_px(place: Place, size_hw: tuple[int, int]) -> float:
 
 
 def size_at_one(
-    target: str,
-    named: Mapping[str, Place],
-    known: Mapping[str, Place],
-    ground: Ground,
-    size_hw: tuple[int, int],
-    relative: float | None = None,
-) -> float:
+    target: str, named: Mapping[str, Place], known: Mapping[str, Place], ground: Ground,
+    size_hw: tuple[int, int], relative: float | None = None,
+) -> float:  # fmt: skip
     """Pixels (square root of the box's area) of the target per unit of `Ground.scale`.
 
     named:    the anchors of the request; known: everything whose place is known

@@ -138,12 +138,10 @@ def annotate_images(settings: AnnotateSettings) -> Path | None:
     journal = Journal(path, journal_inputs(settings, path), keep=True)
     model = functools.cache(lambda: open_model(settings.model_id, "full"))
     run_batches(
-        journal,
-        names[index::count],
-        lambda name: read_image(images[name]).rgb_u8,
+        journal, names[index::count], lambda name: read_image(images[name]).rgb_u8,
         lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
         settings.batch_size,
-    )
+    )  # fmt: skip
     journals = [JournalReader(path) for path in paths]
     if not all(progress.complete for progress in journals):
         log.info("%s is written when the other processes have finished", out)

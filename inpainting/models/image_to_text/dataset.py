@@ -70,12 +70,9 @@ class LlavaDataset(PaintingItems):
         if alone:
             painted = [] if tested is None else [tested]
         masked_u8 = prompts.paint_masks(
-            image.rgb_u8,
-            [visible[number] for number in painted],
-            [paints[number] for number in painted],
-            None if alphas is None else [float(alphas[number]) for number in painted],
-            order="given",
-        )
+            image.rgb_u8, [visible[number] for number in painted], [paints[number] for number in painted],
+            None if alphas is None else [float(alphas[number]) for number in painted], order="given",
+        )  # fmt: skip
         if self.options.shuffle_concepts:
             order = rng.permutation(len(regions)).tolist()
         if tested is not None:  # the answer names it last, or it alone
@@ -84,17 +81,14 @@ class LlavaDataset(PaintingItems):
         entities, colors = [regions[number] for number in order], [names[number] for number in order]
         captions = [str(entity.caption) for entity in entities]
         return {
-            "PIL_images": Image.fromarray(image.rgb_u8),
-            "PIL_masked_images": Image.fromarray(masked_u8),
-            "entity_captions": captions,
-            "entity_concepts": [entity.concept for entity in entities],
+            "PIL_images": Image.fromarray(image.rgb_u8), "PIL_masked_images": Image.fromarray(masked_u8),
+            "entity_captions": captions, "entity_concepts": [entity.concept for entity in entities],
             "entity_colors": colors,
             "entity_noun_chunk_roots": [entity.noun_chunk_root or entity.concept for entity in entities],
             "targets": prompts.target_text(list(zip(colors, captions, strict=True))),
-            "image_stems": painting.stem,
-            "entity_names": [entity.name for entity in entities],
+            "image_stems": painting.stem, "entity_names": [entity.name for entity in entities],
             "entity_paths": [painting.entities / f"{entity.name}.png" for entity in entities],
-        }
+        }  # fmt: skip
 
     def regions(
         self, masks: Mapping[Entity, np.ndarray], rng: np.random.Generator
@@ -140,14 +134,9 @@ class WithAlphas(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self,
-        dataset: LlavaDataset,
-        options: AlphaOptions,
-        batches: Callable[[int], list[list[int]]],
-        steps: int,
-        per_step: int = 1,
-        seed: int = 0,
-    ) -> None:
+        self, dataset: LlavaDataset, options: AlphaOptions, batches: Callable[[int], list[list[int]]],
+        steps: int, per_step: int = 1, seed: int = 0,
+    ) -> None:  # fmt: skip
         self.dataset, self.options, self.batches = dataset, options, batches
         self.steps, self.per_step, self.seed = steps, per_step, seed
         self.set_epoch(0)

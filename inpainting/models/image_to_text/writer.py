@@ -101,13 +101,9 @@ class PromptWriter:
 
     @classmethod
     def load(
-        cls,
-        folder: Path | str | None = None,
-        adapter: Path | str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        precision: str = "full",
-    ) -> PromptWriter:
+        cls, folder: Path | str | None = None, adapter: Path | str | None = None, device: str = "auto",
+        dtype: str = "auto", precision: str = "full",
+    ) -> PromptWriter:  # fmt: skip
         """What `find_files` finds. precision: full, 4bit (as published) or auto, as in `open_model`."""
         files = find_files(folder, adapter)
         mllm = open_model(str(files.model), precision, device, dtype)
@@ -123,13 +119,9 @@ class PromptWriter:
         return {"model": hash_of(self.mllm.folder), **adapter}
 
     def write(
-        self,
-        images_u8: Sequence[np.ndarray],
-        masks: Sequence[Sequence[np.ndarray]],
-        decoding: Decoding = GREEDY,
-        batch: int = 8,
-        given: Sequence[Sequence[str]] | None = None,
-    ) -> list[list[str]]:
+        self, images_u8: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]],
+        decoding: Decoding = GREEDY, batch: int = 8, given: Sequence[Sequence[str]] | None = None,
+    ) -> list[list[str]]:  # fmt: skip
         """A prompt for each mask (h, w) bool of each image (h, w, 3), any size, in the order of the masks.
 
         batch: questions that go through the model together. given: prompts that are known, one per mask,

@@ -49,11 +49,9 @@ class PaintOptions(CheckedSettings):
         0.0, low=0.0, high=256.0, help="pixels over which a prompt fades into neighbouring regions"
     )
     join_from: float = setting(
-        1.0,
-        low=0.0,
-        high=1.0,
+        1.0, low=0.0, high=1.0,
         help="fraction of the steps after which every pixel reads all prompts; 1 = never",
-    )
+    )  # fmt: skip
     resolution: int | None = setting(
         None, low=16, high=4096, help="shorter side in pixels at which to paint; without it the model's"
     )

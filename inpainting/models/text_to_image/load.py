@@ -82,13 +82,9 @@ class Inpainter:
 
 @loading()
 def load_inpainter(
-    folder: Path | str,
-    lora: Path | str | None = None,
-    *,
-    lora_scale: float = 1.0,
-    device: torch.device | str = "auto",
-    dtype: torch.dtype | str = "auto",
-) -> Inpainter:
+    folder: Path | str, lora: Path | str | None = None, *, lora_scale: float = 1.0,
+    device: torch.device | str = "auto", dtype: torch.dtype | str = "auto",
+) -> Inpainter:  # fmt: skip
     """Load a model folder, merge a LoRA in the released format, switch to rectified attention.
 
     device, dtype: also by name, see `ldm.device`. lora: a file, or its folder

@@ -125,12 +125,8 @@ class PreparedJob:
     negative: TokenPlan
 
     def finish(
-        self,
-        painted_u8: Iterator[np.ndarray],
-        pipe: Inpainter,
-        options: PaintOptions,
-        timer: StageTimer,
-    ) -> PaintResult:
+        self, painted_u8: Iterator[np.ndarray], pipe: Inpainter, options: PaintOptions, timer: StageTimer,
+    ) -> PaintResult:  # fmt: skip
         """Back to the image's own size, one canvas a seed; outside the masks every byte stays (measured)."""
         image, canvas, regions = self.job.image_u8, self.canvas, self.regions
         source, seeds, images = self.job.source or LoadedImage(image), list(self.job.seeds), []
@@ -146,14 +142,11 @@ class PreparedJob:
                 whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
                 images.append(source.painted(whole_u8, weight_01, place))
         report = {
-            "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
-            "seeds": seeds,
-            "cuts": [to_plain(cut) for cut in self.plan.cuts],
-            "canvas": list(canvas.masks.shape[1:]),
-            "mask_pixels": [int(region.mask.sum()) for region in regions],
-            "device": str(pipe.device),
+            "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images], "seeds": seeds,
+            "cuts": [to_plain(cut) for cut in self.plan.cuts], "canvas": list(canvas.masks.shape[1:]),
+            "mask_pixels": [int(region.mask.sum()) for region in regions], "device": str(pipe.device),
             "seconds": timer.report(),
-        }
+        }  # fmt: skip
         recipe = {
             "command": "paint",
             "image": array_sha256(image),
@@ -186,15 +179,10 @@ def pair_masks(
 
 
 def paint(
-    image: np.ndarray | LoadedImage,
-    regions: Sequence[RegionPrompt | tuple[np.ndarray, str]],
-    pipe: Inpainter,
-    seed: int = 0,
-    options: PaintOptions = DEFAULTS,
-    *,
-    samples: int = 1,
+    image: np.ndarray | LoadedImage, regions: Sequence[RegionPrompt | tuple[np.ndarray, str]],
+    pipe: Inpainter, seed: int = 0, options: PaintOptions = DEFAULTS, *, samples: int = 1,
     progress: bool = True,
-) -> PaintResult:
+) -> PaintResult:  # fmt: skip
     """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
 
     image:   array, path, PIL image, or what `read_image` gives; masks likewise
@@ -233,14 +221,12 @@ def paint_all(
         # Images with fewer regions get empty ones.
         masks = torch.nn.utils.rnn.pad_sequence([each.canvas.masks for each in group], batch_first=True)
         batch = Batch(
-            image_pm1=torch.stack([each.canvas.image_pm1 for each in group]),
-            masks=masks,
-            union=masks.any(dim=1, keepdim=True),
-            plans=[each.plan for each in group],
+            image_pm1=torch.stack([each.canvas.image_pm1 for each in group]), masks=masks,
+            union=masks.any(dim=1, keepdim=True), plans=[each.plan for each in group],
             negatives=[each.negative for each in group],
             rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
             seeds=[seed for each in group for seed in each.job.seeds],
-        )
+        )  # fmt: skip
         timer, images_u8 = StageTimer(), list[np.ndarray]()
         with timer.stage("paint"):
             for start in range(0, len(batch.rows), AT_ONCE):

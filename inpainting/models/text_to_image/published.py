@@ -40,22 +40,12 @@ class PipelineOutput:
 
 class FreestyleStableDiffusionInpaintPipeline(Inpainter):
     def __call__(
-        self,
-        input_ids: Tensor,
-        freestyle_attention_mask: Tensor,
-        freestyle_layout_mask: Tensor,
-        image: Images,
-        mask_image: Images,
-        height: int | None = None,
-        width: int | None = None,
-        strength: float = 1.0,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        negative_prompt: str | None = None,
-        num_images_per_prompt: int = 1,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        output_type: str = "pil",
-    ) -> PipelineOutput:
+        self, input_ids: Tensor, freestyle_attention_mask: Tensor, freestyle_layout_mask: Tensor,
+        image: Images, mask_image: Images, height: int | None = None, width: int | None = None,
+        strength: float = 1.0, num_inference_steps: int = 50, guidance_scale: float = 7.5,
+        negative_prompt: str | None = None, num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None, output_type: str = "pil",
+    ) -> PipelineOutput:  # fmt: skip
         """Paint b images, each num_images_per_prompt times in a row.
 
         input_ids, freestyle_attention_mask: (b, t);  freestyle_layout_mask: (b, r + 1, h, w)
@@ -81,14 +71,12 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
             raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")
         tokens = zip(input_ids, freestyle_attention_mask, strict=True)
         batch = Batch(
-            image_pm1=pixels,
-            masks=freestyle_layout_mask[:, 1:].bool(),
-            union=union,
+            image_pm1=pixels, masks=freestyle_layout_mask[:, 1:].bool(), union=union,
             plans=[TokenPlan(ids[None].cpu(), region_ids.cpu().long()) for ids, region_ids in tokens],
             negatives=[plan_shared(negative_prompt or "", self.tokenizer)] * count,
             rows=[row for row in range(count) for _ in range(num_images_per_prompt)],
             seeds=_seeds(generator, count, num_images_per_prompt),
-        )
+        )  # fmt: skip
         options = replace(COMPAT, steps=num_inference_steps, guidance=guidance_scale, strength=strength)
         painted = sample(batch, self, resolve_options(self, options), Monitor())
         images = [Image.fromarray(image_u8) if output_type == "pil" else image_u8 for image_u8 in painted]

@@ -46,14 +46,9 @@ class RegionalAttention(AttnProcessor2_0):
     """Cross-attention with the bias of its resolution added; without `regions` the stock attention."""
 
     def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        regions: Regions | None = None,
-    ) -> Tensor:
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, regions: Regions | None = None,
+    ) -> Tensor:  # fmt: skip
         """hidden_states (b, n, c), encoder_hidden_states (b, t, c') -> (b, n, c)."""
         if regions is None or encoder_hidden_states is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -166,15 +161,9 @@ def log_visibility(
 
 
 def region_kwargs(
-    masks: Tensor,
-    region_ids: Tensor,
-    latent_hw: tuple[int, int],
-    *,
-    levels: int,
-    layout: str = "coverage",
-    soft_cells: float = 0.0,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, Regions]:
+    masks: Tensor, region_ids: Tensor, latent_hw: tuple[int, int], *, levels: int, layout: str = "coverage",
+    soft_cells: float = 0.0, dtype: torch.dtype = torch.float32,
+) -> dict[str, Regions]:  # fmt: skip
     """The `cross_attention_kwargs` of one batch, whose rows are in the order of the latents.
 
     For n images per prompt repeat the rows of masks and ids n times; for guidance in one batch put the

@@ -50,12 +50,9 @@ def sharded(work: Callable[[PaintingsConfig, tuple[int, int]], None]) -> Callabl
     """The verb that does `work` on the settings of a file for one of several processes."""
 
     def verb(
-        config_path: ConfigPath,
-        num_proc: NumProc = 1,
-        proc_idx: ProcIdx = 0,
-        shard: Shard = "",
+        config_path: ConfigPath, num_proc: NumProc = 1, proc_idx: ProcIdx = 0, shard: Shard = "",
         overrides: Overrides = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         work(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
 
     return verb

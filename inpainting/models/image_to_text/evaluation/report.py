@@ -62,11 +62,9 @@ COLUMNS = {
 
 
 def measure_prompts(
-    rows: Sequence[predictions.Prediction],
-    models: predictions.PromptMetricModels | None = None,
-    seed: int = 0,
-    resamples: int = BOOTSTRAPS,
-) -> dict[str, Any]:
+    rows: Sequence[predictions.Prediction], models: predictions.PromptMetricModels | None = None,
+    seed: int = 0, resamples: int = BOOTSTRAPS,
+) -> dict[str, Any]:  # fmt: skip
     """Everything about a run. models: networks for CLIPSim and BERTScore; resamples: 0 for no intervals."""
     if not rows:
         raise ValueError("there is no prediction to measure")
@@ -124,17 +122,12 @@ def measure_prompts(
     steps = [(folder and JournalReader(stamp_path(folder, ROOTS_STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
-        **{f"{name}_last": value_of(last, name) for name in NAMES},
-        "images": len(images),
-        "regions": len(rows),
-        "empty_predictions": sum(not row.prediction.strip() for row in rows),
-        WITH_INTERVALS: whole,
-        LAST: last,
-        "by_number_of_masks": by_masks,
-        "judges": models.used,
+        **{f"{name}_last": value_of(last, name) for name in NAMES}, "images": len(images),
+        "regions": len(rows), "empty_predictions": sum(not row.prediction.strip() for row in rows),
+        WITH_INTERVALS: whole, LAST: last, "by_number_of_masks": by_masks, "judges": models.used,
         "noun_roots": sorted({str(step.get("method", "as given with the data")) for step in steps}),
         "skipped": skipped,
-    }
+    }  # fmt: skip
 
 
 def tracked(report: Mapping[str, Any]) -> dict[str, float]:

@@ -68,15 +68,12 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
             content[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
     skipped = networks.skipped
     content |= {
-        "images": len(metrics),
-        "regions": sum(row.regions for row in metrics),
-        "with_intervals": whole,
-        "masked_regions_only": masked,
-        "by_number_of_masks": by_masks,
+        "images": len(metrics), "regions": sum(row.regions for row in metrics), "with_intervals": whole,
+        "masked_regions_only": masked, "by_number_of_masks": by_masks,
         "settings": {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt},
         "backbones": networks.used,
         "skipped": {name: f"{need}: {skipped[need]}" for name, need in NEEDS.items() if need in skipped},
-    }
+    }  # fmt: skip
     write_result({path: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()})
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     for name in sorted(whole.keys() | masked.keys()):

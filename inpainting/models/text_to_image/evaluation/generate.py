@@ -59,12 +59,9 @@ def open_paintings(
 
 
 def pending_batches(
-    config: PaintingsConfig,
-    dataset: InpaintingDataset,
-    stems: Sequence[str],
-    is_done: Callable[[str], bool],
+    config: PaintingsConfig, dataset: InpaintingDataset, stems: Sequence[str], is_done: Callable[[str], bool],
     title: str,
-) -> Iterator[list[Item]]:
+) -> Iterator[list[Item]]:  # fmt: skip
     """Lists of `config.batch` items, with a progress bar; those whose items are all done are left out.
 
     The lists are those of a run that nothing interrupts, as results depend on their batch a little.
