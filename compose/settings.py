@@ -179,24 +179,18 @@ class ComposeSettings(LocatorOptions):
                 check_box01(box, where=flag_name(name))
         if self.box is not None and self.box_px is not None:
             raise ValueError("--box and --box-px are the same in fractions and in pixels: give one of them")
-        if self.best is not None and self.best > self.num_samples:
-            raise ValueError(
-                f"--best {self.best} needs --num-samples {self.best} or more, got {self.num_samples}"
-            )
-        if self.compat is not None and self.painter not in (AUTO, BIFROST):
-            raise ValueError(
-                f"--compat is about the compositor: it does not go with --painter {self.painter}"
-            )
+        if (best := self.best or 0) > (count := self.num_samples):
+            raise ValueError(f"--best {best} needs --num-samples {best} or more, got {count}")
+        if self.compat is not None and (painter := self.painter) not in (AUTO, BIFROST):
+            raise ValueError(f"--compat is about the compositor: it does not go with --painter {painter}")
         if self.within_mask and (self.target_mask is None or self.compat is not None):
             wrong = "needs --target-mask" if self.target_mask is None else "does not go with --compat"
             raise ValueError(f"--within-mask {wrong}")
         if (depth := self.depth) is not None:
             ordered = len(depth) == 1 or (len(depth) == 2 and depth[0] <= depth[1])
             if not ordered or not all(0 <= value <= 1 for value in depth):
-                given = ",".join(f"{value:g}" for value in depth) or "nothing"
-                raise ValueError(
-                    f"--depth must be d or far,near with 0 <= far <= near <= 1 (1 = nearest), got {given}"
-                )
+                given, rule = ",".join(f"{value:g}" for value in depth), "0 <= far <= near <= 1 (1 = nearest)"
+                raise ValueError(f"--depth must be d or far,near with {rule}, got {given or 'nothing'}")
         if self.instruction is None:
             if self.target_mask is None and self.plain_mode in ("id-transfer", "inpaint"):
                 raise ValueError(f"--mode {self.mode} needs --target-mask FILE: the region to paint")
@@ -206,11 +200,9 @@ class ComposeSettings(LocatorOptions):
                     "--target-mask FILE is needed: where to paint"
                 )
             return
-        for name in ("box", "box_px", "target_mask"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"--instruction and {flag_name(name)} both say where to paint: give one of them"
-                )
+        where = ("box", "box_px", "target_mask")
+        if both := [flag_name(name) for name in where if getattr(self, name) is not None]:
+            raise ValueError(f"--instruction and {both[0]} both say where to paint: give one of them")
         if self.locator_name == GEOMETRIC or not self.instruction.strip():
             parse_instruction(self.instruction)
 

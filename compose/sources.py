@@ -91,22 +91,14 @@ def read_sources(settings: ComposeSettings, stage: JobScene | None = None) -> So
         logger.warning(message, settings.object, doubt)
     check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
     alpha_01 = None
-    if not settings.hard_edge:
-        item, alpha_01 = soft_edge(item, cut, cut_by == "alpha")
+    if not settings.hard_edge and cut_by == "alpha" and item.alpha_u8 is not None:  # colours are the object's
+        near = cut | outline_band(cut, band_of(max(cut.shape)))
+        alpha_01 = np.where(near, item.alpha_u8.astype(np.float32) / 255, np.float32(0))
+    elif not settings.hard_edge:
+        alpha_01 = soft_alpha(item.rgb_u8, cut)
+        item = replace(item, rgb_u8=own_colours(item.rgb_u8, alpha_01))
     depths = depth_01, object_depth_01
     return Sources(background, item, cut, cut_by, box, target, *depths, doubts, stage, alpha_01)
-
-
-def soft_edge(item: LoadedImage, cut: np.ndarray, own_alpha: bool = False) -> tuple[LoadedImage, np.ndarray]:
-    """The image with the object's own colours along the outline of cut (h, w), and its coverage in [0, 1].
-
-    own_alpha: the alpha channel is the coverage, and the colours are the object's; else both are estimated
-    """
-    if own_alpha and item.alpha_u8 is not None:
-        near = cut | outline_band(cut, band_of(max(cut.shape)))
-        return item, np.where(near, item.alpha_u8.astype(np.float32) / 255, np.float32(0))
-    alpha_01 = soft_alpha(item.rgb_u8, cut)
-    return replace(item, rgb_u8=own_colours(item.rgb_u8, alpha_01)), alpha_01
 
 
 def object_depth_is_estimated(settings: ComposeSettings) -> bool:

@@ -88,23 +88,24 @@ async def send(end: str, **fields) -> tuple[dict, torch.Tensor]:
     return job["result"], torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
 
 
+def schema(name: str, description: str, inputs: list, outputs: list) -> io.Schema:
+    """A node. Its id is its name without blanks."""
+    return io.Schema(
+        node_id=f"Bifrost{name.title().replace(' ', '')}", display_name=f"{name} (Bifrost)",
+        category="Bifrost", description=description, inputs=inputs, outputs=outputs,
+    )  # fmt: skip
+
+
 class PlaceBySentence(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="BifrostPlaceBySentence",
-            display_name="Place by Sentence (Bifrost)",
-            category="Bifrost",
-            description="The box and the depth where a sentence puts an object",
-            inputs=[
-                *OBJECT,
-                io.String.Input("sentence", default="Place the dog behind the sofa"),
-                io.String.Input(
-                    "anchors", default="", optional=True, tooltip="JSON: thing -> its box, depth"
-                ),
-            ],
-            outputs=[io.String.Output(display_name=name) for name in ("box", "depth", "report")],
+        sentence = io.String.Input("sentence", default="Place the dog behind the sofa")
+        anchors = io.String.Input(
+            "anchors", default="", optional=True, tooltip="JSON: thing -> its box, depth"
         )
+        outputs = [io.String.Output(display_name=name) for name in ("box", "depth", "report")]
+        about = "The box and the depth where a sentence puts an object"
+        return schema("Place by Sentence", about, [*OBJECT, sentence, anchors], outputs)
 
     @classmethod
     async def execute(cls, background, object, sentence, object_mask=None, depth_map=None, anchors=""):
@@ -119,25 +120,16 @@ class PlaceBySentence(io.ComfyNode):
 class Compose(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="BifrostCompose",
-            display_name="Compose (Bifrost)",
-            category="Bifrost",
-            description="Put an object into an image by depth; the mask shows the pixels that changed",
-            inputs=[
-                *OBJECT,
-                io.String.Input("box", default="", tooltip="x1,y1,x2,y2 as fractions: typed, or a place's"),
-                io.String.Input(
-                    "depth", default="", tooltip="d, or far,near; 1 = nearest; empty: the ground"
-                ),
-                io.String.Input("sentence", default="", tooltip="where, instead of the box"),
-                io.Combo.Input("mode", options=["place", "replace", "id-transfer", "inpaint"]),
-                SEED,
-                SAMPLES,
-                io.Mask.Input("target_mask", optional=True, tooltip="1 = edit; nothing outside changes"),
-            ],
-            outputs=[io.Image.Output(), io.Mask.Output(), io.String.Output(display_name="report")],
-        )
+        inputs = [
+            io.String.Input("box", default="", tooltip="x1,y1,x2,y2 as fractions: typed, or a place's"),
+            io.String.Input("depth", default="", tooltip="d, or far,near; 1 = nearest; empty: the ground"),
+            io.String.Input("sentence", default="", tooltip="where, instead of the box"),
+            io.Combo.Input("mode", options=["place", "replace", "id-transfer", "inpaint"]),
+        ]
+        mask = io.Mask.Input("target_mask", optional=True, tooltip="1 = edit; nothing outside changes")
+        outputs = [io.Image.Output(), io.Mask.Output(), io.String.Output(display_name="report")]
+        about = "Put an object into an image by depth; the mask shows the pixels that changed"
+        return schema("Compose", about, [*OBJECT, *inputs, SEED, SAMPLES, mask], outputs)
 
     @classmethod
     async def execute(cls, background, object, object_mask=None, depth_map=None, target_mask=None, **given):
@@ -152,21 +144,15 @@ class Compose(io.ComfyNode):
 class PaintRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="BifrostPaintRegions",
-            display_name="Paint Regions (Bifrost)",
-            category="Bifrost",
-            description="Fill several masks in one pass, each with its own prompt",
-            inputs=[
-                io.Image.Input("image"),
-                io.Mask.Input("masks", tooltip="a batch, one mask for each region, 1 = paint"),
-                io.String.Input("prompts", multiline=True, tooltip="a line a mask; empty ones are written"),
-                io.String.Input("negatives", multiline=True, default="", tooltip="a line a mask, or nothing"),
-                SEED,
-                SAMPLES,
-            ],
-            outputs=[io.Image.Output(), io.String.Output(display_name="report")],
-        )
+        inputs = [
+            io.Image.Input("image"),
+            io.Mask.Input("masks", tooltip="a batch, one mask for each region, 1 = paint"),
+            io.String.Input("prompts", multiline=True, tooltip="a line a mask; empty ones are written"),
+            io.String.Input("negatives", multiline=True, default="", tooltip="a line a mask, or nothing"),
+        ]
+        outputs = [io.Image.Output(), io.String.Output(display_name="report")]
+        about = "Fill several masks in one pass, each with its own prompt"
+        return schema("Paint Regions", about, [*inputs, SEED, SAMPLES], outputs)
 
     @classmethod
     async def execute(cls, image, masks, prompts, negatives, seed, samples):

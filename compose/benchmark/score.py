@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 
 from cldm.evaluate.cases import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
-from compose.benchmark.seam import seam_contrast
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box
+from datasets.masks import largest_piece
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.files import file_sha256, visible_files
@@ -45,6 +45,15 @@ MARGIN = 1.2  # the region outside which nothing should change, over the box of 
 VISIBLE = 8  # gray levels from which a change is seen; smaller ones are compression or an autoencoder
 NEIGHBOUR_DEPTH = 0.05  # of the range; an order of objects that are nearer to each other is unsure (chosen)
 SMALLEST = 64  # pixels of a placed object that is seen at all
+# Of edges of a pasted rectangle, which show whatever stores or decodes the image afterwards:
+SMOOTH = 9  # pixels; over so many the errors of JPEG (blocks of 8) and of noise cancel; chosen
+CHANGED = 3.0  # gray levels of a smoothed change that is none of these errors; chosen
+NOISE = 3.5  # lower quartiles of the smoothed change: about three standard deviations of noise; chosen
+STRIP, GAP = 3, 2  # pixels beside an edge that are compared, and left out at it (a decoder blurs it); chosen
+REACH = SMOOTH // 2 + 1  # pixels between an edge and where the smoothed change ends, at most
+LEAST = 4  # times SMOOTH: the side of a piece whose edges can be told from an outline; chosen
+PARTS = 8  # of an edge; chosen
+UNEVEN = 1.5  # mean step over its lower quartile, at most: an outline touches an edge at few points; chosen
 
 
 @dataclass
@@ -61,7 +70,7 @@ class ScoreNetworks:
         device, record = pick_device(settings.device), MetricNetworks()
         loaders: dict[str, tuple[Path, Callable[..., Any]]] = {
             "dino": (settings.dino, Dino.load), "dinov2": (settings.dinov2, Dino.load),
-            "clip_i": (settings.clip, Clip.load), "dreamsim": (settings.dreamsim, DreamSim.load),
+            "clip_i": (settings.clip, Clip.load), "dreamsim": (settings.dreamsim, DreamSim),
         }  # fmt: skip
         loaded = {n: record.get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
         networks = {name: network for name, network in loaded.items() if network is not None}
@@ -74,11 +83,7 @@ class ScoreNetworks:
 class DreamSim:
     """DreamSim's embedding (Fu et al. 2023) behind the interface of the other networks."""
 
-    def __init__(self, model: Any, prepare: Any, device: torch.device) -> None:
-        self.model, self.prepare, self.device = model, prepare, device
-
-    @classmethod
-    def load(cls, folder: Path, device: torch.device) -> DreamSim:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         """By the package dreamsim, which is not among the core requirements."""
         if not folder.is_dir():
             raise ValueError(f"{folder} does not exist; `python -m ldm.registry pull dreamsim`")
@@ -86,14 +91,53 @@ class DreamSim:
             from dreamsim import dreamsim
         except ImportError as error:
             raise ValueError("the package dreamsim is not installed: pip install dreamsim") from error
-        model, prepare = dreamsim(pretrained=True, cache_dir=str(folder), device=str(device))
-        return cls(model, prepare, device)
+        self.model, self.prepare = dreamsim(pretrained=True, cache_dir=str(folder), device=str(device))
+        self.device = device
 
     @torch.inference_mode()
     def images(self, images_u8: list[np.ndarray]) -> np.ndarray:
         """RGB (h, w, 3) uint8 each -> (b, d), of length 1."""
         pixels = torch.cat([self.prepare(Image.fromarray(image)) for image in images_u8]).to(self.device)
         return torch.nn.functional.normalize(self.model.embed(pixels).float(), dim=-1).cpu().numpy()
+
+
+def seam_contrast(before_u8: np.ndarray, after_u8: np.ndarray) -> float:
+    """Step of the change (h, w, 3) across the edges of the largest changed piece, in gray levels.
+
+    Changes are signed and averaged along parts of an edge, so noise and compression cancel and a shift of
+    colours does not. 0 where nothing changed, or all of the image. An object with a free outline touches the
+    edges of its box at few points and hardly counts.
+    """
+    change = after_u8.astype(np.float32) - before_u8
+    smooth = np.abs(cv2.blur(change, (SMOOTH, SMOOTH))).max(axis=2)
+    changed = (smooth > max(CHANGED, NOISE * float(np.quantile(smooth, 0.25)))).astype(np.uint8)
+    wide = np.ones((2 * SMOOTH, 2 * SMOOTH), np.uint8)
+    changed = cv2.morphologyEx(changed, cv2.MORPH_OPEN, wide)  # without spots of noise at its edges
+    if not changed.any():
+        return 0.0
+    x0, y0, x1, y1 = bbox_of_mask(largest_piece(changed))
+    if min(x1 - x0, y1 - y0) < LEAST * SMOOTH:
+        return 0.0
+    steps, lengths = [], []
+    turned = ((change, y0, y1, x0, x1), (change.transpose(1, 0, 2), x0, x1, y0, y1))
+    for image, start, end, low, high in turned:
+        parts = np.array_split(image[start + REACH : end - REACH], PARTS)  # without the corners
+        profile = np.stack([part.mean(axis=0) for part in parts])  # (parts, columns, 3)
+        for edge in (low, high):
+            if 0 < edge < profile.shape[1]:  # the border of the image is no edge
+                columns = range(edge - REACH + 1, edge + REACH)
+                steps.append(max(step_at(profile, column) for column in columns))
+                lengths.append(end - start)
+    return float(np.average(steps, weights=lengths)) if steps else 0.0
+
+
+def step_at(profile: np.ndarray, column: int) -> float:
+    """Mean step of the parts of profile (parts, columns, 3) at a column, if it is there in most of them."""
+    inner, outer = profile[:, column + GAP :][:, :STRIP], profile[:, : max(column - GAP, 0)][:, -STRIP:]
+    if not inner.size or not outer.size:
+        return 0.0
+    steps = np.abs(inner.mean(axis=1) - outer.mean(axis=1)).mean(axis=1)
+    return float(min(steps.mean(), UNEVEN * np.quantile(steps, 0.25)))
 
 
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
@@ -149,12 +193,9 @@ def flipped_paste(
 
 
 def orders(
-    case: BenchmarkCase,
-    images: tuple[np.ndarray, np.ndarray],
-    cutout: tuple[np.ndarray, np.ndarray],
-    instances: Instances,
-    estimate: Callable[[np.ndarray], np.ndarray],
-) -> dict[str, float]:
+    case: BenchmarkCase, images: tuple[np.ndarray, np.ndarray], cutout: tuple[np.ndarray, np.ndarray],
+    instances: Instances, estimate: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, float]:  # fmt: skip
     """Depth orders of one composite as the judge, a depth network, sees them.
 
     depth_order:         to the anchor, where the relation is one of depth
@@ -183,12 +224,9 @@ def orders(
 
 
 def score_case(
-    case: BenchmarkCase,
-    roots: dict[str, Path],
-    result: Path,
-    networks: ScoreNetworks,
+    case: BenchmarkCase, roots: dict[str, Path], result: Path, networks: ScoreNetworks,
     instances: Instances | None,
-) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:  # fmt: skip
     """Numbers of one composite, and (object on white, background, result) for the sheet."""
     before_u8 = read_image(file_path(f"pictures/{case.background}", roots)).rgb_u8
     after_u8 = read_image(result).rgb_u8
@@ -226,8 +264,8 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
     networks = ScoreNetworks.load(settings)
     instances = Instances(settings.instances) if settings.instances else None
     if instances is None:
-        reason = "--instances is not given, so the outlines of anchors are unknown"
-        networks.record.skipped["depth_order"] = reason
+        unknown = "--instances is not given, so the outlines of anchors are unknown"
+        networks.record.skipped["depth_order"] = unknown
     for scores in scored:
         bar = tqdm(manifest.cases, desc=scores.folder.name, disable=None)
         for case, path in zip(bar, scores.paths, strict=True):
@@ -243,9 +281,8 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         if settings.real is not None:
             suffixes, listed = (".png", ".jpg", ".jpeg"), visible_files(settings.real, "**/*")
             real_paths = [path for path in listed if path.suffix.lower() in suffixes]
-            if len(real_paths) < 2:
-                count = f"{len(real_paths)} images, at least 2 are needed"
-                raise ValueError(f"--real: {settings.real} holds {count}")
+            if (count := len(real_paths)) < 2:
+                raise ValueError(f"--real: {settings.real} holds {count} images, at least 2 are needed")
         real = features(real_paths)
         for scores in scored:
             scores.features = features(scores.paths)

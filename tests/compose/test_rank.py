@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, compose, compose_layers, load_models
-from compose.rank import geometry_scores, identity_scores, keep_best
+from compose.pipeline import geometry_scores, identity_scores, keep_best
 from ldm.decode import LoadedImage
 from ldm.images import read_image
 from tests.images import Case, refusal
@@ -83,7 +83,7 @@ def test_identity_prefers_the_sample_that_shows_the_object(room, settings, monke
             rows = np.stack([image.reshape(-1, 3).mean(0) - 200 for image in images_u8])
             return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    monkeypatch.setattr("compose.rank.similarity_network", lambda models: Mean())
+    monkeypatch.setattr("compose.pipeline.similarity_network", lambda models: Mean())
     result = compose(settings, load_models(settings), progress=False)
     blue = room.with_u8[..., ::-1].copy()
     two = replace(result, images=[LoadedImage(blue), LoadedImage(room.with_u8)])

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from compose.benchmark.report import Scores, score_tables
-from compose.benchmark.score import flipped_paste, orders
-from compose.benchmark.seam import seam_contrast
+from compose.benchmark.score import flipped_paste, orders, seam_contrast
 from datasets.benchmark import Anchor, BenchmarkCase
 from ldm.images import read_image
 
