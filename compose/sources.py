@@ -76,7 +76,8 @@ def read_sources(settings: ComposeSettings, stage: JobScene | None = None) -> So
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
     else:
         try:
-            cut, cut_by = object_mask(item, settings.sam, settings.cutout, settings.object_box)
+            asked = settings.sam, settings.cutout, settings.object_box, settings.device, settings.dtype
+            cut, cut_by = object_mask(item, *asked)
         except ValueError as error:
             raise ValueError(f"{settings.object}: {error}") from error
         better = "; python -m ldm.registry pull u2netp gets a network for it" if cut_by == "grabcut" else ""
@@ -166,7 +167,8 @@ def replaced_region(
     if settings.erase == "box":
         return region, "box"
     with contextlib.suppress(ObjectNotFound):
-        mask, by = object_mask(LoadedImage(background_u8), settings.sam, settings.cutout, box01)
+        how = settings.device, getattr(settings, "dtype", "auto")
+        mask, by = object_mask(LoadedImage(background_u8), settings.sam, settings.cutout, box01, *how)
         if (mask & region).sum() >= WITHIN * mask.sum():
             logger.info("replaced: what %s finds in the box (--target-mask FILE or --erase box chooses)", by)
             return mask, by

@@ -56,7 +56,8 @@ def propose(
     if options.detector is not None and missing and depth_01 is not None:
         for other, detection in networks.detector(options.detector).find_names(rgb_u8, missing).items():
             box01 = detection.box01_xyxy
-            mask = None if sam is None else sam_mask(rgb_u8, sam, box01)  # else the middle of the box counts
+            how = (getattr(options, name, "auto") for name in ("device", "dtype"))
+            mask = None if sam is None else sam_mask(rgb_u8, sam, box01, *how)  # else the box's middle counts
             places[other] = Place(box01, *depth_in_box(depth_01, box01, mask))
         if sam is None:
             places = at_their_feet(places, missing, depth_01)

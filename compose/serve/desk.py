@@ -111,7 +111,9 @@ class Desk(Visit):
             self.files.pop("object_depth", None)
             self.object_depth_01, plain = None, anywhere(self.config, self.carried)
             try:
-                self.cut, way = object_mask(item, plain.sam, plain.cutout, plain.object_box)
+                self.cut, way = object_mask(
+                    item, plain.sam, plain.cutout, plain.object_box, plain.device, plain.dtype
+                )
                 note = "" if way == "alpha" else "The outline is estimated: click or paint to correct it"
             except ValueError:
                 self.cut, note = np.zeros(item.size, bool), "No outline was found: paint the object"

@@ -4,15 +4,16 @@ Networks get one name at a time, so a box cannot get the wrong name.
 Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
 from ldm.checkpoints import load_pretrained
@@ -64,6 +65,10 @@ class Detector:
                 raise ValueError(f"it is of type {kind!r}; allowed: {', '.join(KINDS)}")
             processor = AutoProcessor.from_pretrained(str(folder))
         model = load_pretrained(AutoModelForZeroShotObjectDetection, folder, dtype=precision)
+        if torch.device(device).type == "cpu":
+            for module in model.modules():
+                if type(module).__name__ == "MultiScaleDeformableAttention":  # of GroundingDINO
+                    module.forward = partial(in_single_precision, module.forward)
         # A parameter that is made by torch.Tensor(...) has not the wished precision yet.
         return cls(model.to(device, precision), processor, kind, least_score)
 
@@ -100,6 +105,12 @@ class Detector:
                 "it with --anchors FILE.json, or a visible object, or give --box"
             )
         return {name: boxes[0] for name, boxes in found.items()}
+
+
+def in_single_precision(forward: Callable[..., Tensor], value: Tensor, *given: Any) -> Tensor:
+    """Sampling by a network's layer. On a CPU torch reads elsewhere in large maps of half precision."""
+    floats = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in (value, *given))
+    return forward(*floats).to(value.dtype)  # findings/grid_sample_half_reads_elsewhere.sh
 
 
 class BuiltinDetector(Detector):

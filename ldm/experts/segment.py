@@ -1,7 +1,10 @@
 """Which pixels (h, w) of an object's image are the object: its alpha, SAM, U2-Netp, or GrabCut."""
 
+import functools
 import math
+import threading
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 
 from ldm.checkpoints import load_pretrained
 from ldm.decode import LoadedImage
-from ldm.device import check_finite
+from ldm.device import check_finite, pick_device, pick_dtype
 from ldm.files import named_failure
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, fitted, resize
 from ldm.loading import loading
@@ -37,6 +40,7 @@ TOUCHING = 0.05  # fraction of a side of the image
 PART = 0.02  # fraction of the mask from which a separate piece counts
 RAGGED = 0.36  # least compactness, 4 pi area / outline^2, of a mask that touches no side
 BAND = (7, 7)  # pixels of GRABCUT_SIDE over which colours on either side of the outline are averaged
+SAM_LOCK = threading.Lock()  # the network moves to the device and back
 FAINT = 0.08  # fraction of the outline at which these colours are the same
 
 
@@ -45,11 +49,16 @@ class ObjectNotFound(ValueError):
 
 
 def object_mask(
-    image: LoadedImage, sam: Path | str | None = None, cutout: str = "auto", box01: Box01 | None = None
+    image: LoadedImage,
+    sam: Path | str | None = None,
+    cutout: str = "auto",
+    box01: Box01 | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> tuple[np.ndarray, str]:
     """Find the object of an image: by its alpha channel, else SAM where given, U2-Netp, or GrabCut.
 
-    sam:     folder of a SAM
+    sam:     folder of a SAM; device, dtype: of it
     cutout:  auto, u2netp or grabcut, see `cutout_network`
     box01:   the object lies in this box, as fractions of the image; without it in the whole image
     returns: mask (h, w) and which of "alpha", "sam", "u2netp", "grabcut" made it
@@ -66,7 +75,7 @@ def object_mask(
         mask[inside] = opaque[inside]
         return mask, "alpha"
     if sam is not None:
-        mask, way = sam_mask(image.rgb_u8, sam, box01), "sam"
+        mask, way = sam_mask(image.rgb_u8, sam, box01, device, dtype), "sam"
     elif network := cutout_network(cutout):
         mask[inside], way = u2netp_mask(image.rgb_u8[inside], network), "u2netp"
     else:
@@ -214,24 +223,46 @@ def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
     return resize(found, (h, w), how="linear")
 
 
-@torch.inference_mode()
-def sam_mask(rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None) -> np.ndarray:
-    """SAM prompted with the box, or with the middle of the image; the candidate it trusts most."""
+@functools.lru_cache(maxsize=1)  # a click and a layer ask for the same one; it takes up to 2.4 GiB
+def load_sam(folder: str, stamps: tuple[tuple[str, int], ...], dtype: torch.dtype) -> tuple[Any, Any]:
+    """Network, on the CPU, and processor. stamps: names and times of the files, so that new ones are read"""
     from transformers import SamModel, SamProcessor
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
     with named_failure(f"SAM folder {folder} cannot be loaded", OSError, ValueError), loading():
-        model = load_pretrained(SamModel, folder)
-        processor = SamProcessor(SamImageProcessorPil.from_pretrained(str(folder)))
+        model = load_pretrained(SamModel, folder, dtype=dtype)
+        return model, SamProcessor(SamImageProcessorPil.from_pretrained(folder))
+
+
+@torch.inference_mode()
+def sam_mask(
+    rgb_u8: np.ndarray,
+    folder: Path | str,
+    box01: Box01 | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> np.ndarray:
+    """SAM prompted with the box, or with the middle of the image; the candidate it trusts most.
+
+    It is kept in memory, and on the device only while it works. device, dtype: as in `ldm.device`
+    """
+    where = pick_device(device)
+    stamps = sorted((path.name, path.stat().st_mtime_ns) for path in Path(folder).glob("*"))
+    kind = pick_dtype(dtype, where, folder, "fp32")
+    model, processor = load_sam(str(folder), tuple(stamps), kind)
     h, w = rgb_u8.shape[:2]
     if box01 is None:
         prompt = {"input_points": [[[w / 2, h / 2]]]}
     else:
         prompt = {"input_boxes": [[[box01[0] * w, box01[1] * h, box01[2] * w, box01[3] * h]]]}
     inputs = processor(images=rgb_u8, return_tensors="pt", **prompt).to(torch.float32)
-    output = model(**inputs, multimask_output=True)
-    check_finite(output.iou_scores, "segmentation network (SAM)")
-    masks = processor.image_processor.post_process_masks(
-        output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]
-    )[0]  # (1, candidates, h, w)
-    return np.asarray(masks[0, int(output.iou_scores[0, 0].argmax())]).astype(bool)
+    sizes = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+    inputs["pixel_values"] = inputs["pixel_values"].to(kind)  # coordinates need their digits
+    with SAM_LOCK:
+        try:
+            output = model.to(where)(**inputs.to(where), multimask_output=True)
+        finally:
+            model.to("cpu")
+    scores = check_finite(output.iou_scores, "segmentation network (SAM)")[0, 0]
+    masks = processor.image_processor.post_process_masks(output.pred_masks.float().cpu(), *sizes)[0]
+    return np.asarray(masks[0, int(scores.argmax())]).astype(bool)  # of (1, candidates, h, w)

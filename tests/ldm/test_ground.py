@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ldm.experts.detect import Detector, depth_in_box
 from tests.ldm import small_detectors
@@ -14,6 +15,11 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 @pytest.fixture(scope="module", params=[small_detectors.grounding_dino, small_detectors.owlv2])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return request.param(tmp_path_factory.mktemp("detector") / "model")
+
+
+@pytest.fixture(scope="module")
+def detectors_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_detectors.grounding_dino(tmp_path_factory.mktemp("detector") / "model")
 
 
 def test_boxes_lie_in_the_image_best_first(folder: Path) -> None:
@@ -54,6 +60,26 @@ def test_another_name_gets_another_box(folder: Path, flipped: bool) -> None:
     assert sofa[0].box01_xyxy != lamp[0].box01_xyxy
     assert [one.score for one in sofa] != [one.score for one in lamp]
     assert detector.find_names(image_u8, ["lamp", "sofa"]) == {"lamp": lamp[0], "sofa": sofa[0]}
+
+
+@pytest.mark.parametrize("side", [20, 40, 110])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+def test_half_precision_samples_large_maps_where_it_should(
+    detectors_folder: Path, side: int, dtype: str
+) -> None:
+    """Of ones everywhere a sampling layer gives ones; its maps are channels-last, with 32 channels here."""
+    model = Detector.load(detectors_folder, dtype=dtype).model
+    layers = [layer for layer in model.modules() if type(layer).__name__ == "MultiScaleDeformableAttention"]
+    assert layers
+    kind = next(model.parameters()).dtype
+    value = torch.ones(1, side * side, 2, 16, dtype=kind)
+    places = torch.full((1, 4096, 2, 1, 4, 2), 0.96, dtype=kind)
+    weights = torch.full((1, 4096, 2, 1, 4), 0.25, dtype=kind)
+    sizes = torch.tensor([[side, side]])
+    for layer in layers:
+        found = layer(value, sizes, [(side, side)], torch.tensor([0]), places, weights, 64)
+        assert found.dtype is kind
+        torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=0.01)
 
 
 def test_boxes_of_a_padding_detector_are_in_the_frame_of_the_image(tmp_path: Path) -> None:

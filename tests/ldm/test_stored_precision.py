@@ -16,8 +16,12 @@ from transformers import (
     ViTModel,
 )
 
+from compose.settings import ComposeSettings
+from compose.sources import read_sources, replaced_region
 from ldm.checkpoints import load_pretrained
-from ldm.experts.segment import sam_mask
+from ldm.decode import LoadedImage
+from ldm.experts.segment import object_mask, sam_mask
+from ldm.files import ROOT
 from ldm.metrics.clip import Dino
 from tests.ldm.small_detectors import sam
 
@@ -57,6 +61,48 @@ def test_sam_finds_the_mask_of_its_weights(tmp_path: Path, dtype: torch.dtype) -
     half = sam_mask(IMAGE, folder, (0.2, 0.2, 0.8, 0.8))
     network.float().save_pretrained(folder)
     assert np.array_equal(half, sam_mask(IMAGE, folder, (0.2, 0.2, 0.8, 0.8)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
+)
+def test_sam_is_loaded_once_in_the_asked_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kind: torch.dtype
+) -> None:
+    folder, loaded = sam(tmp_path / "sam"), []
+
+    def load(*args, **options):
+        loaded.append(load_pretrained(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr("ldm.experts.segment.load_pretrained", load)
+    first = sam_mask(IMAGE, folder, (0.2, 0.2, 0.8, 0.8), dtype=dtype)
+    assert np.array_equal(sam_mask(IMAGE, folder, (0.2, 0.2, 0.8, 0.8), dtype=dtype), first)
+    assert object_mask(LoadedImage(IMAGE), folder, box01=(0.2, 0.2, 0.8, 0.8), dtype=dtype)[1] == "sam"
+    assert [network.dtype for network in loaded] == [kind]
+    network = SamModel.from_pretrained(folder)
+    network.mask_decoder.iou_token.weight.data += 1
+    network.save_pretrained(folder)  # other weights in the same place
+    sam_mask(IMAGE, folder, dtype=dtype)
+    assert len(loaded) == 2
+    assert torch.equal(loaded[1].mask_decoder.iou_token.weight, network.mask_decoder.iou_token.weight.to(kind))
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16"])
+def test_settings_say_the_precision_of_sam(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr("ldm.experts.segment.PLAUSIBLE", (0.0, 1.0))
+    monkeypatch.setattr("ldm.experts.segment.load_sam", lambda *given: seen.append(given[2]) or 1 / 0)
+    room, box = ROOT / "assets/examples/tent/room.png", (0.1, 0.2, 0.6, 0.9)
+    given = {"sam": sam(tmp_path / "sam"), "dtype": dtype, "box": box, "background": room, "object": room}
+    settings = ComposeSettings(**given)
+    with pytest.raises(ZeroDivisionError):
+        read_sources(settings)
+    with pytest.raises(ZeroDivisionError):
+        replaced_region(settings, IMAGE, box)
+    assert seen == [torch.bfloat16 if dtype == "bf16" else torch.float32] * 2
 
 
 def test_sam_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
