@@ -216,16 +216,15 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
         raise ValueError(f"{where}: {kind} must be a text, got {excerpt(about)}")
     shown = Path(str(about)).stem if kind == "object" else without_article(plain_name(str(about)))
     name = plain_name(str(given.pop("name", shown)))
-    own: dict[str, Any] = {"kind": kind, "name": name}
-    parts: dict[str, Any] = {}
+    own, parts = dict[str, Any](kind=kind, name=name), dict[str, Any]()
     if kind in ("erase", "move", "replace"):
         own |= {"name": shown, "mask": None if (mask := given.pop("mask", None)) is None else Path(mask)}
         parts["find"] = EraseSettings
-    own["where"] = f"{where} ({kind} {own['name']}): "
+    here = own["where"] = f"{where} ({kind} {own['name']}): "
     schema: Any = None if kind == "erase" else ComposeSettings
     if kind == "replace":
         if ("text" in given) == ("object" in given):
-            raise ValueError(f"{own['where']}either object: FILE or text: PROMPT says what comes instead")
+            raise ValueError(f"{here}either object: FILE or text: PROMPT says what comes instead")
         own["called"] = name if name != shown else plain_name(given.get("text") or Path(given["object"]).stem)
         given.setdefault("box", WHOLE)
     if kind == "text" or (kind == "replace" and "text" in given):
@@ -235,31 +234,27 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
             given["masks"] = [given.pop("mask")]
         if kind == "text":
             if ("box" in given) == ("masks" in given):
-                raise ValueError(
-                    f"{own['where']}either mask: FILE or box: [x1, y1, x2, y2] says where to paint"
-                )
-            own |= {"box": given.pop("box", None), "depth": given.pop("depth", None)}
-            own["box"] = own["box"] and check_box01(own["box"], where=f"{own['where']}box")
-            if not isinstance(own["depth"] or 0, int | float) or not 0 <= (own["depth"] or 0) <= 1:
-                raise ValueError(
-                    f"{own['where']}depth must be a number in [0, 1], got {excerpt(own['depth'])}"
-                )
+                raise ValueError(f"{here}either mask: FILE or box: [x1, y1, x2, y2] says where to paint")
+            box, depth = given.get("box"), given.pop("depth", None)
+            own |= {"box": box and check_box01(box, where=f"{here}box"), "depth": depth}
+            if not isinstance(depth or 0, int | float) or not 0 <= (depth or 0) <= 1:
+                raise ValueError(f"{here}depth must be a number in [0, 1], got {excerpt(depth)}")
         given.pop("box", None)
     if isinstance(given.get("depth"), int | float):
         given["depth"] = [given["depth"]]
     if kind == "move":
         given["object"] = shared["background"]
         if not {"to", "instruction", "box", "box_px"} & given.keys():
-            raise ValueError(f"{own['where']}either to: WORDS or box: [x1, y1, x2, y2] says where it goes")
+            raise ValueError(f"{here}either to: WORDS or box: [x1, y1, x2, y2] says where it goes")
         if "to" in given:
             given["instruction"] = f"place the {shown} {given.pop('to')}"
     parts |= {} if schema is None else {"settings": schema}
     known = {key for part in parts.values() for key in type_hints(part)} - JOB_KEYS
     if unknown := sorted(given.keys() - known - ({"object"} if kind == "move" else set())):
-        raise ValueError(f"{own['where']}{nearest(unknown[0], sorted(known), 'key')}")
+        raise ValueError(f"{here}{nearest(unknown[0], sorted(known), 'key')}")
     if given.get("num_samples", 1) != 1 and schema is not ComposeSettings:
-        raise ValueError(f"{own['where']}num_samples must be 1: a layer is one image")
-    made = {part: _settings(schema, given, shared, own["where"]) for part, schema in parts.items()}
+        raise ValueError(f"{here}num_samples must be 1: a layer is one image")
+    made = {part: _settings(schema, given, shared, here) for part, schema in parts.items()}
     return JobLayer(**own, **made)
 
 

@@ -34,7 +34,7 @@ from ldm.denoise import Monitor, Step
 from ldm.experts.builtin import Lite0Features
 from ldm.metrics.clip import Dino
 from ldm.registry.models import BUILTIN_FOLDER, resolve_model_path
-from ldm.result import StageTimer, measure_drift, save_result
+from ldm.result import Samples, StageTimer, measure_drift
 from ldm.settings.config import flag_name
 from llava_bifrost.settings import WITH_SENTENCE
 
@@ -48,23 +48,13 @@ DINO = Path("models/dino_vits16")
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
-    """What `compose` returns. Image i has seed `seeds[i]`."""
+class Result(Samples):
+    """What `compose` returns: the background with the object in it."""
 
-    images: list[LoadedImage]  # n, the background with the object in it; opaque where something was painted
-    edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
-    seeds: list[int]
-    recipe: dict[str, Any]  # all that decides the pixels
-    report: dict[str, Any]  # what was measured
     geometry: Geometry  # inputs, crop and its contents
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
     background: LoadedImage  # (H, W), as it was read
-
-    @property
-    def images_u8(self) -> list[np.ndarray]:
-        """n x (H, W, 3), the size of the background and in its colours."""
-        return [image.own_u8 for image in self.images]
 
     @property
     def fused_depth_01(self) -> np.ndarray:
@@ -74,26 +64,10 @@ class Result:
         return depth_01
 
     @property
-    def changed_outside(self) -> int:
-        """Pixels of all samples that changed outside the edit region."""
-        return sum(drift["changed_outside"] for drift in self.report["drift"])
-
-    @property
     def summary(self) -> str:
         """Visible fraction and drift in words."""
         visible = f"{100 * self.report['visible_fraction']:.0f} % of the object visible"
         return f"{visible}, {self.changed_outside} pixels changed outside the edit region"
-
-    def save(self, index: int, path: Path, job: str | None = None, overwrite: bool = False) -> None:
-        """One sample: the PNG with its recipe, the JSON report beside it.
-
-        job: identifies a batch job. overwrite: another result that is there is replaced instead of renamed.
-        """
-        recipe = {**self.recipe, "sample": index, "seed": self.seeds[index]}
-        report = {**self.report, "seed": self.seeds[index], "drift": self.report["drift"][index]}
-        if job is not None:
-            report["job"] = job
-        save_result(path, self.images[index], recipe, report, overwrite)
 
     def with_placement(self, placement: dict[str, Any] | None) -> Result:
         """With the record of how a sentence was understood in the composite that this one repeats."""

@@ -30,7 +30,6 @@ from ldm.result import (
     log_result,
     output_paths,
     sample_paths,
-    save_result,
     warn_if_alike,
     write_result,
 )
@@ -78,17 +77,14 @@ def save_painting(
     for name in ("out", "sheet", "overwrite"):  # they do not decide the image
         del plain[name]
     recipe = {**result.recipe, "settings": plain, "inputs": hashes, **(more or {})}
-    for index, (path, seed) in enumerate(zip(paths, result.seeds, strict=True)):
-        report = {**result.report, "drift": result.report["drift"][index], "seed": seed}
-        sample_recipe = {**recipe, "sample": index, "seed": seed}
-        save_result(path, result.images[index], sample_recipe, report, settings.overwrite)
+    for index, path in enumerate(paths):
+        replace(result, recipe=recipe).save(index, path, overwrite=settings.overwrite)
     sheet = None
     if sheet_u8 is not None:
         sheet = beside(settings.out, "_sheet.png")
         write_result({sheet: encode_png(sheet_u8)}, settings.overwrite)
     warn_if_alike(result.images_u8, result.edit_mask, result.recipe["options"]["steps"])
-    changed = sum(drift["changed_outside"] for drift in result.report["drift"])
-    summary = f"{len(result.regions)} regions, {changed} pixels changed outside the masks"
+    summary = f"{len(result.regions)} regions, {result.changed_outside} pixels changed outside the masks"
     return log_result(paths, result.report, summary, sheet)
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,34 @@ def save_result(
     facts = {**report, "recipe": recipe, "image_sha256": hashlib.sha256(data).hexdigest()}
     write_result({png: data, beside: (_to_json(facts, beside, indent=2) + "\n").encode()}, overwrite)
     return png, beside
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """An image painted several times; sample i has seed `seeds[i]`."""
+
+    images: list[LoadedImage]  # n, in size and colours of the image; opaque where something was painted
+    edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
+    seeds: list[int]
+    recipe: dict[str, Any]  # all that decides the pixels
+    report: dict[str, Any]  # what was measured
+
+    @property
+    def images_u8(self) -> list[np.ndarray]:
+        """n x (H, W, 3)"""
+        return [image.own_u8 for image in self.images]
+
+    @property
+    def changed_outside(self) -> int:
+        """Pixels of all samples that changed outside the edit region."""
+        return sum(drift["changed_outside"] for drift in self.report["drift"])
+
+    def save(self, index: int, path: Path, job: str | None = None, overwrite: bool = False) -> None:
+        """One sample, as `save_result` writes it. job: identifies a batch job, for the report."""
+        own = {"seed": self.seeds[index]}
+        report = {**self.report, **own, "drift": self.report["drift"][index]}
+        report |= {} if job is None else {"job": job}
+        save_result(path, self.images[index], {**self.recipe, **own, "sample": index}, report, overwrite)
 
 
 def read_recipe(png: Path | str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Numbers of all composites of a benchmark -> means with intervals, paired differences, table, sheet."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,10 @@ class Scores:
         return np.array([numbers.get(name, np.nan) for numbers in self.numbers])
 
 
-def finite_summary(values: np.ndarray) -> dict[str, Any]:
-    """Number, mean and interval of the finite values; empty without any."""
-    finite = values[np.isfinite(values)]
-    return mean_interval(finite) if len(finite) else {}
+def summaries(named: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
+    """Number, mean and interval of the finite values (n,) of every name that has some."""
+    finite = ((name, values[np.isfinite(values)]) for name, values in named)
+    return {name: mean_interval(values) for name, values in finite if len(values)}
 
 
 def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> dict[str, Any]:
@@ -81,20 +82,16 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
     """
     folders = []
     for scores in scored:
-        means = {name: finite_summary(scores.of(name)) for name in MEASURES}
         relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
-        by_relation = {str(name): finite_summary(orders[relations == name]) for name in np.unique(relations)}
         report: dict[str, Any] = {"folder": scores.folder.as_posix(), "cases": len(scores.cases)}
-        report |= {name: numbers for name, numbers in means.items() if numbers}
-        report["depth_order_by_relation"] = {name: each for name, each in by_relation.items() if each}
+        report |= summaries((name, scores.of(name)) for name in MEASURES)
+        by_relation = ((str(name), orders[relations == name]) for name in np.unique(relations))
+        report["depth_order_by_relation"] = summaries(by_relation)
         made = scores.features
         if made is not None and real is not None and min(len(made), len(real)) >= 2:
             for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
-
-                def resampled(chosen: np.ndarray, of: Any = (distance, real, made)) -> float:
-                    return of[0](of[1], of[2][chosen])
-
                 value = distance(real, made)
+                resampled = partial(lambda of, made, chosen: of(real, made[chosen]), distance, made)
                 low, high = centred_interval(resampled, value, len(made))
                 numbers = {"mean": value, "low": low, "high": high}
                 report[name] = {"n": len(made), **{key: round(float(x), 5) for key, x in numbers.items()}}

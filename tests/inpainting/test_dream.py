@@ -183,7 +183,7 @@ def test_hidden_masks_are_named(writer: PromptWriter, caplog: pytest.LogCaptureF
 def test_the_prompts_below_the_sheet():
     prompts = Prompts(["a dog", "a very " + "long " * 60 + "x" * 200], [True, False], ["red", "blue"])
     regions = [RegionPrompt(mask, text) for mask, text in zip((LEFT, RIGHT), prompts.texts, strict=True)]
-    result = PaintResult([LoadedImage(IMAGE)], LEFT | RIGHT, [0], regions, {}, {})
+    result = PaintResult([LoadedImage(IMAGE)], LEFT | RIGHT, [0], {}, {}, regions)
     images = grid([[IMAGE] * 3], ["before", "masks", "after"])
     sheet = Dream(prompts, result).sheet(IMAGE)
     below = sheet[len(images) :]

@@ -27,7 +27,7 @@ from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.decode import LoadedImage
 from ldm.denoise import AT_ONCE, Monitor
 from ldm.images import read_image, read_mask, resize, to_pm1
-from ldm.result import StageTimer, library_versions, measure_drift
+from ldm.result import Samples, StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
 
 log = logging.getLogger(__name__)
@@ -95,18 +95,8 @@ class PaintJob:
 
 
 @dataclass(frozen=True, eq=False)
-class PaintResult:
-    images: list[LoadedImage]  # n, of the size and in the colours of the image
-    edit_mask: np.ndarray  # (H, W) bool, what was allowed to change
-    seeds: list[int]  # n
+class PaintResult(Samples):
     regions: list[RegionPrompt]
-    recipe: dict[str, Any]  # all that decides the pixels
-    report: dict[str, Any]  # what was measured: drift, seconds, shortened prompts
-
-    @property
-    def images_u8(self) -> list[np.ndarray]:
-        """n x (H, W, 3)"""
-        return [image.own_u8 for image in self.images]
 
     @property
     def image_u8(self) -> np.ndarray:
@@ -160,7 +150,7 @@ class PreparedJob:
             "machine": {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")},
             "versions": library_versions(),
         }
-        return PaintResult(images, edit, seeds, regions, recipe, report)
+        return PaintResult(images, edit, seeds, recipe, report, regions)
 
 
 def pair_masks(
