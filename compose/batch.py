@@ -20,6 +20,7 @@ import re
 import time
 import unicodedata
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -82,6 +83,8 @@ class BatchJob:
 
     def is_done(self, path: Path) -> bool:
         """Whether an image and its report are there, agree, and are the result of this very job."""
+        if not path.is_file():
+            return False
         try:
             report = read_json(path.with_suffix(".json"))
             return report.get("image_sha256") == file_sha256(path) and report.get("job") == self.digest()
@@ -98,6 +101,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
     jobs: list[BatchJob] = []
     taken: dict[str, tuple[str, bool]] = {}
+    on_disk = cache(lambda text: same_file(root / text).as_posix())
     errors, sound = list[str](), set[Any]()
     for number, line in numbered_lines(path):
         try:
@@ -107,7 +111,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
                 raise ValueError(f"name must be letters, digits, _ - . and / for folders, got {name!r}")
             for key in PATHS:
                 if isinstance(values.get(key), str) and values[key] != NO_PATHS.get(key):
-                    values[key] = same_file(root / values[key]).as_posix()
+                    values[key] = on_disk(values[key])
             settings = merged(Layer({"seed": seed_of(name) % 2**32, **values}))
             claim_names(name, settings.kept_samples, f"line {number}", taken)
             check_files(settings, sound)
@@ -160,10 +164,11 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
 
 
 def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
-    """Refuse settings that name a file or folder that is not there. sound: networks found before."""
+    """Refuse settings that name a file or folder that is not there. sound: what was found before."""
     for name, file in named_files(settings).items():
-        if not file.is_file():
+        if file not in sound and not file.is_file():
             raise ValueError(f"{name}: {file} is not a file")
+        sound.add(file)
     chosen = tuple(getattr(settings, name) for name in NETWORKS)
     chosen += tuple(getattr(settings, name) is None for name in DECIDE_NETWORKS)
     chosen += (uses_depth_network(settings),)

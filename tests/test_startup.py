@@ -1,5 +1,6 @@
 """Commands read their options before anything heavy is imported: `--help` and a typo are answered at once."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -108,3 +109,21 @@ def test_names_of_a_package_are_found_when_they_are_asked_for():
     assert find("shard_of")("1/4") == (1, 4)
     with pytest.raises(AttributeError, match="module 'ldm' has no attribute 'other'"):
         find("other")
+
+
+def test_what_is_imported_is_looked_through_for_garbage_by_nobody_and_once_only(tmp_path, monkeypatch):
+    (tmp_path / "of_this_test.py").write_text(
+        "KEPT = [[] for _ in range(5000)]\ndef work(): return len(KEPT)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    work, counts = later("of_this_test:work"), [gc.get_freeze_count()]
+    for _ in range(2):
+        assert work() == 5000
+        assert gc.isenabled()
+        counts.append(gc.get_freeze_count())
+    assert counts[1] - counts[0] > 5000
+    assert counts[2] <= counts[1]
+    (tmp_path / "broken.py").write_text("import of_this_test\ndef work(): ...\nraise ValueError(1)\n")
+    with pytest.raises(ValueError, match="^1$"):
+        later("broken:work")()
+    assert gc.isenabled()

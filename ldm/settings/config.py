@@ -126,7 +126,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
                 if isinstance(value, bool) and not {bool, str} & set(members(hint)):
                     raise TypeError  # OmegaConf would read true as the number 1.
                 plain = value if layer.references else _literal(value)
-                config = OmegaConf.merge(config, nested(key, plain))  # type: ignore[assignment]
+                config = OmegaConf.unsafe_merge(config, nested(key, plain))  # type: ignore[assignment]
             except (OmegaConfBaseException, TypeError, OverflowError) as error:
                 shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
                 wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
@@ -148,7 +148,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
             value = OmegaConf.select(config, key)
             if isinstance(value, str | Path) and (place := located(value)) != Path(value):
                 plain = _literal(place.as_posix())
-                config = OmegaConf.merge(config, nested(key, plain))  # type: ignore[assignment]
+                config = OmegaConf.unsafe_merge(config, nested(key, plain))  # type: ignore[assignment]
         settings = OmegaConf.to_object(config)
         check_settings(settings)
     except (ValueError, OmegaConfBaseException) as error:

@@ -19,11 +19,14 @@ def later(name: str) -> Callable[..., Any]:
         raise ValueError(f"{name}: no such function")
 
     def work(*given: Any, **named: Any) -> Any:
+        new = module not in sys.modules
         gc.disable()  # looking for garbage among what stays takes a quarter of the time of the imports
         try:
             function = getattr(importlib.import_module(module), wanted)
         finally:
             gc.enable()
+        if new:
+            gc.freeze()  # nor among what stays, later
         quiet_libraries()
         return function(*given, **named)
 

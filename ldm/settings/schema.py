@@ -76,9 +76,8 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
         if section is not None:
             check_values(section, value, spell, f"{prefix}{name}.")
             continue
-        items: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
-        if isinstance(value, str) or not isinstance(value, Mapping | Sequence):
-            items = [value]
+        single = isinstance(value, str | int | float) or not isinstance(value, Mapping | Sequence)
+        items: Iterable[Any] = [value] if single else value.values() if isinstance(value, Mapping) else value
         choices, low, high = (field.metadata.get(limit) for limit in ("choices", "low", "high"))
         lowest, highest = -math.inf if low is None else low, math.inf if high is None else high
         for item in items:

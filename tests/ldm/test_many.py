@@ -1,6 +1,8 @@
 """Settings of many jobs: the same settings and the same errors as one by one, without a merge for each."""
 
 import contextlib
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +96,7 @@ def test_settings_and_errors_are_those_of_a_merge(below, merge, values) -> None:
 
 @pytest.mark.parametrize("values", TYPED, ids=repr)
 def test_a_typed_layer_needs_no_merge(monkeypatch, merge, values) -> None:
-    monkeypatch.setattr(OmegaConf, "merge", lambda *configs: pytest.fail("merged"))
+    monkeypatch.setattr(OmegaConf, "unsafe_merge", lambda *configs: pytest.fail("merged"))
     assert isinstance(merge(Layer(values)), ComposeSettings)
 
 
@@ -182,8 +184,8 @@ def test_any_values_end_as_in_a_merge(below, merge, values) -> None:
 
 @pytest.mark.parametrize("ending", [None, {"seed": True}, {"background": "gone.png"}])
 def test_merges_of_a_job_file_do_not_grow_with_it(case: Case, monkeypatch, ending) -> None:
-    real, calls, merges = OmegaConf.merge, list[int](), list[int]()
-    monkeypatch.setattr(OmegaConf, "merge", lambda *configs: (calls.append(1), real(*configs))[1])
+    real, calls, merges = OmegaConf.unsafe_merge, list[int](), list[int]()
+    monkeypatch.setattr(OmegaConf, "unsafe_merge", lambda *configs: (calls.append(1), real(*configs))[1])
     for count in (2, 200):
         calls.clear()
         lines = [job(case, name=f"j{index}") for index in range(count)]
@@ -192,4 +194,32 @@ def test_merges_of_a_job_file_do_not_grow_with_it(case: Case, monkeypatch, endin
         with pytest.raises(ValueError, match=words) if ending else contextlib.nullcontext():
             assert len(read_jobs(path, Path("configs/inference.yaml"), case.folder)) == count
         merges.append(len(calls))
-    assert merges[0] == merges[1]
+    assert merges[0] == merges[1] > 0
+
+
+def test_a_file_that_many_jobs_name_is_looked_for_once(case: Case, monkeypatch) -> None:
+    real, looked = Path.is_file, Counter[str]()
+    monkeypatch.setattr(Path, "is_file", lambda path: (looked.update([path.name]), real(path))[1])
+    path = write(case, *(job(case, name=f"j{index}") for index in range(30)))
+    looked.clear()
+    assert len({item.settings.background for item in read_jobs(path, None, case.folder)}) == 1
+    assert looked[Path(job(case)["background"]).name] == 1
+
+
+def test_a_file_that_is_missing_is_named_for_every_job(case: Case) -> None:
+    gone = [{"background": "gone.png"}, {}, {"background": "gone.png"}, {"object": "gone.png"}]
+    path = write(case, *(job(case, name=f"j{index}", **more) for index, more in enumerate(gone)))
+    words = [f"line {number}: {name}: {case.folder / 'gone.png'} is not a file"
+             for number, name in ((1, "background"), (3, "background"), (4, "object"))]  # fmt: skip
+    with pytest.raises(ValueError, match=re.escape(f"3 of 4 jobs cannot be run: {'; '.join(words)}")):
+        read_jobs(path, None, case.folder)
+
+
+def test_a_relative_name_is_looked_for_below_the_root_of_its_call(case: Case, tmp_path: Path) -> None:
+    path, names = write(case, job(case)), ("room.png", "depth.png", "thing.png", "mask.png")
+    assert read_jobs(path, None, case.folder)
+    with pytest.raises(ValueError, match=f"line 1: background: {tmp_path / 'b/room.png'} is not a file"):
+        read_jobs(path, None, tmp_path / "b")
+    for name in names:
+        (tmp_path / name).touch()
+    assert read_jobs(path, None, tmp_path)[0].settings.background == tmp_path / "room.png"
