@@ -24,9 +24,11 @@ from ldm.settings.later import later
 
 def build_app() -> App:
     app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
-    app.command("job")(command(JobSettings, later("compose.commands:run_job")))
-    app.command("edit")(command(EditSettings, later("compose.commands:run_edit")))
-    batch = later("compose.batch:batch")
+    job, batch = later("compose.commands:run_job"), later("compose.batch:batch")
+    app.command("job")(command(JobSettings, job))
+    edits = 'Edit an image by sentences: "Move the lamp behind the sofa. Remove the chair."\n\n'
+    edits += "Writes an image that carries its recipe, and a JSON report beside it."
+    app.command("edit", help=edits)(command(EditSettings, job))
     app.command("image")(command(CompositeSettings, later("compose.commands:run_image"), DEFAULTS))
     app.command("replay")(command(ReplaySettings, later("compose.commands:replay")))
     app.command("batch")(command(BatchSettings, batch))

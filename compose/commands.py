@@ -79,14 +79,6 @@ def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
     return log_result([out], result.report, result.summary, None)
 
 
-def run_edit(settings: EditSettings) -> dict[str, Any]:
-    """Edit an image by sentences: "Move the lamp behind the sofa. Remove the chair."
-
-    Writes an image that carries its recipe, and a JSON report beside it.
-    """
-    return run_job(settings)
-
-
 def replay(options: ReplaySettings) -> dict[str, Any]:
     """Paint an image again from the recipe inside it.
 

@@ -98,12 +98,9 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
 
 
 def resolve_placement(
-    settings: ComposeSettings,
-    placement: Placement | None,
-    sources: Sources,
-    depth_01: np.ndarray,
+    settings: ComposeSettings, placement: Placement | None, sources: Sources, depth_01: np.ndarray,
     options: PairOptions,
-) -> tuple[ComposeSettings, Geometry, dict[str, Any]]:
+) -> tuple[ComposeSettings, Geometry, dict[str, Any]]:  # fmt: skip
     """The geometry at the box of the settings, or at the best proposal at which the object shows.
 
     Returns settings with a box, geometry, and what was decided, for the report; its `placement` is the
@@ -123,8 +120,8 @@ def resolve_placement(
         if not (layers.placed.alpha_01 > 0.5).any():
             raise ValueError(f"--box {box} is too small: the object would cover less than a pixel")
         if inputs.mode not in DEPTH_MODES:
-            nothing = "nothing of the object would be visible"
-            raise ValueError(f"--box {box} does not meet the target mask: {nothing}")
+            unseen = "nothing of the object would be visible"
+            raise ValueError(f"--box {box} does not meet the target mask: {unseen}")
         x0, y0, x1, y1 = map(round, box_from_01(decided["box"], depth_01.shape))
         there = depth_01[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)]
         far, near = inputs.depth_range

@@ -48,14 +48,11 @@ def sentence(noun: str, relation: str, anchor: str) -> str:
 
 
 def build(
-    instances: InstancesFile,
-    images: Images,
-    objects: Objects,
-    out: Out,
+    instances: InstancesFile, images: Images, objects: Objects, out: Out,
     classes: Annotated[Path | None, typer.Option(help="JSON of concept -> noun", metavar="FILE")] = None,
     backgrounds: Annotated[int, typer.Option(help="how many images", min=1)] = 30,
     seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
-) -> None:
+) -> None:  # fmt: skip
     """Write the manifest: every object in every background, with box, relation and instruction."""
     concepts, roots = read_benchmark_objects(objects, classes), {"pictures": images, "objects": objects}
     cases = Instances(instances).draw_cases(concepts, backgrounds, seed, sentence)
@@ -73,14 +70,10 @@ def check(manifest: ManifestFile, images: Images, objects: Objects) -> dict[str,
 
 
 def jobs(
-    manifest: ManifestFile,
-    instances: InstancesFile,
-    images: Images,
-    objects: Objects,
-    out: Out,
+    manifest: ManifestFile, instances: InstancesFile, images: Images, objects: Objects, out: Out,
     depth_model: Annotated[Path | None, typer.Option(help="depth network folder", metavar="FOLDER")] = None,
     seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
-) -> None:
+) -> None:  # fmt: skip
     """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
     from ldm.experts.depth import DepthEstimator
 
