@@ -43,11 +43,8 @@ def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
     background is opaque. overwrite: as in `ldm.result.write_result`
     """
     image, before, report, geometry = result.images[index], result.background, result.report, result.geometry
-    layers, embed, depth_01 = (
-        geometry.native_layers,
-        geometry.window.embed,
-        geometry.inputs.background_depth_01,
-    )
+    layers, embed = geometry.native_layers, geometry.window.embed
+    depth_01 = geometry.inputs.background_depth_01
     changed, visible = (image.own_u8 != before.own_u8).any(axis=2), embed(layers.visible)
     if image.alpha_u8 is not None and before.alpha_u8 is not None:
         changed |= image.alpha_u8 != before.alpha_u8

@@ -121,11 +121,9 @@ class ComposeSettings(LocatorOptions):
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
     best: int | None = setting(
-        None,
-        low=1,
-        high=64,
+        None, low=1, high=64,
         help="keep only so many of the samples, the best first; the report has all scores",
-    )
+    )  # fmt: skip
     rank_by: str = setting(
         "geometry",
         choices=("geometry", "identity"),
@@ -149,17 +147,13 @@ class ComposeSettings(LocatorOptions):
         None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
     )
     detail: float | None = setting(
-        None,
-        low=0,
-        high=1,
+        None, low=0, high=1,
         help="fraction of the result that is the cut-out itself, relit; without it the model's own",
-    )
+    )  # fmt: skip
     detail_scale: float | None = setting(
-        None,
-        low=0.01,
-        high=1,
+        None, low=0.01, high=1,
         help="what counts as fine detail, fraction of the object's size; without it the model's own",
-    )
+    )  # fmt: skip
     speed: str = setting("exact", choices=tuple(SPEEDS), help="balanced, fast: nearly the same image, sooner")
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")

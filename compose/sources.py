@@ -14,16 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compose.settings import DEPTH_MODES, ComposeSettings
-from datasets.geometry import (
-    Box01,
-    bbox_of_mask,
-    box_from_01,
-    box_to_01,
-    depth_at_contact,
-    depth_extent,
-    mask_of_box,
-    whole_box,
-)
+from datasets import geometry
 from datasets.inputs import Inputs, check_object
 from ldm.decode import LoadedImage
 from ldm.experts.matting import band_of, outline_band, own_colours, soft_alpha
@@ -48,7 +39,7 @@ class Sources:
     item: LoadedImage  # (h, w); along a soft edge the object's own colours
     cut: np.ndarray  # (h, w) bool, the object
     cut_by: str  # file, alpha, sam, u2netp or grabcut
-    target_box01: Box01 | None  # of the target mask
+    target_box01: geometry.Box01 | None  # of the target mask
     target: np.ndarray | None  # (H, W) bool
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
@@ -69,7 +60,8 @@ def read_sources(settings: ComposeSettings, stage: JobScene | None = None) -> So
     target = box = None
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
-        box = None if settings.box or settings.box_px else box_to_01(bbox_of_mask(target), background.size)
+        if settings.box is None and settings.box_px is None:
+            box = geometry.box_to_01(geometry.bbox_of_mask(target), background.size)
     depth_01 = stage.depth_01 if stage else depth_of(settings.background_depth, background.size)
     object_depth_01 = depth_of(settings.object_depth, item.size)
     if settings.object_mask is not None:
@@ -121,13 +113,13 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     box = settings.box or sources.target_box01
     assert box is not None  # the settings refuse to be without a place
     if settings.depth is None:
-        ground = depth_at_contact(depth_01, box)
+        ground = geometry.depth_at_contact(depth_01, box)
         if settings.plain_mode in DEPTH_MODES:
             message = "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)"
             logger.info(message, ground)
-        extent, source = depth_extent(ground, box), "foot of the box"
+        extent, source = geometry.depth_extent(ground, box), "foot of the box"
     elif len(settings.depth) == 1:
-        extent, source = depth_extent(settings.depth[0], box), "centre"
+        extent, source = geometry.depth_extent(settings.depth[0], box), "centre"
     else:
         extent, source = (settings.depth[0], settings.depth[1]), "range"
     if sources.stage is not None:
@@ -155,7 +147,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 
 
 def replaced_region(
-    settings: ComposeSettings | EraseSettings, background_u8: np.ndarray, box01: Box01
+    settings: ComposeSettings | EraseSettings, background_u8: np.ndarray, box01: geometry.Box01
 ) -> tuple[np.ndarray, str]:
     """What a box of the background (H, W, 3) names: the mask (H, W) of the object there, and what found it.
 
@@ -163,7 +155,7 @@ def replaced_region(
     warning says so.
     """
     size = background_u8.shape[:2]
-    region = mask_of_box(whole_box(box_from_01(box01, size)), size)
+    region = geometry.mask_of_box(geometry.whole_box(geometry.box_from_01(box01, size)), size)
     if settings.erase == "box":
         return region, "box"
     with contextlib.suppress(ObjectNotFound):
