@@ -5,8 +5,6 @@
 CPU seconds for 1, 4, 16 and 64 candidates on an image of the examples, the fastest of five runs in turn.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

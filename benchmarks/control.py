@@ -6,8 +6,6 @@ One guided sampling step for n samples. Stock: both ControlNets on all 2n latent
 Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Annotated
 

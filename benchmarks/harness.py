@@ -1,7 +1,5 @@
 """What the benchmarks share: timing in turn, rows from processes of their own, the report with hardware."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -45,7 +43,7 @@ def fraction(values: Sequence[bool]) -> dict[str, float]:
 
 
 def best_seconds(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device | str = "cpu"
+    functions: Mapping[str, Callable[[], Any]], repeats: int, device: "torch.device | str" = "cpu"
 ) -> dict[str, float]:
     """Best of `repeats` of each function, in turn, after a warm-up: what else runs only adds time.
 
@@ -94,7 +92,7 @@ def short_json(value: Any, indent: str = "\n") -> str:
 
 
 def write_results(
-    out: Path, body: Mapping[str, Any], device: torch.device | str = "cpu", overwrite: bool = False
+    out: Path, body: Mapping[str, Any], device: "torch.device | str" = "cpu", overwrite: bool = False
 ) -> None:
     """Write the numbers with the hardware that they were measured on, as `write_result` does; log them."""
     from ldm.device import describe_hardware

@@ -6,8 +6,6 @@ Questions and measures are those of llava_bifrost.evaluate. The placer is given 
 the objects and the object's aspect; a locator has to see all that, so the numbers are not comparable.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -29,7 +27,7 @@ FOLDER = Path("data/scenes/views_eval")
 RULES = ("valid", "relations", "in_frame", "ground", "size", "free")
 
 
-def cases(count: int) -> Iterator[tuple[LocatorCase, np.ndarray]]:
+def cases(count: int) -> "Iterator[tuple[LocatorCase, np.ndarray]]":
     """A question about a held-out scene without its removed solid, all places in it known; its depth map."""
     from datasets.scenes.store import depth_01, read_shard, render_shards
     from llava_bifrost.evaluate.measures import LocatorCase

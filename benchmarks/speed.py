@@ -7,8 +7,6 @@ For steps, guidance and speed: CPU seconds of an image; over the visible object 
 `exact` and, paired with `exact`, what PSNR to the truth, identity among eight objects and order lose.
 """
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from dataclasses import replace

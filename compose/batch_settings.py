@@ -1,7 +1,5 @@
 """The settings of many composites: a file of jobs, and the DreamBooth test set."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -7,8 +7,6 @@ Objects hide each other and the scene by depth, whatever their order in the list
 that layers may change keeps its value, and that is measured. The same job gives the same bytes.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import fields

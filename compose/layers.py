@@ -3,8 +3,6 @@
 https://www.openraster.org/baseline/file-layout-spec.html
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -34,7 +32,7 @@ logger = logging.getLogger(__name__)
 THUMBNAIL = 256  # pixels of the longer side, at most; of the specification
 
 
-def save_layers(result: Result, index: int, out: Path, overwrite: bool) -> Path:
+def save_layers(result: "Result", index: int, out: Path, overwrite: bool) -> Path:
     """Write NAME_layers.ora beside the composite `out`: what sample `index` consists of, the lowest first.
 
     background: as it was read. around: what changed beside the object, such as its shadow. object: its

@@ -4,8 +4,6 @@ The geometry is the same for all: none touches a pixel outside the edit region, 
 Legend: H W pixels of the background, h w pixels of the window in which anything may change.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -8,8 +8,6 @@ images are equal up to rounding; the same settings on the same machine give the 
 the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether that is still the same.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -69,7 +67,7 @@ class Result(Samples):
         visible = f"{100 * self.report['visible_fraction']:.0f} % of the object visible"
         return f"{visible}, {self.changed_outside} pixels changed outside the edit region"
 
-    def with_placement(self, placement: dict[str, Any] | None) -> Result:
+    def with_placement(self, placement: dict[str, Any] | None) -> "Result":
         """With the record of how a sentence was understood in the composite that this one repeats."""
         more = {} if placement is None else {"placement": placement}
         return replace(self, recipe={**self.recipe, **more}, report={**self.report, **more})
@@ -96,7 +94,7 @@ def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
 
 def compose(
     settings: ComposeSettings, models: Models, *, on_step: Callable[[Step], None] | None = None,
-    cancelled: Callable[[], bool] | None = None, progress: bool = True, stage: JobScene | None = None,
+    cancelled: Callable[[], bool] | None = None, progress: bool = True, stage: "JobScene | None" = None,
 ) -> Result:  # fmt: skip
     """Put the object into the background. Reads files, writes none; cheap checks run first.
 

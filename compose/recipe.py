@@ -1,7 +1,5 @@
 """All that decides the pixels of a composite: written into its PNG, read again, compared with today."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import fields, replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 Legend: H W pixels of the image, h w pixels of a patch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -54,7 +52,7 @@ class Patch:
     @classmethod
     def of(
         cls, after: LoadedImage, depth_01: np.ndarray, edit: np.ndarray, cover: np.ndarray, **more: Any
-    ) -> Patch:
+    ) -> "Patch":
         """What a layer made of a scene: image and depth after it. edit, cover: (H, W) bool."""
         box = bbox_of_mask(edit) if edit.any() else (0, 0, 1, 1)
         part = np.s_[box[1] : box[3], box[0] : box[2]]
@@ -79,7 +77,7 @@ class Patch:
         return images if self.alpha_u8 is None else {**images, f"{stem}_alpha.png": encode_png(self.alpha_u8)}
 
     @classmethod
-    def load(cls, folder: Path, entry: Mapping[str, Any]) -> Patch:
+    def load(cls, folder: Path, entry: Mapping[str, Any]) -> "Patch":
         """The patch that an entry of layers.json describes; ValueError where a file was changed since."""
         pixels = []
         for name, sha256 in entry["files"].items():
@@ -114,12 +112,12 @@ class JobScene:
     owner: np.ndarray  # (H, W) int16, the last patch that changed each pixel, 0 none
     things: Mapping[str, Thing] = field(default_factory=dict)
     anchors: Mapping[str, Place] = field(default_factory=dict)  # of objects that the background shows
-    before: tuple[JobScene, ...] = ()  # the scene under each patch
+    before: "tuple[JobScene, ...]" = ()  # the scene under each patch
     cleared: tuple[tuple[int, Box01], ...] = ()  # patches that removed what the background showed, and where
     moved_from: Place | None = None  # of an object that is moved now: it keeps its size
 
     @classmethod
-    def of(cls, image: LoadedImage, depth_01: np.ndarray, anchors: Mapping[str, Place]) -> JobScene:
+    def of(cls, image: LoadedImage, depth_01: np.ndarray, anchors: Mapping[str, Place]) -> "JobScene":
         return cls(image, depth_01, np.zeros(image.size, np.int16), anchors=anchors)
 
     @property
@@ -154,7 +152,7 @@ class JobScene:
         """(H, W) bool: what is in front of an object with this middle and nearest depth."""
         return occluders(self.ordered_for(2 * d - near, near), near)
 
-    def with_patch(self, patch: Patch, source: ComposeSettings | None = None) -> JobScene:
+    def with_patch(self, patch: Patch, source: ComposeSettings | None = None) -> "JobScene":
         """With one more patch on top. source: with the own image of an object that is new."""
         part, edit, layer = patch.part, patch.edit, len(self.before) + 1
         own_u8, alpha_u8 = self.image.own_u8.copy(), self.image.alpha_u8

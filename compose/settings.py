@@ -4,8 +4,6 @@ A model folder that is not given is the full-size one below `models/` (or below 
 names) where it is there, else the one of the bundle in `assets/tiny`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,7 +219,7 @@ class ComposeSettings(LocatorOptions):
         """The mode by its own name."""
         return ALIASES.get(self.mode, self.mode)
 
-    def in_fractions(self, size_hw: tuple[int, int]) -> ComposeSettings:
+    def in_fractions(self, size_hw: tuple[int, int]) -> "ComposeSettings":
         """The same with a box in pixels as fractions of the background; ValueError where it leaves it."""
         if self.box_px is None:
             return self

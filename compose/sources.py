@@ -3,8 +3,6 @@
 Every error names its file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from dataclasses import dataclass, replace
@@ -44,7 +42,7 @@ class Sources:
     depth_01: np.ndarray | None  # (H, W), None: to be estimated
     object_depth_01: np.ndarray | None  # (h, w)
     doubts: list[str]  # what speaks against a mask that was found
-    stage: JobScene | None = None  # instead of the files of the background
+    stage: "JobScene | None" = None  # instead of the files of the background
     alpha_01: np.ndarray | None = None  # (h, w) float32 coverage by the object, None: that of the mask
 
     @property
@@ -53,7 +51,7 @@ class Sources:
         return self.cut if self.alpha_01 is None else self.cut | (self.alpha_01 > 0)
 
 
-def read_sources(settings: ComposeSettings, stage: JobScene | None = None) -> Sources:
+def read_sources(settings: ComposeSettings, stage: "JobScene | None" = None) -> Sources:
     """Read and check all files; cheap checks run first. stage: instead of the background and its depth."""
     background = read_image(settings.background) if stage is None else stage.image
     item = read_image(settings.object)
@@ -147,7 +145,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 
 
 def replaced_region(
-    settings: ComposeSettings | EraseSettings, background_u8: np.ndarray, box01: geometry.Box01
+    settings: "ComposeSettings | EraseSettings", background_u8: np.ndarray, box01: geometry.Box01
 ) -> tuple[np.ndarray, str]:
     """What a box of the background (H, W, 3) names: the mask (H, W) of the object there, and what found it.
 

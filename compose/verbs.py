@@ -1,7 +1,5 @@
 """What each kind of layer does to a scene, by the function of the single command that does the same."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

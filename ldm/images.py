@@ -4,8 +4,6 @@ Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and 
 depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -212,17 +210,17 @@ def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str]
     return buffer.getvalue()
 
 
-def to_pm1(image_u8: np.ndarray) -> Tensor:
+def to_pm1(image_u8: np.ndarray) -> "Tensor":
     """RGB (h, w, 3) uint8 -> (3, h, w) float in [-1, 1]."""
     return _planes(image_u8) / 127.5 - 1
 
 
-def to_01(image_u8: np.ndarray) -> Tensor:
+def to_01(image_u8: np.ndarray) -> "Tensor":
     """RGB (h, w, 3) uint8 -> (3, h, w) float in [0, 1]."""
     return _planes(image_u8) / 255
 
 
-def from_pm1(image_pm1: Tensor) -> np.ndarray:
+def from_pm1(image_pm1: "Tensor") -> np.ndarray:
     """(3, h, w) in [-1, 1] -> RGB (h, w, 3) uint8, rounded and clipped; undoes `to_pm1` exactly."""
     if not image_pm1.isfinite().all():
         raise ValueError("the image holds NaN or infinite values; try a wider dtype (float32 or bfloat16)")
@@ -254,7 +252,7 @@ def fitted(size_hw: tuple[int, int], side: int) -> tuple[int, int]:
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
 
-def _planes(image_u8: np.ndarray) -> Tensor:
+def _planes(image_u8: np.ndarray) -> "Tensor":
     """(h, w, 3) -> (3, h, w) float. The copy accepts read-only arrays and negative strides."""
     import torch
 

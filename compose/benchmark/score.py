@@ -8,8 +8,6 @@ Results are images named by the case: CASE.png or CASE.jpg, of the background's 
 were made is read.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +64,7 @@ class ScoreNetworks:
     depth: DepthEstimator
 
     @classmethod
-    def load(cls, settings: ScoreSettings) -> ScoreNetworks:
+    def load(cls, settings: ScoreSettings) -> "ScoreNetworks":
         device, record = pick_device(settings.device), MetricNetworks()
         loaders: dict[str, tuple[Path, Callable[..., Any]]] = {
             "dino": (settings.dino, Dino.load), "dinov2": (settings.dinov2, Dino.load),

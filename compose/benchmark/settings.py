@@ -1,7 +1,5 @@
 """Composites of a benchmark, and what measures them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

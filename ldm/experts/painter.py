@@ -3,8 +3,6 @@
 Legend: h w pixels of the crop, a square of the pipeline's own size.
 """
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +34,7 @@ class FolderPainter:
     @loading()
     def load(
         cls, folder: Path | str, device: str = "cpu", dtype: Any = torch.float32, offload: bool = False
-    ) -> FolderPainter:
+    ) -> "FolderPainter":
         """ValueError where the folder holds no pipeline that takes an image, a mask and a prompt.
 
         offload: each network is on the device only while it works

@@ -3,8 +3,6 @@
 python -m scripts.docs.draw_figure
 """
 
-from __future__ import annotations
-
 import io
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +37,7 @@ DINOV2 = "DINOv2 + projector:\nidentity tokens, also\nfor both branches"
 STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, the UNet
 
 
-def figure_png(figure: Figure) -> bytes:
+def figure_png(figure: "Figure") -> bytes:
     """The figure on white, without the version of the library in the file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
@@ -47,7 +45,7 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def rounded_box(
-    axes: Axes, corner: tuple[float, float], size: tuple[float, float], radius: float, **look: Any
+    axes: "Axes", corner: tuple[float, float], size: tuple[float, float], radius: float, **look: Any
 ) -> None:
     """A box with rounded corners; size is (width, height)."""
     from matplotlib.patches import FancyBboxPatch

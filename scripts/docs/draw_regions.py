@@ -6,8 +6,6 @@ The image is a rendered room of assets/examples; masks, region maps and biases a
 that paints. Needs no trained model.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +49,7 @@ def shade(number: int) -> tuple[float, float, float]:
     return (0.15 + 0.75 * r / 255, 0.15 + 0.7 * g / 255, 0.15 + 0.75 * b / 255)
 
 
-def draw_tokens(axes: Axes) -> list[int]:
+def draw_tokens(axes: "Axes") -> list[int]:
     """The joint sequence as a row of boxes, coloured by the region of each token; returns the regions."""
     tokens = [("BOS", 0)]
     for number, (_, prompt) in enumerate((*REGIONS.values(), SMALL), 1):
@@ -66,7 +64,7 @@ def draw_tokens(axes: Axes) -> list[int]:
     return [owner for _, owner in tokens]
 
 
-def draw_bias(axes: Axes, owners: list[int], regions: torch.Tensor) -> None:
+def draw_bias(axes: "Axes", owners: list[int], regions: "torch.Tensor") -> None:
     """Which tokens a pixel reads, for one pixel of every kind. regions: (1, r, H, W) bool"""
     import torch
 

@@ -9,8 +9,6 @@
 `writer.PromptWriter` does the same in one call and never lacks a tag.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,7 @@ def get_pretrained_prompt_generator(adapter_path: str | Path, precision: str = "
 
 
 def draw_colored_masks(
-    pixel_values: Tensor | Image.Image, masks: Sequence[Tensor]
+    pixel_values: "Tensor | Image.Image", masks: "Sequence[Tensor]"
 ) -> tuple[Image.Image, list[str]]:
     """The image with its masks in solid colours, large ones first, and the names of these colours.
 

@@ -1,7 +1,5 @@
 """What a training or a test of the prompt writer is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

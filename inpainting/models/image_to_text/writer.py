@@ -6,8 +6,6 @@
 Legend: b questions of a batch, h w pixels, t tokens.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence
@@ -103,7 +101,7 @@ class PromptWriter:
     def load(
         cls, folder: Path | str | None = None, adapter: Path | str | None = None, device: str = "auto",
         dtype: str = "auto", precision: str = "full",
-    ) -> PromptWriter:  # fmt: skip
+    ) -> "PromptWriter":  # fmt: skip
         """What `find_files` finds. precision: full, 4bit (as published) or auto, as in `open_model`."""
         files = find_files(folder, adapter)
         mllm = open_model(str(files.model), precision, device, dtype)

@@ -1,7 +1,5 @@
 """The configuration of a model folder, how to paint, and a run over the test paintings."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

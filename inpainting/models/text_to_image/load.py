@@ -5,8 +5,6 @@ Every weight of every file is used, or loading stops. The released format of a L
 diffusers 0.22 (`processor.to_q_lora`) and names without `unet.` are read too.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -74,7 +72,7 @@ class Inpainter:
         """Shorter side in pixels that the model was trained at."""
         return self.config.resolution or self.unet.config.sample_size * self.latent_space.factor
 
-    def to(self, device: torch.device | str) -> Inpainter:
+    def to(self, device: torch.device | str) -> "Inpainter":
         for network in (self.unet, self.latent_space, self.text_encoder):
             network.to(device)
         return self

@@ -10,8 +10,6 @@ painting data, the region's own image there is taken all the same (published).
 The networks that measure prompts lie in local folders. Legend: b texts, t tokens, d features.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections import Counter
@@ -90,7 +88,7 @@ class Prediction:
         return part
 
     @classmethod
-    def from_line(cls, line: str) -> Prediction:
+    def from_line(cls, line: str) -> "Prediction":
         if line[:1].isdigit() and "\t" in line:
             raise ValueError(
                 "the published predictions.txt numbers its lines within each batch and names no image, so it "
@@ -177,7 +175,7 @@ class PromptMetricModels(MetricNetworks):
     roberta: BertScore | None = None
 
     @classmethod
-    def load(cls, folders: MetricFolders, device: torch.device | str = "cpu") -> PromptMetricModels:
+    def load(cls, folders: MetricFolders, device: torch.device | str = "cpu") -> "PromptMetricModels":
         models = cls()
         models.clip = models.get("clip", folders.clip, lambda path: Clip.load(path, device))
         models.roberta = models.get("roberta", folders.roberta, lambda path: BertScore(path, device))

@@ -4,8 +4,6 @@ A metric looks at the whole image, at one region in its dimmed surroundings, or 
 Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +34,7 @@ class Backbones(MetricNetworks):
     clip_iqa: Clip | ResnetClip | None = None
 
     @classmethod
-    def load(cls, files: BackboneFiles, device: torch.device) -> Backbones:
+    def load(cls, files: BackboneFiles, device: torch.device) -> "Backbones":
         def load_clip(path: Path) -> Clip | ResnetClip:
             return Clip.load(path, device) if path.is_dir() else ResnetClip.load(path, device)
 
