@@ -128,11 +128,9 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
 
 
 def claim_names(name: str, samples: int, owner: str, taken: dict[str, tuple[str, bool]]) -> None:
-    """Refuse a job with a file that an earlier one writes: `dog` with two samples beside `dog_0`.
-
-    Letters of either case count as the same, and a file cannot be a folder of another job. taken: what the
-    earlier jobs write -> (job, whether it is a file); this job's files are added.
-    """
+    """Refuse a job with a file that an earlier one writes: `dog` with two samples beside `dog_0`. Letters of
+    either case count as the same, and a file cannot be a folder of another job. taken: what the earlier jobs
+    write -> (job, whether it is a file); this job's files are added."""
     if re.fullmatch(r"failed-\d+-of-\d+", name):
         raise ValueError(f"its name {name!r} is that of the list of failures")
     plain = PurePosixPath(name)
@@ -185,10 +183,8 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
 
 
 def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
-    """A job CONCEPT/<n> for every object and background, each with a seed of its own.
-
-    Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
-    """
+    """A job CONCEPT/<n> for every object and background, each with a seed of its own. Reads either layout;
+    the one with `object_masks` is the second. ValueError names what is missing."""
     for name in ("objects", "backgrounds", "object_masks"):
         folder = getattr(settings, name)
         if folder is not None and not folder.is_dir():

@@ -45,10 +45,8 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
 
 
 def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:
-    """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png.
-
-    The folder of another run is renamed at the first preview, or its previews are removed (`overwrite`).
-    """
+    """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png. The folder of
+    another run is renamed at the first preview, or its previews are removed (`overwrite`)."""
     folder, number = beside(settings.out, "_steps"), step.index + 1
     if number % settings.save_steps and number < step.total:
         return

@@ -128,10 +128,8 @@ class EditSettings(EraseSettings):
 
 
 def read_job(source: Mapping[str, Any] | Path | str) -> LayeredJob:
-    """A job from a file or a mapping, whose images may be arrays too; all settings are checked.
-
-    ValueError names file, layer and key. Images of a job file start from its folder, networks as elsewhere.
-    """
+    """A job from a file or a mapping, whose images may be arrays too; all settings are checked. ValueError
+    names file, layer and key. Images of a job file start from its folder, networks as elsewhere."""
     root, where, values = Path(), "job", source
     if isinstance(source, str | Path):
         root, where = Path(source).parent, str(source)

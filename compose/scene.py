@@ -139,9 +139,7 @@ class JobScene:
 
     def ordered_for(self, far: float, near: float) -> np.ndarray:
         """The depth (H, W) that an object from far to near meets: placed objects hide it or are hidden whole.
-
-        So of two objects whose depths overlap the one with the nearer middle is in front, in either order.
-        """
+        So of two objects whose depths overlap the one with the nearer middle is in front, in either order."""
         depth_01 = self.depth_01.copy()
         for thing in self.things.values():
             seen, in_front = depth_01[thing.mask], thing.place.d > (far + near) / 2

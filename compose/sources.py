@@ -148,10 +148,8 @@ def replaced_region(
     settings: "ComposeSettings | EraseSettings", background_u8: np.ndarray, box01: geometry.Box01
 ) -> tuple[np.ndarray, str]:
     """What a box of the background (H, W, 3) names: the mask (H, W) of the object there, and what found it.
-
     The whole box, and "box", where that is asked for, or no object is found that lies mostly inside; then a
-    warning says so.
-    """
+    warning says so."""
     size = background_u8.shape[:2]
     region = geometry.mask_of_box(geometry.whole_box(geometry.box_from_01(box01, size)), size)
     if settings.erase == "box":
