@@ -153,10 +153,8 @@ class NetworkConfig:
         check_settings(self)
         check_levels(self)
         if len(self.hint_channels) != len(self.autoencoder.channels):
-            raise ValueError(
-                f"hint_channels downsamples by 2^{len(self.hint_channels) - 1}, "
-                f"the autoencoder by 2^{len(self.autoencoder.channels) - 1}; they must agree"
-            )
+            wrong = f"hint_channels downsamples by 2^{len(self.hint_channels) - 1}, the autoencoder by"
+            raise ValueError(f"{wrong} 2^{len(self.autoencoder.channels) - 1}; they must agree")
 
 
 @dataclass(frozen=True)

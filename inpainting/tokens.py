@@ -64,15 +64,13 @@ def plan_tokens(
     else:
         ending = [] if regions else [tokenizer.get_vocab().get(SEPARATOR)]
         if ending == [None]:
-            raise ValueError(
-                f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts"
-            )
+            wrong = f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts"
+            raise ValueError(wrong)
         count = len(contents)
         budget = window - 2 - count * len(ending)
         if budget < count:
-            raise ValueError(
-                f"{count} prompts do not fit one sequence of {window} tokens; use encoding=separate"
-            )
+            wrong = f"{count} prompts do not fit one sequence of {window} tokens; use encoding=separate"
+            raise ValueError(wrong)
         lengths = longest_first_lengths(lengths, budget)
         ids, region_ids = start, [SHARED]
         for index, (content, length) in enumerate(zip(contents, lengths, strict=True), 1):

@@ -62,7 +62,6 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
 
     Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
     """
-    # Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 

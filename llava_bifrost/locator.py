@@ -194,9 +194,7 @@ def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", 
         raise ValueError(f"{folder}: no locator there (config.json is missing){how_to_get(folder)}")
     config: dict[str, Any] = read_json(folder / "config.json")
     if "mm_projector_type" in config or (folder / "non_lora_trainables.bin").is_file():
-        raise ValueError(
-            f"{folder} is in the original LLaVA layout; convert it first: "
-            f"python -m llava_bifrost.model convert --adapter {folder} --base FOLDER --out models/locator"
-        )
+        wrong = f"{folder} is in the original LLaVA layout; convert it first: python -m llava_bifrost.model"
+        raise ValueError(f"{wrong} convert --adapter {folder} --base FOLDER --out models/locator")
     mllm = load_mllm(folder, device, dtype, load_in)
     return Locator(mllm, read_locator_config(folder, mllm.family))

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle, product
 from typing import Any
@@ -47,7 +46,16 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
     for template, fmt in product(sorted(templates, key=str), FORMATS):
         asked = Locator(locator.mllm, replace(locator.config, template=template, format=fmt))
         questions = [asked.question(text, asked.understand(text)) for text in texts]
-        rows.append({"template": template, "format": fmt, **free_numbers(asked, images, questions)})
+        # Answers without a constraint: the fraction that can be read as asked, and their decimals.
+        digits, good, answers = Counter[int](), 0, asked.answer_freely(images, questions)
+        for text, place in answers:
+            numbers = re.findall(r"\d+(?:\.(\d+))?", text)
+            if place is not None and DEPTHS.get(len(numbers)) == fmt:
+                good += 1
+                digits.update(len(decimals) for decimals in numbers if decimals)
+        common = digits.most_common(1)[0][0] if digits else None
+        read = {"parsed": round(good / len(answers), 3), "decimals": common, "example": answers[0][0]}
+        rows.append({"template": template, "format": fmt, **read})
     best = max(rows, key=lambda row: row["parsed"])  # of equal ones the first
     found = {key: best[key] for key in ("template", "format", "decimals")}
     decimals = min(max(best["decimals"] or locator.config.decimals, 2), 4)
@@ -76,19 +84,6 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
     if settings.out is not None:
         write_result({settings.out: json_bytes(report)}, settings.overwrite)
     return report
-
-
-def free_numbers(locator: Locator, images: Sequence[np.ndarray], questions: Sequence[str]) -> dict[str, Any]:
-    """Of answers without a constraint: the fraction that can be read as asked, and their decimals."""
-    digits: Counter[int] = Counter()
-    good, answers = 0, locator.answer_freely(images, questions)
-    for text, place in answers:
-        numbers = re.findall(r"\d+(?:\.(\d+))?", text)
-        if place is not None and DEPTHS.get(len(numbers)) == locator.config.format:
-            good += 1
-            digits.update(len(decimals) for decimals in numbers if decimals)
-    decimals = digits.most_common(1)[0][0] if digits else None
-    return {"parsed": round(good / len(answers), 3), "decimals": decimals, "example": answers[0][0]}
 
 
 def token_parity(locator: Locator, text: str) -> bool | None:

@@ -85,7 +85,6 @@ def ldm_name(key: str, config: Any) -> Piece:
 
 
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-VAE_END = {"conv_norm_out": "norm_out"}
 
 
 def vae_name(key: str, config: Any) -> Piece:
@@ -93,7 +92,7 @@ def vae_name(key: str, config: Any) -> Piece:
     half, _, inside = key.partition(".")
     found = BLOCK.fullmatch(inside)
     if not found:
-        return Piece(f"{half}.{replace_start(inside, VAE_END)}" if inside.startswith("conv_norm") else key)
+        return Piece(key.replace(".conv_norm_out.", ".norm_out."))
     side, level, kind, number, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
     if kind == "attention":
         matrix = rest.startswith("to_") and rest.endswith("weight")

@@ -138,10 +138,8 @@ def plan_compositor(
 ) -> Plan:
     """Plan for a released checkpoint of `kind`; encoder: a DINOv2 file or folder for files without one."""
     if encoder is None and ENCODER + "cls_token" not in file.shapes:
-        raise ValueError(
-            f"{file.path}: has no DINOv2 weights; name a file or folder that has them with --dinov2 "
-            "(dinov2_vitg14_pretrain.pth, or the folder of facebook/dinov2-giant)"
-        )
+        wrong = f"{file.path}: has no DINOv2 weights; name a file or folder that has them with --dinov2"
+        raise ValueError(f"{wrong} (dinov2_vitg14_pretrain.pth, or the folder of facebook/dinov2-giant)")
     prefixes = {"unet": UNET, "vae": VAE, "projector": PROJECTOR, **CONTROLS[kind]}
     check, parts = KeyCheck(file), {}
     for name, model in networks.items():

@@ -62,10 +62,8 @@ class PairData(pl.LightningDataModule):
         trained, others = (set().union(*map(item_names, one.items())) for one in (self.opened[0], sources))
         if shared := sorted(trained & others):
             named = f"validation.{'datasets' if held.datasets else 'scenes'} shares {len(shared)} items"
-            raise ValueError(
-                f"{named} with the training data, such as {shared[0][1]} of {shared[0][0]}; give each a "
-                "list of its own (indexes of the datasets file) or other files"
-            )
+            wrong = f"{named} with the training data, such as {shared[0][1]} of {shared[0][0]}; give each a"
+            raise ValueError(f"{wrong} list of its own (indexes of the datasets file) or other files")
         return PairDataset(list(sources.values()), self.options, self.seed, weights)
 
     @staticmethod

@@ -167,10 +167,8 @@ def make_trainer(
         elif settings.tracker == "wandb":
             tracker = WandbLogger(name=out.name, save_dir=out, id=tracker_id(out), resume="allow")
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"trainer.tracker={settings.tracker} needs a package that is not installed: "
-            f"pip install {settings.tracker} (requirements-extras.txt)"
-        ) from error
+        wrong = f"trainer.tracker={settings.tracker} needs a package that is not installed:"
+        raise ValueError(f"{wrong} pip install {settings.tracker} (requirements-extras.txt)") from error
     validation = Validation(config)
     callbacks: list[pl.Callback] = [
         # That of rich, the default, is one of the process. What it shows waits for the device.
@@ -197,10 +195,8 @@ def train(config: RunConfig) -> None:
     """Train the compositor; the same command again continues an interrupted run."""
     newest = next(reversed(step_folders(config.out / "checkpoints")), None)
     if newest is None and (config.out / "model").exists():
-        raise ValueError(
-            f"out={config.out}: holds a model but no checkpoint to go on from; name another folder "
-            "or remove this one"
-        )
+        wrong = f"out={config.out}: holds a model but no checkpoint to go on from;"
+        raise ValueError(f"{wrong} name another folder or remove this one")
     batches = config.trainer.max_steps * config.trainer.accumulate
     data = PairData(config, batches)
     _ = data.held_out  # refused before anything is written

@@ -31,22 +31,16 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.weights and len(self.weights) != 1 + len(self.more):
-            raise ValueError(
-                f"data.weights needs one number for scenes and one for each folder of more, "
-                f"{1 + len(self.more)} in all, got {len(self.weights)}"
-            )
+            wrong = "data.weights needs one number for scenes and one for each folder of more,"
+            raise ValueError(f"{wrong} {1 + len(self.more)} in all, got {len(self.weights)}")
         if self.datasets is not None and self.scenes is not None:
-            raise ValueError(
-                f"data.datasets={self.datasets} and data.scenes={self.scenes}: only one of them; rendered "
-                "scenes are also a source of a datasets file (section scenes)"
-            )
+            wrong = f"data.datasets={self.datasets} and data.scenes={self.scenes}: only one of them;"
+            raise ValueError(f"{wrong} rendered scenes are also a source of a datasets file (section scenes)")
         idle = [name for name in ("more", "weights", "true_depth") if self.datasets and getattr(self, name)]
         if idle:
             listed = ", ".join(f"data.{name}" for name in idle)
-            raise ValueError(
-                f"{listed} is for data.scenes and has no effect with data.datasets={self.datasets}, whose "
-                "file has weights and sources of its own"
-            )
+            wrong = f"{listed} is for data.scenes and has no effect with data.datasets={self.datasets},"
+            raise ValueError(f"{wrong} whose file has weights and sources of its own")
 
     def open_sources(self, section: str = "data") -> tuple[Mapping[str, ExampleSource], list[float]]:
         if self.datasets is not None:
@@ -122,9 +116,8 @@ class CompositorTrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.hold and self.final_lr == 1:
-            raise ValueError(
-                f"train.hold={self.hold} has no effect with train.final_lr=1: the rate is constant"
-            )
+            wrong = f"train.hold={self.hold} has no effect with train.final_lr=1: the rate is constant"
+            raise ValueError(wrong)
 
     def lr_factor(self, step: int, total: int) -> float:
         """Factor on lr: linear warm-up, 1 until `hold`, then cosine decay to `final_lr` at `total` steps."""
@@ -230,9 +223,8 @@ class RunConfig:
         if self.train.frozen == "bf16" and given != "trainer.precision=bf16-mixed and trainer.strategy=ddp":
             raise ValueError(f"train.frozen=bf16 needs trainer.precision=bf16-mixed and ddp, got {given}")
         if self.trainer.strategy == "fsdp" and self.train.shard_optimizer:
-            raise ValueError(
-                "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"
-            )
+            wrong = "train.shard_optimizer=true is for trainer.strategy=ddp: fsdp shards the optimizer anyway"
+            raise ValueError(wrong)
 
     @staticmethod
     def layers(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -223,10 +223,8 @@ class InpaintingDataset(PaintingItems):
             before = {"split": manifest.split, "seed": manifest.seed, **manifest.rules}
             for name, value in {"split": self.split, "seed": self.seed, **self.options.rules}.items():
                 if before.get(name) != value:
-                    raise ValueError(
-                        f"{path} was written with {name} {before.get(name)}, the settings say {value}; "
-                        "use the same settings, or another output folder"
-                    )
+                    wrong = f"{path} was written with {name} {before.get(name)}, the settings say {value};"
+                    raise ValueError(f"{wrong} use the same settings, or another output folder")
         else:
             manifest = self.choose_all()
             paintings.write_object(path, asdict(manifest))

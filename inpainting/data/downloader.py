@@ -160,9 +160,8 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
         elif not copy.is_file():
             raise ValueError(f"{copy}: no such file")
         elif pointer_hash(copy) is not None:
-            raise ValueError(
-                f"{copy} is a Git LFS pointer, not the file; `git lfs pull` in its clone gets it"
-            )
+            wrong = f"{copy} is a Git LFS pointer, not the file; `git lfs pull` in its clone gets it"
+            raise ValueError(wrong)
         elif is_archive(copy):
             unpack(copy, partial)
         elif copy.parent != partial:

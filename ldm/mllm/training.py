@@ -133,10 +133,8 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     read_json(folder / ADAPTER_CONFIG)
     file = next((path for name in (ADAPTER, "adapter_model.bin") if (path := folder / name).is_file()), None)
     if file is None or (folder / "non_lora_trainables.bin").is_file():
-        raise ValueError(
-            f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original LLaVA "
-            "layout is merged by python -m llava_bifrost.model convert"
-        )
+        wrong = f"{folder}: not an adapter of this repository or of peft ({ADAPTER}); one in the original"
+        raise ValueError(f"{wrong} LLaVA layout is merged by python -m llava_bifrost.model convert")
     return {current_name(key): value for key, value in read_weights(file).items()}
 
 

@@ -49,9 +49,8 @@ class Source:
         if sum(map(bool, (self.hub, self.url, self.packages, self.manual))) != 1:
             raise ValueError("a source has exactly one of hub, url, packages, manual")
         if not all(isinstance(held, Mapping) and all(held.values()) for held in self.packages.values()):
-            raise ValueError(
-                "packages: each names its files and their SHA-256: {NAME==VERSION: {FILE: HASH}}"
-            )
+            wrong = "packages: each names its files and their SHA-256: {NAME==VERSION: {FILE: HASH}}"
+            raise ValueError(wrong)
 
     @property
     def file_name(self) -> str:

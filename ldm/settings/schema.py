@@ -83,7 +83,6 @@ def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, pre
         for item in items:
             if choices is not None and item is not None and item not in choices:
                 raise ValueError(nearest(item, choices, spell(prefix + name)))
-            # Written so that NaN is refused where there is a limit.
             limited = isinstance(item, int | float) and (low is not None or high is not None)
             if limited and not lowest <= item <= highest:  # written so that NaN fails it
                 raise ValueError(f"{spell(prefix + name)} must be {range_name(field.metadata)}, got {item}")

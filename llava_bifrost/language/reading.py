@@ -122,8 +122,15 @@ def _read(text: str) -> Request:
         plain = f"{fronted[3]} {fronted[1]}"
     verb, _, rest = plain.partition(" ")
     verb, asked = _GERUNDS.get(verb, verb), True
-    if verb in REPLACE_VERBS:
-        return _read_replace(verb, rest.strip())
+    if verb in REPLACE_VERBS:  # by the reference image, so the words after the joint are not needed
+        parts = re.split(r"\s+(with|by|for)\s+", _PARTICLE.sub("", rest.strip()), maxsplit=1)
+        old, joint, new = (*parts, "", "")[:3]
+        if verb == "substitute" and joint == "for":
+            both = f"{verb!r} ... 'for {new}' can be read both ways"
+            raise ValueError(f'{both}; write "replace the X with the Y"')
+        if len(parts := split_list(old)) > 1:
+            raise ValueError(f"{verb!r} takes one object, got {' and '.join(map(repr, parts))}")
+        return Request(_name(_ITS_SIDE.sub(r"\2 \1", old), f"after {verb!r}", "anchor"), replace=True)
     if verb not in PLACE_VERBS:  # "a dog behind the sofa"
         sentence = not ARTICLE.match(plain) and re.search(r"^\w+ (?:the|a|an|my|our|your) ", plain)
         if verb in OTHER_VERBS or sentence or _PRONOUN.match(plain):
@@ -155,18 +162,6 @@ def plain_words(text: str) -> str:
     while before != plain:
         before, plain = plain, _THANKS.sub("", _POLITE.sub("", plain)).rstrip(" .!,;?")
     return plain
-
-
-def _read_replace(verb: str, rest: str) -> Request:
-    """What it is replaced by is the reference image, so those words are not needed."""
-    parts = re.split(r"\s+(with|by|for)\s+", _PARTICLE.sub("", rest), maxsplit=1)
-    old, joint, new = (*parts, "", "")[:3]
-    if verb == "substitute" and joint == "for":
-        both = f"{verb!r} ... 'for {new}' can be read both ways"
-        raise ValueError(f'{both}; write "replace the X with the Y"')
-    if len(parts := split_list(old)) > 1:
-        raise ValueError(f"{verb!r} takes one object, got {' and '.join(map(repr, parts))}")
-    return Request(_name(_ITS_SIDE.sub(r"\2 \1", old), f"after {verb!r}", "anchor"), replace=True)
 
 
 def _pairs(clause: str) -> list[tuple[str, str]]:

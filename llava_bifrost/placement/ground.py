@@ -137,7 +137,16 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     small = resize(depth_01.astype(np.float32), (h, w), how="nearest")
     y, x = np.mgrid[0:h, 0:w]
     points = np.stack([(x + 0.5) / w, (y + 0.5) / h, small], axis=-1).reshape(-1, 3).astype(np.float64)
-    feet = _contacts(small, boxes01)
+    found = []  # what the map shows at the feet of objects, just below their boxes: x, y and depth
+    for x0, y0, x1, y1 in boxes01:
+        row, left = round(y1 * h), min(round((x0 + 0.2 * (x1 - x0)) * w), w - 1)
+        if row >= h:
+            continue
+        columns = slice(left, max(round((x1 - 0.2 * (x1 - x0)) * w), left + 1))
+        d = float(np.quantile(small[row : row + 2, columns], 0.25))
+        if d < np.quantile(small[min(round(y0 * h), row - 1) : row, columns], 0.95) + HIDDEN:
+            found.append(((x0 + x1) / 2, (row + 1) / h, d))
+    feet = np.array(found).reshape(-1, 3)
     planes = _hypotheses(points, (h, w), feet)
     # The ground has the most points and feet among those that rise towards the viewer with nothing below.
     rising = planes[(planes[:, 1] > STEEP) & (np.abs(planes[:, 0]) < ROLL * planes[:, 1])]
@@ -148,8 +157,14 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
         rises = plane.b > STEEP and abs(plane.a) < ROLL * plane.b
         if rises and min(score[index], refined) > LEAST_AREA:
             break
-    else:
-        return _assumed(small, feet)
+    else:  # a level ground under a level camera
+        far = float(small.min())
+        usable = feet[(feet[:, 1] > HORIZON_ROW + 0.1) & (feet[:, 2] > far + 0.02)]
+        slopes = (usable[:, 2] - far) / (usable[:, 1] - HORIZON_ROW)
+        slope = float(np.quantile(slopes, 0.25)) if len(usable) else (1 - far) / (1 - HORIZON_ROW)
+        level = Plane(0.0, max(slope, STEEP), far - max(slope, STEEP) * HORIZON_ROW)
+        reached = (y + 0.5) / h > HORIZON_ROW
+        return Ground(level, min(0.0, HORIZON_D), np.zeros((h, w), bool), reached, False)
     above = _residual(plane, points).reshape(h, w)
     # A wall that crosses the plane is not ground: depth has to rise along the rows there.
     reach = max(1, round(RISE_ROWS * h))
@@ -159,21 +174,6 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     rows = np.nonzero(seen.any(axis=1))[0]
     hidden = (above > 0) & (y >= (rows[0] if len(rows) else h))  # by something nearer
     return Ground(plane, plane.horizon(planes, points, depth_01.shape), seen, hull(seen) | hidden, True)
-
-
-def _contacts(small: np.ndarray, boxes01: Sequence[Box01]) -> np.ndarray:
-    """What the map (h, w) shows at the feet of objects, just below their boxes: (m, 3) of x, y and depth."""
-    found = []
-    h, w = small.shape
-    for x0, y0, x1, y1 in boxes01:
-        row, left = round(y1 * h), min(round((x0 + 0.2 * (x1 - x0)) * w), w - 1)
-        if row >= h:
-            continue
-        columns = slice(left, max(round((x1 - 0.2 * (x1 - x0)) * w), left + 1))
-        d = float(np.quantile(small[row : row + 2, columns], 0.25))
-        if d < np.quantile(small[min(round(y0 * h), row - 1) : row, columns], 0.95) + HIDDEN:
-            found.append(((x0 + x1) / 2, (row + 1) / h, d))
-    return np.array(found).reshape(-1, 3)
 
 
 def _hypotheses(points: np.ndarray, size: tuple[int, int], feet: np.ndarray) -> np.ndarray:
@@ -211,18 +211,6 @@ def _ground_score(planes: np.ndarray, points: np.ndarray, feet: np.ndarray) -> n
     alone = (planes[:, 1] > STEEPEST) & (len(feet) * standing < 1.2)
     area = np.where(alone, area - 1, area)
     return area + FEET * standing - (3 - 2 * standing) * np.maximum(below - BELOW, 0)
-
-
-def _assumed(small: np.ndarray, feet: np.ndarray) -> Ground:
-    """A level ground under a level camera."""
-    far = float(small.min())
-    usable = feet[(feet[:, 1] > HORIZON_ROW + 0.1) & (feet[:, 2] > far + 0.02)]
-    slopes = (usable[:, 2] - far) / (usable[:, 1] - HORIZON_ROW)
-    slope = float(np.quantile(slopes, 0.25)) if len(usable) else (1 - far) / (1 - HORIZON_ROW)
-    level = Plane(0.0, max(slope, STEEP), far - max(slope, STEEP) * HORIZON_ROW)
-    h, w = small.shape
-    reach = np.repeat((np.arange(h) + 0.5)[:, None] / h > HORIZON_ROW, w, axis=1)
-    return Ground(level, min(0.0, HORIZON_D), np.zeros((h, w), bool), reach, False)
 
 
 def _residuals(planes: np.ndarray, points: np.ndarray) -> np.ndarray:

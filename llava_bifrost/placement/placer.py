@@ -103,10 +103,8 @@ def place_object(
             if isinstance(found, list):
                 return found[:candidates]
             reasons.append(found)
-    raise NoPlace(
-        f"no place for the {request.target} satisfies the instruction: {reasons[0]}; "
-        "loosen the instruction, or give --box and --depth"
-    )
+    wrong = f"no place for the {request.target} satisfies the instruction: {reasons[0]};"
+    raise NoPlace(f"{wrong} loosen the instruction, or give --box and --depth")
 
 
 def _attempt(

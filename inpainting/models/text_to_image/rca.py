@@ -175,10 +175,8 @@ def region_kwargs(
     """
     highest = int(region_ids.max())
     if highest > masks.shape[1] or len(masks) != len(region_ids):
-        raise ValueError(
-            f"tokens of {len(region_ids)} images name region {highest}, "
-            f"there are masks of {len(masks)} images and {masks.shape[1]} regions"
-        )
+        wrong = f"tokens of {len(region_ids)} images name region {highest},"
+        raise ValueError(f"{wrong} there are masks of {len(masks)} images and {masks.shape[1]} regions")
     regions = {}
     for level, (h, w) in enumerate(attention_sizes(latent_hw, levels)):
         visibility = log_visibility(masks, (h, w), layout, soft_cells / 2**level)

@@ -61,9 +61,8 @@ class Prediction:
         if not self.stem or not self.region:
             raise ValueError("`stem` and `region` must not be empty")
         if not self.root.strip():
-            raise ValueError(
-                "`root` is empty; `python -m inpainting.data.ops extract-noun-chunk-roots` finds noun roots"
-            )
+            wrong = "`root` is empty; `python -m inpainting.data.ops extract-noun-chunk-roots`"
+            raise ValueError(f"{wrong} finds noun roots")
 
     @property
     def crop_path(self) -> Path | None:

@@ -96,10 +96,8 @@ def measure_run(
     stems = [stem for stem in dataset.stems if not only_multi or len(masks[stem]) > 1]
     missing = {stem for stem in stems if not generate.image_path(out, stem).is_file()}
     if missing and not partial:
-        raise ValueError(
-            f"{out}: {len(missing)} of {len(stems)} images are missing, such as {min(missing)}.png; "
-            "run generate, or measure the others with --partial"
-        )
+        wrong = f"{out}: {len(missing)} of {len(stems)} images are missing, such as {min(missing)}.png;"
+        raise ValueError(f"{wrong} run generate, or measure the others with --partial")
     facts = {"data": to_plain(config.data), "descriptions": to_plain(config.global_anns_path)}
     facts["networks"] = {name: used["sha256"] for name, used in networks.used.items()}
     keys: dict[str, str] = {}

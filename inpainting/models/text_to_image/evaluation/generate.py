@@ -51,10 +51,8 @@ def open_paintings(
         other = MaskManifest.read(texts_dir / MANIFEST).items
         differ = [stem for stem, names in manifest.items.items() if other.get(stem) != names]
         if differ:
-            raise ValueError(
-                f"{texts_dir}: prompts written for other regions than {beside / MANIFEST} records, "
-                f"in {len(differ)} images such as {differ[0]}"
-            )
+            wrong = f"{texts_dir}: prompts written for other regions than {beside / MANIFEST} records,"
+            raise ValueError(f"{wrong} in {len(differ)} images such as {differ[0]}")
     return dataset
 
 
@@ -93,9 +91,8 @@ def record(path: Path, facts: dict[str, Any]) -> None:
     before, now = read_json(path), json.loads(text)
     differ = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if differ:
-        raise ValueError(
-            f"{path.parent} was begun with another {', '.join(differ)} ({path.name}); choose another folder"
-        )
+        wrong = f"{path.parent} was begun with another {', '.join(differ)} ({path.name});"
+        raise ValueError(f"{wrong} choose another folder")
 
 
 def fill_paintings(
@@ -160,9 +157,8 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
     if out is None:
         raise ValueError("llava_output_dir: name the folder that gets the prompts")
     if not model:
-        raise ValueError(
-            "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
-        )
+        wrong = "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
+        raise ValueError(wrong)
     dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
     if config.llava_checkpoint and numbered_folders(Path(model)):
         found = named_checkpoint(Path(model), config.llava_checkpoint, f"adapter/{ADAPTER_CONFIG}")
