@@ -1,4 +1,4 @@
-"""What a training run records: rows of numbers, rejected samples, sheets of what the model paints.
+"""What a training run records: rows of numbers, rejected samples, what the model paints, the held-out loss.
 
 Legend: b examples, c latent channels, h w latent pixels.
 """
@@ -6,6 +6,7 @@ Legend: b examples, c latent channels, h w latent pixels.
 import logging
 import time
 from collections import Counter, defaultdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.optim import Optimizer
 from cldm.config import Sampling
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
+from cldm.training.module import CompositorModule
+from cldm.training.settings import RunConfig
 from cldm.training.sharding import runs_model
 from datasets.base import UNREADABLE
 from datasets.examples import TrainingSample, collate_pairs
@@ -204,3 +207,62 @@ class Samples(pl.Callback):
                          pair.depth_01[0].numpy(), from_pm1(pair.target_pm1), painted])  # fmt: skip
         if trainer.is_global_zero:
             write_png(self.folder / f"step-{step:08d}.png", grid(rows, TITLES, cell=160))
+
+
+class Validation(pl.Callback):
+    """Every `validation.every` steps the mean loss over the held-out examples, in all and by source.
+
+    Examples, noise and timesteps are always the same, the timesteps spread evenly; no condition is dropped.
+    The rows stand in validation.csv. SaveModel keeps the checkpoint of `best_step`.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.settings, self.file = config.validation, CsvLogger(config.out / "validation.csv")
+        self.best, self.best_step, self.step = inf, 0, -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_step": self.best_step, "measured": self.settings.measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["measured"] == self.settings.measured:  # the loss over other examples is another one
+            self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step = trainer.global_step
+        if trainer.is_global_zero and self.file.path.is_file():
+            self.file.truncate(self.step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
+        step = trainer.global_step
+        if step == self.step or not self.settings.measured or step % self.settings.every:
+            return
+        self.step = step
+        row = self.losses(trainer, pl_module)
+        if row["loss"] < self.best:
+            self.best, self.best_step = row["loss"], step
+        if trainer.is_global_zero:
+            self.file.append({"step": step, **row})
+            if trainer.logger is not None:
+                trainer.logger.log_metrics({f"validation/{name}": value for name, value in row.items()}, step)
+
+    @torch.no_grad()
+    def losses(self, trainer: pl.Trainer, module: CompositorModule) -> dict[str, float]:
+        """`loss` over all examples, each device its part, and by source; of averaged weights where kept."""
+        data, count = trainer.datamodule.held_out, self.settings.examples  # type: ignore[attr-defined]
+        names, world = trainer.datamodule.held_out_names, trainer.world_size  # type: ignore[attr-defined]
+        sums = torch.zeros(2, len(names), device=module.device)
+        average, weights = module.average, module.parameters_to_train
+        if average is not None:
+            average.store(weights)
+            average.copy_to(weights)
+        with trainer.precision_plugin.forward_context():
+            for k in range(trainer.global_rank, -(-count // world) * world, world):  # equally many on each
+                sample = data[k % count]
+                batch = {key: value.to(module.device) for key, value in collate_pairs([sample]).items()}
+                loss = module.held_out_loss(batch, k % count, count)
+                sums[:, sample.source] += torch.stack([loss, torch.ones_like(loss)]) * (k < count)
+        if average is not None:
+            average.restore(weights)
+        total, number = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
+        by_source = {name: float(total[i] / number[i]) for i, name in enumerate(names) if number[i]}
+        return {"loss": float(total.sum() / number.sum()), **(by_source if len(names) > 1 else {})}

@@ -24,11 +24,10 @@ from cldm.model import Compositor
 from cldm.pretrained import load_compositor, save_compositor
 from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
-from cldm.training.records import Metrics, RejectionCounter, Samples
+from cldm.training.records import Metrics, RejectionCounter, Samples, Validation
 from cldm.training.resume import Change, check_resumed, run_record, write_settings
 from cldm.training.settings import RunConfig
 from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
-from cldm.training.validation import Validation
 from ldm.device import make_manifest
 from ldm.files import read_json, read_text, write_atomic, write_json
 from ldm.latents import LatentSpace

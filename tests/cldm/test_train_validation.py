@@ -18,9 +18,9 @@ from cldm.training import records
 from cldm.training import run as training_run
 from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
+from cldm.training.records import Validation
 from cldm.training.run import make_trainer, train
 from cldm.training.settings import CompositorTrainConfig, RunConfig, ValidationConfig
-from cldm.training.validation import Validation
 from datasets.examples import PairDataset, collate_pairs
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import render_shards
