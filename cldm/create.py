@@ -22,20 +22,18 @@ def backbone(config: NetworkConfig) -> dict:
 
 
 def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
+    latents, up = config.autoencoder, config.attention[::-1]
     return UNet2DConditionModel(
-        **backbone(config),
-        sample_size=config.size[0] // 2 ** (len(config.autoencoder.channels) - 1),
-        up_block_types=tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in config.attention[::-1]),
-        out_channels=config.autoencoder.latent_channels,
-    )
+        **backbone(config), sample_size=config.size[0] // 2 ** (len(latents.channels) - 1),
+        up_block_types=tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in up),
+        out_channels=latents.latent_channels,
+    )  # fmt: skip
 
 
 def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel:
-    net = ControlNetModel(
-        **backbone(config),
-        conditioning_channels=hint_channels,
-        conditioning_embedding_out_channels=config.hint_channels,
-    )
+    hints = {"conditioning_channels": hint_channels}
+    hints |= {"conditioning_embedding_out_channels": config.hint_channels}
+    net = ControlNetModel(**backbone(config), **hints)
     if config.zero_conv_std:
         last = net.controlnet_cond_embedding.conv_out
         for convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block, last):

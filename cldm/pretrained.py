@@ -33,12 +33,9 @@ def save_compositor(
 def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Compositor, CompositorConfig]:
     """On the CPU in eval mode, strictly loaded: ValueError names what is missing, unexpected, mis-shaped."""
     config = load_compositor_config(folder)
-    model = Compositor(
-        load_part(UNet2DConditionModel, folder / "unet", dtype),
-        load_part(ControlNetModel, folder / "control_detail", dtype),
-        load_part(ControlNetModel, folder / "control_depth", dtype),
-        IdentityEncoder.from_pretrained(folder, dtype),
-        LatentSpace.from_pretrained(folder / "vae", dtype),
-        read_json(folder / "scheduler" / "scheduler_config.json"),
-    )
-    return model.eval(), config
+    unet = load_part(UNet2DConditionModel, folder / "unet", dtype)
+    branches = [load_part(ControlNetModel, folder / f"control_{name}", dtype) for name in ("detail", "depth")]
+    identity = IdentityEncoder.from_pretrained(folder, dtype)
+    space = LatentSpace.from_pretrained(folder / "vae", dtype)
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    return Compositor(unet, *branches, identity, space, schedule).eval(), config

@@ -67,17 +67,14 @@ def report_sections() -> dict[str, list[str]]:
             gains.append(f"{users}: {size}: python -m ldm.registry pull {name}")
         elif users:
             works.append(f"{users}: with {folder_of(model)}")
-    return {
-        "works now": works,
-        "would be gained": sorted(gains),
-        "machine": [
-            f"python {platform.python_version()} on {platform.platform()}",
-            ", ".join(f"{name} {version}" for name, version in library_versions().items()),
-            f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}",
-            f"models folder: {root} ({shutil.disk_usage(there).free / 2**30:.0f} GB free)",
-        ],
-        "models": [f"{name}: {folder_of(model)}: {states[name]}" for name, model in registry.items()],
-    }
+    machine = [
+        f"python {platform.python_version()} on {platform.platform()}",
+        ", ".join(f"{name} {version}" for name, version in library_versions().items()),
+        f"devices: {', '.join([*devices, f'cpu ({torch.get_num_threads()} threads)'])}",
+        f"models folder: {root} ({shutil.disk_usage(there).free / 2**30:.0f} GB free)",
+    ]
+    models = [f"{name}: {folder_of(model)}: {states[name]}" for name, model in registry.items()]
+    return {"works now": works, "would be gained": sorted(gains), "machine": machine, "models": models}
 
 
 build_app = single_app(print_report)

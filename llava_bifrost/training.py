@@ -81,15 +81,14 @@ def fine_tune_locator(config: TrainConfig) -> None:
         with accelerator.autocast():
             return measure_free_answers(Locator(Mllm(model, processor, config.model), answers), measured)
 
+    chat = Chat(processor, TEMPLATES.get(answers.template or ""))
     task = Task(
-        training.answer_loss,
-        LocatorData(records, codec, processor),
-        Chat(processor, TEMPLATES.get(answers.template or "")).examples,
+        training.answer_loss, LocatorData(records, codec, processor), chat.examples,
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=measure if measured else None,
         layout=training.adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
         rates=lambda name: config.projector_lr if training.is_projector(name) else config.fit.lr,
-    )
+    )  # fmt: skip
     fit(config.fit, config.out, model, task, accelerator)
     if not accelerator.is_main_process:
         return

@@ -27,16 +27,12 @@ from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
 
+ANYDOOR = "AnyDoor weights: the depth branch is untrained and adds nothing; nearer things stay by mask."
+SD21 = "A training start: control branches and projector are untrained."
 CONFIGS = {
-    "bifrost": CompositorConfig(name="bifrost", pair=PairOptions(hf_mode="zero")),
-    "anydoor": CompositorConfig(
-        name="anydoor",
-        notice="AnyDoor weights: the depth branch is untrained and adds nothing; nearer things stay by mask.",
-        pair=PairOptions(hf_mode="color"),
-    ),
-    "sd21": CompositorConfig(
-        name="sd21-start", notice="A training start: control branches and projector are untrained."
-    ),
+    "bifrost": CompositorConfig("bifrost", pair=PairOptions(hf_mode="zero")),
+    "anydoor": CompositorConfig("anydoor", ANYDOOR, PairOptions(hf_mode="color")),
+    "sd21": CompositorConfig("sd21-start", SD21),
 }
 HOW = {
     "file": "weights from the file", "copy": "copied from the UNet",

@@ -60,9 +60,8 @@ UPPER_SIDES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("motorcycle", "motorbike", "bicycle", "bike", "scooter", "horse"), (0.24, 0.36)),
     **dict.fromkeys(("bed", "table", "desk"), (0.25, 0.6)),
     **dict.fromkeys(("laptop", "keyboard", "stove"), (0.5, 0.64)),
-    **dict.fromkeys(
-        ("nightstand", "piano", "cabinet", "dresser", "fridge", "shelf", "tv", "box"), (0.03, 0.25)
-    ),
+    **dict.fromkeys(("nightstand", "piano", "cabinet", "dresser"), (0.03, 0.25)),
+    **dict.fromkeys(("fridge", "shelf", "tv", "box"), (0.03, 0.25)),
 }
 TOP_SIDE = (0.03, 0.35)  # of all others
 RELIEF, ROUND_RELIEF = 0.06, 0.36  # by which the middle is nearer, in units of width times scale; chosen

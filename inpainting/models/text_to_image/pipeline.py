@@ -123,10 +123,8 @@ class PreparedJob:
         (h, w), (high, wide) = canvas.inner_hw, image.shape[:2]
         edit = np.logical_or.reduce([region.mask for region in regions])
         with timer.stage("paste back"):
-            place, width = (
-                (edit, options.feather * min(edit.shape)) if options.paste_back else (edit | True, 0.0)
-            )
-            weight_01 = feather_inside(place, width)
+            place = edit if options.paste_back else edit | True
+            weight_01 = feather_inside(place, options.feather * min(edit.shape) * options.paste_back)
             for canvas_u8 in islice(painted_u8, len(seeds)):
                 how = "cubic" if high > h or wide > w else "area"
                 whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
@@ -137,19 +135,15 @@ class PreparedJob:
             "mask_pixels": [int(region.mask.sum()) for region in regions], "device": str(pipe.device),
             "seconds": timer.report(),
         }  # fmt: skip
+        given = [{"prompt": each.prompt, "negative": each.negative, "mask": array_sha256(each.mask)}
+                 for each in regions]  # fmt: skip
         recipe = {
-            "command": "paint",
-            "image": array_sha256(image),
-            "regions": [
-                {"prompt": region.prompt, "negative": region.negative, "mask": array_sha256(region.mask)}
-                for region in regions
-            ],
-            "options": to_plain(options),
+            "command": "paint", "image": array_sha256(image), "regions": given, "options": to_plain(options),
             "model": {"name": pipe.config.name, "folder": pipe.folder, "lora": pipe.lora},
             "weights": weights_of(pipe),
             "machine": {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")},
             "versions": library_versions(),
-        }
+        }  # fmt: skip
         return PaintResult(images, edit, seeds, recipe, report, regions)
 
 

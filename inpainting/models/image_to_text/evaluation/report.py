@@ -45,20 +45,15 @@ NAMES = (*SOURCES, predictions.CLIPSCORE, *predictions.BERTSCORE)
 WITH_INTERVALS, LAST = "with_intervals", "last_region"
 # model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
 PUBLISHED: dict[str, tuple[float, ...]] = {
-    "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46),
-    "LLaVA-1Mask": (36.52, 36.99, 12.58, 34.64, 24.65),
+    "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46), "LLaVA-1Mask": (36.52, 36.99, 12.58, 34.64, 24.65),
     "MultiMask-1Pred": (35.48, 37.68, 13.15, 34.98, 24.79),
     "MultiMask-LastPred": (33.08, 37.40, 12.61, 34.45, 24.46),
     "MultiMask-All": (31.73, 37.33, 12.43, 34.33, 24.24),
-}
-COLUMNS = {
-    "Accuracy": "accuracy",
-    "B@1": "bleu1",
-    "B@4": "bleu4",
-    "ROUGE-L": "rougeL_fmeasure",
-    "CLIPSim": "clipscore",
-    "Accuracy, whole words": "accuracy_words",  # ours, so that no published model has it
-}
+}  # fmt: skip
+COLUMNS = {  # the last one is ours, so that no published model has it
+    "Accuracy": "accuracy", "B@1": "bleu1", "B@4": "bleu4", "ROUGE-L": "rougeL_fmeasure",
+    "CLIPSim": "clipscore", "Accuracy, whole words": "accuracy_words",
+}  # fmt: skip
 
 
 def measure_prompts(
