@@ -25,8 +25,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from cldm.model import Compositor, Conditions
+from cldm.training.checkpoints import WHOLE, shard
 from cldm.training.settings import CompositorTrainConfig
-from cldm.training.sharding import WHOLE, shard
 from datasets.base import MOVING, STILL
 from datasets.pairs import model_inputs
 from ldm.denoise import min_snr_weight, prediction_target

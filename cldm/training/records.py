@@ -21,9 +21,9 @@ from torch.optim import Optimizer
 from cldm.config import Sampling
 from cldm.model import Compositor
 from cldm.pipeline import CompositorPipeline
+from cldm.training.checkpoints import runs_model
 from cldm.training.module import CompositorModule
 from cldm.training.settings import RunConfig
-from cldm.training.sharding import runs_model
 from datasets.base import UNREADABLE
 from datasets.examples import TrainingSample, collate_pairs
 from datasets.pairs import model_inputs

@@ -22,12 +22,11 @@ from cldm.config import CompositorConfig
 from cldm.create import create_compositor
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor, save_compositor
+from cldm.training import checkpoints
 from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
 from cldm.training.records import Metrics, RejectionCounter, Samples, Validation
-from cldm.training.resume import Change, check_resumed, run_record, write_settings
 from cldm.training.settings import RunConfig
-from cldm.training.sharding import Sharded, SplitCheckpoint, runs_model, step_folders
 from ldm.device import make_manifest
 from ldm.files import read_json, read_text, write_atomic, write_json
 from ldm.latents import LatentSpace
@@ -91,20 +90,20 @@ class SaveModel(pl.Callback):
             return
         self.interrupted = not regular
         trainer.save_checkpoint(self.folder / f"step-{step:08d}")
-        if regular and runs_model(trainer):  # whole weights in a fresh model; the rest is frozen
+        if regular and checkpoints.runs_model(trainer):  # whole weights in a fresh model; the rest is frozen
             weights = pl_module.averaged_weights() or trainer.strategy.lightning_module_state_dict()
             weights = {name: weights[name] for name in trained(pl_module) if name in weights}
             if trainer.is_global_zero:
                 self.write_model(weights, pl_module, step)
         if trainer.is_global_zero:
             kept = (self.best, *self.surplus)
-            found = [path for path in step_folders(self.folder) if path not in kept]
+            found = [path for path in checkpoints.step_folders(self.folder) if path not in kept]
             for old in [*self.surplus, *(found[: -settings.keep] if regular else [])]:
                 shutil.rmtree(old, ignore_errors=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the best model, and that of the last checkpoint where a kill came between the two."""
-        found = step_folders(self.folder)
+        found = checkpoints.step_folders(self.folder)
         if self.interrupted or not trainer.is_global_zero:
             return
         for prefix, folders in (("", found[-1:]), ("best_", [path for path in found if path == self.best])):
@@ -160,8 +159,8 @@ def make_trainer(
     tracker: Logger | bool = False
     try:
         if settings.tracker == "tensorboard":
-            found = step_folders(out / "checkpoints")[-1:]  # what came after it is done and sent again
-            again = int(found[0].name[5:]) + 1 if found else None
+            found = checkpoints.step_folders(out / "checkpoints")
+            again = int(found[-1].name[5:]) + 1 if found else None  # what came after it is sent again
             tracker = TensorBoardLogger(out, name="tensorboard", version="", purge_step=again)
         elif settings.tracker == "wandb":
             tracker = WandbLogger(name=out.name, save_dir=out, id=tracker_id(out), resume="allow")
@@ -180,11 +179,12 @@ def make_trainer(
     ]
     return pl.Trainer(
         accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.nodes,
-        strategy=Sharded(settings.all_devices) if settings.strategy == "fsdp" else "auto",
+        strategy=checkpoints.Sharded(settings.all_devices) if settings.strategy == "fsdp" else "auto",
         precision=settings.precision,  # type: ignore[arg-type]  # one of its literals, checked by the setting
         max_epochs=-1, max_steps=settings.max_steps, accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip or None, log_every_n_steps=settings.log_every,
-        callbacks=callbacks, plugins=[SplitCheckpoint(record or {})], logger=tracker, default_root_dir=out,
+        callbacks=callbacks, plugins=[checkpoints.SplitCheckpoint(record or {})], logger=tracker,
+        default_root_dir=out,
         use_distributed_sampler=False,  # RunBatches splits the examples among the devices
         enable_checkpointing=False, enable_model_summary=False,  # SaveModel does it
     )  # fmt: skip
@@ -192,19 +192,19 @@ def make_trainer(
 
 def train(config: RunConfig) -> None:
     """Train the compositor; the same command again continues an interrupted run."""
-    newest = next(reversed(step_folders(config.out / "checkpoints")), None)
+    newest = next(reversed(checkpoints.step_folders(config.out / "checkpoints")), None)
     if newest is None and (config.out / "model").exists():
         wrong = f"out={config.out}: holds a model but no checkpoint to go on from;"
         raise ValueError(f"{wrong} name another folder or remove this one")
     batches = config.trainer.max_steps * config.trainer.accumulate
     data = PairData(config, batches)
     _ = data.held_out  # refused before anything is written
-    record = run_record(config, {name: len(source) for name, source in data.opened[0].items()})
-    changes: list[Change] = []
+    record = checkpoints.run_record(config, {name: len(source) for name, source in data.opened[0].items()})
+    changes: list[checkpoints.Change] = []
     if newest is not None:
-        changes = check_resumed(config, record, newest)
+        changes = checkpoints.check_resumed(config, record, newest)
         logger.info("continuing %s", newest)
-    write_settings(config, changes, 0 if newest is None else int(newest.name[5:]))
+    checkpoints.write_settings(config, changes, 0 if newest is None else int(newest.name[5:]))
     module = CompositorModule(starting_model(config), config.train)
     lightning.isolate_rng = isolated_rng
     with signals_noted() as signals:

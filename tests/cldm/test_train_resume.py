@@ -15,7 +15,7 @@ import torch
 from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from cldm.training import data as training_data
-from cldm.training.resume import Change, check_resumed, run_record
+from cldm.training.checkpoints import Change, check_resumed, run_record
 from cldm.training.run import train
 from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig
 from ldm.files import write_json
