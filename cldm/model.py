@@ -248,15 +248,11 @@ def residual_layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]
     return list(zip(resnets, attentions, strict=True))
 
 
-def run_layer(
-    layer: tuple[nn.Module, nn.Module | None], sample: Tensor, time: Tensor, tokens: Tensor
-) -> Tensor:
+def run_layer(layer: tuple[nn.Module, nn.Module | None], x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
     """One residual block and its attention, as the block itself runs them."""
     resnet, attention = layer
-    sample = resnet(sample, time)
-    if attention is None:
-        return sample
-    return attention(sample, encoder_hidden_states=tokens, return_dict=False)[0]
+    x = resnet(x, time)
+    return x if attention is None else attention(x, encoder_hidden_states=tokens, return_dict=False)[0]
 
 
 def attended(block: nn.Module, tokens: Tensor) -> dict[str, Tensor]:

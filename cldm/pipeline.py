@@ -83,9 +83,7 @@ def make_controls(
 class Predictor:
     """`predict` of `ldm.denoise.denoise` for one run of a schedule of `total` steps."""
 
-    def __init__(
-        self, model: Compositor, controls: Sequence[Controls], sampling: Sampling, total: int
-    ) -> None:
+    def __init__(self, model: Compositor, controls: list[Controls], sampling: Sampling, total: int) -> None:
         self.model, self.controls = model, controls
         self.every, self.layers, self.left = sampling.reuse_every, sampling.reuse_layers, total
         self.deep: Tensor | None = None  # of the last step that was computed whole

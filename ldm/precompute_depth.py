@@ -88,7 +88,7 @@ def estimate_tree(settings: DepthSettings) -> None:
     if not all_there(paths):
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits
-        network = DepthEstimator.load(folder, device=str(device), dtype=dtype)
+        depth = DepthEstimator.load(folder, device=str(device), dtype=dtype)
         if not record_path.is_file():
             write_json(record_path, record)
         batches = [paths[start : start + settings.batch] for start in range(0, len(paths), settings.batch)]
@@ -104,9 +104,7 @@ def estimate_tree(settings: DepthSettings) -> None:
                 for batch in todo:
                     read = dict(zip(batch, islice(images, len(batch)), strict=True))
                     good = {path: image for path, image in read.items() if not isinstance(image, ValueError)}
-                    maps = network.estimate_many(
-                        list(good.values()), batch_size=settings.batch, enlarge=False
-                    )
+                    maps = depth.estimate_many(list(good.values()), batch_size=settings.batch, enlarge=False)
                     new = {path: map_ for path, map_ in zip(good, maps, strict=True) if not path.is_file()}
                     list(writers.map(write_depth, new, new.values()))
                     for path in [path for path in batch if path not in good]:

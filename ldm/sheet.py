@@ -8,9 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ldm.decode import row_blocks
 from ldm.images import resize
 
-PAPER = (255, 255, 255)
-INK = (25, 25, 25)
-FRAME_COLOR = (205, 205, 205)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+PAPER, INK, FRAME_COLOR = (255, 255, 255), (25, 25, 25), (205, 205, 205)
 CELL_GAP = 8  # pixels between cells
 LONGEST_LABEL = 0.9  # of a cell's width; longer row labels are wrapped
 
@@ -71,7 +70,7 @@ def as_levels(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 2 else np.ascontiguousarray(image[:, :, :3])
 
 
-def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
+def _extent(text: str, font: Font) -> tuple[int, int]:
     """(width, height) of a text of one or more lines in pixels."""
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     x0, _, x1, _ = ruler.multiline_textbbox((0, 0), text, font=font)
@@ -80,9 +79,7 @@ def _extent(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tu
     return round(x1 - min(x0, 0)), round(y1 - min(y0, 0)) + 2
 
 
-def wrap_text(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, cut: bool = False
-) -> str:
+def wrap_text(text: str, font: Font, width: int, cut: bool = False) -> str:
     """Break a text at spaces and underscores into lines of `width` pixels; cut: longer words too."""
     lines: list[str] = []
     for word in text.replace("_", "_ ").split():

@@ -8,7 +8,7 @@ that of a dataset's `anchors`.
     {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,7 @@ def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "
     return at_their_feet(anchors, measured, depth_01) if depth_01 is not None else anchors
 
 
-def at_their_feet(
-    places: Mapping[str, Place], names: Sequence[str], depth_01: np.ndarray
-) -> dict[str, Place]:
+def at_their_feet(places: Mapping[str, Place], names: list[str], depth_01: np.ndarray) -> dict[str, Place]:
     """Places with the depth of their foot on the ground for those of `names`; see `Ground.standing`."""
     ground = fit_ground(depth_01, [place.box01_xyxy for place in places.values()])
     return {name: ground.standing(place) if name in names else place for name, place in places.items()}

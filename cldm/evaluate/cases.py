@@ -172,9 +172,7 @@ def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray]
     return int(np.argmin([np.abs(shown - image[mask]).mean() for image in candidates_u8]))
 
 
-def order_is_right(
-    depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, placed_is_nearer: bool
-) -> bool | None:
+def order_is_right(depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, nearer: bool) -> bool | None:
     """Whether median depths beside the common border show this order; None: less than MIN_ZONE pixels."""
     if not placed.any() or not other.any():
         return None
@@ -185,7 +183,7 @@ def order_is_right(
     if min(first.sum(), second.sum()) < MIN_ZONE:
         return None
     difference = float(np.median(depth_01[first]) - np.median(depth_01[second]))
-    return (difference > 0) == placed_is_nearer and difference != 0
+    return (difference > 0) == nearer and difference != 0
 
 
 def pixel_order(estimated_01: np.ndarray, truth_01: np.ndarray, rng: np.random.Generator) -> float:

@@ -22,7 +22,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
-from torch.distributed.checkpoint import state_dict as states
+from torch.distributed.checkpoint import state_dict as dcp
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
@@ -47,9 +47,7 @@ MAY_CHANGE = (
 FOLDERS = ("pretrained", "first_stage")  # may move, as their hashes are compared
 STEP = ("data.batch", "trainer.accumulate", "trainer.devices", "trainer.nodes")  # their product must stay
 # Of what trains: whole tensors, on the CPU of the first device when they are read.
-WHOLE = states.StateDictOptions(
-    full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False
-)
+WHOLE = dcp.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 
 
 def shard(model: Compositor, mesh: DeviceMesh) -> None:
@@ -79,24 +77,24 @@ class Sharded(ModelParallelStrategy):
         super().__init__(devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return states.get_model_state_dict(self.module, options=WHOLE)
+        return dcp.get_model_state_dict(self.module, options=WHOLE)
 
     def load_checkpoint(self, path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        states.set_model_state_dict(self.module, dict(checkpoint["state_dict"]), options=WHOLE)
+        dcp.set_model_state_dict(self.module, dict(checkpoint["state_dict"]), options=WHOLE)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The optimizer's state by number of the parameter, on the first device."""
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state = states.get_optimizer_state_dict(self.module, plain, options=WHOLE)
+        state = dcp.get_optimizer_state_dict(self.module, plain, options=WHOLE)
         return rekeyed(state, {name: index for index, name in enumerate(trained(self.module))})
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         names = dict(enumerate(trained(self.module)))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            states.set_optimizer_state_dict(self.module, optimizer, rekeyed(state, names), options=WHOLE)
+            dcp.set_optimizer_state_dict(self.module, optimizer, rekeyed(state, names), options=WHOLE)
 
     @property
     def module(self) -> pl.LightningModule:

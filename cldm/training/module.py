@@ -184,9 +184,7 @@ class CompositorModule(pl.LightningModule):
         first, self.checked = not self.checked, True  # a check waits for the device
         return self.model.latent_space.encode(target_pm1, generators, check=first).float()
 
-    def loss(
-        self, batch: dict[str, Any], latents: Tensor, noise: Tensor, timesteps: Tensor, drops: Tensor
-    ) -> Tensor:
+    def loss(self, batch: dict, latents: Tensor, noise: Tensor, timesteps: Tensor, drops: Tensor) -> Tensor:
         """Mean weighted error of the prediction at latents (b, c, h, w) with noise put on them."""
         x = self.noise_schedule.add_noise(latents, noise, timesteps)
         prediction = self.model(x, timesteps, self.conditions(batch, drops))

@@ -148,9 +148,7 @@ def tracker_id(out: Path) -> str:
     return read_text(file).strip()
 
 
-def make_trainer(
-    config: RunConfig, signals: Sequence[int] = (), record: Mapping[str, Any] | None = None
-) -> pl.Trainer:
+def make_trainer(config: RunConfig, signals: Sequence[int] = (), record: dict | None = None) -> pl.Trainer:
     """The trainer with what it records; the packages of the trackers are needed only where one is chosen.
 
     record: what the checkpoints hold beside the state

@@ -72,7 +72,7 @@ def build_paintings(settings: BuildSettings) -> None:
     journals += [
         texts.captions_to_folder(texts.FolderSettings(captions, entities), redo=False),
         texts.captions_to_annotations(texts.EntitySettings(entities), redo=False),
-        split_images(split, source_dir=images, redo=False),
+        split_images(split, images, redo=False),
     ]
     for journal in journals:
         if journal is not None and journal.left_out:
@@ -86,9 +86,8 @@ def build_app() -> App:
     app.command("extract-noun-chunk-roots")(command(texts.RootSettings, texts.extract_roots))
     app.command("caption-masks")(command(CaptionSettings, caption_masks))
     app.command("llava-annotations-to-folder")(command(texts.FolderSettings, texts.captions_to_folder))
-    app.command("llava-annotations-to-entity-annotations")(
-        command(texts.EntitySettings, texts.captions_to_annotations)
-    )
+    cleaned = command(texts.EntitySettings, texts.captions_to_annotations)
+    app.command("llava-annotations-to-entity-annotations")(cleaned)
     app.command("train-val-test-split")(command(SplitSettings, split_images))
     app.command("annotate-images")(command(AnnotateSettings, annotate_images))
     app.command("build")(command(BuildSettings, alone(build_paintings, lambda settings: settings.out_dir)))

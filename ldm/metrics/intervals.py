@@ -55,14 +55,12 @@ def format_estimate(number: Mapping[str, float] | None, digits: str = ".2f", fac
     return f"{factor * value:{digits}}" + (f" [{spread}]" if spread else "")
 
 
-def with_interval(
-    statistic: Callable[[np.ndarray], float], items: Sized, seed: int, resamples: int
-) -> Estimate:
-    """Value of a statistic of all items, their number, and the 95 % interval where there are resamples."""
+def with_interval(statistic: Callable[[np.ndarray], float], items: Sized, seed: int, draws: int) -> Estimate:
+    """Value of a statistic of all items, their number, and the 95 % interval of `draws` resamples, if any."""
     value = float(statistic(np.arange(len(items))))
-    if len(items) < 2 or not resamples:
+    if len(items) < 2 or not draws:
         return {"value": value, "n": len(items)}
-    low, high = percentile_interval(statistic, len(items), seed, resamples)
+    low, high = percentile_interval(statistic, len(items), seed, draws)
     return {"value": value, "low": low, "high": high, "n": len(items)}
 
 

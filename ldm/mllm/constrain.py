@@ -227,11 +227,9 @@ def generate(
     inputs |= {PREFIX: batch[PREFIX]} if PREFIX in batch else {}
     end = end_token(tokenizer)
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    settings = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)
+    rules = GenerationConfig(max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=pad)
     with torch.no_grad():
-        rows = model.generate(
-            **inputs, generation_config=settings, logits_processor=[choice or FiniteScores()]
-        )
+        rows = model.generate(**inputs, generation_config=rules, logits_processor=[choice or FiniteScores()])
     answers = rows[:, inputs["input_ids"].shape[1] :].tolist()
     texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
     if choice is None:

@@ -188,9 +188,7 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
             done = {"version": __version__}, 0
             report, code = done if "--version" in argv else _outcome(build, argv)
     finally:  # NaN and infinity have no JSON form; numpy and torch have lists
-        text = json.dumps(
-            report, default=lambda item: item.tolist() if hasattr(item, "tolist") else str(item)
-        )
+        text = json.dumps(report, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x))
         plain = json.loads(text, parse_constant=lambda name: None)
         stdout.write(json.dumps(plain, sort_keys=True) + "\n")
     return code
@@ -232,9 +230,7 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
     return {}, result if type(result) is int else 0  # of typer.Exit; a verb may return True
 
 
-def _option(
-    key: str, field: Field, hint: Any, layers: Sequence[Layer], hidden: bool = False
-) -> inspect.Parameter:
+def _option(key: str, field: Field, hint: Any, layers: Sequence[Layer], hidden: bool) -> inspect.Parameter:
     """The option of one field. Its default is None = not given; checks are left to `merge_layers`."""
     metavar: str | None
     metavar, text = _described(key, field, hint, layers)

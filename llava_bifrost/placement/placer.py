@@ -147,7 +147,7 @@ def _attempt(
 
 
 def _ranked(
-    view: search.View, able: search.CandidatePlacements, visible: np.ndarray, request: Request,
+    view: search.View, able: search.Placements, visible: np.ndarray, request: Request,
     named: Mapping[str, Place],
 ) -> list[Candidate]:  # fmt: skip
     """Candidates that satisfy everything in the numbers of the answer, best first, each unlike the better."""

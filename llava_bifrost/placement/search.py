@@ -35,7 +35,7 @@ LID = 0.65  # fraction of a box, from above, in which its upper side is looked f
 
 
 @dataclass(frozen=True, eq=False)
-class CandidatePlacements:
+class Placements:
     """k proposals; every field is an array (k,)."""
 
     x: np.ndarray  # middle
@@ -50,8 +50,8 @@ class CandidatePlacements:
     def __len__(self) -> int:
         return len(self.x)
 
-    def where(self, chosen: np.ndarray) -> "CandidatePlacements":
-        return CandidatePlacements(*(values[chosen] for values in vars(self).values()))
+    def where(self, chosen: np.ndarray) -> "Placements":
+        return Placements(*(values[chosen] for values in vars(self).values()))
 
     @property
     def boxes01(self) -> np.ndarray:
@@ -60,10 +60,10 @@ class CandidatePlacements:
         return np.clip(np.stack(edges, 1), 0.0, 1.0)
 
 
-def join(parts: Sequence[CandidatePlacements]) -> CandidatePlacements:
-    nothing = CandidatePlacements(*[np.zeros(0)] * 8)
+def join(parts: Sequence[Placements]) -> Placements:
+    nothing = Placements(*[np.zeros(0)] * 8)
     columns = zip(*(vars(part).values() for part in (nothing, *parts)), strict=True)
-    return CandidatePlacements(*map(np.concatenate, columns))
+    return Placements(*map(np.concatenate, columns))
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class View:
 
     def placements(
         self, relations: Sequence[tuple[str, str]], named: Mapping[str, Place], extent: ObjectExtent
-    ) -> CandidatePlacements:
+    ) -> Placements:
         """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
-        parts: list[CandidatePlacements] = []
+        parts: list[Placements] = []
         # On top of an object: on its level upper side where one is seen, else just below its upper edge.
         upon = [name for relation, name in relations if relation in UPON and not is_level(name, named[name])]
         for name in upon:
@@ -140,9 +140,7 @@ def at(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return values[np.clip((y * h).astype(int), 0, h - 1), np.clip((x * w).astype(int), 0, w - 1)]
 
 
-def on_plane(
-    view: View, plane: Plane, box01: Box01, extent: ObjectExtent, factor: float = 1.0
-) -> CandidatePlacements:
+def on_plane(view: View, plane: Plane, box01: Box01, extent: ObjectExtent, factor: float = 1.0) -> Placements:
     """Candidates on a raised plane inside a box: where it is seen, and where nearer objects hide it in
     between."""
     x0, y0, x1, y1 = box01
@@ -195,9 +193,7 @@ def level_plane(view: View, box01: Box01, without: Box01 | None = None) -> Plane
     return ground.raised(float(np.median(factor[level & near])), horizon)
 
 
-def _sized(
-    points: np.ndarray, view: View, extent: ObjectExtent, level: float, factor: float
-) -> CandidatePlacements:
+def _sized(points: np.ndarray, view: View, extent: ObjectExtent, level: float, factor: float) -> Placements:
     """Boxes at contact points (3, k) of x, y and depth, for every relative size, those inside the image."""
     x, y, contact = points
     scale, (h_px, w_px) = np.asarray(view.ground.scale(contact)), view.depth_01.shape
@@ -208,11 +204,11 @@ def _sized(
         d = np.minimum(contact + extent.relief * w * scale, 1.0)
         relative, levels = np.full(len(x), size * factor), np.full(len(x), level)
         inside = (x - w / 2 >= 0) & (x + w / 2 <= 1) & (y - h >= 0) & (y <= 1)
-        parts.append(CandidatePlacements(x, y, w, h, d, contact, relative, levels).where(inside))
+        parts.append(Placements(x, y, w, h, d, contact, relative, levels).where(inside))
     return join(parts)
 
 
-def behind(view: View, candidates: CandidatePlacements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
+def behind(view: View, candidates: Placements, plane: Plane) -> tuple[np.ndarray, np.ndarray]:
     """The points x, y of a surface on which the far side of each object stands."""
     left, right, away, _ = plan(view, candidates.x, candidates.w, candidates.contact)
     back = away + BACK * (right - left)
@@ -240,17 +236,15 @@ def footprint(view: View, name: str) -> tuple:
     return left, right, away, away + THICK * deep * (right - left)
 
 
-def clear(
-    view: View, candidates: CandidatePlacements, ignored: Collection[str] = (), slim: float = SLIM
-) -> np.ndarray:
+def clear(view: View, tried: Placements, ignored: Collection[str] = (), slim: float = SLIM) -> np.ndarray:
     """Whether a candidate is free of the footprints of all known objects, (k,) bool.
 
     A footprint of a known object is a rectangle, that of the object to place a circle.
     ignored: objects that the candidate may overlap, because it is on or under them
     slim: fraction of the object's radius that must be free
     """
-    free = np.ones(len(candidates), bool)
-    left, right, front, _ = plan(view, candidates.x, candidates.w, candidates.contact)
+    free = np.ones(len(tried), bool)
+    left, right, front, _ = plan(view, tried.x, tried.w, tried.contact)
     radius, side = (right - left) / 2, (right + left) / 2
     away = front + radius
     for name in view.known:
@@ -259,6 +253,6 @@ def clear(
         a0, a1, b0, b1 = footprint(view, name)
         across = np.maximum(np.maximum(a0 - side, side - a1), 0)
         along = np.maximum(np.maximum(b0 - away, away - b1), 0)
-        here = np.abs(candidates.level / view.levels[name] - 1) < SAME_LEVEL
+        here = np.abs(tried.level / view.levels[name] - 1) < SAME_LEVEL
         free &= ~((np.hypot(across, along) < slim * radius) & here)
     return free

@@ -91,11 +91,11 @@ def test_depth_order_beside_the_border_and_a_swapped_depth_fails() -> None:
     placed[10:30, 5:20], other[10:30, 20:39] = True, True
     depth = np.where(placed, 0.7, 0.2)
     depth[:, 5:7] = 0.0  # far from the border
-    assert order_is_right(depth, placed, other, placed_is_nearer=True)
-    assert not order_is_right(depth, placed, other, placed_is_nearer=False)
-    assert not order_is_right(1 - depth, placed, other, placed_is_nearer=True)
-    assert not order_is_right(np.zeros_like(depth), placed, other, placed_is_nearer=True)
-    assert order_is_right(depth, np.zeros_like(placed), other, placed_is_nearer=True) is None
+    assert order_is_right(depth, placed, other, nearer=True)
+    assert not order_is_right(depth, placed, other, nearer=False)
+    assert not order_is_right(1 - depth, placed, other, nearer=True)
+    assert not order_is_right(np.zeros_like(depth), placed, other, nearer=True)
+    assert order_is_right(depth, np.zeros_like(placed), other, nearer=True) is None
 
 
 def test_pixel_order_of_a_right_a_wrong_and_a_random_map() -> None:

@@ -53,9 +53,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
     return load_quantised(folder, pick_dtype("auto", torch.device("cuda"), folder))
 
 
-def caption_crops(
-    mllm: Mllm, crops_u8: Sequence[np.ndarray], concepts: Sequence[str], max_new_tokens: int
-) -> list[str]:
+def caption_crops(mllm: Mllm, crops_u8: Sequence[np.ndarray], concepts: list[str], longest: int) -> list[str]:
     """One raw sentence, "The image shows ...", per crop (h, w, 3) uint8 and the concept that it shows."""
     processor = mllm.processor
     processor.tokenizer.padding_side = "left"
@@ -65,7 +63,7 @@ def caption_crops(
     inputs = inputs.to(mllm.device, mllm.model.dtype)
     rules = {"logits_processor": [FiniteScores()], "stop_strings": ["."], "tokenizer": processor.tokenizer}
     with torch.inference_mode():
-        written = mllm.model.generate(**inputs, **rules, max_new_tokens=max_new_tokens, do_sample=False)
+        written = mllm.model.generate(**inputs, **rules, max_new_tokens=longest, do_sample=False)
     length = inputs["input_ids"].shape[1]
     return [CAPTION_START + continuation(processor.tokenizer, row, length) for row in written.cpu()]
 
@@ -81,9 +79,7 @@ def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
     return " " + text_of(ids[length:]).strip()
 
 
-def describe_paintings(
-    mllm: Mllm, images_u8: Sequence[np.ndarray], max_new_tokens: int
-) -> list[dict[str, Any]]:
+def describe_paintings(mllm: Mllm, images_u8: Sequence[np.ndarray], longest: int) -> list[dict[str, Any]]:
     """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
 
     The boxes of a repeated phrase are united; objects without a phrase, whose span is empty, are dropped.
@@ -93,9 +89,8 @@ def describe_paintings(
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
     inputs = inputs.to(mllm.device, mllm.model.dtype)
     with torch.inference_mode():
-        written = mllm.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=[FiniteScores()]
-        )
+        rules = {"logits_processor": [FiniteScores()], "do_sample": False}
+        written = mllm.model.generate(**inputs, **rules, max_new_tokens=longest)
     entries = []
     for text in processor.batch_decode(written, skip_special_tokens=True):
         description, phrases = processor.post_process_generation(text)

@@ -6,7 +6,7 @@ dropped, the others are numbered in order.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,14 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
     return run_step(stamp, inputs, items, work, redo, settings.workers, is_whole)
 
 
-def region_files(
-    step: str, folder: Path, rgb_u8: np.ndarray, regions: Sequence[ObjectRegion]
-) -> dict[Path, bytes]:
+def region_files(step: str, folder: Path, rgb_u8: np.ndarray, found: list[ObjectRegion]) -> dict[Path, bytes]:
     """mask_j.png of each object: 255 in the union of its boxes; or its crops in a grid, and annotations.json.
 
     Entries keep the further fields of the old file where the concept differs by case or punctuation at most.
     """
     files, entries = {}, {}
     old = paintings.read_intact(folder / paintings.ANNOTATIONS) if step == paintings.MAKE_ENTITIES else {}
-    for region in regions:
+    for region in found:
         if step == paintings.MAKE_MASKS:
             image_u8 = np.zeros(rgb_u8.shape[:2], np.uint8)
             for x0, y0, x1, y1 in region.boxes_xyxy:

@@ -88,14 +88,12 @@ def one_split_each(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, st
     return table
 
 
-def split_images(
-    settings: TransferSettings, source_dir: Path | None = None, redo: bool = True
-) -> Journal | None:
+def split_images(settings: TransferSettings, source: Path | None = None, redo: bool = True) -> Journal | None:
     """Put the images into the folders of their split; those without annotation are unannotated."""
     # An image that is planned for no split is left out. A dry run has no journal.
     image_dir, folders = settings.image_dir, (*SPLITS, UNANNOTATED)
     mode = "move" if settings.move else "symlink" if settings.symlink else "copy"
-    images = image_map(source_dir or image_dir)
+    images = image_map(source or image_dir)
     planned, inputs = settings.plan(sorted(images))
     plan = {**dict.fromkeys(sorted(images), UNANNOTATED), **planned}
     counts = Counter(folder or "not in the table" for folder in plan.values())
@@ -109,14 +107,14 @@ def split_images(
             raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
         if name not in images:
             raise ValueError(f"no such image in {image_dir}")
-        source = images[name]
-        target = image_dir / folder / source.name
-        split_before = source.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
-        if source != target:
-            transfer(source, target, "move" if split_before else mode)
+        image = images[name]
+        target = image_dir / folder / image.name
+        split_before = image.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
+        if image != target:
+            transfer(image, target, "move" if split_before else mode)
         for other in folders:
             if other != folder:
-                (image_dir / other / source.name).unlink(missing_ok=True)
+                (image_dir / other / image.name).unlink(missing_ok=True)
         return {"split": folder}
 
     for folder in folders:

@@ -7,6 +7,7 @@ Legend: h w pixels of the image, r masked regions, b rows of a batch, t tokens, 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -160,18 +161,14 @@ class WithAlphas(Dataset[dict[str, Any]]):
         return self.dataset.with_alphas(index, self.alphas(index))
 
 
+@dataclass(frozen=True, eq=False)
 class PromptCollate:
-    """Items of LlavaDataset -> what the model is given.
+    """Items of LlavaDataset -> what the model is given."""
 
-    max_length: most tokens of an answer; longer ones lose words of their longest captions
-    append_eos: the model learns to stop; off as published, where an answer ends with its last tag
-    question: asked instead of the one about the colours (LLaVA-Prompt)
-    """
-
-    def __init__(
-        self, chat: Chat, max_length: int = 512, append_eos: bool = True, question: str | None = None
-    ) -> None:
-        self.chat, self.max_length, self.append_eos, self.question = chat, max_length, append_eos, question
+    chat: Chat
+    max_length: int = 512  # most tokens of an answer; longer ones lose words of their longest captions
+    append_eos: bool = True  # learn to stop; off as published, where an answer ends with its last tag
+    question: str | None = None  # asked instead of the one about the colours (LLaVA-Prompt)
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Training examples with `labels` (b, t): the answer, -100 elsewhere; padded on the right."""

@@ -26,9 +26,8 @@ class ScoreOptions(MetricFolders):
     seed: int = setting(0, low=0, help="of the resamples")
 
 
-build_app = single_app(
-    command(ScoreOptions, later("inpainting.models.image_to_text.evaluation.report:score_prompts"))
-)
+score = later("inpainting.models.image_to_text.evaluation.report:score_prompts")
+build_app = single_app(command(ScoreOptions, score))
 
 if __name__ == "__main__":
     run_module(build_app)

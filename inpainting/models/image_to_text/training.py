@@ -143,9 +143,7 @@ class HeldOutTest:
             found.append(rows)
         return found
 
-    def write(
-        self, answered: Sequence[tuple[int, list[Prediction]]], facts: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def write(self, answered: list[tuple[int, list[Prediction]]], facts: Mapping[str, Any]) -> dict[str, Any]:
         """predictions.jsonl, metrics.json with `facts`, sheet.png from (number of the image, its rows)."""
         options, folder = self.config.val, self.config.folder
         rows = [row for _, of_image in answered for row in of_image]

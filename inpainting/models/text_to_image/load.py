@@ -176,9 +176,7 @@ def lora_file(path: Path) -> Path:
     return path
 
 
-def read_lora(
-    unet: nn.Module, file: Path, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+def read_lora(unet: nn.Module, file: Path, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict | None]:
     """The weights of a LoRA under peft's names, and the settings that its file states, such as unet.r.
 
     None: it states none, and alpha is the rank. ValueError where the weights do not fit the UNet.

@@ -69,9 +69,7 @@ class PaintJob:
             raise ValueError(f"the image must be RGB (h, w, 3) uint8, got {image_u8.dtype} {image_u8.shape}")
         if not self.regions:
             raise ValueError("nothing to paint: give at least one (mask, prompt)")
-        regions = [
-            given if isinstance(given, RegionPrompt) else RegionPrompt(*given) for given in self.regions
-        ]
+        regions = [one if isinstance(one, RegionPrompt) else RegionPrompt(*one) for one in self.regions]
         masks = [region.mask for region in regions]
         check_masks(image_u8, masks)
         if not self.seeds:
@@ -84,9 +82,8 @@ class PaintJob:
 
         prompts = plan([region.prompt for region in regions])
         for cut in prompts.cuts:
-            log.warning(
-                "prompt %d is too long: the model reads %r, not %r", cut.index + 1, cut.kept, cut.lost
-            )
+            read = cut.kept, cut.lost
+            log.warning("prompt %d is too long: the model reads %r, not %r", cut.index + 1, *read)
         if any(region.negative for region in regions):
             negative = plan([region.negative or options.negative for region in regions])
         else:

@@ -116,9 +116,7 @@ def fill_paintings(
     facts |= {"fixed_prompt": config.fixed_prompt, "texts_dir": to_plain(config.texts_dir)}
     record(out / GENERATED_WITH, facts)
     mine = dataset.stems[shard[0] :: shard[1]]
-    for items in pending_batches(
-        config, dataset, mine, lambda stem: image_path(out, stem).is_file(), "images"
-    ):
+    for items in pending_batches(config, dataset, mine, lambda s: image_path(out, s).is_file(), "images"):
         jobs: list[list[PaintJob]] = []  # of each image what to paint into it, in turn
         for item in items:
             image_u8, stem, masks = item_image(item), item["image_stems"], item_masks(item)
@@ -172,9 +170,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
         decoding = Decoding(constrained=False, longest=config.max_new_tokens)
     record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
     mine = dataset.stems[shard[0] :: shard[1]]
-    for items in pending_batches(
-        config, dataset, mine, lambda stem: (out / f"{stem}.json").is_file(), "prompts"
-    ):
+    for items in pending_batches(config, dataset, mine, lambda s: (out / f"{s}.json").is_file(), "prompts"):
         images_u8, masks = [item_image(item) for item in items], [item_masks(item) for item in items]
         for item, texts in zip(items, writer.write(images_u8, masks, decoding, config.batch), strict=True):
             if not (path := out / f"{item['image_stems']}.json").is_file():
