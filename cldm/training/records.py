@@ -111,11 +111,10 @@ class Metrics(pl.Callback):
             return
         local = torch.as_tensor(self.loss_sum / self.loss_count, device=pl_module.device)
         row = {
-            "loss": float(trainer.strategy.reduce(local, reduce_op="mean")),
-            "lr": pl_module.last_rate,
+            "loss": float(trainer.strategy.reduce(local, reduce_op="mean")), "lr": pl_module.last_rate,
             "grad_norm": float(self.grad_norm) if self.grad_norm is not None else float("nan"),
             "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
-        }
+        }  # fmt: skip
         if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
             batch = collate_pairs(watched_samples(trainer))
             on_device = {name: value.to(pl_module.device) for name, value in batch.items()}

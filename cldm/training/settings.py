@@ -74,10 +74,9 @@ class CompositorTrainConfig:
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
     shard_optimizer: bool = setting(False, help="each device keeps a part of the optimizer (ZeRO, stage 1)")
     trainable: str = setting(
-        "published",
-        choices=("published", "all"),
+        "published", choices=("published", "all"),
         help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
-    )
+    )  # fmt: skip
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
     drop_identity: float = setting(
         0.5, low=0.0, high=1.0,
@@ -90,19 +89,17 @@ class CompositorTrainConfig:
         0.3, low=0.0, high=1.0, help="condition dropout: probability of a blank depth hint"
     )
     timesteps: str = setting(
-        "dynamics",
-        choices=("dynamics", "uniform"),
+        "dynamics", choices=("dynamics", "uniform"),
         help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
-    )
+    )  # fmt: skip
     timestep_shift: float = setting(
         1.0, low=0.01, high=100.0,
         help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
     )  # fmt: skip
     vae: str = setting(
-        "mode",
-        choices=("mode", "sample"),
+        "mode", choices=("mode", "sample"),
         help="latents of the targets: the mode of the autoencoder's posterior, or a sample of it (published)",
-    )
+    )  # fmt: skip
     min_snr: float = setting(0.0, low=0.0, help="min-SNR limit of loss weights (usual: 5); 0 = equal")
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
@@ -135,10 +132,9 @@ class TrainerConfig:
     devices: int = setting(1, low=1, help="devices per node")
     nodes: int = setting(1, low=1, help="number of nodes")
     strategy: str = setting(
-        "ddp",
-        choices=("ddp", "fsdp"),
+        "ddp", choices=("ddp", "fsdp"),
         help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)",
-    )
+    )  # fmt: skip
     precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")

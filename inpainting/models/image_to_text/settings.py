@@ -16,10 +16,9 @@ from ldm.training.settings import FitConfig, LoraSettings
 @dataclass(frozen=True)
 class AlphaOptions:
     kind: str = setting(
-        "constant",
-        choices=("constant", "random", "curriculum"),
+        "constant", choices=("constant", "random", "curriculum"),
         help="constant; random; curriculum: start to end",
-    )
+    )  # fmt: skip
     start: float = setting(1.0, low=0, high=1, help="the constant, least, or first mean opacity")
     end: float = setting(1.0, low=0, high=1, help="largest, or last mean opacity")
     deviation: float = setting(0.1, low=0, help="of the curriculum's normal distribution")
@@ -52,10 +51,9 @@ class LlavaOptions(RegionOptions):
         "gray", choices=SINGLE, help="its name and paint; published: called gray, painted red (1Pred)"
     )
     bookkeeping: str = setting(
-        "fixed",
-        choices=("fixed", "published"),
+        "fixed", choices=("fixed", "published"),
         help="fixed: exactly one red region in held-out images, any region alone; published: see docs",
-    )
+    )  # fmt: skip
 
     @property
     def colors(self) -> int:
@@ -79,10 +77,9 @@ class ValidationOptions(CheckedSettings):
     instances: int = setting(64, low=0, help="most images; 0: none, and no validation while training")
     batch: int = setting(8, low=1, help="images that are answered together")
     question: str = setting(
-        "colors",
-        choices=("colors", "plain"),
+        "colors", choices=("colors", "plain"),
         help="colors: as trained; plain: for a model without adapter, its whole answer is the prompt",
-    )
+    )  # fmt: skip
     first_sentence: bool = setting(False, help="a plain answer ends at its first full stop")
     constrained: bool = setting(False, help="one closed, non-empty tag per colour; off: as published")
     max_new_tokens: int = setting(512, low=1, help="longest answer, constrained: longest prompt")
@@ -106,15 +103,13 @@ class PromptTraining:
         None, help="adapter to train on from, such as a released one: its folder, or its checkpoint's"
     )
     fine_tuning_type: str = setting(
-        "qlora",
-        choices=("qlora", "lora", "full", "quantized"),
+        "qlora", choices=("qlora", "lora", "full", "quantized"),
         help="lora; qlora: on a 4-bit model; full: the language model itself; quantized: 4 bits, test only",
-    )
+    )  # fmt: skip
     dtype: str = setting(
-        "auto",
-        choices=("auto", *FLOAT_TYPES),
+        "auto", choices=("auto", *FLOAT_TYPES),
         help="precision of what does not train; auto: as fit.precision",
-    )
+    )  # fmt: skip
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")
     data: LlavaOptions = setting(LlavaOptions(), help="images and masks")

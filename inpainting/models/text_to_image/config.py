@@ -36,10 +36,9 @@ class PaintOptions(CheckedSettings):
     negative: str = setting("", help="what no region should show; a region's own negative prompt comes first")
     rca: bool = setting(True, help="rectified cross-attention; off = all prompts joined, read everywhere")
     layout: str | None = setting(
-        None,
-        choices=LAYOUTS,
+        None, choices=LAYOUTS,
         help="cells of a region at coarse resolutions: all it touches, or by top-left pixel (published)",
-    )
+    )  # fmt: skip
     encoding: str | None = setting(
         None, choices=ENCODINGS, help="one sequence for all prompts (published), or one for each prompt"
     )
