@@ -116,8 +116,7 @@ def output_paths(out: Path, count: int, inputs: Iterable[Path] = ()) -> list[Pat
     """One image per sample; refuses, before any work, a place that cannot be written or holds an input."""
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; it must name a file ({', '.join(OUTPUT_FORMATS)})")
-    paths = sample_paths(out, count)
-    sources = {source.resolve() for source in inputs}
+    paths, sources = sample_paths(out, count), {source.resolve() for source in inputs}
     for target in (beside(out, "_sheet.png"), *(target for path in paths for target in result_paths(path))):
         if target.is_dir():
             raise ValueError(f"--out {out}: {target} is a folder")

@@ -61,8 +61,7 @@ def question_of(record: LocatorRecord, codec: Codec) -> str:
 def fine_tune_locator(config: TrainConfig) -> None:
     """Train a locator from a vision-language model, check its answers; the same command again continues."""
     refuse_foreign(config.out, ["adapter", "model"], "out")
-    accelerator = make_accelerator(config.fit, config.out)
-    records = read_records(config.data)
+    accelerator, records = make_accelerator(config.fit, config.out), read_records(config.data)
     held_out = [] if config.validation is None else read_records(config.validation)
     processor = load_processor(config.model)
     base: Any = load_model(config.model, DTYPES[config.dtype]).to(accelerator.device)

@@ -222,8 +222,7 @@ def generate(
     choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan.
     """
     model: Any = mllm.model
-    tokenizer = mllm.processor.tokenizer
-    inputs = to_device(batch, mllm.device, mllm.dtype)
+    tokenizer, inputs = mllm.processor.tokenizer, to_device(batch, mllm.device, mllm.dtype)
     inputs |= {PREFIX: batch[PREFIX]} if PREFIX in batch else {}
     end = end_token(tokenizer)
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id

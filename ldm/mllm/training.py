@@ -94,8 +94,7 @@ def current_name(name: str) -> str:
 @loading()
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
     """An adapter folder on its base model; ValueError where a tensor is not used or a matrix not filled."""
-    stored = read_adapter(folder)
-    config = LoraConfig.from_pretrained(str(folder))
+    stored, config = read_adapter(folder), LoraConfig.from_pretrained(str(folder))
     config.inference_mode, config.task_type = False, None  # without a task all inputs are passed on
     config.base_model_name_or_path = None  # peft warns where it is another one
     if not isinstance(config.target_modules, str):

@@ -203,8 +203,7 @@ def _typed(hint: Any, value: Any) -> Any:
 
 def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, type, value) of every setting in a layer; a key that the schema does not know is refused."""
-    hints = type_hints(schema)
-    renamed = former_names(schema, prefix)
+    hints, renamed = type_hints(schema), former_names(schema, prefix)
     for given, value in values.items():
         key = renamed.get(f"{prefix}{given}", f"{prefix}{given}")
         name = key.removeprefix(prefix)

@@ -43,8 +43,7 @@ def setting(
 
 def nearest(name: object, allowed: Iterable[object], what: str = "name") -> str:
     """The message "unknown WHAT 'foo'; did you mean 'bar'? allowed: ..."."""
-    names = [str(item) for item in allowed]
-    tail = str(name).rpartition(".")[2].lower()
+    names, tail = [str(item) for item in allowed], str(name).rpartition(".")[2].lower()
     close = [item for item in names if item.rpartition(".")[2].lower() == tail]
     close = close or difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -119,8 +119,7 @@ def damaged(caption: str) -> bool:
 def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
     """Write the captions of each image into its folder; captions that are only there stay."""
     source, out_dir = settings.annotations_path, settings.out_dir
-    captions = read_captions(source)
-    known = set(entity_folders(out_dir))
+    captions, known = read_captions(source), set(entity_folders(out_dir))
     texts = {stem: list(objects.values()) for stem, objects in captions.items() if isinstance(objects, dict)}
     short = [stem for stem in texts if any(isinstance(text, str) and damaged(text) for text in texts[stem])]
     if short:
