@@ -179,10 +179,7 @@ class Compositor(nn.Module):
     def forward(
         self, x: Tensor, timestep: Tensor, conditions: Conditions, w_detail: float = 1.0, w_depth: float = 1.0
     ) -> Tensor:
-        """Predict noise or velocity for x (n, c, h, w); images [i n/b, (i+1) n/b) use condition i.
-
-        timestep: one number, or one per condition.
-        """
+        """Noise or velocity of x (n, c, h, w); images [i n/b, (i+1) n/b) use condition and timestep i."""
         times = len(x) // len(conditions.tokens)
         if times * len(conditions.tokens) != len(x):
             raise ValueError(f"{len(x)} images cannot share {len(conditions.tokens)} conditions evenly")

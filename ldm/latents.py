@@ -125,10 +125,7 @@ def scheduler_class(name: str) -> type[diffusers.SchedulerMixin]:
 
 
 def make_scheduler(name: str, config: dict) -> diffusers.SchedulerMixin:
-    """A scheduler by name with the noise schedule of the trained model's scheduler config.
-
-    ValueError for a scheduler that cannot keep the zero terminal SNR of the model.
-    """
+    """A scheduler by name with the model's noise schedule; ValueError if it cannot keep zero terminal SNR."""
     kind = scheduler_class(name)
     known = inspect.signature(kind.__init__).parameters
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:

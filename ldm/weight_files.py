@@ -57,10 +57,7 @@ class WeightFile:
 
 
 def open_weights(path: Path) -> WeightFile:
-    """A .safetensors file, a .ckpt / .pth / .pt / .bin file (`state_dict` unwrapped), or a folder of some.
-
-    ValueError names the file and what is wrong with it.
-    """
+    """A .safetensors, .ckpt, .pth, .pt or .bin file (`state_dict` unwrapped), or a folder; or ValueError."""
     if path.is_dir():
         owner: dict[str, WeightFile] = {}
         for file in map(open_weights, weight_files(path)):

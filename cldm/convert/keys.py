@@ -17,15 +17,12 @@ from transformers import Dinov2Model, DPTForDepthEstimation
 
 @dataclass(frozen=True)
 class Piece:
-    """A weight of ours in an original file: the index-th of `of` equal chunks of `key` along axis 0.
-
-    ones: trailing axes of length 1 that only the original has (1 x 1 convolution instead of a matrix).
-    """
+    """A weight of ours in an original file: the index-th of `of` equal chunks of `key` along axis 0."""
 
     key: str
     index: int = 0
     of: int = 1
-    ones: int = 0
+    ones: int = 0  # trailing axes of length 1 that only the original has (a 1 x 1 convolution, no matrix)
 
 
 def original_pieces(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, Piece]:

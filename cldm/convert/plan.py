@@ -58,12 +58,9 @@ KINDS = {  # first name of a key -> what the file looks like
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one weight of ours comes from.
+    """Where one weight of ours comes from."""
 
-    how: file (its own weight), copy (the UNet's weight), zero, fresh (initialised from the seed).
-    """
-
-    how: str
+    how: str  # file (its own weight), copy (the UNet's weight), zero, fresh (initialised from the seed)
     shape: TensorShape
     source: WeightFile | None = None
     key: str = ""
@@ -74,10 +71,8 @@ class Origin:
 
 @dataclass
 class Plan:
-    """parts: folder -> weight -> origin. unused: reason -> keys of the file."""
-
-    parts: dict[str, dict[str, Origin]]
-    unused: dict[str, list[str]]
+    parts: dict[str, dict[str, Origin]]  # folder -> weight -> origin
+    unused: dict[str, list[str]]  # reason -> keys of the file
 
 
 @dataclass

@@ -226,10 +226,7 @@ class CompositorModule(pl.LightningModule):
             checkpoint["average_numbers"] = {k: v for k, v in numbers.items() if k != "shadow_params"}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Check the names of the weights; restore the average; the optimizer goes on with today's settings.
-
-        Lightning loads weights and optimizer afterwards.
-        """
+        """Check the names, restore the average, take today's settings; Lightning loads the rest later."""
         config, step = self.config, checkpoint["global_step"]
         now: dict[str, Any] = {
             "initial_lr": config.lr,

@@ -149,10 +149,7 @@ def tracker_id(out: Path) -> str:
 
 
 def make_trainer(config: RunConfig, signals: Sequence[int] = (), record: dict | None = None) -> pl.Trainer:
-    """The trainer with what it records; the packages of the trackers are needed only where one is chosen.
-
-    record: what the checkpoints hold beside the state
-    """
+    """The trainer with what it records; only a chosen tracker needs its package. record: of run.json"""
     settings, out = config.trainer, config.out
     tracker: Logger | bool = False
     try:

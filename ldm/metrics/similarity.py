@@ -55,10 +55,7 @@ def _root(features: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
-    """KID (Binkowski et al. 2018): unbiased squared MMD with the kernel (x y / d + 1)^3.
-
-    Unlike that of FID its expectation does not depend on the number of images.
-    """
+    """KID (Binkowski et al. 2018): unbiased squared MMD, kernel (x y / d + 1)^3; the same for any n and m."""
     n, m, d = len(real), len(fake), real.shape[1]
     if min(n, m) < 2:
         raise ValueError(f"KID needs at least two images on each side, got {n} and {m}")

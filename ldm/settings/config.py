@@ -74,15 +74,14 @@ def dump_yaml(settings: Any) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values. `source` starts its error messages; flags are spelled `--like-this` in them.
-
-    references: `${...}` names another key or the environment, as in YAML files; elsewhere it is plain text.
-    """
+    """One source of values."""
 
     values: Mapping[str, Any]
-    source: str = ""
-    flags: bool = False
-    references: bool = False
+    source: str = ""  # starts its error messages
+    flags: bool = False  # keys are spelled `--like-this` in them
+    references: bool = (
+        False  # `${...}` names another key or the environment, as in YAML files, else plain text
+    )
 
     def spell(self, key: str) -> str:
         """The name of a setting as the user of this layer types it."""

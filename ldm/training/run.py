@@ -87,10 +87,7 @@ def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
 
 
 def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
-    """A checkpoint folder that holds `file`. name: best (lowest validation loss), latest, or the folder's.
-
-    ValueError lists those that are there.
-    """
+    """A checkpoint that holds `file`, or ValueError. name: best (validation loss), latest or a folder's."""
     there = [path for path in numbered_folders(out) if (path / file).exists()]
     wanted = name
     if name == "best":

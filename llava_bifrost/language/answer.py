@@ -28,15 +28,12 @@ class AnswerError(ValueError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposal. log_probability: of the answer's tokens, 0 for a rule. text: the answer as it was given.
-
-    score: rank by geometry, larger is better; None before ranking.
-    """
+    """One proposal."""
 
     location: Place
-    log_probability: float
-    text: str
-    score: float | None = None
+    log_probability: float  # of the answer's tokens, 0 for a rule
+    text: str  # the answer as it was given
+    score: float | None = None  # rank by geometry, larger is better; None before ranking
 
 
 def depths_of(place: Place, fmt: str) -> tuple[float, ...]:

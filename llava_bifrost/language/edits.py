@@ -21,24 +21,14 @@ _BY = re.compile(r" (?:with|by|for) ")
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit. verb: object (place a new one), move, erase or replace.
-
-    target:   the name of the object, lower case
-    sentence: "place the lamp behind the sofa", of object and move
-    by:       what comes instead, with its article, of replace
-    """
-
-    verb: str
-    target: str
-    sentence: str = ""
-    by: str = ""
+    verb: str  # object (place a new one), move, erase or replace
+    target: str  # the name of the object, lower case
+    sentence: str = ""  # "place the lamp behind the sofa", of object and move
+    by: str = ""  # what comes instead, with its article, of replace
 
 
 def parse_edits(text: str) -> list[Edit]:
-    """The edits of one or several sentences, in their order.
-
-    InstructionError names the part that was not understood.
-    """
+    """The edits of one or several sentences, in order; InstructionError names the part not understood."""
     parts = [part for part in _BREAK.split(text.strip()) if plain_words(part)]
     if not parts:
         raise InstructionError("the instruction is empty")
