@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from cldm.config import Sampling
 from cldm.model import Compositor, Conditions, shared
 from datasets.pairs import Pair
-from ldm.attention import FasterAttention
 from ldm.denoise import AT_ONCE, Known, Monitor, Schedule, denoise, noise_for, set_steps, start_latents
-from ldm.device import check_finite
+from ldm.device import FasterAttention, check_finite
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
 

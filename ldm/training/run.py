@@ -202,19 +202,15 @@ class Task:
 
     loss(model, batch, seeds): mean loss of a collated batch, ();  model: the one to call, which may be
         wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)
-    data: has a length and items; where it has `set_epoch(n)`, that is called before each epoch
-    held_out: its mean loss is the validation loss, always with the same seeds
-    measure(model): more numbers for validation.csv, called without gradients on every process
-    rates(name): learning rate of a parameter; metrics.csv shows the first one
     """
 
     loss: Callable[[nn.Module, Any, list[int]], Tensor]
-    data: Dataset
+    data: Dataset  # has a length; where it has `set_epoch(n)`, that is called before each epoch
     collate: Callable[[list], Any] = default_collate
-    held_out: Dataset | None = None
-    measure: Callable[[nn.Module], dict[str, float]] | None = None
+    held_out: Dataset | None = None  # its mean loss is the validation loss, always with the same seeds
+    measure: Callable[[nn.Module], dict[str, float]] | None = None  # more of it, run on every process
     layout: Layout = Layout()
-    rates: Callable[[str], float] | None = None
+    rates: Callable[[str], float] | None = None  # learning rate by name; metrics.csv shows the first one
 
     def loader(self, data: Dataset, batches: list[list[int]], workers: int) -> DataLoader:
         return DataLoader(

@@ -32,21 +32,17 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class PlaceForm:
-    """The texts that an answer may have: numbers with fixed text between them.
-
-    low, high: (x, y), the range of the corners in units of the last decimal. decimals: digits of a corner
-    after the point, 0 for whole numbers. depths: how many, with depth_decimals digits after the point.
-    """
+    """The texts that an answer may have: numbers with fixed text between them."""
 
     head: str
     comma: str
     middle: str
     tail: str
-    low: tuple[int, int]
-    high: tuple[int, int]
-    decimals: int
-    depths: int
-    depth_decimals: int
+    low: tuple[int, int]  # (x, y), the least corner in units of the last decimal
+    high: tuple[int, int]  # (x, y), the largest
+    decimals: int  # digits of a corner after the point, 0 for whole numbers
+    depths: int  # how many
+    depth_decimals: int  # digits of a depth after the point
 
     def family(self) -> str:
         """The answers about any image: whole numbers up to 9999, fractions up to 1."""

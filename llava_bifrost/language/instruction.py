@@ -66,15 +66,11 @@ class InstructionError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What an instruction asks for; names are lower case, one blank between words.
-
-    relations: (phrase of PHRASES, name of the anchor) pairs, all of which must hold; "between" has two pairs
-    replace:   put the new object where the target is; then there are no relations
-    """
+    """What an instruction asks for; names are lower case, one blank between words."""
 
     target: str
-    relations: tuple[tuple[str, str], ...] = ()
-    replace: bool = False
+    relations: tuple[tuple[str, str], ...] = ()  # (phrase of PHRASES, anchor), all hold; two for "between"
+    replace: bool = False  # put the new object where the target is; then there are no relations
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", _checked_name(self.target, anchor=self.replace))

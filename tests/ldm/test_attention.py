@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from ldm import attention as ours
-from ldm.attention import FasterAttention, blockwise_attention
+from ldm.device import FasterAttention, blockwise_attention
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
