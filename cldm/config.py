@@ -74,7 +74,7 @@ SPEEDS: dict[str, dict[str, Any]] = {
 }
 
 # Of the two published systems: pre-processing, switch for switch, and sampling.
-BOXES = dict.fromkeys(("mask_level", "collage", "region_of"), "box")
+BOXES: dict[str, Any] = dict.fromkeys(("mask_level", "collage", "region_of"), "box")
 PRESETS = {"bifrost": PUBLISHED_INFERENCE}
 PRESETS["anydoor"] = replace(PUBLISHED_INFERENCE, hf_mode="color", occlusion="none", **BOXES)
 PUBLISHED_SAMPLING = Sampling("ddim", steps=50, guidance=5.0, step_rule="published", reimpose=False)

@@ -1,5 +1,7 @@
 """Fresh, untrained compositors of any size; the defaults are the published architecture."""
 
+from typing import Any
+
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
@@ -31,7 +33,7 @@ def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
 
 
 def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel:
-    hints = {"conditioning_channels": hint_channels}
+    hints: dict[str, Any] = {"conditioning_channels": hint_channels}
     hints |= {"conditioning_embedding_out_channels": config.hint_channels}
     net = ControlNetModel(**backbone(config), **hints)
     if config.zero_conv_std:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -47,8 +46,7 @@ class Controls:
     def __init__(
         self, model: Compositor, conditions: Conditions, weights: Weights, times: Sequence[float], count: int
     ) -> None:
-        given = {"conditions": conditions, "w_detail": weights.detail, "w_depth": weights.depth}
-        self.evaluate = partial(model.residuals, **given)
+        self.evaluate = lambda t: model.residuals(t, conditions, weights.detail, weights.depth)
         self.tokens = conditions.tokens
         self.nodes = np.linspace(min(times), max(times), count if count < len(times) else 0)
         self.values: dict[int, list[Tensor]] = {}  # of nodes that were needed
@@ -193,8 +191,8 @@ class CompositorPipeline:
         for start in range(0, len(seeds), AT_ONCE):
             scheduler = make_scheduler(sampling.scheduler, model.scheduler_config)
             schedule = set_steps(scheduler, sampling.steps, strength, self.device, sampling.step_rule)
-            guided = {"interval": sampling.guidance_interval, "guide_every": sampling.guidance_every}
-            schedule = schedule._replace(**guided)
+            interval, every = sampling.guidance_interval, sampling.guidance_every
+            schedule = schedule._replace(interval=interval, guide_every=every)
             noise, generators = noise_for(seeds[start : start + AT_ONCE], background.shape[1:])
             noise = noise.to(self.device)
             known = self.known_region(pair, background, noise) if sampling.reimpose else None

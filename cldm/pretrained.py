@@ -34,8 +34,9 @@ def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[C
     """On the CPU in eval mode, strictly loaded: ValueError names what is missing, unexpected, mis-shaped."""
     config = load_compositor_config(folder)
     unet = load_part(UNet2DConditionModel, folder / "unet", dtype)
-    branches = [load_part(ControlNetModel, folder / f"control_{name}", dtype) for name in ("detail", "depth")]
+    detail = load_part(ControlNetModel, folder / "control_detail", dtype)
+    depth = load_part(ControlNetModel, folder / "control_depth", dtype)
     identity = IdentityEncoder.from_pretrained(folder, dtype)
     space = LatentSpace.from_pretrained(folder / "vae", dtype)
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
-    return Compositor(unet, *branches, identity, space, schedule).eval(), config
+    return Compositor(unet, detail, depth, identity, space, schedule).eval(), config

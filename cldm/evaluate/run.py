@@ -241,13 +241,13 @@ def evaluate(settings: EvaluateSettings) -> None:
     gains = [{name: value - row.psnr[CUTOUT] for name, value in row.psnr.items()} for row in scores]
     wins = [{name: float(gain > 0) for name, gain in row.items()} for row in gains]
     errors = {name: [case.depth_error[name] for case in cases] for name in ("mae", "order")}
-    rows = {"psnr_visible_db": [row.psnr for row in scores], "ssim_visible": [row.ssim for row in scores]}
-    rows |= {"gain_over_cutout_db": gains, "wins_against_cutout": wins}
-    rows |= {"identity_1_of_8": [row.identity for row in scores]}
+    tables = {"psnr_visible_db": [row.psnr for row in scores], "ssim_visible": [row.ssim for row in scores]}
+    tables |= {"gain_over_cutout_db": gains, "wins_against_cutout": wins}
+    tables |= {"identity_1_of_8": [row.identity for row in scores]}
     result: dict[str, Any] = {
         "failed": {str(scene): reason for scene, reason in failed.items()},
         "changed_outside": sum(row.changed_outside for row in scores),
-        **{name: by_pose(values, same_pose) for name, values in rows.items()},
+        **{name: by_pose(values, same_pose) for name, values in tables.items()},
         "occlusion_order": pooled_rates([row.occlusion for row in scores]),
         "depth_order": pooled_rates([row.order for row in scores]),
         "ablations_psnr_db": by_pose(ablated, same_pose) if len(ablated) > 1 else {},

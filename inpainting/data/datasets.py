@@ -146,7 +146,7 @@ class InpaintingDataset(PaintingItems):
         self.freestyle, self.texts_dir = freestyle, texts_dir
         if texts_dir is not None and not texts_dir.is_dir():
             raise ValueError(f"texts_dir: there is no folder {texts_dir}, so there are no prompts to read")
-        self.global_anns = global_anns_path and read_json(paintings.source_file(global_anns_path))
+        self.global_anns = read_json(paintings.source_file(global_anns_path)) if global_anns_path else None
         self.manifest: paintings.MaskManifest | None = None
         super().__init__(options.data_dir, split, seed)
 
