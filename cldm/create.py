@@ -1,7 +1,5 @@
 """Fresh, untrained compositors of any size; the defaults are the published architecture."""
 
-from typing import Any
-
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
@@ -33,9 +31,10 @@ def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
 
 
 def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel:
-    hints: dict[str, Any] = {"conditioning_channels": hint_channels}
-    hints |= {"conditioning_embedding_out_channels": config.hint_channels}
-    net = ControlNetModel(**backbone(config), **hints)
+    net = ControlNetModel(
+        **backbone(config), conditioning_channels=hint_channels,
+        conditioning_embedding_out_channels=config.hint_channels,
+    )  # fmt: skip
     if config.zero_conv_std:
         last = net.controlnet_cond_embedding.conv_out
         for convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block, last):

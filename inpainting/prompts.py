@@ -245,8 +245,6 @@ def queries_for(
         return [Query(painted, discover_question(tags), tuple(order), tags, known)]
     plain = config.question == "plain"
     question, tags = (LLAVA_PROMPT, ()) if plain else (discover_question([GRAY_NAME]), (GRAY_NAME,))
-    return [
-        Query(paint_masks(image_u8, [mask], [GRAY_NAME]), question, (number,), tags, ("",))
-        for number, mask in enumerate(masks)
-        if not given[number]
-    ]
+    missing = [index for index, text in enumerate(given) if not text]
+    gray = [GRAY_NAME]
+    return [Query(paint_masks(image_u8, [masks[i]], gray), question, (i,), tags, ("",)) for i in missing]

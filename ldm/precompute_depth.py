@@ -95,12 +95,11 @@ def estimate_tree(settings: DepthSettings) -> None:
         parts = [batches[start : start + TAKEN] for start in range(0, len(batches), TAKEN)]
         unit = settings.batch * TAKEN
         bar = tqdm(parts, desc="depth", unit_scale=unit, disable=None)
-        with ThreadPoolExecutor(settings.workers) as writers, bar:
+        threads = settings.workers
+        with ThreadPoolExecutor(threads) as writers, bar:
             for part in taken(bar, lambda part: all(map(all_there, part)), lambda part: part[0][0]):
                 todo = [batch for batch in part if not all_there(batch)]
-                images = attempt_in_order(
-                    lambda path: read_image(images_of[path]).rgb_u8, chain(*todo), settings.workers
-                )
+                images = attempt_in_order(lambda p: read_image(images_of[p]).rgb_u8, chain(*todo), threads)
                 for batch in todo:
                     read = dict(zip(batch, islice(images, len(batch)), strict=True))
                     good = {path: image for path, image in read.items() if not isinstance(image, ValueError)}

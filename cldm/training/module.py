@@ -228,10 +228,8 @@ class CompositorModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Check the names, restore the average, take today's settings; Lightning loads the rest later."""
         config, step = self.config, checkpoint["global_step"]
-        now: dict[str, Any] = {
-            "initial_lr": config.lr,
-            "lr": config.lr * config.lr_factor(step, self.trainer.max_steps),
-        }
+        rate = config.lr * config.lr_factor(step, self.trainer.max_steps)
+        now: dict[str, Any] = {"initial_lr": config.lr, "lr": rate}
         now |= {"betas": config.betas, "weight_decay": config.weight_decay}
         for state in checkpoint["optimizer_states"]:
             for group in state["param_groups"]:

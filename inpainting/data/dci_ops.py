@@ -47,7 +47,7 @@ class DciSettings(RegionOutput):
         entries = annotation.get("mask_data")
         if not isinstance(entries, Mapping):
             raise ValueError("has no object `mask_data`")
-        regions = []
+        found = []
         for key, entry in entries.items():
             try:
                 if not entry["label"] or entry["parent"] != -1:
@@ -61,8 +61,8 @@ class DciSettings(RegionOutput):
             if box is not None:
                 if not str(key).isalnum():
                     raise ValueError(f"object {key!r}: its id is no part of a file name")
-                regions.append(ObjectRegion(f"mask_{key}", label, (box,), caption))
-        return regions
+                found.append(ObjectRegion(f"mask_{key}", label, (box,), caption))
+        return found
 
 
 @dataclass(frozen=True)

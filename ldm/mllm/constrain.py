@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,9 +36,7 @@ class Rule:
         # A token may be spelled like another one; the pairs are kept, so that a narrower rule has both.
         matched = {text: [token for token in named if token in seen] for text, named in tokens.items()}
         self.used = {text: named for text, named in matched.items() if named}
-        self.allowed: Callable[[int], list[int]] = lru_cache(maxsize=None)(
-            lambda state: sorted(index.get_allowed_tokens(state) or [])
-        )
+        self.allowed: Callable[[int], list[int]] = cache(lambda s: sorted(index.get_allowed_tokens(s) or []))
 
     def walk(self, tokens: Sequence[int]) -> int | None:
         """The state after tokens, None if they leave the expression."""
@@ -233,7 +231,5 @@ def generate(
     texts = [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
     if choice is None:
         return [Answer(text, text, math.nan) for text in texts]
-    return [
-        Answer(text, choice.grammar.spell(tokens).strip(), log_p)
-        for text, tokens, log_p in zip(texts, answers, choice.log_probability, strict=True)
-    ]
+    spelled = [choice.grammar.spell(tokens).strip() for tokens in answers]
+    return [Answer(*parts) for parts in zip(texts, spelled, choice.log_probability, strict=True)]

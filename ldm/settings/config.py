@@ -79,9 +79,7 @@ class Layer:
     values: Mapping[str, Any]
     source: str = ""  # starts its error messages
     flags: bool = False  # keys are spelled `--like-this` in them
-    references: bool = (
-        False  # `${...}` names another key or the environment, as in YAML files, else plain text
-    )
+    references: bool = False  # `${...}` names another key or the environment, as in YAML; else plain text
 
     def spell(self, key: str) -> str:
         """The name of a setting as the user of this layer types it."""

@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_the_same(folder: Path, tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return answer_loss(*given)
 
-    monkeypatch.setattr(training, "answer_loss", dying)
+    monkeypatch.setattr(training.training, "answer_loss", dying)
     with pytest.raises(KeyboardInterrupt):
         train_prompt_writer(recipe(folder, tmp_path / "two", "train/llava_1mask", *changes))
     assert len(curve(tmp_path / "two")) == 3
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
     def broken(*given: Any) -> torch.Tensor:
         return answer_loss(*given) * float("nan")
 
-    monkeypatch.setattr(training, "answer_loss", broken)
+    monkeypatch.setattr(training.training, "answer_loss", broken)
     with pytest.raises(ValueError, match="not finite after step 1"):
         train_prompt_writer(recipe(folder, tmp_path, "train/llava_multimask", "val.instances=0"))
     assert not list(tmp_path.glob("checkpoint-*"))

@@ -30,15 +30,8 @@ from ldm.files import json_bytes, write_atomic
 from ldm.images import encode_png
 from ldm.journal import Journal, JournalReader, stamp_path
 from ldm.metrics.backbones import hash_of
+from ldm.mllm import training
 from ldm.mllm.model import Mllm, four_bit_works, load_model, load_processor, load_quantised
-from ldm.mllm.training import (
-    ADAPTER_CONFIG,
-    adapter_layout,
-    answer_loss,
-    continue_adapter,
-    load_adapter,
-    make_trainable,
-)
 from ldm.registry.models import local_or_hub_folder
 from ldm.result import write_result
 from ldm.settings.config import dump_yaml, to_plain, write_config
@@ -103,11 +96,8 @@ class HeldOutTest:
         if self.accelerator.is_main_process:
             journals = [JournalReader(stamp_path(out, f"predictions_{index}")) for index in range(world)]
             done = {stem: entry for progress in journals for stem, entry in progress.done.items()}
-            answered = [
-                (numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
-                for stem in stems
-                if stem in done
-            ]
+            answered = [(numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
+                        for stem in stems if stem in done]  # fmt: skip
             left_out = {stem: why for progress in journals for stem, why in progress.left_out.items()}
             facts = {"left_out": left_out, "weights": weights, "settings": to_plain(config)}
             metrics = tracked(self.write(answered, facts))
@@ -189,17 +179,18 @@ def fine_tune(
     count = min(config.train_samples or len(data), len(data))
     batches = ResumableSampler(count, options.batch, options.seed).epoch
     steps, per_step = math.ceil(0.5 * options.steps_for(count, processes)), processes * options.accumulate
-    training = WithAlphas(data, config.alphas, batches, steps, per_step, options.seed)
+    examples = WithAlphas(data, config.alphas, batches, steps, per_step, options.seed)
     if accelerator.is_main_process:
         if held_out is not None:
             held_out.data[0], held_out.models  # noqa: B018 -- errors come now, not after an epoch
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
         weights = sum(value.numel() for value in trained(mllm.model).values())
-        log.info("%d paintings, %d trained weights", len(training), weights)
-    layout = adapter_layout(mllm.model, lambda folder: write_config(folder / CONFIG_FILE, config.prompter))
+        log.info("%d paintings, %d trained weights", len(examples), weights)
+    settings = config.prompter
+    layout = training.adapter_layout(mllm.model, lambda at: write_config(at / CONFIG_FILE, settings))
     layout, images = WHOLE if full else layout, None if held_out is None else held_out.data
     collate = PromptCollate(writer.chat, config.max_length, config.append_eos)
-    task = Task(answer_loss, training, collate, held_out=images, measure=held_out, layout=layout)
+    task = Task(training.answer_loss, examples, collate, held_out=images, measure=held_out, layout=layout)
     outcome = fit(options, out, mllm.model, task, accelerator)
     result = out / ("model" if full else "adapter")
     if accelerator.is_main_process:
@@ -234,17 +225,17 @@ def open_mllm(config: PromptTraining, device: torch.device, checkpoint: Path | N
     if config.only_val and checkpoint is None:
         return mllm
     if config.only_val and checkpoint is not None and not full:
-        return replace(mllm, model=load_adapter(base, checkpoint).eval())
+        return replace(mllm, model=training.load_adapter(base, checkpoint).eval())
     if getattr(base, "is_loaded_in_4bit", False):
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     settings = LoraSettings(rank=0) if full else config.lora
-    model = make_trainable(base, settings, config.fit.seed, config.gradient_checkpointing)
+    model = training.make_trainable(base, settings, config.fit.seed, config.gradient_checkpointing)
     if isinstance(model, PeftModel):
         # A hub name holds on other machines too, the path of its local copy does not.
         model.peft_config["default"].base_model_name_or_path = config.model
     if config.resume_from is not None and not config.only_val:
         nested = config.resume_from / "adapter"
-        continue_adapter(model, nested if is_adapter(nested) else config.resume_from)
+        training.continue_adapter(model, nested if is_adapter(nested) else config.resume_from)
     if checkpoint is not None:
         weights = trained(model)
         with torch.no_grad():
@@ -264,5 +255,5 @@ def checkpoint_of(config: PromptTraining) -> Path | None:
         if is_adapter(folder):
             return folder
     advice = "; train it with only_val=false, or take checkpoint=none to test the model without adapter"
-    found = named_checkpoint(out, named, STATE if full else f"adapter/{ADAPTER_CONFIG}", advice)
+    found = named_checkpoint(out, named, STATE if full else f"adapter/{training.ADAPTER_CONFIG}", advice)
     return found if full else found / "adapter"

@@ -55,10 +55,8 @@ class LoraLoss:
         count = int(self.schedule.config.num_train_timesteps)
         draws = [torch.randint(count, (1,), generator=generator) for generator in generators]
         timesteps = torch.cat(draws).to(image.device)
-        plans = [
-            plan_tokens(texts, self.model.tokenizer, encoding=config.encoding, regions=config.rca)
-            for texts in batch["texts"]
-        ]
+        how: dict[str, Any] = {"encoding": config.encoding, "regions": config.rca}
+        plans = [plan_tokens(texts, self.model.tokenizer, **how) for texts in batch["texts"]]
         with torch.no_grad():
             latents = self.encode(image, generators)
             masked = self.encode(batch["masked_pixel_values"], generators)
@@ -119,10 +117,9 @@ def train_lora(config: TrainLoraConfig) -> Path:
         fill_adapter(model.unet, weights, f"{config.resume_from}: not a LoRA of these lora settings")
     if config.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    training, held_out = (
-        InpaintingDataset(config.data, model.tokenizer, split, seed=config.fit.seed, freestyle=config.rca)
-        for split in ("train", "val")
-    )
+    how: dict[str, Any] = {"seed": config.fit.seed, "freestyle": config.rca}
+    data = [InpaintingDataset(config.data, model.tokenizer, split, **how) for split in ("train", "val")]
+    training, held_out = data
     training.paintings = training.paintings[: config.train_samples or None]
     held_out.paintings = held_out.paintings[: config.val_samples or None]
     if accelerator.is_main_process:

@@ -74,10 +74,8 @@ def sample(batch: Batch, pipe: Inpainter, options: PaintOptions, monitor: Monito
 
     def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
         nine = torch.cat([x, known], dim=1).to(dtype)
-        regions = joined if next(steps) >= first_joined else apart
-        return pipe.unet(
-            nine, t.to(device), encoder_hidden_states=embeddings, cross_attention_kwargs=regions
-        ).sample.float()
+        given = {"cross_attention_kwargs": joined if next(steps) >= first_joined else apart}
+        return pipe.unet(nine, t.to(device), encoder_hidden_states=embeddings, **given).sample.float()
 
     guidance = float(options.guidance or 0.0)
     latents = denoise(predict, latents, schedule, guidance=guidance, generators=generators, monitor=monitor)

@@ -157,9 +157,8 @@ class BertScore:
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(b, t, d) of length 1, or 0 where a token does not count, as first and last do not; and (b, t)."""
         limit = min(MOST_TOKENS, self.tokenizer.model_max_length)
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt"
-        ).to(self.device)
+        how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        tokens = self.tokenizer(list(texts), **how).to(self.device)
         mask = tokens["attention_mask"]
         states = self.model(tokens["input_ids"], mask, output_hidden_states=True).hidden_states[-1]
         counted = mask.clone()

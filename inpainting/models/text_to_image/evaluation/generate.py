@@ -42,10 +42,9 @@ def open_paintings(
 
     texts_dir: prompts instead of captions; they must have been written for the same regions
     """
-    texts: dict[str, Any] = {"texts_dir": texts_dir, "global_anns_path": config.global_anns_path}
-    dataset = InpaintingDataset(
-        config.data, tokenizer, config.split, seed=config.seed, freestyle=config.paint.rca, **texts
-    )
+    how: dict[str, Any] = {"texts_dir": texts_dir, "global_anns_path": config.global_anns_path}
+    how |= {"seed": config.seed, "freestyle": config.paint.rca}
+    dataset = InpaintingDataset(config.data, tokenizer, config.split, **how)
     manifest = dataset.follow(beside / MANIFEST)
     if texts_dir is not None and (texts_dir / MANIFEST).is_file():
         other = MaskManifest.read(texts_dir / MANIFEST).items
