@@ -105,10 +105,8 @@ def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:
 
 
 def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
-    """The job that made an image, with its background at another place; ValueError where something changed.
-
-    moved: where the background, or its depth, lies now
-    """
+    """The job that made an image; ValueError where something changed. moved: where the background, or its
+    depth, lies now."""
     recipe = read_recipe(image)
     if moved.keys() - {"background", "background_depth"}:
         raise ValueError(f"{image}: of a job only --background and --background-depth are found elsewhere")

@@ -91,9 +91,7 @@ def write_open_raster(
     about: Mapping[str, Any], overwrite: bool,
 ) -> Path:  # fmt: skip
     """NAME_layers.ora: every layer with its depth and mask, the whole `image`, and `about` in layers.json.
-
-    layers: names, images (h, w) and depths (h, w), the lowest first, each cut to what is opaque
-    """
+    layers: names, images (h, w) and depths (h, w), the lowest first; each is cut to what is opaque."""
     (h, w), stack = image.size, ""
     entries: list[dict[str, Any]] = []
     files = {"mimetype": b"image/openraster", "stack.xml": b""}

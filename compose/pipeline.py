@@ -99,7 +99,6 @@ def compose(
     """Put the object into the background. Reads files, writes none; cheap checks run first.
 
     stage: an image under work, in the place of the settings' background and its depth
-
     Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
     timer = StageTimer()

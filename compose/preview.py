@@ -1,7 +1,5 @@
-"""What of an object shows at a box and a depth, at once: geometry and paste only, no network.
-
-The masks are those of `compose`, on a smaller image. Legend: H W pixels of the files, h w of the preview.
-"""
+"""What of an object shows at a box and a depth, at once: geometry and paste only, no network. The masks are
+those of `compose`, on a smaller image. Legend: H W pixels of the files, h w of the preview."""
 
 from dataclasses import dataclass, replace
 
@@ -47,10 +45,8 @@ def shrink(sources: Sources, depth_01: np.ndarray) -> tuple[Sources, np.ndarray]
 def occlusion(
     settings: ComposeSettings, sources: Sources, depth_01: np.ndarray, options: PairOptions
 ) -> Occlusion:
-    """The object at the box and depth of the settings. sources, depth_01: as `shrink` gives them.
-
-    options: the pre-processing of the compositor that will paint. ValueError as in `compose`.
-    """
+    """The object at the box and depth of the settings. sources, depth_01: as `shrink` gives them; options:
+    the pre-processing of the compositor that will paint. ValueError as in `compose`."""
     inputs, _ = make_inputs(settings.in_fractions(sources.background.size), sources, depth_01)
     geometry = Geometry.of(inputs, options)
     layers, window = geometry.native_layers, geometry.window

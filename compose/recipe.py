@@ -99,10 +99,8 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
 
 
 def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:
-    """Inputs, weights and model configuration must be the recipe's; another machine only gets a warning.
-
-    settings: those of the recipe
-    """
+    """Inputs, weights and model configuration must be the recipe's, whose settings these are; another machine
+    only gets a warning."""
     for name, path in settings.input_files.items():
         if not same_file(path).is_file():
             held = path.as_posix().startswith(IN_MEMORY)

@@ -1,7 +1,5 @@
-"""An image under work: its depth, its named objects, and the patches that layers lay over it.
-
-Legend: H W pixels of the image, h w pixels of a patch.
-"""
+"""An image under work: its depth, its named objects, and the patches that layers lay over it. Legend: H W
+pixels of the image, h w pixels of a patch."""
 
 import hashlib
 from collections.abc import Mapping

@@ -1,7 +1,4 @@
-"""What the files of a composite hold, and the inputs of the pre-processing at a box.
-
-Every error names its file.
-"""
+"""What the files of a composite hold, and the inputs of the pre-processing at a box. Errors name the file."""
 
 import contextlib
 import logging
@@ -104,10 +101,8 @@ def uses_depth_network(settings: ComposeSettings) -> bool:
 
 
 def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
-    """Inputs of the pre-processing, and what was decided on the way, for the report.
-
-    depth_01: (H, W) of the background
-    """
+    """Inputs of the pre-processing, and what was decided on the way, for the report. depth_01: (H, W) of the
+    background."""
     box = settings.box or sources.target_box01
     assert box is not None  # the settings refuse to be without a place
     if settings.depth is None:

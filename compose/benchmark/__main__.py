@@ -6,7 +6,9 @@
     python -m compose.benchmark verify outputs/benchmark.json --images ... --objects ...
     python -m compose.benchmark jobs outputs/benchmark.json --instances ... --out outputs/jobs.jsonl
     python run_inference.py batch outputs/jobs.jsonl --out outputs/benchmark
-    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json ...
+    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json \\
+        --instances data/COCO/annotations/instances_val2017.json --images data/COCO/val2017 \\
+        --objects data/DreamBooth/objects --out outputs/score.json
 
 With the 30 objects of DreamBooth, 30 backgrounds give the 900 pairs of Bifrost's protocol and 80 the 2,400 of
 AnyDoor's; their own backgrounds were never published.

@@ -115,10 +115,8 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
 
 
 def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrite: bool = False) -> None:
-    """Log the table, one column per folder; with `out` write the numbers there, table and sheet beside it.
-
-    The sheet shows the best and the worst cases of one folder: object, background, result, and their numbers.
-    """
+    """Log the table, one column per folder; with `out` write the numbers there, table and sheet beside it: of
+    the best and the worst cases of one folder object, background, result, and their numbers."""
     folders, changes = body["folders"], body.get("first_minus_second")
     head = ["measure", *(report["folder"] for report in folders)]
     head += ["first - second", "p"] if changes is not None else []

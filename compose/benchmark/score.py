@@ -1,11 +1,6 @@
 """Score a folder of composites against a benchmark manifest; ours or those of any other system.
 
-    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json \\
-        --instances data/COCO/annotations/instances_val2017.json --images data/COCO/val2017 \\
-        --objects data/DreamBooth/objects --out outputs/score.json
-
-Results are images named by the case: CASE.png or CASE.jpg, of the background's size. Nothing of how they
-were made is read.
+Results are CASE.png or CASE.jpg, of the background's size; nothing of how they were made is read.
 """
 
 import logging
@@ -139,11 +134,8 @@ def step_at(profile: np.ndarray, column: int) -> float:
 
 
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
-    """What changed that should not: outside 1.2 times the box, and across the edges of what was painted.
-
-    drift_*: fraction of pixels, bytes, PSNR in dB (100: nothing), where anything lies outside
-    seam:    see `seam_contrast`
-    """
+    """What changed that should not: outside MARGIN times the box (drift_*: fraction of pixels, bytes, PSNR in
+    dB, 100: nothing), and across the edges of what was painted (seam: see `seam_contrast`)."""
     size = (before_u8.shape[0], before_u8.shape[1])
     mask = ~mask_of_box(expand_box(box_to_pixels(box01, size), MARGIN, size), size)
     numbers = {"seam": seam_contrast(before_u8, after_u8)}
