@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from ldm.journal import Journal
+from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.config import check_settings, setting
 from ldm.shards import shard_of
 
@@ -22,6 +23,7 @@ class ProcessSettings:
     num_processes: int = setting(1, low=1, help="number of processes that divide the work")
     process_id: int = setting(0, low=0, help="which of them this is")
     shard: str = setting("", help="i/n instead of the two")
+    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the model's arithmetic")
 
     def __post_init__(self) -> None:
         check_settings(self)

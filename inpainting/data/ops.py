@@ -15,6 +15,7 @@ from inpainting.data.steps.regions import RegionSettings, make_entities, make_ma
 from inpainting.data.steps.split import MODES, SplitSettings, split_images
 from ldm.journal import Journal
 from ldm.locks import alone
+from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
 from ldm.settings.later import later
@@ -39,6 +40,7 @@ class BuildSettings(CheckedSettings):
     annotator_id: str = setting("", help="Kosmos-2, folder or hub name: makes a missing annotations file")
     model_id: str = setting("", help="LLaVA-NeXT, folder or hub name: makes a missing captions file")
     batch_size: int = setting(8, low=1, help="images that a model sees at once")
+    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the models' arithmetic")
     roots: str = setting("auto", choices=texts.METHODS, help="what finds noun roots")
     mode: str = setting("copy", choices=MODES, help="how images come into the folders of their split")
     val_size: int = setting(5000, low=1, help="validation images of a random split")
@@ -49,9 +51,10 @@ class BuildSettings(CheckedSettings):
 def build_paintings(settings: BuildSettings) -> None:
     """All steps; run again after an interruption or a change, and only what is needed is done."""
     images, annotations = settings.image_dir, settings.annotations_path
+    batch, dtype = settings.batch_size, settings.dtype
     masks, entities = settings.out_dir / "masks", settings.out_dir / "entities"
     if settings.annotator_id and not annotations.is_file():
-        annotate_images(AnnotateSettings(images, annotations, settings.annotator_id, settings.batch_size))
+        annotate_images(AnnotateSettings(images, annotations, settings.annotator_id, batch, dtype=dtype))
     if not annotations.is_file():
         raise ValueError(f"{annotations} does not exist; {GET}; or make it with --annotator-id MODEL")
     regions = RegionSettings(annotations, image_dir=images, out_dir=masks, workers=settings.workers)
@@ -64,7 +67,7 @@ def build_paintings(settings: BuildSettings) -> None:
         if not settings.model_id:
             raise ValueError(f"{captions} does not exist; {GET}; or make it with --model-id MODEL")
         folder = settings.out_dir / "captions"
-        caption_masks(CaptionSettings(entities, settings.model_id, settings.batch_size, output_dir=folder))
+        caption_masks(CaptionSettings(entities, settings.model_id, batch, output_dir=folder, dtype=dtype))
         captions = folder / RAW_CAPTIONS
     table, sizes = settings.split_df_path, (settings.val_size, settings.test_size)
     split = SplitSettings(settings.out_dir / "images", masks, table, *sizes, **{settings.mode: True})

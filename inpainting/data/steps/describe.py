@@ -42,7 +42,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
     """A model by folder or hub name.
 
     precision: 4bit (as published: nf4; needs CUDA and bitsandbytes), full, or auto: 4bit where it works.
-    device, dtype: as in `load_mllm`; with 4 bits they are chosen here.
+    device, dtype: as in `load_mllm`; with 4 bits the device is chosen here, and dtype is the arithmetic's.
     """
     folder = local_or_hub_folder(model_id)
     able = four_bit_works()
@@ -50,7 +50,7 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
         raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")
     if precision == "full" or not able:
         return load_mllm(folder, device, dtype)
-    return load_quantised(folder, pick_dtype("auto", torch.device("cuda"), folder))
+    return load_quantised(folder, pick_dtype(dtype, torch.device("cuda"), folder))
 
 
 def caption_crops(mllm: Mllm, crops_u8: Sequence[np.ndarray], concepts: list[str], longest: int) -> list[str]:
@@ -107,6 +107,7 @@ def describe_paintings(mllm: Mllm, images_u8: Sequence[np.ndarray], longest: int
 def journal_inputs(settings: AnnotateSettings | CaptionSettings, path: Path) -> dict[str, Any]:
     """What answers depend on; without the weights where the journal at `path` is of an earlier version."""
     inputs = {"model": settings.model_id, "max_new_tokens": settings.max_new_tokens}
+    inputs |= {"dtype": settings.dtype} if settings.dtype != "auto" else {}  # earlier journals go on
     if not Path(settings.model_id).is_dir() or "weights" not in (JournalReader(path).inputs or ["weights"]):
         return inputs
     return {**inputs, "weights": hash_model(Path(settings.model_id))}
@@ -131,7 +132,7 @@ def annotate_images(settings: AnnotateSettings) -> Path | None:
     names = sorted(images)
     path, paths = journal_paths(settings)
     journal = Journal(path, journal_inputs(settings, path), keep=True)
-    model = functools.cache(lambda: open_model(settings.model_id, "full"))
+    model = functools.cache(lambda: open_model(settings.model_id, "full", dtype=settings.dtype))
     run_batches(
         journal, names[index::count], lambda name: read_image(images[name]).rgb_u8,
         lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
@@ -181,7 +182,8 @@ def caption_masks(settings: CaptionSettings) -> Path:
                 log.info("%d captions taken over from %s", len(taken), source)
                 journal.add_all(taken)
     to_caption = [key for key in concepts if "from" not in journal.done.get(key, {})]
-    model = functools.cache(lambda: open_model(settings.model_id, settings.precision))
+    precision, dtype = settings.precision, settings.dtype
+    model = functools.cache(lambda: open_model(settings.model_id, precision, dtype=dtype))
 
     def load(key: str) -> tuple[np.ndarray, str]:
         return read_image(entities_dir / f"{key}.png").rgb_u8, concepts[key]
