@@ -5,7 +5,6 @@ Results are CASE.png or CASE.jpg, of the background's size; nothing of how they 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -49,28 +48,22 @@ PARTS = 8  # of an edge; chosen
 UNEVEN = 1.5  # mean step over its lower quartile, at most: an outline touches an edge at few points; chosen
 
 
-@dataclass
 class ScoreNetworks:
-    """The networks that are there."""
+    """Networks that are there. similarity: name -> one with images(list of images) -> (b, d) of length 1"""
 
-    record: MetricNetworks
-    similarity: dict[str, Any]  # name -> object with images(list of images) -> (b, d) of length 1
-    inception: torch.nn.Module | None
-    depth: DepthEstimator
-
-    @classmethod
-    def load(cls, settings: ScoreSettings) -> "ScoreNetworks":
-        device, record = pick_device(settings.device), MetricNetworks()
+    def __init__(self, settings: ScoreSettings) -> None:
+        device, self.record = pick_device(settings.device), MetricNetworks()
         loaders: dict[str, tuple[Path, Callable[..., Any]]] = {
             "dino": (settings.dino, Dino.load), "dinov2": (settings.dinov2, Dino.load),
             "clip_i": (settings.clip, Clip.load), "dreamsim": (settings.dreamsim, DreamSim),
         }  # fmt: skip
-        loaded = {n: record.get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
-        networks = {name: network for name, network in loaded.items() if network is not None}
-        inception = record.get("inception", settings.inception, lambda path: load_inception(path).to(device))
+        get = self.record.get
+        loaded = {n: get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
+        self.similarity = {name: network for name, network in loaded.items() if network is not None}
+        self.inception = get("inception", settings.inception, lambda path: load_inception(path).to(device))
         folder = depth_for_photographs(settings.depth_model)
-        record.used["depth"] = {"path": folder.as_posix(), "sha256": weights_of_depth(folder)}
-        return cls(record, networks, inception, DepthEstimator.load(folder, device=str(device)))
+        self.record.used["depth"] = {"path": folder.as_posix(), "sha256": weights_of_depth(folder)}
+        self.depth = DepthEstimator.load(folder, device=str(device))
 
 
 class DreamSim:
@@ -251,7 +244,7 @@ def score(settings: ScoreSettings) -> dict[str, Any]:
         if (found := next(filter(Path.is_file, files), None)) is None:
             raise ValueError(f"{scores.folder} has no composite {case.id}.png for a case of the manifest")
         scores.paths.append(found)
-    networks = ScoreNetworks.load(settings)
+    networks = ScoreNetworks(settings)
     instances = Instances(settings.instances) if settings.instances else None
     if instances is None:
         unknown = "--instances is not given, so the outlines of anchors are unknown"

@@ -225,7 +225,7 @@ def test_an_object_pasted_as_it_is_is_like_itself(small_depth_network: Path, tmp
         depth_model=small_depth_network,
         dino=write_dino(tmp_path / "dino"), clip=write_clip(tmp_path / "clip"),
     )  # fmt: skip
-    judges = ScoreNetworks.load(settings)
+    judges = ScoreNetworks(settings)
     pasted, _ = score_case(case, roots, tmp_path / "a_cup.png", judges, None)
     absent, _ = score_case(case, roots, tmp_path / "pictures/a.png", judges, None)
     for name in ("dino", "clip_i"):

@@ -131,7 +131,7 @@ def precomputed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found = loads(monkeypatch, scoring)
     names = ("results", "manifest", "images", "objects")
-    scoring.ScoreNetworks.load(scoring.ScoreSettings(**dict.fromkeys(names, tmp_path)))
+    scoring.ScoreNetworks(scoring.ScoreSettings(**dict.fromkeys(names, tmp_path)))
     return found
 
 
