@@ -72,6 +72,49 @@ class Result(Samples):
         more = {} if placement is None else {"placement": placement}
         return replace(self, recipe={**self.recipe, **more}, report={**self.report, **more})
 
+    def best(self, settings: ComposeSettings, models: Models) -> "Result":
+        """The `best` samples, the best first, by measures without a truth; all scores are in the report."""
+        measure = self.geometry_scores if settings.rank_by == "geometry" else self.identity_scores
+        scores = [{"seed": seed, **s} for seed, s in zip(self.seeds, measure(models), strict=True)]
+        order = sorted(range(len(scores)), key=lambda index: -scores[index]["score"])[: settings.best]
+        lists = {name: getattr(self, name) for name in ("images", "seeds", "painted_u8")}
+        kept: dict[str, Any] = {name: [values[index] for index in order] for name, values in lists.items()}
+        report = {**self.report, "drift": [self.report["drift"][index] for index in order]}
+        report |= {"seeds": kept["seeds"], "ranking": {"by": settings.rank_by, "samples": scores}}
+        return replace(self, **kept, report=report)
+
+    def geometry_scores(self, models: Models) -> list[dict[str, Any]]:
+        """Per sample: the depth that is estimated on it at the object against what was asked for, whether
+        what hides the object is shown as nearer (None where nothing does), the change along the edge of the
+        edit region in gray levels, and the score."""
+        layers, embed = self.geometry.native_layers, self.geometry.window.embed
+        visible, edit, front = embed(layers.visible), self.edit_mask, embed(layers.keep)
+        outside = cv2.dilate((~(edit | front)).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        rim, asked_01 = edit & outside, self.fused_depth_01
+        scores = []
+        for image in self.images:
+            seen_01, free = models.depth.estimate(image.rgb_u8), ~edit
+            if free.any() and np.ptp(seen_01[free]) > 0:  # in the units of the known depth
+                slope, shift = np.polyfit(seen_01[free], asked_01[free], 1)
+                seen_01 = slope * seen_01 + shift
+            error = float(np.abs(seen_01 - asked_01)[visible].mean())
+            order = order_is_right(seen_01, visible, front, False)
+            change = np.abs(image.own_u8.astype(np.int16) - self.background.own_u8)[rim]
+            seam = float(change.mean()) if rim.any() else 0.0
+            score = -error - seam / 255 - (order is False)
+            scores.append({"depth_error": error, "order": order, "seam": seam, "score": score})
+        return scores
+
+    def identity_scores(self, models: Models) -> list[dict[str, Any]]:
+        """Per sample: the cosine of image features of the object's image and the object in it, the score."""
+        inputs, layers = self.geometry.inputs, self.geometry.native_layers
+        visible = self.geometry.window.embed(layers.visible)
+        shown = [(inputs.reference_u8, inputs.reference_mask)]
+        shown += [(each.rgb_u8, visible) for each in self.images]
+        cuts = [np.where(mask[..., None], image, np.uint8(255))[tight_slices(mask)] for image, mask in shown]
+        reference, *samples = similarity_network(models).images(cuts)
+        return [{"similarity": float(each @ reference), "score": float(each @ reference)} for each in samples]
+
 
 def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
     """One sentence for every option that was given and has no effect."""
@@ -147,7 +190,7 @@ def compose(
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
     about = recipe, report, geometry, pair, painting.painted_u8, sources.background
     all_samples = Result(images, edit_mask, work.seeds, *about)
-    return all_samples if settings.best is None else keep_best(all_samples, settings, models)
+    return all_samples if settings.best is None else all_samples.best(settings, models)
 
 
 def similarity_network(models: Models) -> Any:
@@ -157,49 +200,3 @@ def similarity_network(models: Models) -> Any:
             return models.once(place, load)
     pull = "python -m ldm.registry pull"
     raise ValueError(f"--rank-by identity needs an image network: {pull} dino-vits16, or builtin-detector")
-
-
-def keep_best(result: Result, settings: ComposeSettings, models: Models) -> Result:
-    """The `best` samples, the best first, by measures without a truth; the report has the scores of all."""
-    measure = geometry_scores if settings.rank_by == "geometry" else identity_scores
-    scores = [{"seed": seed, **s} for seed, s in zip(result.seeds, measure(result, models), strict=True)]
-    order = sorted(range(len(scores)), key=lambda index: -scores[index]["score"])[: settings.best]
-    lists = {name: getattr(result, name) for name in ("images", "seeds", "painted_u8")}
-    kept: dict[str, Any] = {name: [values[index] for index in order] for name, values in lists.items()}
-    report = {**result.report, "drift": [result.report["drift"][index] for index in order]}
-    report |= {"seeds": kept["seeds"], "ranking": {"by": settings.rank_by, "samples": scores}}
-    return replace(result, **kept, report=report)
-
-
-def geometry_scores(result: Result, models: Models) -> list[dict[str, Any]]:
-    """Per sample: the depth that is estimated on it at the object against what was asked for, whether what
-    hides the object is shown as nearer (None where nothing does), the change along the edge of the edit
-    region in gray levels, and the score."""
-    layers, embed = result.geometry.native_layers, result.geometry.window.embed
-    visible, edit, front = embed(layers.visible), result.edit_mask, embed(layers.keep)
-    outside = cv2.dilate((~(edit | front)).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    rim, asked_01 = edit & outside, result.fused_depth_01
-    scores = []
-    for image in result.images:
-        seen_01, free = models.depth.estimate(image.rgb_u8), ~edit
-        if free.any() and np.ptp(seen_01[free]) > 0:  # in the units of the known depth
-            slope, shift = np.polyfit(seen_01[free], asked_01[free], 1)
-            seen_01 = slope * seen_01 + shift
-        error = float(np.abs(seen_01 - asked_01)[visible].mean())
-        order = order_is_right(seen_01, visible, front, False)
-        change = np.abs(image.own_u8.astype(np.int16) - result.background.own_u8)[rim]
-        seam = float(change.mean()) if rim.any() else 0.0
-        score = -error - seam / 255 - (order is False)
-        scores.append({"depth_error": error, "order": order, "seam": seam, "score": score})
-    return scores
-
-
-def identity_scores(result: Result, models: Models) -> list[dict[str, Any]]:
-    """Per sample: the cosine of image features of the object's image and of the object in it, the score."""
-    inputs, layers = result.geometry.inputs, result.geometry.native_layers
-    visible = result.geometry.window.embed(layers.visible)
-    shown = [(inputs.reference_u8, inputs.reference_mask)]
-    shown += [(each.rgb_u8, visible) for each in result.images]
-    cuts = [np.where(mask[..., None], image, np.uint8(255))[tight_slices(mask)] for image, mask in shown]
-    reference, *samples = similarity_network(models).images(cuts)
-    return [{"similarity": float(each @ reference), "score": float(each @ reference)} for each in samples]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from compose import ComposeSettings, compose, compose_layers, load_models
-from compose.pipeline import geometry_scores, identity_scores, keep_best
 from ldm.decode import LoadedImage
 from ldm.images import read_image
 from tests.images import Case, refusal
@@ -47,13 +46,12 @@ def test_geometry_prefers_the_sample_that_shows_the_object_at_its_depth(room, se
     right, wrong = room.with_u8, room.without_u8
     known = [(right, 0.5 * room.depth_01 + 0.1), (wrong, 0.5 * room.without_depth_01 + 0.1)]
     two = replace(result, images=[LoadedImage(wrong), LoadedImage(right)], seeds=[5, 6])
-    bad, good = geometry_scores(two, Networks(ExactDepth(known)))
+    bad, good = two.geometry_scores(Networks(ExactDepth(known)))
     assert good["depth_error"] < 0.05 < bad["depth_error"]
     assert good["score"] > bad["score"]
     assert bad["seam"] == 0
-    kept = keep_best(
-        replace(two, painted_u8=result.painted_u8[:2]), replace(settings, best=1), Networks(ExactDepth(known))
-    )
+    pair = replace(two, painted_u8=result.painted_u8[:2])
+    kept = pair.best(replace(settings, best=1), Networks(ExactDepth(known)))
     assert kept.seeds == [6]
     assert np.array_equal(kept.images_u8[0], right)
     assert [score["seed"] for score in kept.report["ranking"]["samples"]] == [5, 6]
@@ -70,7 +68,7 @@ def test_geometry_sees_a_colour_shift_at_the_edge_and_a_wrong_order(room, settin
     images = [room.without_u8, shifted, room.with_u8]
     two = replace(result, images=[LoadedImage(image) for image in images])
     known = list(zip(images, [fused, fused, flipped], strict=True))
-    plain, shift, order = geometry_scores(two, Networks(ExactDepth(known)))
+    plain, shift, order = two.geometry_scores(Networks(ExactDepth(known)))
     assert plain["seam"] == 0
     assert 30 < shift["seam"] <= 40
     assert (plain["order"], order["order"]) == (True, False)
@@ -87,7 +85,7 @@ def test_identity_prefers_the_sample_that_shows_the_object(room, settings, monke
     result = compose(settings, load_models(settings), progress=False)
     blue = room.with_u8[..., ::-1].copy()
     two = replace(result, images=[LoadedImage(blue), LoadedImage(room.with_u8)])
-    bad, good = identity_scores(two, None)
+    bad, good = two.identity_scores(None)
     assert good["similarity"] == good["score"] > bad["score"]
 
 
