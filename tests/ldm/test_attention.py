@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from ldm import attention as ours
+from ldm import device as ours
 from ldm.device import FasterAttention, blockwise_attention
 
 
