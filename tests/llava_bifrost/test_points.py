@@ -13,7 +13,7 @@ from datasets.relations import Place
 from ldm.images import write_png
 from ldm.mllm.model import Mllm
 from llava_bifrost.evaluate import run as evaluate
-from llava_bifrost.evaluate.points import GREEDY, SHUFFLED, greedy_answers, read_points, stands_in
+from llava_bifrost.evaluate.run import GREEDY, SHUFFLED, greedy_answers, read_points, stands_in
 from llava_bifrost.language.answer import AnswerError, Candidate
 from llava_bifrost.locator import Locator, LocatorConfig
 from llava_bifrost.settings import LocatorEvaluation

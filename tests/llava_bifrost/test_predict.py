@@ -16,15 +16,19 @@ from ldm.settings.config import write_config
 from llava_bifrost.language.answer import Candidate, parse_answer
 from llava_bifrost.language.instruction import InstructionError, Request
 from llava_bifrost.locator import (
+    BROKEN,
     CONFIG,
+    Evidence,
     Locator,
     LocatorConfig,
+    distinct,
     load_locator,
+    rank,
     read_locator_config,
+    score_parts,
 )
 from llava_bifrost.predict.__main__ import build_app
 from llava_bifrost.propose import read_anchors
-from llava_bifrost.rank import BROKEN, Evidence, distinct, rank, score_parts
 from tests.ldm.small_mllm import FAMILIES, NAMES, PHRASES, small_folder
 
 IMAGE = np.random.default_rng(1).integers(0, 255, (70, 90, 3), dtype=np.uint8)
