@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
-from benchmarks.placer_photographs import PARTS, SENTENCES, fraction, judge
+from benchmarks.harness import RESULTS, Out, Photographs, fraction, photographs, write_results
+from benchmarks.placer_photographs import PARTS, SENTENCES, judge
+from datasets.geometry import iou
 from ldm.files import read_text
 from ldm.images import Box01, read_depth, read_image
 from ldm.settings.cli import run_module, single_app
@@ -29,21 +30,13 @@ ABSENT = ("microwave", "violin", "horse", "airplane", "pineapple", "tractor", "t
 
 def compared(found: Box01, drawn: Box01) -> dict[str, Any]:
     """A found box beside the drawn one; `foot` is how far their lower edges lie apart."""
-    across, along = (max(0.0, min(found[i + 2], drawn[i + 2]) - max(found[i], drawn[i])) for i in (0, 1))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (found, drawn)]
-    iou = across * along / (sum(areas) - across * along)
+    overlap, foot = iou(found, drawn), found[3] - drawn[3]
     inside = all(drawn[i] < (found[i] + found[i + 2]) / 2 < drawn[i + 2] for i in (0, 1))
-    row = {
-        "box": [round(edge, 3) for edge in found],
-        "iou": round(iou, 3),
-        "foot": round(found[3] - drawn[3], 3),
-    }
-    return row | {"right": iou >= RIGHT, "rough": iou >= ROUGH and inside}
+    row = {"box": [round(edge, 3) for edge in found], "iou": round(overlap, 3), "foot": round(foot, 3)}
+    return row | {"right": overlap >= RIGHT, "rough": overlap >= ROUGH and inside}
 
 
-def placed(
-    sentence: Mapping[str, Any], rgb_u8: np.ndarray, depth_01: np.ndarray, given: Any
-) -> dict[str, Any]:
+def placed(sentence: Mapping[str, Any], rgb_u8: np.ndarray, depth_01: np.ndarray, given: Any) -> dict:
     """The placer's answer with the detector's anchors, judged by the drawn ones; or its error."""
     from llava_bifrost.placement.placer import Item
     from llava_bifrost.propose import propose
@@ -69,32 +62,24 @@ def measure_builtin_detector(data: Photographs = None, out: Out = RESULTS / "bui
 
     detector, network = Detector.load("builtin"), DepthEstimator.load(depth_for_photographs(None))
     table = yaml.safe_load(read_text(SENTENCES))
-    named: list[dict[str, Any]] = []
-    control: list[dict[str, Any]] = []
-    answers: list[dict[str, Any]] = []
+    named, control, answers = (list[dict[str, Any]]() for _ in range(3))
     for photograph, entry in table["photographs"].items():
         rgb_u8 = read_image(folder / entry["image"]).rgb_u8
         drawn = {name: {"box": box} for name, box in entry["anchors"].items()}
-        asked = [*((name, named) for name in drawn), *((name, control) for name in ABSENT)]
-        for name, rows in asked:
+        for name, rows in (*((name, named) for name in drawn), *((name, control) for name in ABSENT)):
             row: dict[str, Any] = {"photograph": photograph, "name": name}
             for detection in detector.find_all(rgb_u8, name):
                 row["score"] = round(detection.score, 3)
                 row |= compared(detection.box01_xyxy, drawn[name]["box"]) if rows is named else {}
             rows.append(row)
-        estimated = "depth" not in entry
-        depth_01 = (
-            network.estimate(rgb_u8)
-            if estimated
-            else read_depth(folder / entry["depth"], size=rgb_u8.shape[:2])
-        )
+        file, size = entry.get("depth"), rgb_u8.shape[:2]
+        depth_01 = read_depth(folder / file, size=size) if file else network.estimate(rgb_u8)
         given = SimpleNamespace(detector=detector, places=read_anchors(drawn, depth_01))
         for part in PARTS:
             for sentence in (each for each in table[part] if each["photograph"] == photograph):
                 row = {"photograph": photograph, "part": part, "text": sentence["text"]}
                 answers.append(row | placed(sentence, rgb_u8, depth_01, given))
     found, answered = ([row for row in rows if "box" in row] for rows in (named, answers))
-    right = [row["region"] and row["relations"] for row in answered]
     summary = {
         "named things found": fraction(["box" in row for row in named]),
         "right of these": fraction([row["right"] for row in found]),
@@ -103,7 +88,7 @@ def measure_builtin_detector(data: Photographs = None, out: Out = RESULTS / "bui
         "median error of the foot": float(np.median([abs(row["foot"]) for row in found])),
         "absent things found": fraction(["score" in row for row in control]),
         "sentences answered": fraction(["box" in row for row in answers]),
-        "right of these answers": fraction(right),
+        "right of these answers": fraction([row["region"] and row["relations"] for row in answered]),
     }
     wrong = [row for row in control if "score" in row]
     write_results(out, {**summary, "named": named, "absent and found": wrong, "answers": answers})

@@ -20,22 +20,21 @@ PAINTINGS = 8
 
 def write_coco(folder: Path) -> None:
     """The rooms of the examples, and what stands in them as instances."""
-    images, (w, h) = [], (128, 96)
-    annotations: list[dict[str, Any]] = []
+    (w, h), facts = (128, 96), dict[str, list[dict[str, Any]]](images=[], annotations=[], categories=[])
     for name in ("images", "depth"):
         (folder / name).mkdir(parents=True)
     for number, room in enumerate(ROOMS):
         name = f"{room.parent.name}.png"
         for kind, file in (("images", room), ("depth", room.with_name("room_depth.png"))):
             Image.open(file).resize((w, h), Image.Resampling.NEAREST).save(folder / kind / name)
-        images.append({"id": number, "file_name": name, "height": h, "width": w})
+        facts["images"].append({"id": number, "file_name": name, "height": h, "width": w})
         for noun, place in read_json(room.with_name("anchors.json")).items():
             x0, y0, x1, y1 = (round(edge * side) for edge, side in zip(place["box"], (w, h) * 2, strict=True))
-            facts = {"id": len(annotations), "image_id": number, "category_id": noun, "iscrowd": 0}
+            ids = {"id": len(facts["annotations"]), "image_id": number, "category_id": noun, "iscrowd": 0}
             outline = {"segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]], "area": (x1 - x0) * (y1 - y0)}
-            annotations.append({**facts, **outline, "bbox": [x0, y0, x1 - x0, y1 - y0]})
-    categories = [{"id": noun, "name": noun} for noun in {item["category_id"]: "" for item in annotations}]
-    facts = {"images": images, "annotations": annotations, "categories": categories}
+            facts["annotations"].append({**ids, **outline, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+    nouns = dict.fromkeys(item["category_id"] for item in facts["annotations"])
+    facts["categories"] = [{"id": noun, "name": noun} for noun in nouns]
     write_json(folder / "instances.json", facts)
 
 
@@ -53,11 +52,11 @@ def write_data(data: Path, web: str) -> None:
             for room in EXAMPLES
         ]  # fmt: skip
         (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    home, model = EXAMPLES[0].parent.resolve(), str((data / "compositor/model").resolve())
     names = {"background": "room.png", "background_depth": "room_depth.png", "anchors": "anchors.json"}
-    job = {key: str(EXAMPLES[0].with_name(name).resolve()) for key, name in names.items()}
-    cone = {"object": str(EXAMPLES[0].with_name("object.png").resolve()), "box": box}
-    job |= {"model": str((data / "compositor/model").resolve()), "locator": "geometric"}
-    write_json(data / "job.json", {**job, "layers": [cone, {"erase": "checkered orange torus"}]})
+    job = {key: str(home / name) for key, name in names.items()} | {"model": model, "locator": "geometric"}
+    layers = [{"object": str(home / "object.png"), "box": box}, {"erase": "checkered orange torus"}]
+    write_json(data / "job.json", {**job, "layers": layers})
     question = "Place a red sphere to the left of the checkered orange torus."
     rooms = [str(room.resolve()) for room in EXAMPLES] * 6
     asked = [{"id": f"{n}", "image": room, "instruction": question} for n, room in enumerate(rooms)]
@@ -83,9 +82,8 @@ def write_data(data: Path, web: str) -> None:
     write_json(data / "raw" / "annotations.json", described)
     write_json(data / "raw" / "llava.json", dict.fromkeys(stems, captions))
     shutil.make_archive(str(data / "data" / "annotations"), "zip", data / "raw")
-    splits = ["val", *["test"] * 3, *["train"] * (PAINTINGS - 4)]
-    pairs = zip(described, splits, strict=True)
-    rows = [[name, f"{web}/paintings/{name}", "", split] for name, split in pairs]
+    splits = zip(described, ["val", *["test"] * 3, *["train"] * (PAINTINGS - 4)], strict=True)
+    rows = [[name, f"{web}/paintings/{name}", "", split] for name, split in splits]
     with (data / "data" / "wikiart_images.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["file_name", "url", "modifier", "split"], *rows])
     write_coco(data / "coco")

@@ -63,10 +63,9 @@ def wait(child: int, seconds: float, cpu_s: float = math.inf) -> int | None:
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
     """The address at which a process of its own serves the files of a folder."""
-    argv = f"-u -m http.server 0 --bind 127.0.0.1 --directory {folder}".split()
-    with subprocess.Popen(
-        [sys.executable, *argv], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
+    argv = [sys.executable, *f"-u -m http.server 0 --bind 127.0.0.1 --directory {folder}".split()]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(argv, text=True, **pipes) as server:
         assert server.stdout is not None
         try:
             yield server.stdout.readline().partition("(")[2].partition("/)")[0]
@@ -104,9 +103,8 @@ def without_times(value: Any) -> Any:
         return repr(value)
     import torch
 
-    return hashlib.sha256(
-        value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    data = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()
 
 
 def contents(place: Path, as_if: Path | None = None) -> dict[str, str]:

@@ -29,8 +29,7 @@ def candidates(
 
     model, rgb_u8 = load_locator(located(locator), "cpu"), read_image(located(IMAGE)).rgb_u8
     runs = {str(count): partial(model.locate, rgb_u8, SENTENCE, count, anchors={}) for count in COUNTS}
-    seconds = best_seconds(runs, ROUNDS)
-    rows = {}
+    seconds, rows = best_seconds(runs, ROUNDS), {}
     for count, spent in seconds.items():
         ratio, found = round(spent / seconds["1"], 2), len(runs[count]())
         rows[count] = {"cpu_seconds": round(spent, 4), "times_one": ratio, "found": found}

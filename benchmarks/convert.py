@@ -9,7 +9,6 @@ of the mapped file count into the resident peak as well, but the system may drop
 
 import shutil
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from typing import Annotated
 import psutil
 import typer
 
-from benchmarks.harness import RESULTS, Out, row_of_process, write_results
+from benchmarks.harness import RESULTS, Out, row_of_process, sampled, write_results
 from cldm.config import NetworkConfig
 from ldm.settings.cli import run_module, single_app
 
@@ -30,34 +29,20 @@ def convert_unet(path: Path, out: Path, network: NetworkConfig, dtype: str) -> d
     from cldm.convert.plan import UNET, KeyCheck, empty_networks, plan_network
     from ldm.weight_files import open_weights
 
-    model, process = empty_networks(network)["unet"], psutil.Process()
-    before = process.memory_info()
-    peaks, finished = {"resident": 0, "anonymous": 0}, threading.Event()
-
-    def watch() -> None:
-        while not finished.wait(0.02):
-            now = process.memory_info()
-            peaks["resident"] = max(peaks["resident"], now.rss - before.rss)
-            private = (now.rss - now.shared) - (before.rss - before.shared)
-            peaks["anonymous"] = max(peaks["anonymous"], private)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    started = time.monotonic()
-    check = KeyCheck(open_weights(path))
-    origins = plan_network(model, UNET, check)
-    check.finish()
-    write_part(model, origins, out, dtype)
-    seconds = time.monotonic() - started
-    finished.set()
-    watcher.join()
-    return {
-        "file_mb": round(path.stat().st_size / MEGABYTE),
-        "written_mb": round(sum(file.stat().st_size for file in out.iterdir()) / MEGABYTE),
-        "peak_anonymous_mb": round(peaks["anonymous"] / MEGABYTE),
-        "peak_resident_mb": round(peaks["resident"] / MEGABYTE),
-        "seconds": round(seconds, 1),
-    }
+    model = empty_networks(network)["unet"]
+    with sampled(psutil.Process().memory_info, 0.02) as memory:
+        started = time.monotonic()
+        check = KeyCheck(open_weights(path))
+        origins = plan_network(model, UNET, check)
+        check.finish()
+        write_part(model, origins, out, dtype)
+        seconds = time.monotonic() - started
+    written = sum(file.stat().st_size for file in out.iterdir())
+    sizes = {"file_mb": path.stat().st_size, "written_mb": written}
+    private, resident = [each.rss - each.shared for each in memory], [each.rss for each in memory]
+    sizes["peak_anonymous_mb"] = max(private) - private[0]
+    sizes["peak_resident_mb"] = max(resident) - resident[0]
+    return {name: round(size / MEGABYTE) for name, size in sizes.items()} | {"seconds": round(seconds, 1)}
 
 
 def measure_conversion(
@@ -79,10 +64,7 @@ def measure_conversion(
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for suffix in (".ckpt", ".safetensors"):
             file = Path(folder) / f"unet{suffix}"
-            if suffix == ".ckpt":
-                torch.save({"state_dict": ones}, file)
-            else:
-                save_file(ones, file)
+            torch.save({"state_dict": ones}, file) if suffix == ".ckpt" else save_file(ones, file)
             for dtype in ("keep", "fp16"):
                 converted = Path(folder) / dtype
                 row = row_of_process(convert_unet, file, converted, network, dtype)

@@ -25,6 +25,7 @@ AREA = (0.06, 0.12)  # of a photograph
 HOLES = 6  # in each photograph
 SIGMA = 2.0
 LEVELS = (7, 13)  # layers of the network whose outputs, 1/8 and 1/16 of the image, are compared
+MEASURES = ("psnr", "texture", "coarser", "features", "cpu_s")
 SEED = 0
 
 
@@ -55,20 +56,20 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
                 seconds = time.process_time() - started
                 error = np.square(filled_u8[mask].astype(np.float64) - rgb_u8[mask]).mean()
                 ours, true = (texture_energy(image, mask) for image in (filled_u8, rgb_u8))
-                row[eraser.kind] = {
-                    "psnr": float(10 * np.log10(255**2 / error)),
-                    "texture": ours[0] / true[0],
-                    "coarser": ours[1] / true[1],
-                    "features": feature_distance(lite0_levels(network, filled_u8), truth, mask),
-                    "cpu_s": seconds,
-                }
+                distances = []  # of unit vectors, over the places that the mask touches
+                for a, b in zip(lite0_levels(network, filled_u8), truth, strict=True):
+                    inside = resize(mask.astype(np.float32), a.shape[1:]) > 0
+                    distances.append(float((a - b).norm(dim=0).numpy()[inside].mean()))
+                psnr, texture, coarser = 10 * np.log10(255**2 / error), ours[0] / true[0], ours[1] / true[1]
+                measured = map(float, (psnr, texture, coarser, np.mean(distances), seconds))
+                row[eraser.kind] = dict(zip(MEASURES, measured, strict=True))
             rows.append(row)
-    names = ("psnr", "texture", "coarser", "features", "cpu_s")
-    values = {each.kind: {name: [row[each.kind][name] for row in rows] for name in names} for each in erasers}
-    means = {kind: {name: float(np.mean(v)) for name, v in found.items()} for kind, found in values.items()}
-    gains = {
-        name: mean_interval(np.subtract(values["exemplar"][name], values["opencv"][name])) for name in names
+    values = {
+        each.kind: {name: [row[each.kind][name] for row in rows] for name in MEASURES} for each in erasers
     }
+    means = {kind: {name: float(np.mean(v)) for name, v in found.items()} for kind, found in values.items()}
+    new, old = values["exemplar"], values["opencv"]
+    gains = {name: mean_interval(np.subtract(new[name], old[name])) for name in MEASURES}
     write_results(out, {"n": len(rows), "means": means, "exemplar - opencv": gains, "holes": rows})
 
 
@@ -77,9 +78,7 @@ def random_hole(outline: np.ndarray, size: tuple[int, int], rng: np.random.Gener
     y, x = (slice(line[0], line[-1] + 1) for line in map(np.flatnonzero, (outline.any(1), outline.any(0))))
     tight = outline[y, x].astype(np.uint8)
     scale = np.sqrt(rng.uniform(*AREA) * size[0] * size[1] / tight.sum())
-    n, m = (
-        min(limit - 4, max(8, round(side * scale))) for side, limit in zip(tight.shape, size, strict=True)
-    )
+    n, m = (min(size[axis] - 4, max(8, round(tight.shape[axis] * scale))) for axis in (0, 1))
     top, left = int(rng.integers(2, size[0] - n - 1)), int(rng.integers(2, size[1] - m - 1))
     hole = np.zeros(size, bool)
     hole[top : top + n, left : left + m] = cv2.resize(tight, (m, n), interpolation=cv2.INTER_NEAREST) > 0
@@ -104,15 +103,6 @@ def lite0_levels(network: Any, rgb_u8: np.ndarray) -> list[Any]:
             if index in LEVELS:
                 found.append(torch.nn.functional.normalize(x[0], dim=0))
     return found
-
-
-def feature_distance(ours: list[Any], truth: list[Any], mask: np.ndarray) -> float:
-    """Mean Euclidean distance of unit vectors over the places that a mask (h, w) touches."""
-    distances = []
-    for a, b in zip(ours, truth, strict=True):
-        inside = resize(mask.astype(np.float32), a.shape[1:]) > 0
-        distances.append(float((a - b).norm(dim=0).numpy()[inside].mean()))
-    return float(np.mean(distances))
 
 
 build_app = single_app(measure_erasing)

@@ -43,9 +43,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F")
 FITTING = {"background": "RGB", "object": "RGBA", "object_mask": "1", "target_mask": "1",
            "background_depth": "L", "object_depth": "L"}  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
-ODD = json.loads(
-    '[null, true, -1, 0, 1, 0.5, 2.5, 1e30, NaN, "", "a", "1,2", [], {}, "0.5", "none", [0.1, 0.9]]'
-)
+ODD: Any = [None, True, -1, 0, 1, 0.5, 2.5, 1e30, np.nan, "", "a", "1,2", [], {}, "0.5", "none", [0.1, 0.9]]
 TEXTS = ("configs/tiny/compositor.yaml", "configs/models.yaml", "assets/examples/cases.json")
 READERS = (lambda path: load_config(RunConfig, path), lambda path: read_table(path, ["name", "seed"]),
            read_json, numbered_lines, later("compose.batch:read_jobs"))  # fmt: skip
@@ -117,7 +115,7 @@ class Fuzz:
             state[str(rng.choice(list(state)))] = torch.ones(tuple(rng.integers(0, 4, 2)))
         wrapped = {"state_dict": state}
         held: Any = state, wrapped, [state], {"a": 1}, {**wrapped, "epoch": np.float64(1)}
-        suffix, data = str(rng.choice([".safetensors", ".pt", ".ckpt", ".bin"])), io.BytesIO(save(state))
+        suffix, data = f".{rng.choice(['safetensors', 'pt', 'ckpt', 'bin'])}", io.BytesIO(save(state))
         if suffix != ".safetensors":
             data = io.BytesIO()
             torch.save(held[rng.integers(5)], data, _use_new_zipfile_serialization=bool(rng.integers(2)))

@@ -3,13 +3,15 @@
 import json
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 RESULTS = Path("benchmarks/results")
 Out = Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")]
 Photographs = Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")]
@@ -80,6 +83,24 @@ def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict
     return row
 
 
+@contextmanager
+def sampled(read: Callable[[], T], pause_s: float) -> Iterator[list[T]]:
+    """What `read` gives now and, while the block runs, every `pause_s` seconds."""
+    values, over = [read()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(pause_s):
+            values.append(read())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield values
+    finally:
+        over.set()
+        watcher.join()
+
+
 def short_json(value: Any, indent: str = "\n") -> str:
     """JSON text; a dict or list of plain values, and one that fits 110 characters, stands on one line."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -97,7 +118,6 @@ def write_results(
     """Write the numbers with the hardware that they were measured on, as `write_result` does; log them."""
     from ldm.device import describe_hardware
 
-    plain = json.loads(json.dumps({"hardware": describe_hardware(device), **body}))  # tuples are lists
-    text = short_json(plain)
+    text = short_json(json.loads(json.dumps({"hardware": describe_hardware(device), **body})))  # of lists
     write_result({out: f"{text}\n".encode()}, overwrite)
     log.info("%s", text)

@@ -39,14 +39,13 @@ def measure_matting(data: Photographs = None, out: Out = RESULTS / "matting.json
         colours_u8 = own_colours(image_u8, found)
         seconds = time.process_time() - started
         band, rim = outline_band(mask, BAND), (alpha > RIM[0]) & (alpha < RIM[1])
-        blurred = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.0)
-        errors = {
-            f"alpha_{name}": np.abs(each - alpha)[band].mean()
-            for name, each in (("mask", mask), ("blurred", blurred), ("closed_form", found))
-        }
+        alphas = {"mask": mask, "blurred": cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 1.0)}
+        alphas["closed_form"], row = found, dict[str, float]()
+        for name, each in alphas.items():
+            row[f"alpha_{name}"] = float(np.abs(each - alpha)[band].mean())
         for name, each in (("image", image_u8), ("own", colours_u8)):
-            errors[f"colour_{name}"] = np.abs(each[rim].astype(float) - front_u8[rim]).mean() / 255
-        rows.append({name: float(value) for name, value in errors.items()} | {"cpu_s": seconds})
+            row[f"colour_{name}"] = float(np.abs(each[rim].astype(float) - front_u8[rim]).mean() / 255)
+        rows.append({**row, "cpu_s": seconds})
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     write_results(out, {"n": COUNT, "means": means, "objects": rows})
 

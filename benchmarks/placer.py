@@ -41,9 +41,9 @@ def cases(count: int) -> "Iterator[tuple[LocatorCase, np.ndarray]]":
         world = world_of(fact, settings).without(fact.removed)
         seen = np.flatnonzero(world.present & (world.solids.area > 0))
         every = {world.solids.names[i]: world.place(int(i)) for i in seen}
-        for question in place_questions(world, np.random.default_rng((0, fact.seed)), 1):
-            name, image_u8 = str(fact.seed), shard.without_u8[index]
-            case = LocatorCase(name, image_u8, question.request, question.answer, every, world)
+        for asked in place_questions(world, np.random.default_rng((0, fact.seed)), 1):
+            shown = str(fact.seed), shard.without_u8[index]
+            case = LocatorCase(*shown, asked.request, asked.answer, every, world)
             yield case, depth_01(shard.without_depth_u16[index])
 
 
@@ -74,9 +74,9 @@ def measure_placer(
             rows[row].append({"answered": 1.0, **{rule: judged[rule] for rule in RULES}})
     table: dict[str, Any] = {"scenes": scenes}
     for row, questions in rows.items():  # a question without an answer breaks every rule
-        means = {rule: np.mean([each.get(rule, 0.0) for each in questions]) for rule in ("answered", *RULES)}
-        rounded = {rule: round(float(mean), 3) for rule, mean in means.items()}
-        table[row] = {"questions": float(len(questions)), **rounded}
+        table[row] = {"questions": float(len(questions))}
+        for rule in ("answered", *RULES):
+            table[row][rule] = round(float(np.mean([each.get(rule, 0.0) for each in questions])), 3)
     table["seconds"] = {"per question": round(seconds / max(1, 2 * len(rows["all things known"])), 3)}
     write_results(out, table)
 

@@ -51,11 +51,10 @@ def agrees(word: str, place: Place, anchors: Sequence[Place]) -> bool:
 
 def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]) -> dict[str, bool]:
     """Whether region, relations and size of an answer are right."""
-    region = np.array(sentence["region"], np.float32)
-    inside = cv2.pointPolygonTest(region, (float(place.middle), float(place.y1)), True) > -EDGE
+    region, foot = np.array(sentence["region"], np.float32), (float(place.middle), float(place.y1))
     relations = (agrees(word, place, [places[name] for name in names]) for word, *names in sentence["at"])
-    ratio = (place.y1 - place.y0) / sentence["height"]
-    likely = 1 / SIZE_FACTOR < ratio < SIZE_FACTOR
+    likely = 1 / SIZE_FACTOR < (place.y1 - place.y0) / sentence["height"] < SIZE_FACTOR
+    inside = cv2.pointPolygonTest(region, foot, True) > -EDGE
     return {"region": inside, "relations": all(relations), "size": likely}
 
 

@@ -18,10 +18,7 @@ QUALITIES = {"1 ray": (1, False), "1 ray, smooth edges": (1, True), "2 x 2 rays"
 
 
 def rates(size: int, quality: str, window: str, count: int, device: str) -> dict[str, float | int | str]:
-    """Scenes per second for one setting, best of REPEATS runs: what else runs on the machine only adds time.
-
-    `scenes_per_second` is by the clock, `scenes_per_cpu_second` by the processor time of this process.
-    """
+    """Scenes per second by the clock and by CPU time, best of REPEATS runs: what else runs only adds time."""
     from datasets.scenes import render, sample_scene
 
     supersample, smooth = QUALITIES[quality]

@@ -11,7 +11,6 @@ import base64
 import contextlib
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import numpy as np
 import psutil
 import typer
 
-from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.harness import RESULTS, Out, sampled, write_results
 from ldm.files import ROOT, read_text
 from ldm.images import encode_png
 from ldm.settings.cli import run_module, single_app
@@ -38,18 +37,9 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         log = folder / "log"
-        options = [
-            "--port",
-            "0",
-            "--out",
-            str(folder / "jobs"),
-            "--waiting",
-            str(WAITING),
-            "--devices",
-            "cpu",
-        ]
+        options = f"-m compose.serve --port 0 --waiting {WAITING} --devices cpu --out".split()
         with log.open("wb") as file:
-            command = [sys.executable, "-m", "compose.serve", *options]
+            command = [sys.executable, *options, str(folder / "jobs")]
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
         while "page:" not in (text := read_text(log)):
             if self.process.poll() is not None:
@@ -77,24 +67,15 @@ class Server:
         for index in range(cycles):
             image_of(self.post(index, index))
             resident.append(self.memory().rss / 1e6)
-        start = cycles // 5
-        return {
-            "cycles": cycles,
-            "resident_mb_after_a_fifth": round(resident[start]),
-            "at_the_end": round(resident[-1]),
-        }
+        after, end = round(resident[cycles // 5]), round(resident[-1])
+        return {"cycles": cycles, "resident_mb_after_a_fifth": after, "at_the_end": end}
 
     def at_once(self, requests: int, users: int) -> dict[str, Any]:
         """Send the requests one by one, then together; count what differs and what was told to come again."""
         wanted = [(index % users, index // users) for index in range(requests)]
         start = time.monotonic()
         alone = [image_of(self.post(*one)) for one in wanted]
-        seconds, idle, told = time.monotonic() - start, self.memory().rss, []
-        peak, over = [idle], threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.05):
-                peak.append(self.memory().rss)
+        seconds, told = time.monotonic() - start, list[int]()
 
         def insist(one: tuple[int, int]) -> bytes:
             while (answer := self.post(*one)).status_code == 429:
@@ -102,24 +83,16 @@ class Server:
                 time.sleep(told[-1])
             return image_of(answer)
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
         start = time.monotonic()
-        with ThreadPoolExecutor(requests) as pool:
+        with sampled(lambda: self.memory().rss, 0.05) as resident, ThreadPoolExecutor(requests) as pool:
             together = list(pool.map(insist, wanted))
-        over.set()
-        watcher.join()
         return {
-            "requests": requests,
-            "users": users,
-            "different_images": len(set(alone)),
+            "requests": requests, "users": users, "different_images": len(set(alone)),
             "other_bytes_than_alone": sum(a != b for a, b in zip(alone, together, strict=True)),
-            "answers_429": len(told),
-            "seconds_one_by_one": round(seconds, 1),
+            "answers_429": len(told), "seconds_one_by_one": round(seconds, 1),
             "seconds_at_once": round(time.monotonic() - start, 1),
-            "resident_mb_before": round(idle / 1e6),
-            "resident_mb_peak": round(max(peak) / 1e6),
-        }
+            "resident_mb_before": round(resident[0] / 1e6), "resident_mb_peak": round(max(resident) / 1e6),
+        }  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -152,13 +125,11 @@ def killed(folder: Path) -> dict[str, Any]:
             paths = [httpx.URL(url).path for url in (done, *lost)]
             job, *others = [after.client.get(path).json() for path in paths]
             image = after.client.get(httpx.URL(job["result"]["data"][0]["url"]).path).content
-            uploads = list((folder / "jobs").rglob("*uploads*/*"))
+            uploads, states = list((folder / "jobs").rglob("*uploads*/*")), [each["state"] for each in others]
             return {
-                "finished_result_kept": image == expected,
-                "unfinished_jobs": [other["state"] for other in others],
-                "reason": others[0]["error"],
-                "uploads_left": len(uploads),
-            }
+                "finished_result_kept": image == expected, "unfinished_jobs": states,
+                "reason": others[0]["error"], "uploads_left": len(uploads),
+            }  # fmt: skip
 
 
 def measure(
@@ -172,14 +143,11 @@ def measure(
 
     with TemporaryDirectory() as name:
         folder = Path(name)
+        body: dict[str, Any] = {"revision": code_revision(), "waiting": WAITING}
         with serving(folder) as server:
-            rows = {
-                "at_once": server.at_once(requests, users),
-                "one_by_one": server.one_after_the_other(cycles),
-            }
-        write_results(
-            out, {"revision": code_revision(), "waiting": WAITING, **rows, "killed": killed(folder)}
-        )
+            body["at_once"] = server.at_once(requests, users)
+            body["one_by_one"] = server.one_after_the_other(cycles)
+        write_results(out, {**body, "killed": killed(folder)})
 
 
 build_app = single_app(measure)

@@ -10,6 +10,7 @@ For steps, guidance and speed: CPU seconds of an image; over the visible object 
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,39 +45,28 @@ def measure_speeds(
     orders: list[dict[str, list[bool]]] = []
     for number, case in enumerate(tqdm(cases, desc="scenes")):
         images = {}
-        for steps in STEPS:
-            for guidance in GUIDANCE:
-                for speed, shortcuts in SPEEDS.items():
-                    sampling = replace(
-                        measurer.config.sampling, scheduler=scheduler, steps=steps, guidance=guidance,
-                        init="noise", **shortcuts,
-                    )  # fmt: skip
-                    name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
-                    painted = measurer.paint(case.pair, sampling, SEED + number)
-                    values[name]["cpu_s"].append(time.process_time() - started)
-                    images[name] = measurer.finish(case, painted, 0.0, SceneScores())
+        for steps, guidance, (speed, shortcuts) in product(STEPS, GUIDANCE, SPEEDS.items()):
+            options = {"scheduler": scheduler, "steps": steps, "guidance": guidance, "init": "noise"}
+            sampling = replace(measurer.config.sampling, **options, **shortcuts)
+            name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
+            painted = measurer.paint(case.pair, sampling, SEED + number)
+            values[name]["cpu_s"].append(time.process_time() - started)
+            images[name] = measurer.finish(case, painted, 0.0, SceneScores())
         objects = rendered_candidates(case.seed, measurer.options, case.truth_u8)
         for name, image in images.items():
-            exact = images[f"{name.rsplit(', ', 1)[0]}, exact"]
-            row = values[name]
-            row["psnr_to_exact_db"].append(min(psnr_over(image, exact, case.visible), 99.0))
+            exact, row = f"{name.rsplit(', ', 1)[0]}, exact", values[name]
+            row["psnr_to_exact_db"].append(min(psnr_over(image, images[exact], case.visible), 99.0))
             row["psnr_db"].append(psnr_over(image, case.truth_u8, case.visible))
             row["identity"].append(float(nearest_candidate(image, objects, case.visible) == 0))
             for measure in ("psnr_db", "identity"):
-                row[f"{measure}_gain"].append(
-                    row[measure][-1] - values[f"{name.rsplit(', ', 1)[0]}, exact"][measure][-1]
-                )
+                row[f"{measure}_gain"].append(row[measure][-1] - values[exact][measure][-1])
         scores = SceneScores()
         measurer.measure_order(case, images, scores)
         orders.append(scores.order)
-    rates = pooled_rates(orders)
-    rows: dict[str, Any] = {
-        name: {
-            **{measure: mean_interval(each) for measure, each in row.items()},
-            "depth_order": rates.get(name),
-        }
-        for name, row in values.items()
-    }
+    rates, rows = pooled_rates(orders), dict[str, Any]()
+    for name, row in values.items():
+        means = {measure: mean_interval(each) for measure, each in row.items()}
+        rows[name] = {**means, "depth_order": rates.get(name)}
     write_results(out, {"scenes": len(cases), "scheduler": scheduler, "speeds": SPEEDS, "rows": rows})
 
 

@@ -67,20 +67,10 @@ def make_sa1b(images: Path, depth: Path, made: Path) -> None:
         write_depth(made / "sam_depth" / f"{name}.png", np.clip(map_01, 0, 1))
 
 
-def small_maps(depth: Path, out: Path) -> None:
-    """Depth maps of a tree at the size in which the network of depth makes them."""
+def settings_of(side: str, data: Path, made: Path) -> Path:
+    """The settings file of one side; that of now has depth maps of its own, of the size of the network."""
     from ldm.experts.depth import DepthInput
 
-    for path in sorted(depth.rglob("*.png")):
-        map_01 = read_depth(path)
-        n, m = DepthInput().network_size((map_01.shape[0], map_01.shape[1]))
-        scale = min(1.0, (n * m / map_01.size) ** 0.5)
-        size = round(map_01.shape[0] * scale), round(map_01.shape[1] * scale)
-        write_depth(out / path.relative_to(depth), resize(map_01, size) if scale < 1 else map_01)
-
-
-def settings_of(side: str, data: Path, made: Path) -> Path:
-    """The settings file of one side; that of now has depth maps of its own."""
     text = Path(__file__).with_name("training_data.yaml").read_text(encoding="utf-8")
     sections = yaml.safe_load(text.replace("DATA", str(data)).replace("MADE", str(made)))
 
@@ -92,11 +82,16 @@ def settings_of(side: str, data: Path, made: Path) -> Path:
                 section["pictures"] = section.pop("images")  # its former name
             elif key == "depth" and side == "now":
                 section["depth"] = str(made / "small" / name)
-                small_maps(Path(value), made / "small" / name)
+                for file in sorted(Path(value).rglob("*.png")):
+                    map_01 = read_depth(file)
+                    n, m = DepthInput().network_size((map_01.shape[0], map_01.shape[1]))
+                    scale = min(1.0, (n * m / map_01.size) ** 0.5)
+                    size = round(map_01.shape[0] * scale), round(map_01.shape[1] * scale)
+                    small_01 = resize(map_01, size) if scale < 1 else map_01
+                    write_depth(Path(section["depth"], file.relative_to(value)), small_01)
 
     adapt(sections, "")
-    path = made / f"{side}.yaml"
-    weights = dict.fromkeys(sections, 1.0)
+    path, weights = made / f"{side}.yaml", dict.fromkeys(sections, 1.0)
     path.write_text(yaml.safe_dump({"weights": weights, **sections}), encoding="utf-8")
     return path
 
