@@ -58,9 +58,8 @@ class Anchor:
             foot = y1 + rng.uniform(0.05, 0.15)
         else:  # behind
             foot = y1 - rng.uniform(0.2, 0.5) * (y1 - y0)
-        rounded = tuple(
-            round(value, 4) for value in (middle - wide / 2, foot - tall, middle + wide / 2, foot)
-        )
+        edges = middle - wide / 2, foot - tall, middle + wide / 2, foot
+        rounded = tuple(round(edge, 4) for edge in edges)
         return check_box01(rounded) if min(rounded) >= 0 and max(rounded) <= 1 else None
 
 
@@ -82,12 +81,10 @@ class BenchmarkCase:
 
         anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest.
         """
-        if anchor_mask.shape != depth_01.shape:
-            sizes = f"mask {anchor_mask.shape} and depth {depth_01.shape}"
-            raise ValueError(f"case {self.id}: {sizes} differ in size")
-        steps = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}
-        depth = float(np.median(depth_01[anchor_mask])) + steps.get(self.relation, 0.0)
-        return round(min(max(depth, 0.0), 1.0), 4)
+        if (ours := anchor_mask.shape) != depth_01.shape:
+            raise ValueError(f"case {self.id}: mask {ours} and depth {depth_01.shape} differ in size")
+        step = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}.get(self.relation, 0.0)
+        return round(min(max(float(np.median(depth_01[anchor_mask])) + step, 0.0), 1.0), 4)
 
 
 @dataclass(frozen=True)
@@ -134,12 +131,10 @@ class Instances:
 
     def mask(self, annotation: int | str) -> np.ndarray:
         """(h, w) bool outline of an annotation."""
-        if str(annotation) not in self.annotations:
+        if (entry := self.annotations.get(str(annotation))) is None:
             raise ValueError(f"{self.path} has no annotation {annotation}: is it the file of the manifest?")
-        entry = self.annotations[str(annotation)]
-        image = coco.lookup(self.images, entry["image_id"], "image")
-        where = f"{self.path}: annotation {annotation}"
-        return coco.segment_mask(entry["segmentation"], image.size_hw, where)
+        size, where = coco.lookup(self.images, entry["image_id"], "image").size_hw, f"{self.path}: annotation"
+        return coco.segment_mask(entry["segmentation"], size, f"{where} {annotation}")
 
     def neighbours(self, annotation: int | str, box01: Box01) -> list[np.ndarray]:
         """Outlines (h, w) bool of the objects of an annotation's image that meet a box; crowds left out."""
@@ -175,15 +170,14 @@ class Instances:
     ) -> tuple[BenchmarkCase, ...]:
         """Every object in every one of `backgrounds` images, drawn among those where all objects fit."""
         images = [image for image in sorted(self.anchors, key=coco.id_order) if self.anchors[image]]
-        cases: list[BenchmarkCase] = []
-        taken = 0
+        cases, taken = list[BenchmarkCase](), 0
         for position in np.random.default_rng(seed).permutation(len(images)):
             if taken == backgrounds:
                 break
             record, anchors = self.images[str(images[position])], self.anchors[images[position]]
-            background, fitting = record.file, []
+            file, fitting = record.file, []
             for concept in concepts:
-                text = f"{seed} {background} {concept.name}"
+                text = f"{seed} {file} {concept.name}"
                 rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
                 shape = concept.aspect * record.size_hw[0] / record.size_hw[1]
                 view = concept.views[int(rng.integers(len(concept.views)))]
@@ -192,18 +186,14 @@ class Instances:
                     relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
                     box = anchor.place_beside(relation, shape, rng)
                     if box is not None:
-                        name = f"{Path(background).stem}_{concept.name}"
-                        words = sentence(concept.noun, relation, anchor.name)
-                        case = BenchmarkCase(
-                            name, background, concept.name, view, relation, anchor, box, words
-                        )
-                        fitting.append(case)
+                        name, noun = f"{Path(file).stem}_{concept.name}", concept.noun
+                        where = relation, anchor, box, sentence(noun, relation, anchor.name)
+                        fitting.append(BenchmarkCase(name, file, concept.name, view, *where))
                         break
                 else:  # the object fits nowhere in this image
                     break
             if len(fitting) == len(concepts):
-                cases += fitting
-                taken += 1
+                cases, taken = cases + fitting, taken + 1
         if taken < backgrounds:
             number = f"{taken} images where every object fits beside a named object"
             raise ValueError(f"{self.path} has {number}, {backgrounds} were asked for")
@@ -211,17 +201,12 @@ class Instances:
 
 
 def read_benchmark_objects(folder: Path, classes: Path | None) -> list[Concept]:
-    """Sub-folders of cut-outs with transparency.
-
-    classes: JSON of concept -> noun; without it the noun is the folder's name without digits.
-    """
+    """Sub-folders of transparent cut-outs. classes: JSON of concept -> noun, else the name without digits."""
     if not folder.is_dir():
         raise ValueError(f"objects: there is no folder {folder}")
-    nouns: dict[str, str] = read_json(classes) if classes else {}
-    concepts = []
+    nouns, concepts = dict[str, str](read_json(classes) if classes else {}), []
     for concept in subfolders(folder):
-        views = images_in(concept, (".png",))
-        if views:
+        if views := images_in(concept, (".png",)):
             noun = nouns.get(concept.name) or re.sub(r"\d+", "", concept.name).replace("_", " ").strip()
             x0, y0, x1, y1 = bbox_of_mask(alpha_mask(views[0]))
             names = tuple(view.name for view in views)
@@ -246,9 +231,8 @@ def write_benchmark(
     path: Path, name: str, seed: int, cases: Sequence[BenchmarkCase], roots: Mapping[str, Path]
 ) -> Manifest:
     """Write the manifest of the cases, JSON with one case a line; an absent file has no hash."""
-    names = {f"pictures/{case.background}" for case in cases}
-    names |= {f"objects/{case.object}/{case.view}" for case in cases}
-    files = {name: _sha256(name, roots) for name in sorted(names)}
+    pairs = ((f"pictures/{case.background}", f"objects/{case.object}/{case.view}") for case in cases)
+    files = {name: _sha256(name, roots) for name in sorted({name for pair in pairs for name in pair})}
     text = json.dumps({"format": FORMAT, "name": name, "seed": seed, "files": files}, indent=1)
     lines = ",\n".join(f"  {json.dumps(asdict(case))}" for case in cases)
     write_result({path: f'{text[:-2]},\n "cases": [\n{lines}\n ]\n}}\n'.encode()})

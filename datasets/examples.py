@@ -38,8 +38,7 @@ def draw_pair(
     Each try has randomness from (*key, try).
     returns: the accepted item and its pair, None where ITEMS tries were rejected; (item, why) of the rejected
     """
-    rejections: list[tuple[int, Exception]] = []
-    others = np.zeros(0, np.int64)
+    rejections, others = list[tuple[int, Exception]](), np.zeros(0, np.int64)
     for attempt in range(ITEMS):
         if attempt == 1:
             chosen = np.random.default_rng((*key, ITEMS)).choice(len(source), min(len(source), ITEMS), False)
@@ -61,14 +60,8 @@ class PairDataset(Dataset[TrainingSample]):
     stop_after: tries of every source for one example before it is a ValueError
     """
 
-    def __init__(
-        self,
-        source: ExampleSource | Sequence[ExampleSource],
-        options: PairOptions,
-        seed: int,
-        weights: Sequence[float] = (1.0,),
-        stop_after: int = STOP_AFTER,
-    ) -> None:
+    def __init__(self, source: ExampleSource | Sequence[ExampleSource], options: PairOptions, seed: int,
+                 weights: Sequence[float] = (1.0,), stop_after: int = STOP_AFTER) -> None:  # fmt: skip
         self.stop_after = stop_after
         self.sources: Sequence[ExampleSource] = source if isinstance(source, Sequence) else [source]
         if not all(map(len, self.sources)):

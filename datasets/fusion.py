@@ -69,14 +69,8 @@ class PlacedCutout:
         return rgb_u8
 
 
-def tight_cutout(
-    rgb_u8: np.ndarray,
-    mask: np.ndarray,
-    depth_01: np.ndarray | None,
-    end: str = "inclusive",
-    norm: str = "object-only",
-    fill: str = "bulge",
-) -> Cutout:
+def tight_cutout(rgb_u8: np.ndarray, mask: np.ndarray, depth_01: np.ndarray | None, end: str = "inclusive",
+                 norm: str = "object-only", fill: str = "bulge") -> Cutout:  # fmt: skip
     """Tight cut-out of an object; without a depth map it is flat or bulges like a ball, by `fill`."""
     x0, y0, x1, y1 = bbox_of_mask(mask, end)
     inside = mask[y0:y1, x0:x1]

@@ -8,16 +8,7 @@ from math import ceil
 
 import numpy as np
 
-from datasets.fusion import (
-    ALIASES,
-    HF_MODES,
-    HIGH_FREQUENCY_SIDE,
-    MODES,
-    OCCLUSIONS,
-    Cutout,
-    place_cutout,
-    unhidden,
-)
+from datasets import fusion
 from datasets.geometry import Box01, bbox_of_mask, check_box01, mask_of_box, whole_box
 from datasets.masks import LEVELS
 from ldm.settings.config import check_settings, setting
@@ -40,13 +31,9 @@ class Augment:
     brightness: float = setting(0.1, help="shift of the reference, +- this part of the range", low=0, high=1)
     contrast: float = setting(0.2, help="factor on the reference, 1 +- this", low=0, high=1)
     colour: float = setting(0.1, help="factor per channel of the reference, 1 +- this", low=0, high=1)
-    relit: float = setting(
-        1.0, help="probability of brightness, contrast, colour (published 0.5)", low=0, high=1
-    )
+    relit: float = setting(1.0, help="probability of other light and colour (published 0.5)", low=0, high=1)
     whole_view: bool = setting(False, help="they change the white margin of the reference too (published)")
-    ratio_step: float = setting(
-        0.0, help="ratios are multiples of this (published 0.1); 0: any", low=0, high=1
-    )
+    ratio_step: float = setting(0.0, help="ratios are multiples of it (published 0.1); 0: any", low=0, high=1)
     levels: tuple[float, float, float, float, float] = setting(
         (0.1, 0.15, 0.15, 0.1, 0.5), help=f"weights of the mask levels {' '.join(LEVELS)}", low=0
     )
@@ -68,8 +55,9 @@ class PairOptions:
     size: tuple[int, int] = setting((512, 512), help="(h, w) of the model's image, square", low=16)
     reference_size: int = setting(224, help="side of the reference view, pixels", low=14)
     hf_mode: str = setting(
-        "gray255", help="detail hint; zero: released compositor, color: AnyDoor weights", choices=HF_MODES
-    )
+        "gray255", help="detail hint; zero: released compositor, color: AnyDoor weights",
+        choices=fusion.HF_MODES,
+    )  # fmt: skip
     hf_threshold: int = setting(50, help="edges weaker than this are left out", low=0, high=255)
     show_background: bool = setting(False, help="hint shows the background behind the object")
     box_ratio: float = setting(1.1, help="region round the object over its box", low=1, high=4)
@@ -81,25 +69,20 @@ class PairOptions:
     )
     max_stretch: float = setting(1.25, help="limit of the stretch to the box; 100: none", low=1, high=100)
     occlusion: str = setting(
-        "near",
+        "near", choices=fusion.OCCLUSIONS,
         help="depth test; pixel: published test, but what is in front of the object is never painted; "
         "published: it may be, close to the object; none: nothing hides the object (AnyDoor)",
-        choices=OCCLUSIONS,
-    )
+    )  # fmt: skip
     region_of: str = setting(
-        "box",
+        "box", choices=("box", "visible"),
         help="mode place paints round the box; visible: the object's visible part (published)",
-        choices=("box", "visible"),
-    )
-    depth_file: bool = setting(
-        False, help="fused depth rounded to 8 bits, then stretched (published inference)"
-    )
+    )  # fmt: skip
+    depth_file: bool = setting(False, help="fused depth in 8 bits, then stretched (published inference)")
     depth_hint: str = setting(
-        "fused",
+        "fused", choices=("fused", "target"),
         help="depth that training on photographs shows; fused: as at inference, its hole filled and the "
         "object's own depth fused; target: the image's (published)",
-        choices=("fused", "target"),
-    )
+    )  # fmt: skip
     depth_fill: str = setting("bulge", help="object's shape without a depth map", choices=("bulge", "flat"))
     border: str = setting(
         "shift", help="a crop over the border; clip: cut and padded (published)", choices=("shift", "clip")
@@ -122,24 +105,20 @@ class PairOptions:
     )
     augment: Augment = setting(Augment(), help="what training varies")
     preset: str = setting(
-        "none",
-        choices=("none", "published"),
+        "none", choices=("none", "published"),
         help="published: all that the released training does, keys of train too; keys beside or after it win",
-    )
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.preset != "none":  # RunConfig.layers puts its values there
-            raise ValueError(
-                f"pair.preset={self.preset} is for training settings; elsewhere take the values of "
-                "datasets.inputs.PUBLISHED_TRAINING"
-            )
+            instead = "elsewhere take the values of datasets.inputs.PUBLISHED_TRAINING"
+            raise ValueError(f"pair.preset={self.preset} is for training settings; {instead}")
         if len(self.size) != 2 or self.size[0] != self.size[1]:
             raise ValueError(f"size must be a square (h, w), got {self.size}")
         if self.resample != "legacy" and (self.depth_file or self.region_of == "visible"):
-            raise ValueError(
-                "depth_file and region_of=visible are published steps: they need resample=legacy"
-            )
+            steps = "depth_file and region_of=visible are published steps"
+            raise ValueError(f"{steps}: they need resample=legacy")
         if self.mask_pad == 0:
             raise ValueError("mask_pad must be -1 or 1, got 0")
 
@@ -152,7 +131,7 @@ class PairOptions:
         if self.resample == "legacy":
             return 0
         crop = ceil(self.size[0] / (self.box_ratio * self.augment.crop_ratio[0]))
-        return max(crop, self.reference_size, HIGH_FREQUENCY_SIDE)
+        return max(crop, self.reference_size, fusion.HIGH_FREQUENCY_SIDE)
 
 
 @dataclass(frozen=True)
@@ -186,14 +165,10 @@ class AugmentationParams:
             return round(int(rng.integers(round(low / step), round(high / step) + 1)) * step, 6)
 
         params = cls(
-            crop_ratio=ratio(*ranges.crop_ratio),
-            reference_ratio=ratio(*ranges.reference_ratio),
-            flip=bool(rng.random() < ranges.flip),
-            brightness=float(rng.uniform(-ranges.brightness, ranges.brightness)),
-            gain=(float(gain[0]), float(gain[1]), float(gain[2])),
-            mask_level=LEVELS[int(rng.choice(len(LEVELS), p=weights))],
-            mask_seed=int(rng.integers(2**31)),
-        )
+            ratio(*ranges.crop_ratio), ratio(*ranges.reference_ratio), bool(rng.random() < ranges.flip),
+            float(rng.uniform(-ranges.brightness, ranges.brightness)), tuple(gain.tolist()),
+            LEVELS[int(rng.choice(len(LEVELS), p=weights))], int(rng.integers(2**31)),
+        )  # fmt: skip
         same = rng.random() >= ranges.relit
         return replace(params, brightness=0.0, gain=(1.0, 1.0, 1.0)) if same else params
 
@@ -238,9 +213,9 @@ class Inputs:
     within_mask: bool = False  # nothing outside target_mask may change, whatever the mask level
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mode", ALIASES.get(self.mode, self.mode))
-        if self.mode not in MODES:
-            raise ValueError(f"unknown mode {self.mode!r}; allowed: {', '.join(MODES)}, draw (= inpaint)")
+        object.__setattr__(self, "mode", fusion.ALIASES.get(self.mode, self.mode))
+        if self.mode not in (modes := fusion.MODES):
+            raise ValueError(f"unknown mode {self.mode!r}; allowed: {', '.join(modes)}, draw (= inpaint)")
         if self.box01_xyxy is not None:
             check_box01(self.box01_xyxy)
         far, near = self.depth_range
@@ -261,7 +236,7 @@ class Inputs:
                     raise ValueError(f"{name} is empty: at least one pixel must be set")
         check_object(self.reference_mask)
 
-    def painted_box(self, options: PairOptions, box: Box01, cutout: Cutout) -> Box01:
+    def painted_box(self, options: PairOptions, box: Box01, cutout: fusion.Cutout) -> Box01:
         """The box (pixels) that the region is a margin round: by default `box`, where the object goes.
 
         Published: read from a mask that was written before, of the visible object or of the whole box.
@@ -269,8 +244,9 @@ class Inputs:
         size = self.background_depth_01.shape[:2]
         if self.mode == "place" and options.region_of == "visible":
             depth_01, extent = self.background_depth_01, self.depth_range
-            placed = place_cutout(cutout, box, extent, size, legacy=True)
-            shown = (placed.alpha_01 > 0.5) & unhidden(depth_01, placed, extent[1], options.occlusion)
+            placed = fusion.place_cutout(cutout, box, extent, size, legacy=True)
+            free = fusion.unhidden(depth_01, placed, extent[1], options.occlusion)
+            shown = (placed.alpha_01 > 0.5) & free
             return bbox_of_mask(shown, options.bbox_end) if shown.any() else box
         if options.bbox_end == "legacy" and self.box01_xyxy is not None:
             return bbox_of_mask(mask_of_box(whole_box(box), size), options.bbox_end)

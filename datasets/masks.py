@@ -122,16 +122,9 @@ def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size 
     return grown[kh : kh + mask.shape[0], kw : kw + mask.shape[1]]
 
 
-def mask_level(
-    silhouette: np.ndarray,
-    level: str,
-    region: np.ndarray,
-    amount: float,
-    rng: np.random.Generator,
-    *,
-    shape: str = "ellipse",
-    frame: Size | None = None,
-) -> np.ndarray:
+def mask_level(silhouette: np.ndarray, level: str, region: np.ndarray, amount: float,
+               rng: np.random.Generator, *, shape: str = "ellipse", frame: Size | None = None,
+) -> np.ndarray:  # fmt: skip
     """The region to edit: one of the five levels of a silhouette (h, w) bool; level "box" is `region`.
 
     From the silhouette itself to its box (Bifrost, App. B.2): one model follows exact and rough regions.
@@ -142,10 +135,8 @@ def mask_level(
         raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
     if level == "box" or not silhouette.any():
         return region
-    if level == "fine":
-        return dilate(silhouette, amount, shape=shape, frame=frame)
-    if level == "coarse":
-        return dilate(silhouette, 4 * amount, shape=shape, frame=frame)
+    if level in ("fine", "coarse"):
+        return dilate(silhouette, amount if level == "fine" else 4 * amount, shape=shape, frame=frame)
     if level == "perturbed":
         return perturb_mask(silhouette, rng, whole=shape == "legacy-rect")
     return silhouette.astype(bool)

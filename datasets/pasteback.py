@@ -40,16 +40,9 @@ class Stitched:
         return self.result.own_u8
 
 
-def stitch(
-    geometry: Geometry,
-    generated_u8: np.ndarray,
-    *,
-    detail: float = 0.0,
-    detail_scale: float = DETAIL_SCALE,
-    feather: float = FEATHER,
-    paste: str = "mask-feather",
-    background: LoadedImage | None = None,
-) -> Stitched:
+def stitch(geometry: Geometry, generated_u8: np.ndarray, *, detail: float = 0.0,
+           detail_scale: float = DETAIL_SCALE, feather: float = FEATHER, paste: str = "mask-feather",
+           background: LoadedImage | None = None) -> Stitched:  # fmt: skip
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
     geometry:     of the pair that was painted (pair.geometry)

@@ -151,13 +151,8 @@ def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[T
     return light.view(3, 4, -1).mean(1), without.view(3, 4, -1).mean(1), covered.view(4, -1).mean(0)
 
 
-def draw_views(
-    views: Sequence[SceneView],
-    size: tuple[int, int],
-    supersample: int,
-    smooth_edges: bool,
-    device: torch.device | str,
-) -> RenderedViews:
+def draw_views(views: Sequence[SceneView], size: tuple[int, int], supersample: int, smooth_edges: bool,
+               device: torch.device | str) -> RenderedViews:  # fmt: skip
     h, w = size
     packed = pack(views, device)
     near, grid = trace.covers(packed, size), (packed.count, h, w)

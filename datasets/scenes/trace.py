@@ -70,14 +70,8 @@ def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
     return covered.transpose(0, 1).reshape(packed.slots, -1)
 
 
-def pixel_rays(
-    packed: PackedViews,
-    size: tuple[int, int],
-    near: Tensor,
-    pixel: Tensor,
-    offset: tuple[float, float] | Tensor,
-    scale: float = 1.0,
-) -> Rays:
+def pixel_rays(packed: PackedViews, size: tuple[int, int], near: Tensor, pixel: Tensor,
+               offset: tuple[float, float] | Tensor, scale: float = 1.0) -> Rays:  # fmt: skip
     """Rays through flat pixels (n,) of the b * h * w grid.
 
     near: (p, n) bool, `covers` of these pixels. offset: from their centres, in [-0.5, 0.5], (x, y) or a
