@@ -186,10 +186,9 @@ def look_at(origin: np.ndarray, target: np.ndarray) -> np.ndarray:
 def orbit(origin: np.ndarray, target: np.ndarray, yaw: float, lift: float) -> np.ndarray:
     """Origin moved around target by yaw and lift (radians); elevation stays within 3 and 75 degrees."""
     away = origin - target
-    flat = float(np.hypot(away[0], away[1]))
-    elevation = float(np.clip(np.arctan2(away[2], flat) + lift, np.radians(3), np.radians(75)))
-    azimuth = np.arctan2(away[1], away[0]) + yaw
-    return target + np.linalg.norm(away) * direction(azimuth, elevation)
+    lifted = np.arctan2(away[2], float(np.hypot(away[0], away[1]))) + lift
+    elevation = float(np.clip(lifted, np.radians(3), np.radians(75)))
+    return target + np.linalg.norm(away) * direction(np.arctan2(away[1], away[0]) + yaw, elevation)
 
 
 def direction(azimuth: float, elevation: float) -> np.ndarray:

@@ -36,12 +36,13 @@ def expose(rays: trace.Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     facing = ((rays.at(rays.packed.light["origin"]) - surface.point) * surface.normal).sum(0) > 0
     seen, seen_wo = trace.shadows(rays, surface.point + LIFT * surface.normal, facing & ~surface.empty)
     # Each part darkens like a ball of its volume: cosine times solid angle, zero beyond REACH radii.
-    sky = torch.ones_like(surface.gloss)
-    sky_wo = torch.ones_like(sky)
+    sky, sky_wo = torch.ones_like(surface.gloss), torch.ones_like(surface.gloss)
     parts = rays.packed.parts
     for slot in range(rays.packed.slots):
-        offset = rays.of_slot(parts.middle, slot) - surface.point
-        radius = rays.of_slot(parts.ball_radius, slot)
+        offset, radius = (
+            rays.of_slot(parts.middle, slot) - surface.point,
+            rays.of_slot(parts.ball_radius, slot),
+        )
         square = offset.square().sum(0)
         cosine = ((offset * surface.normal).sum(0) / square.sqrt()).clamp(min=0)
         near = (radius * radius / square).clamp(max=1)
@@ -75,8 +76,7 @@ def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
     light = surface.albedo * (key * lit + fill * sky_visible)
     light = light + key * (surface.gloss * shine * lamp_visible * (facing > 0)) * HIGHLIGHT + rim * mirror
     # Identity up to the shoulder, then a smooth approach to 1.
-    rest = 1 - SHOULDER
-    over = (light - SHOULDER).clamp(min=0)
+    rest, over = 1 - SHOULDER, (light - SHOULDER).clamp(min=0)
     soft = torch.minimum(light, torch.full_like(light, SHOULDER)) + rest * (1 - torch.exp(-over / rest))
     return torch.where(surface.empty, 1.0, soft)
 

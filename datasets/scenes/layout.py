@@ -29,6 +29,7 @@ HIDDEN = (0.36, 0.90)  # visible fraction of a "partly hidden" solid
 MIN_AREA = {"full": 0.02, "object": 0.008}  # of the full view that the removed solid covers
 MAX_AREA = 0.3  # all chosen: the solid is well seen, and much of the scene remains
 Draw = Callable[[Generator, np.ndarray, int, Sequence[Solid]], Solid]  # see furnish.solid_at
+Range = tuple[float, float]
 
 
 def sample_scene(seed: int, options: SceneOptions) -> Scene:
@@ -67,26 +68,23 @@ def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
         side = min(max(side, 1.2 * max(wide, high)), 1.0, 1 / aspect)
         slack = np.maximum(0.45 * (side - np.array([wide, high])), 0)
         cx, cy = np.array([(x0 + x1) / 2, (y0 + y1) / 2 / aspect]) + rng.uniform(-1, 1, 2) * slack
-        left = float(np.clip(cx - side / 2, 0, 1 - side))
-        above = float(np.clip(cy - side / 2, 0, 1 / aspect - side))
+        left, above = np.clip([cx - side / 2, cy - side / 2], 0, [1 - side, 1 / aspect - side]).tolist()
         camera = replace(camera, window01_xyxy=(left, above * aspect, left + side, (above + side) * aspect))
     return Scene(seed, tuple(solids), place, camera, light, removed, *reference, inverse_range, same)
 
 
 def camera_of(rng: Generator, place: Room, solids: Sequence[Solid], options: SceneOptions) -> Camera:
     """A camera that looks at the furniture, or at the middle of the floor where there is none."""
-    height = solids[0].top if solids else 0.0
-    middle = solids[0].centre[:2] if solids else np.array([0.0, 0.4])
+    height, middle = (solids[0].top, solids[0].centre[:2]) if solids else (0.0, np.array([0.0, 0.4]))
     target = np.array([*(middle + rng.uniform(-0.25, 0.25, 2)), 0.15 + 0.75 * height + rng.uniform(0, 0.15)])
-    azimuth = np.radians(rng.uniform(-32, 32) - 90)
-    elevation = np.radians(rng.uniform(11, 38))
+    azimuth, elevation = np.radians(rng.uniform(-32, 32) - 90), np.radians(rng.uniform(11, 38))
     origin = target + rng.uniform(2.7, 3.9) * describe.direction(azimuth, elevation)
     origin[0] = np.clip(origin[0], place.left + 0.3, place.right - 0.3)
     h, w = options.size
     aspect = w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))
     half = np.tan(np.radians(rng.uniform(36, 52)) / 2)  # of the longer side
-    tan_x = half if aspect >= 1 else half * aspect
-    return Camera(origin, describe.look_at(origin, target), float(tan_x), float(tan_x / aspect))
+    tan_x = float(half if aspect >= 1 else half * aspect)
+    return Camera(origin, describe.look_at(origin, target), tan_x, float(tan_x / aspect))
 
 
 def place_solid(
@@ -159,9 +157,7 @@ def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
     return True
 
 
-def choose_removed(
-    rng: Generator, view: SceneView, options: SceneOptions
-) -> tuple[int, float, tuple[float, float]]:
+def choose_removed(rng: Generator, view: SceneView, options: SceneOptions) -> tuple[int, float, Range]:
     """Removed solid, its amodal fraction of the full view, and the range of inverse depth without it."""
     fractions, front = solid_fractions(view)
     candidates = []
@@ -183,7 +179,7 @@ def choose_removed(
     return index, area, (float(inverse.min()), float(inverse.max()))
 
 
-def solid_fractions(view: SceneView) -> tuple[list[tuple[float, float]], torch.Tensor]:
+def solid_fractions(view: SceneView) -> tuple[list[Range], torch.Tensor]:
     """What is seen on a coarse grid up to the border of the full view.
 
     returns: of each solid its amodal fraction of the view and the visible fraction of that; depth
@@ -216,9 +212,7 @@ def reference_setup(rng: Generator, solid: Solid, camera: Camera, same: bool) ->
     window = cx - side / 2, cy - side * aspect / 2, cx + side / 2, cy + side * aspect / 2
     away = describe.orbit(camera.origin, target, lamp_yaw, lamp_lift) - target
     warm = rng.uniform(0.9, 1.1)
-    tone = np.array([warm, 1.0, 2 - warm])
-    light = Light(
-        target + away / np.linalg.norm(away) * 3.6, rng.uniform(0.2, 0.6), tone * rng.uniform(0.6, 0.85),
-        np.full(3, rng.uniform(0.38, 0.55)), np.full(3, rng.uniform(0.2, 0.35)),
-    )  # fmt: skip
-    return replace(camera, window01_xyxy=window), light
+    tone, origin = np.array([warm, 1.0, 2 - warm]), target + away / np.linalg.norm(away) * 3.6
+    radius, key = rng.uniform(0.2, 0.6), tone * rng.uniform(0.6, 0.85)
+    sky, bounce = np.full(3, rng.uniform(0.38, 0.55)), np.full(3, rng.uniform(0.2, 0.35))
+    return replace(camera, window01_xyxy=window), Light(origin, radius, key, sky, bounce)

@@ -18,13 +18,10 @@ from ldm.sheet import grid
 log = logging.getLogger(__name__)
 
 COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal mask", "reference")
-TINTS = np.array(  # room, then solids
-    [
-        (214, 210, 202), (228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163),
-        (255, 127, 0), (240, 200, 40), (166, 86, 40), (247, 129, 191), (90, 190, 190),
-    ],
-    np.uint8,
-)  # fmt: skip
+TINTS = np.array([  # room, then solids
+    (214, 210, 202), (228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163),
+    (255, 127, 0), (240, 200, 40), (166, 86, 40), (247, 129, 191), (90, 190, 190),
+], np.uint8)  # fmt: skip
 
 
 def write_scene_sheet(settings: SheetSettings) -> Path:
@@ -47,10 +44,9 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
         rows.append([image, without, depth, instances, outline, reference])
         d, far, near = fact.depths[removed]
         words = fact.captions[0] if fact.captions else fact.names[removed]
-        captions.append(
-            f"{words}; depth {d:.2f} ({far:.2f} to {near:.2f}), {100 * fact.visible[removed]:.0f} % visible; "
-            f"reference: {'same pose' if fact.same_pose else 'another view'}, another lamp"
-        )
+        seen = f"depth {d:.2f} ({far:.2f} to {near:.2f}), {100 * fact.visible[removed]:.0f} % visible"
+        view = "same pose" if fact.same_pose else "another view"
+        captions.append(f"{words}; {seen}; reference: {view}, another lamp")
     sheet_u8 = grid(rows, COLUMNS, captions, cell=max(settings.size))
     write_result({settings.out: encode_png(sheet_u8)}, settings.overwrite)
     log.info("wrote %s", settings.out)

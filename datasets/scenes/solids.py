@@ -175,20 +175,19 @@ def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
         return torch.stack([x, y, z - torch.maximum(torch.minimum(z, param), -param)])
     if kind == "dome":
         return torch.where(z < 0.003, torch.stack([x * 0, y * 0, x * 0 - 1]), q)
-    base = z < -0.997
-    if kind == "cone":
-        side = torch.stack([x / ring, y / ring, torch.full_like(z, 0.5)])
-    elif kind == "pyramid":
-        first = x.abs() > y.abs()
-        across, along = torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign())
+    if kind in ("cone", "pyramid"):
+        if kind == "cone":
+            across, along = x / ring, y / ring
+        else:
+            first = x.abs() > y.abs()
+            across, along = torch.where(first, x.sign(), 0.0), torch.where(first, 0.0, y.sign())
         side = torch.stack([across, along, torch.full_like(z, 0.5)])
-    else:
-        total = torch.zeros_like(q)
-        for cosine, sine in PRISM_SIDES:
-            along = cosine * x + sine * y
-            push = along.sign() * (along.abs() / PRISM_APOTHEM - 1 + BEVEL).clamp(min=1e-4)
-            total[0] += cosine * push
-            total[1] += sine * push
-        total[2] = z.sign() * (z.abs() - 1 + BEVEL).clamp(min=1e-4)
-        return total
-    return torch.where(base, torch.stack([x * 0, y * 0, x * 0 - 1]), side)
+        return torch.where(z < -0.997, torch.stack([x * 0, y * 0, x * 0 - 1]), side)
+    total = torch.zeros_like(q)
+    for cosine, sine in PRISM_SIDES:
+        along = cosine * x + sine * y
+        push = along.sign() * (along.abs() / PRISM_APOTHEM - 1 + BEVEL).clamp(min=1e-4)
+        total[0] += cosine * push
+        total[1] += sine * push
+    total[2] = z.sign() * (z.abs() - 1 + BEVEL).clamp(min=1e-4)
+    return total

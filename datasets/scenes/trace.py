@@ -79,12 +79,10 @@ def pixel_rays(packed: PackedViews, size: tuple[int, int], near: Tensor, pixel: 
     """
     h, w = size
     view, inside = pixel // (h * w), pixel % (h * w)
-    fx = (inside % w + 0.5 + offset[0]) / w
-    fy = (inside // w + 0.5 + offset[1]) / h
+    fx, fy = (inside % w + 0.5 + offset[0]) / w, (inside // w + 0.5 + offset[1]) / h
     rays = Rays(packed, view, view, near, view)
     x0, y0, x1, y1 = rays.at(packed.window)
-    sx = 2 * (x0 + fx * (x1 - x0)) - 1
-    sy = 1 - 2 * (y0 + fy * (y1 - y0))
+    sx, sy = 2 * (x0 + fx * (x1 - x0)) - 1, 1 - 2 * (y0 + fy * (y1 - y0))
     right = rays.at(packed.right)
     direction = rays.at(packed.forward) + sx * right + sy * rays.at(packed.up)
     width = 2 * right.square().sum(0).sqrt() * (x1 - x0) / w * scale
@@ -126,8 +124,7 @@ def cast_room(rays: Rays) -> Hit:
     """Floor or wall behind everything; nothing when the views have no room."""
     room = rays.packed.room
     if room is None:
-        nothing = torch.full_like(rays.view, NOTHING)
-        return Hit(nothing, torch.full(nothing.shape, FAR, device=nothing.device))
+        return Hit(torch.full_like(rays.view, NOTHING), rays.direction.new_full(rays.view.shape, FAR))
     origin = rays.at(rays.packed.origin)
     dx, dy, dz = rays.direction
     sides = (rays.at(room[name]) - origin[0] for name in ("left", "right"))

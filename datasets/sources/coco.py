@@ -55,8 +55,7 @@ def usable(records: Collection[Any], parse: Callable[[Any], R], path: Path, what
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             fields = record if isinstance(record, dict) else getattr(record, "__dict__", {})
-            name = fields.get("id", f"number {number}")
-            refused.append(f"{name} ({reason})")
+            refused.append(f"{fields.get('id', f'number {number}')} ({reason})")
     if refused:
         listed = ", ".join(refused[:SHOWN]) + (", ..." if len(refused) > SHOWN else "")
         message = f"{path}: {len(refused)} of {len(records)} {what} cannot be used: {listed}"
@@ -98,9 +97,8 @@ def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     LVIS 0.5 has names of COCO 2014, COCO_val2014_N.jpg, for N.jpg of 2017: where the former is not there,
     coco_url counts too.
     """
-    name, address = posix_name(record.get("file_name") or ""), str(record.get("coco_url") or "")
-    parts = PurePosixPath(unquote(urlsplit(address).path)).parts[-2:]
-    here = images or Path()
+    name, here = posix_name(record.get("file_name") or ""), images or Path()
+    parts = PurePosixPath(unquote(urlsplit(str(record.get("coco_url") or "")).path)).parts[-2:]
     renamed = images is not None and bool(parts) and name.endswith(f"_{parts[-1]}")
     if record.get("file_name") and not (renamed and not same_file(here / name).is_file()):
         return name
@@ -124,9 +122,8 @@ def annotated_images(
     document: Any, path: Path, images: Path | None, parse: Callable[[dict[str, Any]], Any]
 ) -> list[AnnotatedImage]:
     """The images of an instances file. parse: what is kept of an annotation."""
-    annotations = json_entry(document, "annotations", path, list)
-    records = json_entry(document, "images", path, list)
-    listed = {str(record.get("id")) for record in records if isinstance(record, dict)}
+    annotations, records = (json_entry(document, key, path, list) for key in ("annotations", "images"))
+    listed = {str(record.get("id")): record for record in records if isinstance(record, dict)}
 
     def image(record: dict[str, Any]) -> AnnotatedImage:
         size = int(record["height"]), int(record["width"])
@@ -138,9 +135,7 @@ def annotated_images(
     by_id = {str(record.id): record for record in known}
 
     def add(entry: dict[str, Any]) -> None:
-        key = str(entry["image_id"])
-        if key not in listed:
-            raise ValueError(f"there is no image {key}")
+        lookup(listed, key := str(entry["image_id"]), "image")
         if key in by_id:  # annotations of an unusable image go with it
             by_id[key].annotations.append(parse(entry))
 

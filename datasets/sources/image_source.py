@@ -28,12 +28,16 @@ def motion(default: int) -> Any:
     return setting(default, low=0, high=2, help="0: still, 1: video, 2: new view")
 
 
+def rejection(default: Rules, more: str = "") -> Any:
+    return setting(default, help=f"which objects are rejected{more}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig(CheckedSettings):
     """What the sections of all sources of files have. By default one view is reference and target."""
 
     dynamics: int = motion(0)
-    rules: Rules = setting(Rules(), help="which objects are rejected")
+    rules: Rules = rejection(Rules())
 
     def open(self, index: Path | None = None) -> "ImageSource":
         """The source; index: JSON file of the items to use (run_dataset_debug.py --validate)."""
@@ -86,8 +90,7 @@ class ImageSource:
             return
         known = {nfc(item[0]): item for item in self.items}
         names = [nfc(str(name)) for name in json_entry(read_json(index), "items", index, list)]
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
+        if (unknown := [name for name in names if name not in known]) or not names:
             lacking = f"{len(unknown)} items that the source lacks, such as {unknown[0]}" if unknown else ""
             wrong = f"index {index} lists {lacking or 'no items'}"
             raise ValueError(f"{wrong}; make it again with run_dataset_debug.py --validate")
@@ -147,13 +150,11 @@ class ImageSource:
             return Inputs(*files, target_mask=target_mask, mode="inpaint")
         own_01: np.ndarray | None = depth_01 if target is reference else None
         if target is not reference and reference.tree is not None:
-            size = (whole_reference.shape[0], whole_reference.shape[1])
-            own_01 = reference.read_depth(size, reference_turn, self.shrink(whole_reference))
+            shrink = self.shrink(whole_reference)
+            own_01 = reference.read_depth(whole_reference.shape, reference_turn, shrink)
         far, near = (float(value) for value in np.percentile(depth_01[target_mask], (1, 99)))
-        return Inputs(
-            *files, target_mask=target_mask, mode="replace", depth_range=(far, near),
-            target_u8=background_u8, reference_depth_01=own_01,
-        )  # fmt: skip
+        return Inputs(*files, target_mask=target_mask, mode="replace", depth_range=(far, near),
+                      target_u8=background_u8, reference_depth_01=own_01)  # fmt: skip
 
     def shrink(self, mask: np.ndarray) -> int:
         """How many times smaller an image may be read for an object (h, w) bool."""

@@ -95,8 +95,8 @@ def validate(
 
 def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> list[str]:
     """Everything wrong with the files of an item, each message once."""
-    problems: dict[str, None] = {}  # in order
-    readable: dict[tuple[Path, Any], bool] = {}  # image in the size of its mask; None: without a mask
+    problems = dict[str, None]()  # in order
+    readable = dict[tuple[Path, Any], bool]()  # image in the size of its mask; None: without a mask
     try:
         views = list(source.views(index))
     except (Rejected, ValueError) as error:
@@ -122,9 +122,8 @@ def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> l
                 problems[str(error)] = None
         if mask is not None and readable[key]:
             only_reference = view.tree is None or view.tree.depth is None
-            check = source.rules.check_reference if only_reference else source.rules.check_target
             try:
-                check(mask)
+                (source.rules.check_reference if only_reference else source.rules.check_target)(mask)
                 objects.accepted += 1
             except Rejected as error:
                 objects.reject(error)

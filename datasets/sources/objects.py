@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.sources import readers
-from datasets.sources.image_source import ImagesConfig, Item, SourceConfig, motion
+from datasets.sources.image_source import ImagesConfig, Item, SourceConfig, motion, rejection
 from ldm.images import read_mask
 from ldm.settings.config import setting
 
@@ -39,9 +39,7 @@ class ObjectConfig(SourceConfig):
 @dataclass(frozen=True, kw_only=True)
 class TryOnConfig(ObjectConfig, ImagesConfig):
     dynamics: int = motion(2)
-    rules: readers.Rules = setting(
-        readers.Rules(max_side=1.0, sides="both"), help="which objects are rejected"
-    )
+    rules: readers.Rules = rejection(readers.Rules(max_side=1.0, sides="both"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +88,7 @@ class FashionTryonConfig(TryOnConfig):
     """FashionTryon: a folder per garment with target.jpg, mask.jpg, and P.jpg, P/segment.png per person."""
 
     label: int = setting(7, low=1, help="id of the upper garment in segment.png")
-    rules: readers.Rules = setting(readers.Rules(max_side=1.0), help="which objects are rejected")
+    rules: readers.Rules = rejection(readers.Rules(max_side=1.0))
 
     def read(self) -> list[Item]:
         garments = readers.subfolders(self.images)
@@ -124,24 +122,24 @@ class DreamBoothConfig(ObjectConfig):
     depth: Path = setting(help="depth maps of the backgrounds")
     object_masks: Path | None = setting(None, help="masks CONCEPT.jpg of the second layout")
     dynamics: int = motion(1)
-    rules: readers.Rules = setting(ANY_SIZE, help="which objects are rejected; by default none")
+    rules: readers.Rules = rejection(ANY_SIZE, "; by default none")
 
     def read(self) -> list[Item]:
         tree, cut_outs = readers.Tree(self.backgrounds, self.depth), self.object_masks is None
         tree.check()
         readers.folder(self.objects, "objects")
+        objects, places = [], []
         if self.object_masks is not None:
-            masks, images = readers.folder(self.object_masks, "object_masks"), readers.images_in(self.objects)
-            views = (readers.ObjectView(image, partial(read_mask, masks / image.name)) for image in images)
-            objects = [(view.image.stem, view) for view in views]
+            masks = readers.folder(self.object_masks, "object_masks")
+            for image in readers.images_in(self.objects):
+                view = readers.ObjectView(image, partial(read_mask, masks / image.name))
+                objects.append((image.stem, view))
         else:
-            objects = []
             for concept in readers.subfolders(self.objects):
                 for image in readers.images_in(concept, (".png",))[:1]:  # the first cut-out
                     view = readers.ObjectView(image, partial(readers.alpha_mask, image))
                     objects.append((concept.name, view))
         mask_files = [mask for mask in readers.images_in(self.backgrounds) if mask.stem.endswith("_mask")]
-        places = []
         for name, mask in sorted({mask.stem.removesuffix("_mask"): mask for mask in mask_files}.items()):
             message = f"nothing to fill: mask {mask} has no black pixel"
             black = partial(readers.dark_mask, mask, np.max, 127, message)
@@ -152,6 +150,4 @@ class DreamBoothConfig(ObjectConfig):
         return [(name, view, places) for name, view in objects]
 
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
-        """The object, then every background."""
-        yield item[1]
-        yield from item[2]
+        yield from (item[1], *item[2])

@@ -44,7 +44,7 @@ class Rules(CheckedSettings):
     min_side: float = setting(0.1, low=0, high=1, help="least side of the reference over the image's")
     max_side: float = setting(0.8, low=0, high=1, help="largest side of the target's region, likewise")
     sides: str = setting(
-        "either", choices=("either", "both"), help="reject when either side is out of range, or when both are"
+        "either", choices=("either", "both"), help="reject when a side is out of range, or both"
     )
 
     def check_reference(self, mask: np.ndarray) -> None:
@@ -56,8 +56,8 @@ class Rules(CheckedSettings):
         areas = [cv2.contourArea(contour) for contour in contours]
         whole = max(areas) / sum(areas) if np.count_nonzero(mask) >= 10 and sum(areas) > 0 else 0.0
         if whole < self.whole:
-            least = f"at least {self.whole:.0%}"
-            raise Rejected(f"reference in pieces: the largest is {whole:.0%} of it, {least}")
+            wrong = f"the largest is {whole:.0%} of it, at least {self.whole:.0%}"
+            raise Rejected(f"reference in pieces: {wrong}")
         if self.one_piece and len(contours) != 1:
             raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
         h, w = mask.shape
@@ -123,14 +123,12 @@ class ObjectView:
         path = same_file(self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png"))
         if not path.is_file():
             raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
-        depth_01 = read_depth(path)
-        h, w = size_hw
+        depth_01, (h, w) = read_depth(path), size_hw
         if turn is not None and is_map_of(depth_01.shape, (w, h)):
             depth_01 = turn(depth_01)
         if not is_map_of(depth_01.shape, size_hw):
-            got = f"depth map {path} is {depth_01.shape[1]} x {depth_01.shape[0]} pixels"
-            rule = "a smaller map needs its proportions"
-            raise ValueError(f"{got}, its image is {w} x {h} (width x height); {rule}")
+            got = f"{depth_01.shape[1]} x {depth_01.shape[0]} pixels, its image is {w} x {h} (width x height)"
+            raise ValueError(f"depth map {path} is {got}; a smaller map needs its proportions")
         same = depth_01.shape == shape
         return depth_01 if same else resize(depth_01, shape, how="area" if shrink > 1 else "linear")
 
@@ -231,14 +229,10 @@ def objects_in(ids: np.ndarray) -> set[int]:
 
 
 def id_mask(path: Path, label: int | None, ids: np.ndarray | None = None) -> np.ndarray:
-    """Bool (h, w) where the ids equal `label`, None: are not 0; Rejected when there is no such pixel.
-
-    ids: those of the image, where they are read already
-    """
+    """Bool (h, w) where the ids equal `label`, None: are not 0; Rejected where none is. ids: if known"""
     ids = read_ids(path) if ids is None else ids
-    if label is None:
-        return require_mask(ids > 0, f"object absent: no id in {path}")
-    return require_mask(ids == label, f"object absent: id {label} in {path}")
+    what = "no id" if label is None else f"id {label}"
+    return require_mask(ids > 0 if label is None else ids == label, f"object absent: {what} in {path}")
 
 
 def dark_mask(path: Path, channel: Callable[..., np.ndarray], limit: int, message: str) -> np.ndarray:

@@ -102,9 +102,8 @@ class RenderedScenes:
             inputs = mirror(inputs)
         if rng.random() < OTHER_COLOURS:
             inputs = permute_colours(inputs, rng.permutation(3).tolist())
-        if rng.random() >= OTHER_LAMP:
-            return inputs
-        # Darker more often than lighter, seldom colourful.
-        strength = rng.uniform(math.log(0.55), math.log(1.25))
-        colour = rng.uniform(-0.8, 0.3, 3) * rng.random() ** 2
-        return relight_room(inputs, np.exp(strength + colour).tolist())
+        if rng.random() < OTHER_LAMP:  # darker more often than lighter, seldom colourful
+            strength = rng.uniform(math.log(0.55), math.log(1.25))
+            colour = rng.uniform(-0.8, 0.3, 3) * rng.random() ** 2
+            inputs = relight_room(inputs, np.exp(strength + colour).tolist())
+        return inputs

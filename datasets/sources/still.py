@@ -60,8 +60,7 @@ class PanopticConfig(ImagesConfig):
     def read(self) -> list[Item]:
         readers.folder(self.masks, "masks")
         document, path = read_json(self.annotations), self.annotations
-        categories = coco.records_by_id(document, "categories", path)
-        images = coco.records_by_id(document, "images", path)
+        categories, images = (coco.records_by_id(document, key, path) for key in ("categories", "images"))
 
         def segments(record: dict[str, Any]) -> Item:
             ids = []
@@ -130,12 +129,11 @@ class SaliencyConfig(SourceConfig):
 
     def read(self) -> list[Item]:
         items = []
-        for part in (self.msra, self.duts_train, self.duts_test, self.hflickr):
-            if part is not None:
-                tree = readers.Tree(part.images, part.depth)
-                tree.check()
-                masked = masked_images(tree, part.masks)
-                items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
+        for part in filter(None, (self.msra, self.duts_train, self.duts_test, self.hflickr)):
+            tree = readers.Tree(part.images, part.depth)
+            tree.check()
+            masked = masked_images(tree, part.masks)
+            items += [(f"{mask.parent.name}/{mask.name}", view) for mask, view in masked]
         parts = "msra, duts_train, duts_test or hflickr"
         return readers.require(items, f"part of the saliency source is set: {parts}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.sources import coco, readers
-from datasets.sources.image_source import ImagesConfig, ImageSource, Item, motion
+from datasets.sources.image_source import ImagesConfig, ImageSource, Item, motion, rejection
 from ldm.files import numbered_lines, read_json, same_file
 from ldm.settings.config import setting
 
@@ -29,7 +29,7 @@ def apart(default: int) -> Any:
 class VideoConfig(ImagesConfig):
     interval: int = apart(10)
     dynamics: int = motion(1)
-    rules: readers.Rules = setting(readers.Rules(sides="both"), help="which objects are rejected")
+    rules: readers.Rules = rejection(readers.Rules(sides="both"))
 
     def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
         yield self.two_of(list(self.views(item)), item, rng)
@@ -96,7 +96,7 @@ class VipSegConfig(VideoConfig):
     things_only: bool = setting(False, help="leave out sky, road and other stuff; gray masks only")
     void: int | None = setting(None, help="id that is no object")
     interval: int = apart(100)
-    rules: readers.Rules = setting(readers.Rules(one_piece=True), help="which objects are rejected")
+    rules: readers.Rules = rejection(readers.Rules(one_piece=True))
 
     def read(self) -> list[Item]:
         videos = readers.subfolders(readers.folder(self.masks, "masks"))
@@ -158,9 +158,8 @@ class UvoConfig(VideoConfig):
         def shown(entry: dict[str, Any]) -> Item:
             video = coco.lookup(videos, entry["video_id"], "video")
             names = video["file_names"]
-            if frames is not None:
+            if frames is not None:  # of which there may be fewer
                 names = coco.lookup(frames, entry["video_id"], "list of frames for video")
-            # The frames of a list of their own may be fewer.
             pairs = zip(names, entry["segmentations"], strict=frames is None)
             segments = [pair for pair in pairs if pair[1] and not coco.is_set(entry, "iscrowd")]
             return f"{entry['video_id']}/{entry['id']}", (video["height"], video["width"]), segments
