@@ -105,11 +105,9 @@ class PairDataset(Dataset[TrainingSample]):
 
 @dataclass(eq=False)
 class RunBatches(Sampler[list[int]]):
-    """Numbers of the examples of each batch of one device, from where the run stands to its end.
-
-    Batch n of all devices together holds the examples [n * batch * devices, (n + 1) * batch * devices), so a
-    run on several devices sees what one device with a larger batch would see, in the same order.
-    """
+    """Numbers of the examples of each batch of one device, from where the run stands to its end. Batch n of
+    all devices together holds the examples [n * batch * devices, (n + 1) * batch * devices), so a run on
+    several devices sees what one device with a larger batch would see, in the same order."""
 
     batches: int  # of the whole run
     batch: int

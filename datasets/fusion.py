@@ -105,10 +105,8 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
 def warp_into(
     image: np.ndarray, box_xyxy: Sequence[float], frame: Size
 ) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel.
-
-    returns: the pixels, 0 round the image, and the rows and columns of the frame that they fill
-    """
+    """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel. returns: the
+    pixels, 0 round the image, and the rows and columns of the frame that they fill"""
     x0, y0, x1, y1 = box_xyxy
     # Nearly the final size first, by averaging or with full edges, so that the warp below only shifts.
     image = resize(image, (max(1, round(y1 - y0)), max(1, round(x1 - x0))))
@@ -124,10 +122,8 @@ def warp_into(
 def place_cutout(
     cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size, legacy: bool = False
 ) -> PlacedCutout:
-    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near).
-
-    legacy: the published placement, by whole pixels, bilinear resizing without prefilter, binary coverage
-    """
+    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near). legacy: the
+    published placement, by whole pixels, bilinear resizing without prefilter, binary coverage"""
     far, near = extent
     if min(box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]) < LEAST_SOFT:
         cutout = replace(cutout, rim=None)

@@ -179,12 +179,10 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
 
 
 def depth_at_contact(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
-    """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
-
-    The lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the
-    median, because what stands in front of the ground there is nearer (measured on rendered scenes: without
-    loss for free objects, the overlap with the ground truth of partly hidden ones rises from 0.69 to 0.77).
-    """
+    """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on. The
+    lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the median,
+    because what stands in front of the ground there is nearer (measured on rendered scenes: without loss for
+    free objects, the overlap with the ground truth of partly hidden ones rises from 0.69 to 0.77)."""
     h, w = background_depth_01.shape
     x0, _, x1, y1 = box_from_01(box01, (h, w))
     bottom = min(max(int(round(y1)), 1), h)
@@ -260,10 +258,8 @@ class Crop:
         return self.fit(mask[self.part].astype(np.uint8) * 255) > 127
 
     def fit(self, cut: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
-        """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize.
-
-        A cut that has its size already is returned itself: for reading only.
-        """
+        """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize. A cut that has its
+        size already is returned itself: for reading only."""
         left, top, right, bottom = self.pad
         if any(self.pad):
             cut = cv2.copyMakeBorder(cut, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[fill] * 4)

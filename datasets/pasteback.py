@@ -125,10 +125,8 @@ def transfer_detail(
 
 
 def _rows_enlarged(small: np.ndarray, size: Size) -> Callable[[slice], Sequence[np.ndarray]]:
-    """Any rows of the channels of small (n, m, c) float32, linearly enlarged to size (h, w).
-
-    Of a large image only the rows that are asked for exist, up to rounding equal to the others.
-    """
+    """Any rows of the channels of small (n, m, c) float32, linearly enlarged to size (h, w). Of a large image
+    only the rows that are asked for exist, up to rounding equal to the others."""
     (h, w), last = size, len(small) - 1
     if h * w <= WHOLE:
         whole = resize(small, size, how="linear")

@@ -23,10 +23,8 @@ ENOUGH = 0.7  # of the ring that all planes together must explain, or rows are i
 
 
 def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Depth (h, w) without what stands in region (h, w) bool; float32, elsewhere as given.
-
-    Where the surroundings are no planes, each row is interpolated across the region (`fill_depth`).
-    """
+    """Depth (h, w) without what stands in region (h, w) bool; float32, elsewhere as given. Where the
+    surroundings are no planes, each row is interpolated across the region (`fill_depth`)."""
     if not region.any() or region.all():
         return depth_01
     reach = max(3, round(REACH * np.sqrt(region.sum())))

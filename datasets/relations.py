@@ -117,12 +117,10 @@ def gap(low_a: Any, high_a: Any, low_b: Any, high_b: Any) -> Any:
 
 
 def relation_margins(a: Places, b: Places, surfaces: bool = False) -> dict[str, np.ndarray]:
-    """Relation -> (k, m) margin of "a is <relation> b" for k places a and m places b.
-
-    Positive where the relation holds, 1 and more where it holds comfortably. "between" needs two anchors, see
-    `between_margins`. surfaces: what lies in the box of another is on it, as `relation` says; the questions
-    about rendered rooms are made without.
-    """
+    """Relation -> (k, m) margin of "a is <relation> b" for k places a and m places b. Positive where the
+    relation holds, 1 and more where it holds comfortably. "between" needs two anchors, see `between_margins`.
+    surfaces: what lies in the box of another is on it, as `relation` says; the questions about rendered rooms
+    are made without."""
     a, b = a.spread(1), b.spread(0)
     on = _on(a, b, surfaces)
     apart = -on / 0.3  # an object that stands on another is not beside it
@@ -212,9 +210,7 @@ def _above(a: _Edges, b: _Edges) -> Any:
 
 def _between(a: _Edges, b: _Edges, c: _Edges, to_b: Mapping[str, Any], to_c: Mapping[str, Any]) -> Any:
     """a is beside both on opposite sides at a depth between theirs, or in front of one and behind the other.
-
-    to_b, to_c: margins of a's relations to b and c. The order of b and c does not matter.
-    """
+    to_b, to_c: margins of a's relations to b and c. The order of b and c does not matter."""
 
     def opposite(word: str, converse: str) -> Any:
         return _max(_min(to_b[word], to_c[converse]), _min(to_b[converse], to_c[word]))

@@ -146,10 +146,8 @@ def train_vision(
     vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
 ) -> tuple[nn.Linear, Stage, Measures]:
     """The vision stage, then blindness where it is asked for; returns readout, stage and held-out measures.
-
-    draw(rng, size), held_out: pixels (b, 3, h, w) with what they show
-    vision_loss(projected patches, readout of them, what they show)
-    """
+    draw(rng, size), held_out: pixels (b, 3, h, w) with what they show; vision_loss(projected patches, readout
+    of them, what they show)"""
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     tower.to(memory_format=torch.channels_last)
@@ -209,9 +207,7 @@ def save_llava(
     files: Mapping[str, Any],
 ) -> None:
     """Weights in half precision, processor and tokenizer into the `model` folder of a run, or nothing.
-
-    longest: tokens of an answer; files: JSON beside the weights, by name
-    """
+    longest: tokens of an answer; files: JSON beside the weights, by name"""
     side = {"height": config.model.image, "width": config.model.image}
     pixels = LlavaImageProcessorPil(  # pads an image to a square with the mean colour
         do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,

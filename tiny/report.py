@@ -23,10 +23,8 @@ Record = dict[str, Any]  # what was measured of one mask: `scene`, and values by
 def scene_interval(
     records: Sequence[Record], names: Sequence[str], statistic: Callable[[np.ndarray], float]
 ) -> dict[str, float]:
-    """A statistic of (number of records, sum of each named value) with its 95 % interval.
-
-    Whole scenes are resampled, as the masks of a scene are not independent.
-    """
+    """A statistic of (number of records, sum of each named value) with its 95 % interval. Whole scenes are
+    resampled, as the masks of a scene are not independent."""
     scenes = {scene: row for row, scene in enumerate(dict.fromkeys(record["scene"] for record in records))}
     sums = np.zeros((len(scenes), 1 + len(names)))
     for record in records:
@@ -76,10 +74,8 @@ def write_evaluation(
     labels: Sequence[str],
     side: int,
 ) -> None:
-    """Numbers as `out` (JSON), table and sheet beside it as .txt and .png.
-
-    lines: of the table; rows, titles, labels, side: images of the sheet, its text, pixels of a cell
-    """
+    """Numbers as `out` (JSON), table and sheet beside it as .txt and .png. lines: of the table; rows, titles,
+    labels, side: images of the sheet, its text, pixels of a cell"""
     sheet, text = io.BytesIO(), "\n".join(lines)
     Image.fromarray(grid(rows, titles, labels, cell=side)).save(sheet, "PNG", optimize=True)
     texts = {".json": json_bytes(result), ".txt": (text + "\n").encode(), ".png": sheet.getvalue()}

@@ -143,9 +143,7 @@ def solid_at(
     rng: Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = "", wide: bool = False
 ) -> Solid:
     """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1); any shape if none.
-
-    wide: at times a compound with the finish of that solid, at times a further pattern
-    """
+    wide: at times a compound with the finish of that solid, at times a further pattern"""
     shape = shape or _SHAPE_NAMES[rng.integers(len(_SHAPE_NAMES))]
     form = palette.SHAPES[shape]
     draw = rng.uniform(form.low, form.high)

@@ -87,11 +87,9 @@ def _cone(o: Tensor, d: Tensor) -> Interval:
 
 
 def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
-    """Ring of radius 1 about z with the given tube radius (n,).
-
-    The distance to the surface is sampled along the ray within the ring's flat cylinder; the first step that
-    ends inside holds the entry, refined by secants. Only a chord shorter than a step can be missed.
-    """
+    """Ring of radius 1 about z with the given tube radius (n,). The distance to the surface is sampled along
+    the ray within the ring's flat cylinder; the first step that ends inside holds the entry, refined by
+    secants. Only a chord shorter than a step can be missed."""
     start, stop = _both(_ball(o[:2], d[:2], 1 + tube), _slab(o[2], d[2], -tube, tube))
     outside = (start > stop) | (stop < 0)
     low = torch.where(outside, 0.0, start.clamp(min=0))

@@ -45,9 +45,7 @@ def lookup(table: Mapping[str, T], key: Any, what: str) -> T:
 
 def usable(records: Collection[Any], parse: Callable[[Any], R], path: Path, what: str) -> list[R]:
     """What `parse` makes of the records of a file, without those that it refuses, which one warning names.
-
-    ValueError when all are refused, or more than one and more than BAD_FRACTION.
-    """
+    ValueError when all are refused, or more than one and more than BAD_FRACTION."""
     parsed, refused = [], []
     for number, record in enumerate(records):
         try:

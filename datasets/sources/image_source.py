@@ -75,10 +75,8 @@ class ImagesConfig(SourceConfig):
 
 
 class ImageSource:
-    """The items of a section, or those that an index names, in its order.
-
-    options: what its examples are for, which decides how small images are read; None: as they are
-    """
+    """The items of a section, or those that an index names, in its order. options: what its examples are for,
+    which decides how small images are read; None: as they are"""
 
     options: PairOptions | None = None
 
@@ -121,11 +119,9 @@ class ImageSource:
         return mask, target_mask
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        """An example without counterfactual. Masks are checked first, so a rejection costs no image.
-
-        The first acceptable object of a random order is one drawn among all acceptable ones. Where there is
-        none, the item is rejected for what is wrong with the first object.
-        """
+        """An example without counterfactual. Masks are checked first, so a rejection costs no image. The
+        first acceptable object of a random order is one drawn among all acceptable ones. Where there is none,
+        the item is rejected for what is wrong with the first object."""
         why = Rejected("no object: no annotation of this image is large enough")
         for number, (reference, target) in enumerate(self.config.draws(self.items[index], rng)):
             try:

@@ -79,10 +79,8 @@ def align(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def depth_loss(predicted: Tensor, target: Tensor, edges: float) -> Tensor:
-    """L1 as it stands and after the best scale and shift, and the gradients of the aligned error.
-
-    The gradients at four resolutions give sharp edges and smooth surfaces. target: (b, h, w) in [0, 1]
-    """
+    """L1 as it stands and after the best scale and shift, and the gradients of the aligned error. The
+    gradients at four resolutions give sharp edges and smooth surfaces. target: (b, h, w) in [0, 1]"""
     target = FLOOR + target
     aligned_error = align(predicted, target) - target
     values = 0.5 * (predicted - target).abs().mean() + 0.5 * aligned_error.abs().mean()
@@ -147,9 +145,7 @@ def load_images(
     config: DepthScenes, size: int, *, held_out: bool, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (b, 3, h, w) uint8 and inverse depth (b, h, w) uint16; renders the shards that are missing.
-
-    Held-out scenes are always anti-aliased.
-    """
+    Held-out scenes are always anti-aliased."""
     name, count = ("held_out", config.held_out) if held_out else ("train", config.train)
     smooth = held_out or config.smooth_edges
     settings = StoreSettings(

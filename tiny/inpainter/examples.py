@@ -117,11 +117,9 @@ class PaintCase:
 
 
 def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
-    """One case for every scene with at least `fewest` solids whose masks hardly overlap.
-
-    The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often. A mask is
-    the solid's box and a margin, or exactly SMALL pixels a side where that is enough.
-    """
+    """One case for every scene with at least `fewest` solids whose masks hardly overlap. The number of masks
+    is drawn from what a scene allows, up to `most`, larger numbers more often. A mask is the solid's box and
+    a margin, or exactly SMALL pixels a side where that is enough."""
     cases = []
     for scene in range(len(views)):
         rng = np.random.default_rng((seed, scene))

@@ -72,10 +72,8 @@ class PainterNetworks(nn.Module):
 
 
 def create_scheduler() -> DDIMScheduler:
-    """Cosine schedule with zero terminal SNR, trailing steps, v-prediction.
-
-    Stable Diffusion's own schedule spends half of its steps where a region of a few cells is all noise.
-    """
+    """Cosine schedule with zero terminal SNR, trailing steps, v-prediction. Stable Diffusion's own schedule
+    spends half of its steps where a region of a few cells is all noise."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", rescale_betas_zero_snr=True,
         timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1,
@@ -116,9 +114,7 @@ def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPT
 
 def train_autoencoder(config: LatentsConfig, images_u8: np.ndarray, out: Path) -> tuple[nn.Module, Stage]:
     """Minimise the squared error on images_u8 (n, h, w, 3) and hold the latents near mean 0, deviation 1.
-
-    Saves `out/vae`.
-    """
+    Saves `out/vae`."""
     sizes = AutoencoderConfig("tiny", (config.width,) * 3, config.layers, config.latent_channels)
     with drawing(config.loop.seed):
         vae = create_autoencoder(sizes).to(memory_format=torch.channels_last)

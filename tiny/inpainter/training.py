@@ -152,9 +152,7 @@ def painting_loss(
     regions: dict[str, Any] | None = None,
 ) -> Tensor:
     """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
-
-    embeddings: (b, t, width). regions: for rectified cross-attention
-    """
+    embeddings: (b, t, width). regions: for rectified cross-attention"""
     noise = torch.randn(known.latents.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
     x = torch.cat([scheduler.add_noise(known.latents, noise, t), known.mask, known.masked], dim=1)

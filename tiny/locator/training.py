@@ -130,11 +130,9 @@ def labelled_images(
 
 
 def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Tensor, llava.Measures]:
-    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures.
-
-    A linear map of every patch must tell shape, colour and pattern of the solid that owns it, its whole box
-    and depth, and the depth of the patch. Patches are kept at unit scale, which is that of word embeddings.
-    """
+    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures. A linear
+    map of every patch must tell shape, colour and pattern of the solid that owns it, its whole box and depth,
+    and the depth of the patch. Patches are kept at unit scale, which is that of word embeddings."""
     fraction, owner = batch.cover.max(-1)  # (b, p)
     owned = (fraction > OWNED) & batch.known
     rows = torch.arange(len(owner))[:, None].expand_as(owner)

@@ -138,10 +138,8 @@ class Sets:
 
 
 def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
-    """The first scenes of a folder of shards, as memory-mapped arrays made once in `folder`.
-
-    ValueError when there are fewer, or the arrays were made from other shards.
-    """
+    """The first scenes of a folder of shards, as memory-mapped arrays made once in `folder`. ValueError when
+    there are fewer, or the arrays were made from other shards."""
     files = shard_files(data, "tiny.prompter.scenes")
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
 
@@ -177,11 +175,9 @@ class DrawnMasks:
 
 
 def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> DrawnMasks:
-    """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free.
-
-    A mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image
-    hardly overlap, and every solid without a mask stays mostly visible.
-    """
+    """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free. A
+    mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image hardly
+    overlap, and every solid without a mask stays mostly visible."""
     movable = np.flatnonzero(sets.colour[scene] >= 0)
     instances, pixels = sets.instances_u8[scene], sets.pixels[scene].astype(np.int64)
     count = int(rng.integers(1, max(1, min(most, len(movable) - 2)) + 1))
