@@ -47,7 +47,16 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
         rgb_u8 = resize(rgb_u8, fitted(rgb_u8.shape[:2], SIDE))
         for index in range(HOLES):
             rng = np.random.default_rng((SEED, number, index))
-            mask = random_hole(outlines[int(rng.integers(len(outlines)))], rgb_u8.shape[:2], rng)
+            # An outline (n, m) at a random place inside the image, AREA of it.
+            outline, size = outlines[int(rng.integers(len(outlines)))], rgb_u8.shape[:2]
+            lines = map(np.flatnonzero, (outline.any(1), outline.any(0)))
+            y, x = (slice(line[0], line[-1] + 1) for line in lines)
+            tight = outline[y, x].astype(np.uint8)
+            scale = np.sqrt(rng.uniform(*AREA) * size[0] * size[1] / tight.sum())
+            n, m = (min(size[axis] - 4, max(8, round(tight.shape[axis] * scale))) for axis in (0, 1))
+            top, left = int(rng.integers(2, size[0] - n - 1)), int(rng.integers(2, size[1] - m - 1))
+            mask, whole = np.zeros(size, bool), cv2.resize(tight, (m, n), interpolation=cv2.INTER_NEAREST)
+            mask[top : top + n, left : left + m] = whole > 0
             row: dict[str, Any] = {"image": path.stem, "hole": index, "area": float(mask.mean())}
             truth = lite0_levels(network, rgb_u8)
             for eraser in erasers:
@@ -71,18 +80,6 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
     new, old = values["exemplar"], values["opencv"]
     gains = {name: mean_interval(np.subtract(new[name], old[name])) for name in MEASURES}
     write_results(out, {"n": len(rows), "means": means, "exemplar - opencv": gains, "holes": rows})
-
-
-def random_hole(outline: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """(h, w) bool: an outline (n, m) at a random place inside an image of size (h, w), AREA of it."""
-    y, x = (slice(line[0], line[-1] + 1) for line in map(np.flatnonzero, (outline.any(1), outline.any(0))))
-    tight = outline[y, x].astype(np.uint8)
-    scale = np.sqrt(rng.uniform(*AREA) * size[0] * size[1] / tight.sum())
-    n, m = (min(size[axis] - 4, max(8, round(tight.shape[axis] * scale))) for axis in (0, 1))
-    top, left = int(rng.integers(2, size[0] - n - 1)), int(rng.integers(2, size[1] - m - 1))
-    hole = np.zeros(size, bool)
-    hole[top : top + n, left : left + m] = cv2.resize(tight, (m, n), interpolation=cv2.INTER_NEAREST) > 0
-    return hole
 
 
 def texture_energy(rgb_u8: np.ndarray, mask: np.ndarray) -> tuple[float, float]:

@@ -52,9 +52,7 @@ def measure_matting(data: Photographs = None, out: Out = RESULTS / "matting.json
 
 def hairy_solid(index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Colours (h, w, 3) uint8, defined everywhere, and alpha (h, w) in [0, 1] of a solid with hair."""
-    from datasets.scenes.batch import render
-    from datasets.scenes.layout import sample_scene
-    from datasets.scenes.settings import SceneOptions, eval_seed
+    from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 
     options = SceneOptions(reference_size=(SIDE, SIDE))
     batch = render([sample_scene(eval_seed(index), options)], options)

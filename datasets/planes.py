@@ -34,7 +34,23 @@ def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     h, w = depth_01.shape
     points = np.column_stack([x[chosen] / w, y[chosen] / h, np.ones(len(chosen))])  # (k, 3)
     values = depth_01[y[chosen], x[chosen]].astype(np.float64)
-    planes = _planes_of(points, values)
+    # Planes (p, 3) by RANSAC (Fischler and Bolles 1981), one after the other, the largest first.
+    rng, left, found = np.random.default_rng(0), np.ones(len(values), bool), list[np.ndarray]()
+    while len(found) < PLANES and left.sum() >= max(3, LEAST * len(values)):
+        rest, depth = points[left], values[left]
+        triples = rng.integers(len(rest), size=(HYPOTHESES, 3))
+        corners = rest[triples]  # (n, 3, 3)
+        wide = abs(np.linalg.det(corners)) > 1e-5
+        if not wide.any():
+            break
+        tried = np.linalg.solve(corners[wide], depth[triples[wide]][..., None])[..., 0]  # (n, 3)
+        counts = (abs(tried @ rest.T - depth) < TOLERANCE).sum(axis=1)
+        inside = abs(rest @ tried[counts.argmax()] - depth) < TOLERANCE
+        if counts.max() < max(3, LEAST * len(values)):
+            break
+        found.append(np.linalg.lstsq(rest[inside], depth[inside], rcond=None)[0])
+        left[np.flatnonzero(left)[abs(rest @ found[-1] - depth) < 2 * TOLERANCE]] = False
+    planes = np.array(found).reshape(-1, 3)
     seen = points @ planes.T  # (k, p)
     sets = [list(each) for size in (1, 2, 3) for each in combinations(range(len(planes)), size)]
     ways = [(each, join) for each in sets for join in (np.max, np.min)]
@@ -45,26 +61,6 @@ def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     grid = np.stack(np.broadcast_arrays(np.arange(w) / w, np.arange(h)[:, None] / h, 1.0), axis=-1)
     model = join(grid @ planes[each].T, axis=-1)
     # What little the planes leave at the border of the hole is carried across it, so that no step is seen.
-    rest = fill_depth(np.clip(depth_01 - model, -TOLERANCE, TOLERANCE), region)
-    filled = np.clip(model + rest, 0, 1).astype(np.float32)
+    steps = fill_depth(np.clip(depth_01 - model, -TOLERANCE, TOLERANCE), region)
+    filled = np.clip(model + steps, 0, 1).astype(np.float32)
     return np.where(region, filled, depth_01.astype(np.float32, copy=False))
-
-
-def _planes_of(points: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(p, 3), the largest first: planes by RANSAC (Fischler and Bolles 1981), one after the other."""
-    rng, left, planes = np.random.default_rng(0), np.ones(len(values), bool), list[np.ndarray]()
-    while len(planes) < PLANES and left.sum() >= max(3, LEAST * len(values)):
-        rest, depth = points[left], values[left]
-        triples = rng.integers(len(rest), size=(HYPOTHESES, 3))
-        corners = rest[triples]  # (n, 3, 3)
-        wide = abs(np.linalg.det(corners)) > 1e-5
-        if not wide.any():
-            break
-        found = np.linalg.solve(corners[wide], depth[triples[wide]][..., None])[..., 0]  # (n, 3)
-        counts = (abs(found @ rest.T - depth) < TOLERANCE).sum(axis=1)
-        inside = abs(rest @ found[counts.argmax()] - depth) < TOLERANCE
-        if counts.max() < max(3, LEAST * len(values)):
-            break
-        planes.append(np.linalg.lstsq(rest[inside], depth[inside], rcond=None)[0])
-        left[np.flatnonzero(left)[abs(rest @ planes[-1] - depth) < 2 * TOLERANCE]] = False
-    return np.array(planes).reshape(-1, 3)

@@ -103,38 +103,33 @@ def render_shards(
             arrays[f"{name}_u16"] = np.round(rows[f"{name}_01"] * 65535).astype(np.uint16)
         return arrays, [asdict(fact) for fact in batch.facts]
 
+    def part(path: Path, rendered: Sequence[Rendered]) -> Path:
+        return path.with_name(f".{path.stem}.{sum(len(facts) for _, facts in rendered):03d}.part")
+
+    def render_shard(path: Path) -> None:
+        """Render the scenes that no part holds, write the shard; a part is written every few seconds."""
+        rendered, new, recipe = list[Rendered](), list[Rendered](), recipes[path]
+        while (file := part(path, rendered)).exists() and _header(file).get("recipe") == recipe:
+            rendered.append((load_file(file), _header(file)["facts"]))
+        count = sum(len(facts) for _, facts in rendered)
+        bar.update(count)
+        since = time.monotonic()
+        for seed in paths[path][count:]:
+            new.append(make(seed))
+            bar.update()
+            if time.monotonic() - since > PART_S:
+                write_atomic(part(path, rendered), _pack(new, recipe))
+                rendered, new, since = rendered + new, [], time.monotonic()
+        write_atomic(path, _pack(rendered + new, recipe))
+        _drop_parts(path)
+
     total = sum(map(len, paths.values()))
     with tqdm(total=total, unit="scene", desc="rendering") as bar:
         for path in taken(paths, is_done, Path):
-            _render_shard(path, recipes[path], paths[path], make, bar)
+            render_shard(path)
         bar.update(total - bar.n)  # what was there
     log.info("%d shards in %s", len(paths), settings.out)
     return list(paths)
-
-
-def _render_shard(
-    path: Path, recipe: str, seeds: Sequence[int], make: Callable[[int], Rendered], bar: tqdm
-) -> None:
-    """Render the scenes that no part holds yet, and write the shard; a part is written every few seconds."""
-    rendered: list[Rendered] = []
-    new: list[Rendered] = []
-
-    def part() -> Path:
-        return path.with_name(f".{path.stem}.{sum(len(facts) for _, facts in rendered):03d}.part")
-
-    while part().exists() and _header(part()).get("recipe") == recipe:
-        rendered.append((load_file(part()), _header(part())["facts"]))
-    count = sum(len(facts) for _, facts in rendered)
-    bar.update(count)
-    since = time.monotonic()
-    for seed in seeds[count:]:
-        new.append(make(seed))
-        bar.update()
-        if time.monotonic() - since > PART_S:
-            write_atomic(part(), _pack(new, recipe))
-            rendered, new, since = rendered + new, [], time.monotonic()
-    write_atomic(path, _pack(rendered + new, recipe))
-    _drop_parts(path)
 
 
 def _drop_parts(path: Path) -> None:

@@ -49,21 +49,6 @@ def shade(number: int) -> tuple[float, float, float]:
     return (0.15 + 0.75 * r / 255, 0.15 + 0.7 * g / 255, 0.15 + 0.75 * b / 255)
 
 
-def draw_tokens(axes: "Axes") -> list[int]:
-    """The joint sequence as a row of boxes, coloured by the region of each token; returns the regions."""
-    tokens = [("BOS", 0)]
-    for number, (_, prompt) in enumerate((*REGIONS.values(), SMALL), 1):
-        tokens += [(word, number) for word in prompt.split()]
-    tokens += [("EOS", 0), *[("PAD", 0)] * PADDING]
-    for index, (word, owner) in enumerate(tokens):
-        rounded_box(axes, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
-        ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
-        axes.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
-    axes.set(xlim=(0, len(tokens)), ylim=(0, 1))
-    axes.axis("off")
-    return [owner for _, owner in tokens]
-
-
 def draw_bias(axes: "Axes", owners: list[int], regions: "torch.Tensor") -> None:
     """Which tokens a pixel reads, for one pixel of every kind. regions: (1, r, H, W) bool"""
     import torch
@@ -113,10 +98,20 @@ def draw_regions(
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
-    owners = draw_tokens(row)
+    # The joint sequence as a row of boxes, coloured by the region of each token.
+    tokens = [("BOS", 0)]
+    for number, (_, prompt) in enumerate((*REGIONS.values(), SMALL), 1):
+        tokens += [(word, number) for word in prompt.split()]
+    tokens += [("EOS", 0), *[("PAD", 0)] * PADDING]
+    for index, (word, owner) in enumerate(tokens):
+        rounded_box(row, (index + 0.05, 0.1), (0.9, 0.8), radius=0.08, facecolor=shade(owner), lw=0)
+        ink = "white" if owner and PAIRS[owner - 1] == "blue" else INK
+        row.text(index + 0.5, 0.5, word, ha="center", va="center", fontsize=8, color=ink)
+    row.set(xlim=(0, len(tokens)), ylim=(0, 1))
+    row.axis("off")
     row.set_title("one sequence of tokens; each belongs to a region, or to all", fontsize=10.5, color=INK)
     matrix = figure.add_axes((0.395, 0.5, 0.59, 0.27))
-    draw_bias(matrix, owners, regions)
+    draw_bias(matrix, [owner for _, owner in tokens], regions)
     matrix.set_title("what a pixel adds to its attention scores: 0, or -inf", fontsize=10.5, color=INK)
     hues = np.array([shade(number) for number in range(1, 1 + len(shown))])
     latents = attention_sizes((room.size[0] // 8, room.size[1] // 8), 4)
