@@ -76,8 +76,8 @@ def compositor(
     measured = read_evaluation(evaluation, f"cldm.evaluate --model {run}/model --out {evaluation}")
     load_compositor(run / "model")
     manifest = read_json(run / MANIFEST)
-    psnr = {name: row["all"]["mean"] for name, row in measured["psnr_visible_db"].items()
-            if name.startswith(("noise", "paste"))}  # fmt: skip
+    rows = {name: row["all"]["mean"] for name, row in measured["psnr_visible_db"].items()}
+    psnr = {name: rows[name] for name in rows if name.startswith(("noise", "paste"))}
     best = max(psnr, key=lambda name: psnr[name])
     first_stage = run.parent / "first_stage" / MANIFEST
     manifest["held_out"] = {"best": best, "best_psnr_db": psnr[best], **measured}
@@ -110,10 +110,9 @@ def locator(
     held_out = {"gates": manifest["held_out"].get("gates", {})}
     held_out["gap_to_another_image"] = measured["gap_to_another_image"]
     for kind in ("place", "replace"):
-        held_out[kind] = {
-            row: {name: number["mean"] for name, number in numbers.items() if "mean" in number}
-            for row, numbers in measured[kind].items()
-        }
+        rows = {row: numbers.items() for row, numbers in measured[kind].items()}
+        means = {row: {name: n["mean"] for name, n in pairs if "mean" in n} for row, pairs in rows.items()}
+        held_out[kind] = means
     install("locator", run / "model", manifest | {"held_out": held_out}, force)
 
 
@@ -128,8 +127,7 @@ def inpainter(
 
     measured = read_evaluation(evaluation, f"tiny.inpainter.evaluate --run {run} --out {evaluation.parent}")
     manifest = read_json(run / "painter" / MANIFEST)
-    facts = ("parameters", "seed", "steps", "samples", "minutes", "code_revision")
-    stages = {}
+    facts, stages = {"parameters", "seed", "steps", "samples", "minutes", "code_revision"}, {}
     for stage in STAGES:
         made = read_json(run / stage / MANIFEST)
         stages[stage] = {name: made[name] for name in made if name in facts}

@@ -137,14 +137,11 @@ def llava_stage(name: str, module: nn.Module, settings: LlavaStage, out: Path, g
     return Stage(name, module, settings, out, groups, state_file=f"{name}.pt", log_file=f"{name}.csv")
 
 
-def train_vision(
-    config: LlavaTraining,
-    model: LlavaForConditionalGeneration,
-    outputs: int,
-    draw: Callable[[np.random.Generator, int], tuple[Tensor, Batch]],
-    held_out: Iterable[tuple[Tensor, Batch]],
-    vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
-) -> tuple[nn.Linear, Stage, Measures]:
+def train_vision(config: LlavaTraining, model: LlavaForConditionalGeneration, outputs: int,
+                 draw: Callable[[np.random.Generator, int], tuple[Tensor, Batch]],
+                 held_out: Iterable[tuple[Tensor, Batch]],
+                 vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
+) -> tuple[nn.Linear, Stage, Measures]:  # fmt: skip
     """The vision stage, then blindness where it is asked for; returns readout, stage and held-out measures.
     draw(rng, size), held_out: pixels (b, 3, h, w) with what they show; vision_loss(projected patches, readout
     of them, what they show)"""
@@ -174,13 +171,8 @@ def train_vision(
     return read, stage, measures
 
 
-def last_states(
-    model: LlavaForConditionalGeneration,
-    patches: Tensor,
-    tokens: Tensor,
-    block: Tensor,
-    position: Tensor | None = None,
-) -> Tensor:
+def last_states(model: LlavaForConditionalGeneration, patches: Tensor, tokens: Tensor, block: Tensor,
+                position: Tensor | None = None) -> Tensor:  # fmt: skip
     """Projected patches (b, p, c) and tokens, blocks, positions (b, l) -> last hidden states (b, l, c)."""
     language = model.model.language_model
     start = tokens[0].tolist().index(SPECIAL.index(IMAGE))
@@ -199,13 +191,8 @@ def rounded_means(rows: Sequence[Measures]) -> Measures:
     return {name: round(value, 4) for name, value in means(rows).items()}
 
 
-def save_llava(
-    config: LlavaTraining,
-    model: LlavaForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    longest: int,
-    files: Mapping[str, Any],
-) -> None:
+def save_llava(config: LlavaTraining, model: LlavaForConditionalGeneration, longest: int,
+               tokenizer: PreTrainedTokenizerFast, files: Mapping[str, Any]) -> None:  # fmt: skip
     """Weights in half precision, processor and tokenizer into the `model` folder of a run, or nothing.
     longest: tokens of an answer; files: JSON beside the weights, by name"""
     side = {"height": config.model.image, "width": config.model.image}

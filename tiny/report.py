@@ -12,7 +12,6 @@ from PIL import Image
 from ldm.files import json_bytes
 from ldm.metrics.intervals import percentile_interval
 from ldm.result import write_result
-from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +44,8 @@ def cell(number: Mapping[str, float]) -> str:
     return f"{number['mean']:.3f}{interval}"
 
 
-def table_lines(
-    title: str,
-    rows: Mapping[str, Mapping[str, Mapping[str, float]]],
-    columns: Sequence[str],
-    widths: tuple[int, int],
-) -> list[str]:
+def table_lines(title: str, rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str],
+                widths: tuple[int, int]) -> list[str]:  # fmt: skip
     """Lines of a table: title and columns, then the cells of each row. widths: the first and the others."""
     first, width = widths
     lines = [f"{title:<{first}}" + "".join(f"{column:>{width}}" for column in columns)]
@@ -66,18 +61,11 @@ def alternating(counts: Sequence[int], *, descending: bool = False) -> list[int]
 
 
 def write_evaluation(
-    out: Path,
-    result: Mapping[str, Any],
-    lines: Sequence[str],
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    labels: Sequence[str],
-    side: int,
+    out: Path, result: Mapping[str, Any], lines: Sequence[str], sheet_u8: np.ndarray
 ) -> None:
-    """Numbers as `out` (JSON), table and sheet beside it as .txt and .png. lines: of the table; rows, titles,
-    labels, side: images of the sheet, its text, pixels of a cell"""
+    """Numbers as `out` (JSON), the lines of a table and a sheet (h, w, 3) beside it as .txt and .png."""
     sheet, text = io.BytesIO(), "\n".join(lines)
-    Image.fromarray(grid(rows, titles, labels, cell=side)).save(sheet, "PNG", optimize=True)
+    Image.fromarray(sheet_u8).save(sheet, "PNG", optimize=True)
     texts = {".json": json_bytes(result), ".txt": (text + "\n").encode(), ".png": sheet.getvalue()}
     write_result({out.with_suffix(suffix): data for suffix, data in texts.items()})
     log.info("%s", text)

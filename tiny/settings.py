@@ -94,15 +94,9 @@ class LlavaTraining(CheckedSettings):
 class DepthNetwork(CheckedSettings):
     """Sizes of the network; about 6 MB in half precision at most."""
 
-    size: int = setting(
-        128, help="side of the training images and shortest side at inference", low=32, high=1024
-    )
-    width: int = setting(
-        32, help="channels of the first backbone stage, doubled three times", low=8, high=256
-    )
-    depths: tuple[int, int, int, int] = setting(
-        (2, 2, 4, 2), help="blocks per backbone stage", low=1, high=32
-    )
+    size: int = setting(128, help="side of training images, shortest at inference", low=32, high=1024)
+    width: int = setting(32, help="channels of the first stage, doubled three times", low=8, high=256)
+    depths: tuple[int, int, int, int] = setting((2, 2, 4, 2), help="blocks per stage", low=1, high=32)
     heads: tuple[int, int, int, int] = setting((1, 2, 4, 8), help="attention heads per stage", low=1, high=64)
     window: int = setting(8, help="attention window in tokens", low=2, high=32)
     fusion: int = setting(32, help="channels of the decoder", low=8, high=256)

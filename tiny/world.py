@@ -90,9 +90,8 @@ def word_tokenizer(
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
     backend.decoder = decoder
     if begins:
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{BEGIN} $A", special_tokens=[(BEGIN, SPECIAL.index(BEGIN))]
-        )
+        special = [(BEGIN, SPECIAL.index(BEGIN))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=special)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
         additional_special_tokens=[IMAGE], chat_template=template, padding_side="left",
@@ -100,14 +99,8 @@ def word_tokenizer(
     )  # fmt: skip
 
 
-def cached_arrays(
-    kind: type[T],
-    folder: Path,
-    recipe: dict[str, Any],
-    count: int,
-    files: Sequence[Path],
-    arrays_of: Callable[[Path], dict[str, np.ndarray]],
-) -> T:
+def cached_arrays(kind: type[T], folder: Path, recipe: dict[str, Any], count: int, files: Sequence[Path],
+                  arrays_of: Callable[[Path], dict[str, np.ndarray]]) -> T:  # fmt: skip
     """Arrays of the first `count` scenes of some shards, made once in `folder` and memory-mapped from there.
 
     kind: a dataclass of them. recipe: what they hold; arrays_of: those of one shard, by name.
@@ -118,8 +111,7 @@ def cached_arrays(
         raise ValueError(f"{folder} was made from other scenes; remove it")
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, np.memmap] = {}
-        filled = 0
+        arrays, filled = dict[str, np.memmap](), 0
         for file in tqdm(files, desc="scene arrays", unit="shard"):
             if filled == count:
                 break

@@ -38,15 +38,15 @@ def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
     for part in np.array_split(images_u8, max(1, len(images_u8) // 16)):
         image = pm1_batch(part)
         error = (space.decode(space.encode(image)).clamp(-1, 1) - image).square().mean((1, 2, 3))
-        values.extend(psnr(float(value)) for value in error)
+        values += map(psnr, error.tolist())
     return np.array(values)
 
 
 def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
     """The baseline: PSNR of each test image through the best linear map of factor x factor patches."""
+    rule = {"y": factor, "x": factor}
     patches = (
-        rearrange(images_u8, "n (h y) (w x) c -> n (h w) (y x c)", y=factor, x=factor)
-        for images_u8 in (train_u8[:512], test_u8)
+        rearrange(u8, "n (h y) (w x) c -> n (h w) (y x c)", **rule) for u8 in (train_u8[:512], test_u8)
     )
     train, test = (patch.astype(np.float32) / 127.5 - 1 for patch in patches)
     flat = rearrange(train, "n p d -> (n p) d")
@@ -54,7 +54,7 @@ def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int
     basis = np.linalg.eigh((flat - mean).T @ (flat - mean))[1][:, -channels:]
     centred = test - mean
     error = np.square(centred - centred @ basis @ basis.T).mean((1, 2))
-    return np.array([psnr(float(value)) for value in error])
+    return np.array([psnr(value) for value in error.tolist()])
 
 
 def train_first_stage(config: AutoencoderTraining) -> None:
@@ -99,11 +99,8 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     space = LatentSpace(vae, latents.mean((0, 2, 3)).tolist(), latents.std((0, 2, 3)).tolist())
     space.save_pretrained(config.out)
     linear = pca_db(read_images(config.data, ("image",)), test, space.factor, space.channels)
-    held_out = {
-        "images": len(test),
-        "psnr_db": round(float(round_trip_db(space, test).mean()), 2),
-        "psnr_db_of_pca": round(float(linear.mean()), 2),
-    }
+    ours, theirs = (round(float(db.mean()), 2) for db in (round_trip_db(space, test), linear))
+    held_out = {"images": len(test), "psnr_db": ours, "psnr_db_of_pca": theirs}
     manifest = stages_manifest("first_stage", space.vae, [stage], config, config.seed, held_out=held_out)
     write_json(config.out / "manifest.json", manifest)
     stage.checkpoint.unlink()  # the folder is a model now; the same command again trains anew

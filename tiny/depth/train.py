@@ -18,9 +18,7 @@ from tiny.settings import DepthNetwork, StageSettings
 class DepthScenes(CheckedSettings):
     """Which images are rendered, and where they are stored."""
 
-    folder: Path = setting(
-        Path("data/depth"), help="rendered shards; made when missing, continued when interrupted"
-    )
+    folder: Path = setting(Path("data/depth"), help="shards; made when missing, continued when interrupted")
     train: int = setting(4000, help="training scenes, two images each", low=1)
     held_out: int = setting(200, help="evaluation scenes, from seeds that training never uses", low=1)
     smooth_edges: bool = setting(False, help="anti-aliased training scenes, about half as fast to render")
@@ -33,9 +31,7 @@ class AugmentConfig(CheckedSettings):
     crop: float = setting(0.55, help="smallest side of a crop, fraction of the image", low=0.2, high=1)
     stretch: float = setting(0.1, help="largest change of a crop's aspect", low=0, high=0.5)
     wide: float = setting(0.3, help="fraction of batches at a size that is not square", low=0, high=1)
-    colour: float = setting(
-        0.35, help="strength of gain, contrast, gamma and saturation changes", low=0, high=1
-    )
+    colour: float = setting(0.35, help="strength of light and saturation changes", low=0, high=1)
     permute: float = setting(0.25, help="fraction of images with permuted colour channels", low=0, high=1)
     blur: float = setting(0.25, help="fraction of softened images", low=0, high=1)
     noise: float = setting(0.02, help="largest standard deviation of added noise, of 1", low=0, high=0.5)
@@ -43,9 +39,7 @@ class AugmentConfig(CheckedSettings):
 
 @dataclass(frozen=True)
 class TrainDepthConfig(StageSettings):
-    out: Path = setting(
-        Path("runs/tiny/depth"), help="folder of the run; the network is in its `network` folder"
-    )
+    out: Path = setting(Path("runs/tiny/depth"), help="folder of the run; the network is in `network` there")
     seed: int = setting(0, help="decides the initial weights and the order of samples", low=0)
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     network: DepthNetwork = setting(DepthNetwork(), help="sizes of the network")

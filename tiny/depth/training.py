@@ -161,13 +161,8 @@ def load_images(
     return rearrange(rgb, "n v h w c -> (n v) c h w"), rearrange(depth, "n v h w -> (n v) h w")
 
 
-def training_batch(
-    images: tuple[np.ndarray, np.ndarray],
-    batch: int,
-    rng: np.random.Generator,
-    config: AugmentConfig,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
+def training_batch(images: tuple[np.ndarray, np.ndarray], batch: int, rng: np.random.Generator,
+                   config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`batch` augmented images: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop.
 
     images: of `load_images`

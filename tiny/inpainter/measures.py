@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import cv2
@@ -17,6 +18,7 @@ from ldm.denoise import Monitor
 from ldm.files import hash_folder, written_whole
 from ldm.latents import LatentSpace
 from ldm.settings.config import to_plain
+from ldm.sheet import grid
 from tiny.compositor.training import round_trip_db
 from tiny.inpainter.evaluate import MODELS, InpainterEvaluation
 from tiny.inpainter.examples import SMALL, Example, PaintCase, make_cases
@@ -35,11 +37,7 @@ ON_SHEET = 10  # images
 
 GROUPS: dict[str, Callable[[Record], bool]] = {
     "all": lambda mask: True,
-    "1 mask": lambda mask: mask["masks"] == 1,
-    "2 masks": lambda mask: mask["masks"] == 2,
-    "3 masks": lambda mask: mask["masks"] == 3,
-    "4 masks": lambda mask: mask["masks"] == 4,
-    "5 masks": lambda mask: mask["masks"] == 5,
+    **{f"{n} mask{'s' if n > 1 else ''}": lambda mask, n=n: mask["masks"] == n for n in range(1, 6)},  # type: ignore[misc]
     "3 or more": lambda mask: mask["masks"] >= 3,
     "24-px masks": lambda mask: mask["small"],
     "one colour": lambda mask: not mask["patterned"],
@@ -64,11 +62,10 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     cases = {kind: make_cases(views, kind, *config.masks, config.seed) for kind in config.prompts}
     groups: dict[str, dict[str, dict]] = {}
     images: dict[str, np.ndarray] = {}
-    for name in config.models:
-        for kind in config.prompts:
-            painted = painted_images(config, name, kind, cases[kind])
-            groups.setdefault(name, {})[kind] = by_group(mask_results(classifier, cases[kind], painted))
-            images.setdefault(name, painted)
+    for name, kind in product(config.models, config.prompts):
+        painted = painted_images(config, name, kind, cases[kind])
+        groups.setdefault(name, {})[kind] = by_group(mask_results(classifier, cases[kind], painted))
+        images.setdefault(name, painted)
     vae = load_inpainter(config.run / "painter" / "model", device="cpu").latent_space.vae
     ceiling = by_group(mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None))
     report = {
@@ -102,17 +99,17 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
             cv2.rectangle(outlined, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
         cells.append([outlined, *(results[number] for results in images.values())])
         labels.append("; ".join(f"{rim}: {solid.text}" for rim, solid in zip(RIM, case.wanted, strict=False)))
-    write_evaluation(config.out / "inpainter.json", report, text, cells, ["masks", *images], labels, 192)
+    sheet_u8 = grid(cells, ["masks", *images], labels, cell=192)
+    write_evaluation(config.out / "inpainter.json", report, text, sheet_u8)
 
 
 def painted_images(config: InpainterEvaluation, name: str, kind: str, cases: list[PaintCase]) -> np.ndarray:
     """(n, h, w, 3) uint8, from the run's folder if it was painted before by the same networks."""
-    folder, prompting = MODELS[name]
+    (folder, prompting), sampling = MODELS[name], config.sampling
     lora = config.run / folder if folder else None
     base = config.run / "painter" / "model"
     stored_at = config.run / "evaluation" / f"{name}_{kind}.npz"
     weights = [hash_folder(base), hash_folder(lora) if lora else {}]
-    sampling = config.sampling
     recipe = json.dumps([to_plain(sampling), config.seed, config.masks, config.scenes, len(cases), weights])
     if stored_at.exists():
         with np.load(stored_at) as stored:

@@ -47,13 +47,10 @@ class PainterNetworks(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
-    def save_folder(
-        self, tokenizer: CLIPTokenizer, vae: AutoencoderTiny, folder: Path, dtype: torch.dtype
-    ) -> None:
+    def save_folder(self, tokenizer: CLIPTokenizer, vae: AutoencoderTiny, folder: Path, dtype: Any) -> None:
         """A folder that `StableDiffusionInpaintPipeline.from_pretrained` loads, and our own loader."""
-        save_part(self.unet, folder / "unet", dtype)
-        save_part(self.text_encoder, folder / "text_encoder", dtype)
-        save_part(vae, folder / "vae", dtype)
+        for name, part in (("unet", self.unet), ("text_encoder", self.text_encoder), ("vae", vae)):
+            save_part(part, folder / name, dtype)
         tokenizer.save_pretrained(folder / "tokenizer")
         tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))  # vocab.json and merges.txt
         create_scheduler().save_pretrained(folder / "scheduler")
@@ -65,8 +62,9 @@ class PainterNetworks(nn.Module):
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
         }  # fmt: skip
-        sampling = Recommended(steps=8, guidance=2.0)
-        config = InpainterConfig("small inpainter", notice=NOTICE, sampling=sampling)
+        config = InpainterConfig(
+            "small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0)
+        )
         write_config(folder / INPAINTER_FILE, config)
         write_json(folder / "model_index.json", index)
 
@@ -94,16 +92,14 @@ def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPT
             norm_num_groups=config.norm_groups, use_linear_projection=True,
         )  # fmt: skip
         unet.set_attn_processor(AttnProcessor())
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer), hidden_size=config.text_width,
-                intermediate_size=3 * config.text_width, projection_dim=config.text_width,
-                num_hidden_layers=config.text_layers, num_attention_heads=config.text_heads,
-                max_position_embeddings=LENGTH,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id, attn_implementation="eager",
-            )
+        words = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=3 * config.text_width,
+            projection_dim=config.text_width, num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_heads, max_position_embeddings=LENGTH,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, attn_implementation="eager",
         )  # fmt: skip
+        text_encoder = CLIPTextModel(words)
         # Embeddings start far apart: with the library's deviation of 0.02 the words are told apart only late.
         nn.init.normal_(text_encoder.get_input_embeddings().weight, std=0.5)
         for name, weight in text_encoder.named_parameters():
@@ -155,8 +151,7 @@ class SolidClassifier(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
+        layers, before = list[nn.Module](), 3
         for after in (width, 2 * width, 4 * width):
             for inside in (before, after):
                 layers += [nn.Conv2d(inside, after, 3, padding=1), nn.GroupNorm(8, after), nn.ReLU()]

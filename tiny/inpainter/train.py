@@ -48,9 +48,7 @@ class InpainterTraining(CheckedSettings):
     network: InpainterNetworks = setting(InpainterNetworks(), help="sizes of UNet and text encoder")
     painter: DiffusionStage = setting(DiffusionStage(steps=10000, batch=8, lr=8e-4), help="single masks")
     adapter: AdapterConfig = setting(AdapterConfig(), help="LoRAs")
-    classifier: ClassifierConfig = setting(
-        ClassifierConfig(), help="classifier of the evaluation", was=("judge",)
-    )
+    classifier: ClassifierConfig = setting(ClassifierConfig(), help="of the evaluation", was=("judge",))
 
 
 build_app = trainer(InpainterTraining, later("tiny.inpainter.training:train_inpainter"))

@@ -96,13 +96,12 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     base = config.out / "painter" / "model"
     if not (base / "model_index.json").exists():
         raise ValueError(f"{base}: no model_index.json; train the stage painter first")
-    model = networks.PainterNetworks(
-        load_part(UNet2DConditionModel, base / "unet"), load_part(CLIPTextModel, base / "text_encoder")
-    ).requires_grad_(False)
+    parts = load_part(UNet2DConditionModel, base / "unet"), load_part(CLIPTextModel, base / "text_encoder")
+    model = networks.PainterNetworks(*parts).requires_grad_(False)
     tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
     vae = load_part(AutoencoderTiny, base / "vae").to(memory_format=torch.channels_last)
-    rank = config.adapter.rank
-    lora = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(ATTENTION))
+    lora = LoraConfig(r=(rank := config.adapter.rank), lora_alpha=rank, init_lora_weights="gaussian",
+                      target_modules=list(ATTENTION))  # fmt: skip
     with drawing(settings.seed):
         model.unet.add_adapter(lora)
     if options.rca:
@@ -110,7 +109,6 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     else:
         model.unet.set_attn_processor(AttnProcessor())
     encoder, scheduler = Encoder(vae), networks.create_scheduler()
-    levels = len(config.network.block_channels)
 
     @torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -123,14 +121,14 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
             plans.append(plan_tokens(prompts, tokenizer, encoding=encoding, regions=options.rca))
         with torch.no_grad():
             embeddings, owners = encode_plans(plans, model.text_encoder)
-        known = encoder.conditions(batch, rng)
-        regions = None
+        known, regions = encoder.conditions(batch, rng), None
         if options.rca:  # absent regions are empty masks
             most = max(len(example.boxes) for example in batch)
             masks = np.zeros((len(batch), most, *views.images_u8.shape[1:3]), bool)
             for row, example in zip(masks, batch, strict=True):
                 row[: len(example.boxes)] = box_masks(example.boxes, row.shape[1:])
             h, w = known.latents.shape[2:]
+            levels = len(config.network.block_channels)
             regions = region_kwargs(torch.from_numpy(masks), owners, (h, w), levels=levels)
         return painting_loss(model.unet, scheduler, known, embeddings, generator, regions), {}
 
@@ -143,14 +141,8 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     return model, stage
 
 
-def painting_loss(
-    unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
-    known: UnetInputs,
-    embeddings: Tensor,
-    generator: torch.Generator,
-    regions: dict[str, Any] | None = None,
-) -> Tensor:
+def painting_loss(unet: UNet2DConditionModel, scheduler: DDIMScheduler, known: UnetInputs, embeddings: Tensor,
+                  generator: torch.Generator, regions: dict[str, Any] | None = None) -> Tensor:  # fmt: skip
     """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
     embeddings: (b, t, width). regions: for rectified cross-attention"""
     noise = torch.randn(known.latents.shape, generator=generator)

@@ -273,4 +273,4 @@ def train_small_locator(config: LocatorTraining) -> None:
     parts = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *words.FURNITURE)  # in the order of a name
     answers = LocatorConfig(codec="square", decimals=2, names=parts, notice=NOTICE)
     files = {"manifest.json": manifest, CONFIG: answers}
-    llava.save_llava(config, model, words.locator_tokenizer(), 16, files)
+    llava.save_llava(config, model, 16, words.locator_tokenizer(), files)

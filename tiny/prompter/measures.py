@@ -11,6 +11,7 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import paint_masks
 from ldm.files import hash_folder
 from ldm.settings.config import to_plain
+from ldm.sheet import grid
 from tiny.prompter.evaluate import PrompterEvaluation
 from tiny.prompter.sets import DrawnMasks, Sets, best_guess, draw_masks, open_sets, predictive
 from tiny.regions import box_masks, refuse_training_scenes
@@ -101,9 +102,9 @@ def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]
     results = []
     for case, captions in zip(cases, answers, strict=True):
         for text, name, guess, mates in zip(captions, case.hidden, case.guesses, case.mates, strict=True):
-            colour, shape = name.colour in text.split(), name.shape in text.split()
-            most_colour = float(predictive(mates, COLOUR_WORDS).max())
-            most_shape = float(predictive(case.shapes, SHAPE_WORDS).max())
+            colour, shape = (word in text.split() for word in (name.colour, name.shape))
+            most_colour, most_shape = (float(predictive(seen, words).max()) for seen, words in
+                                       ((mates, COLOUR_WORDS), (case.shapes, SHAPE_WORDS)))  # fmt: skip
             results.append({
                 "scene": case.scene, "last": name is case.hidden[-1], "mates": len(mates),
                 "shapes": len(case.shapes), "colour": colour, "shape": shape, "both": colour and shape,
@@ -117,10 +118,9 @@ def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]
 def task_numbers(by_reader: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Accuracies of every reader, ceiling, prior, gap, and the model's accuracy by what is visible."""
     mine = by_reader["prompter"]
-    rows: dict[str, Any] = {
-        reader: {measure: scene_mean(results, measure) for measure in PRIOR}
-        for reader, results in by_reader.items()
-    }
+    rows: dict[str, Any] = {}
+    for reader, results in by_reader.items():
+        rows[reader] = {measure: scene_mean(results, measure) for measure in PRIOR}
     rows["ceiling"] = {measure: scene_mean(mine, f"ceiling_{measure}") for measure in PRIOR}
     rows["prior"] = {measure: {"mean": round(prior, 4)} for measure, prior in PRIOR.items()}
     gap = {}
@@ -130,9 +130,8 @@ def task_numbers(by_reader: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
             return (sums[1] - prior * sums[0]) / (sums[2] - prior * sums[0])
 
         gap[measure] = scene_interval(mine, (measure, f"ceiling_{measure}"), way)
-    by_visible: dict[str, dict[str, Any]] = {}
+    by_visible: dict[str, dict[str, Any]] = {title: {} for title in VISIBLE}
     for title, key, measure in zip(VISIBLE, ("mates", "shapes"), ("colour", "shape"), strict=True):
-        by_visible[title] = {}
         for count in sorted({result[key] for result in mine}):
             group = [result for result in mine if result[key] == count]
             ceiling = scene_mean(group, f"ceiling_{measure}")["mean"]
@@ -186,11 +185,11 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         case = cases[row]
         colors = list(MASK_COLORS[: len(case.hidden)][::-1])
         cells.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
-        lines = [
-            f"{color}: {text}" + ("" if text == caption_of(name) else f" (true: {name.text})")
-            for color, text, name in zip(colors, answers["prompter"][row], case.hidden, strict=True)
-        ]
+        written = zip(colors, answers["prompter"][row], map(caption_of, case.hidden), strict=True)
+        lines = (
+            f"{color}: {text}" + ("" if text == true else f" (true: {true})") for color, text, true in written
+        )
         labels.append("; ".join(lines))
-    titles = ["masks and what is written", "true image"]
-    write_evaluation(config.out, report, text[:-1], cells, titles, labels, 224)
+    sheet_u8 = grid(cells, ["masks and what is written", "true image"], labels, cell=224)
+    write_evaluation(config.out, report, text[:-1], sheet_u8)
     return report

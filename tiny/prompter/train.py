@@ -24,12 +24,8 @@ class PrompterTraining(LlavaTraining):
     vision_from: Path | None = setting(None, help="folder of a small LLaVA with the initial vision weights")
     writing: LlavaStage = setting(LlavaStage(), help="stage that writes what the masks hide")
     attention_loss_weight: float = setting(0.5, help="weight of the attention loss", low=0, was=("look",))
-    vision_loss_weight: float = setting(
-        0.5, help="weight of the vision loss while writing", low=0, was=("see",)
-    )
-    alone: float = setting(
-        0.5, help="fraction of images whose captions do not see one another", low=0, high=1
-    )
+    vision_loss_weight: float = setting(0.5, help="weight of the vision loss in writing", low=0, was=("see",))
+    alone: float = setting(0.5, help="fraction of images whose captions see no other one", low=0, high=1)
 
 
 build_app = trainer(PrompterTraining, later("tiny.prompter.training:train_prompter"))

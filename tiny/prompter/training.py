@@ -255,7 +255,7 @@ def train_prompter(config: PrompterTraining) -> None:
     prompts = PrompterConfig(name="tiny prompter", notice=NOTICE, colors=MASK_COLORS, longest=CAPTION)
     files = {"manifest.json": manifest, CONFIG_FILE: prompts}
     tokenizer = world.word_tokenizer(VOCABULARY, PIECES, decoders.Fuse(), TEMPLATES[TEMPLATE], begins=True)
-    llava.save_llava(config, model, tokenizer, CAPTION * len(MASK_COLORS) + 1, files)
+    llava.save_llava(config, model, CAPTION * len(MASK_COLORS) + 1, tokenizer, files)
 
 
 def held_out_images(sets: Sets, scenes: np.ndarray, most: int) -> Iterator[tuple[Tensor, Painted]]:
