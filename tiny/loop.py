@@ -66,8 +66,7 @@ class Stage:
         )  # fmt: skip
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         self.average = WarmAverage(self.weights.values(), decay=settings.ema) if settings.ema else None
-        self.step, self.seconds = 0, 0.0
-        self.recent: list[dict[str, float]] = []  # measures since the last row of the log
+        self.step, self.seconds, self.recent = 0, 0.0, list[dict[str, float]]()  # measures since the last row
         self.checkpoint = self.out / self.state_file
         if self.checkpoint.exists():
             self._load(torch.load(self.checkpoint, map_location="cpu", weights_only=True))
@@ -138,8 +137,7 @@ class Stage:
         self.out.mkdir(parents=True, exist_ok=True)
         table, settings = CsvLogger(self.out / self.log_file), self.settings
         table.truncate(self.step)
-        started = time.monotonic() - self.seconds
-        saved = self.seconds
+        started, saved = time.monotonic() - self.seconds, self.seconds
         self.module.train()
         bar = tqdm(total=100, desc=self.name, unit="%", bar_format="{l_bar}{bar}| {elapsed} {postfix}")
         with signals_noted() as signals, bar:
@@ -196,7 +194,6 @@ def stages_manifest(
     effort = {"seed": seed, "steps": steps, "samples": samples}
     manifest = make_manifest(part, model, settings, effort, seconds, **more)
     if len(stages) > 1:
-        manifest["stages"] = {
-            stage.name: {"steps": stage.step, "minutes": round(stage.seconds / 60, 1)} for stage in stages
-        }
+        each = ((stage.name, stage.step, round(stage.seconds / 60, 1)) for stage in stages)
+        manifest["stages"] = {name: {"steps": count, "minutes": minutes} for name, count, minutes in each}
     return manifest

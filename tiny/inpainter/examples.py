@@ -69,8 +69,7 @@ def several(views: Views, most: int, rng: np.random.Generator) -> Example:
 
 def make_example(views: Views, scene: int, regions: Sequence[Region], rng: np.random.Generator) -> Example:
     """Masks are the regions' boxes with a random margin on each side."""
-    image_u8 = views.images_u8[scene]
-    size = image_u8.shape[:2]
+    image_u8, size = views.images_u8[scene], views.images_u8.shape[1:3]
     boxes = tuple(grown(region.box_xyxy, rng.integers(0, 5, size=4).tolist(), size) for region in regions)
     return Example(scene, image_u8, boxes, tuple(caption_of(region.name) for region in regions))
 
@@ -79,8 +78,7 @@ class Encoder:
     """Images -> latents in bfloat16, a few at a time as a CPU's cache likes; whole images only once."""
 
     def __init__(self, vae: AutoencoderTiny) -> None:
-        self.vae = vae
-        self.known: dict[int, Tensor] = {}
+        self.vae, self.known = vae, dict[int, Tensor]()
 
     @torch.no_grad()
     def encode(self, images_pm1: Tensor) -> Tensor:

@@ -121,10 +121,9 @@ def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
     shape = (len(facts), 2, PLACED + REPLACED)
     arrays: dict[str, np.ndarray] = {
         "tokens": np.full((*shape, TOKENS), VOCABULARY.index(PAD), np.int16),
+        "named": np.full((*shape, 2), -1, np.int8), "named_at": np.zeros((*shape, 2), np.int8),
         "length": np.zeros(shape, np.int8),
-        "named": np.full((*shape, 2), -1, np.int8),
-        "named_at": np.zeros((*shape, 2), np.int8),
-    }
+    }  # fmt: skip
     for i, fact in enumerate(facts):
         world = world_of(fact, options)
         for view, seen in enumerate((world, world.without(world.removed))):
@@ -147,8 +146,7 @@ def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
 
 def mirrored_questions(tokens: np.ndarray, length: np.ndarray) -> np.ndarray:
     """(k, t) question rows for the mirrored image: left and right phrases and the box change sides."""
-    turned = MIRROR_TOKEN[tokens]
-    rows = np.arange(len(tokens))
+    turned, rows = MIRROR_TOKEN[tokens], np.arange(len(tokens))
     x1, x2 = length + NUMBER_AT[0], length + NUMBER_AT[2]
     last = 2 * FIRST_NUMBER + len(NUMBERS) - 1
     turned[rows, x1], turned[rows, x2] = last - tokens[rows, x2], last - tokens[rows, x1]
@@ -190,10 +188,8 @@ def pack_questions(
     start, rows, questions, names = len(head), [], [], []
     for i, (scene, view, flip) in enumerate(zip(draw.index, draw.view, draw.flip, strict=True)):
         lengths = cache.length[scene, view]
-        chosen = [
-            rng.permutation([q for q in slot if lengths[q]])[:top]
-            for slot, top in zip((range(PLACED), range(PLACED, PLACED + REPLACED)), most, strict=True)
-        ]
+        kinds = zip((range(PLACED), range(PLACED, PLACED + REPLACED)), most, strict=True)
+        chosen = [rng.permutation([q for q in slot if lengths[q]])[:top] for slot, top in kinds]
         pick = np.concatenate(chosen).astype(int)
         texts, lengths = cache.tokens[scene, view, pick].astype(np.int64), lengths[pick].astype(np.int64)
         if flip and len(pick):
@@ -207,8 +203,6 @@ def pack_questions(
             position += range(start, start + count)
             questions.append((i, len(tokens) - 1))
         rows.append((tokens, block, position))
-    sequences = [
-        pad_sequence([torch.tensor(values) for values in column], batch_first=True, padding_value=filler)
-        for column, filler in zip(zip(*rows, strict=True), (0, -1, 0), strict=True)
-    ]
+    fillers = zip(zip(*rows, strict=True), (0, -1, 0), strict=True)
+    sequences = (pad_sequence(list(map(torch.tensor, column)), True, filler) for column, filler in fillers)
     return PackedQuestions(*sequences, *torch.tensor(questions).T, *torch.tensor(names).T)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,8 +66,7 @@ def open_scenes(data: Path, folder: Path) -> SceneArrays:
 
     def arrays_of(file: Path) -> dict[str, np.ndarray]:
         shard = read_shard(file)
-        k = len(shard.facts)
-        removed = np.array([fact.removed for fact in shard.facts])
+        k, removed = len(shard.facts), np.array([fact.removed for fact in shard.facts])
         without = np.where(shard.instances_u8 == removed[:, None, None] + 1, 255, shard.instances_u8)
         views = np.stack([shard.instances_u8, without], 1)
         cover = np.stack([world.pooled(views == i + 1, PATCH) for i in range(SOLIDS)], -1)
@@ -102,9 +102,7 @@ class LabelledImages:
     place: Tensor  # (b, s, 5) cx, cy, w, h, d
 
 
-def labelled_images(
-    scenes: SceneArrays, draw: ImageDraw, rng: np.random.Generator | None = None
-) -> LabelledImages:
+def labelled_images(scenes: SceneArrays, draw: ImageDraw, rng: Generator | None = None) -> LabelledImages:
     """The images of a draw; recoloured with an rng."""
     index, view, flip = draw.index, draw.view, draw.flip
     pixels_u8, cover, depth = (
@@ -112,8 +110,7 @@ def labelled_images(
         for array in (scenes.images_u8, scenes.cover_u8, scenes.patch_depth)
     )
     unknown = scenes.unknown_u8[index] * (view == 1)[:, None]
-    side = int(cover.shape[1] ** 0.5)
-    boxes = np.array(scenes.boxes[index])
+    side, boxes = int(cover.shape[1] ** 0.5), np.array(scenes.boxes[index])
     if flip.any():
         pixels_u8[flip] = pixels_u8[flip][:, :, ::-1]
         for patches in (cover, depth, unknown):  # columns in reverse
@@ -140,15 +137,13 @@ def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Te
     words = read.float().split(SECTIONS, -1)
     losses, measures = [], {}
     for i, name in enumerate(("shape", "colour", "pattern")):
-        guess = words[i][owned]
+        guess, valid = words[i][owned], what[:, i] >= 0
         losses.append(functional.cross_entropy(guess, what[:, i], ignore_index=-1))
-        valid = what[:, i] >= 0
         measures[name] = (guess.argmax(-1) == what[:, i])[valid].float().mean().item()
     off = (words[3][owned] - batch.place[rows, owner][owned]).abs().mean()
     depth_off = (words[5][..., 0] - batch.patch_depth).abs().mean()
-    solid = functional.binary_cross_entropy_with_logits(
-        words[4][..., 0][batch.known], (fraction > OWNED)[batch.known].float()
-    )
+    shown, known = words[4][..., 0][batch.known], (fraction > OWNED)[batch.known].float()
+    solid = functional.binary_cross_entropy_with_logits(shown, known)
     scale = (patches.float().square().mean(-1) - 1).abs().mean()
     total = sum(losses) + BOX_WEIGHT * off + DEPTH_WEIGHT * depth_off + solid + SCALE_WEIGHT * scale
     return total, measures | {"box_l1": off.item(), "depth_l1": depth_off.item(), "solid": solid.item()}
@@ -163,14 +158,8 @@ class Training:
     scenes: SceneArrays
     questions: words.QuestionCache
 
-    def loss_of(
-        self,
-        draw: ImageDraw,
-        batch: LabelledImages,
-        rng: np.random.Generator,
-        most: tuple[int, int],
-        count: int,
-    ) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:
+    def loss_of(self, draw: ImageDraw, batch: LabelledImages, rng: Generator, most: tuple[int, int],
+                count: int) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:  # fmt: skip
         """Losses of answers and of attention, projected patches, measures. count: images with questions.
 
         Besides the answers, two things are trained: a number near the right one is nearly right (a soft
@@ -245,19 +234,20 @@ def train_small_locator(config: LocatorTraining) -> None:
     train, held_out = world.split_scenes(len(scenes.images_u8), config.held_out, render)
     model = llava.create_llava(config.model, words.VOCABULARY, config.seed, words.NUMBERS)
 
-    def draw_batch(rng: np.random.Generator, size: int) -> tuple[Tensor, LabelledImages]:
-        batch = labelled_images(scenes, ImageDraw.random(train, size, rng), rng)
+    def pictured(draw: ImageDraw, rng: Generator | None = None) -> tuple[Tensor, LabelledImages]:
+        batch = labelled_images(scenes, draw, rng)
         return batch.pixels, batch
+
+    def draw_batch(rng: Generator, size: int) -> tuple[Tensor, LabelledImages]:
+        return pictured(ImageDraw.random(train, size, rng), rng)
 
     def held_out_batches() -> Iterator[tuple[Tensor, LabelledImages]]:
         for view in (0, 1):
             for part in np.array_split(held_out, max(1, len(held_out) // 64)):
-                draw = ImageDraw(part, np.full(len(part), view), np.zeros(len(part), bool))
-                batch = labelled_images(scenes, draw)
-                yield batch.pixels, batch
+                yield pictured(ImageDraw(part, np.full(len(part), view), np.zeros(len(part), bool)))
 
-    shown = held_out_batches()
-    read, stage, seen = llava.train_vision(config, model, sum(SECTIONS), draw_batch, shown, patch_loss)
+    seeing = draw_batch, held_out_batches(), patch_loss
+    read, stage, seen = llava.train_vision(config, model, sum(SECTIONS), *seeing)
     questions = words.open_questions(config.data, cache, config.seed)
     trainer = llava.LanguageTrainer(model, read, [ATTENTION_LAYER])
     training, stages, measures = Training(config, trainer, scenes, questions), [stage], {"vision": seen}

@@ -43,8 +43,7 @@ FORMAT = 1
 
 def draw_contents(rng: np.random.Generator, count: int) -> tuple[list[str], list[tuple[str, str]]]:
     """The shape of each of `count` solids, and its colours: if it stands left, if it stands right."""
-    halves = rng.choice(COLOUR_WORDS, 2)
-    shape = str(rng.choice(SHAPE_WORDS))
+    halves, shape = rng.choice(COLOUR_WORDS, 2), str(rng.choice(SHAPE_WORDS))
     shapes, colours = [], []
     for _ in range(count):
         own_colour, own_shape = str(rng.choice(COLOUR_WORDS)), str(rng.choice(SHAPE_WORDS))
@@ -83,15 +82,9 @@ def sample_sets(seed: int, options: SceneOptions) -> Scene:
     raise SceneRejected(f"seed {seed}: no geometry fits in {ATTEMPTS} attempts")
 
 
-def _attempt(
-    seed: int,
-    rng: np.random.Generator,
-    shapes: list[str],
-    colours: list[tuple[str, str]],
-    options: SceneOptions,
-) -> Scene:
-    place = room(rng)
-    solids = [*furniture(rng, options.furniture)]
+def _attempt(seed: int, rng: np.random.Generator, shapes: list[str], colours: list[tuple[str, str]],
+             options: SceneOptions) -> Scene:  # fmt: skip
+    place, solids = room(rng), [*furniture(rng, options.furniture)]
     camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
     sides = []
     for shape in shapes:
@@ -144,8 +137,7 @@ def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
 
     def arrays_of(file: Path) -> dict[str, np.ndarray]:
-        shard = read_shard(file)
-        shape = (len(shard.facts), SOLIDS)
+        shape = (len((shard := read_shard(file)).facts), SOLIDS)
         kind, colour, side = (np.full(shape, -1, np.int8) for _ in range(3))
         boxes, pixels = np.zeros((*shape, 4), np.int16), np.zeros(shape, np.int32)
         for i, fact in enumerate(shard.facts):
@@ -181,9 +173,7 @@ def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> D
     movable = np.flatnonzero(sets.colour[scene] >= 0)
     instances, pixels = sets.instances_u8[scene], sets.pixels[scene].astype(np.int64)
     count = int(rng.integers(1, max(1, min(most, len(movable) - 2)) + 1))
-    solids: list[int] = []
-    boxes: list[Box] = []
-    visible = pixels
+    solids, boxes, visible = list[int](), list[Box](), pixels
     for solid in rng.permutation(movable):
         if len(solids) == count:
             break
@@ -237,8 +227,7 @@ def paint_scenes(sets: Sets, index: np.ndarray, flip: np.ndarray, masks: Sequenc
         side[flip] = np.where(side[flip] >= 0, 1 - side[flip], -1)
     numbers = np.arange(1, 1 + SOLIDS + len(MASK_COLORS))[:, None, None]
     cover = np.stack([pooled((row == numbers)[None], PATCH)[0].T for row in instances])
-    boxes = boxes / [w, h, w, h]
-    low, high = boxes[..., :2], boxes[..., 2:]
+    low, high = np.split(boxes / [w, h, w, h], 2, -1)
     place = np.concatenate([(low + high) / 2, high - low], -1)
     return Painted(
         images, cover.astype(np.float32), sets.kind[index].astype(np.int64),

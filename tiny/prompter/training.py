@@ -69,13 +69,10 @@ def painted_loss(patches: Tensor, read: Tensor, painted: Painted) -> tuple[Tenso
     colour = torch.from_numpy(painted.colour)[rows[solid], owner[solid]]
     off = (place[owned] - torch.from_numpy(painted.place)[rows[owned], owner[owned]]).abs().mean()
     scale = (patches.float().square().mean(-1) - 1).abs().mean()
-    total = (
-        functional.cross_entropy(kind_logits[solid], kind)
-        + functional.cross_entropy(colour_logits[solid], colour, ignore_index=-1)
-        + functional.cross_entropy(mask_logits.flatten(0, 1), paint.flatten())
-        + BOX_WEIGHT * off
-        + SCALE_WEIGHT * scale
-    )
+    total = functional.cross_entropy(kind_logits[solid], kind)
+    total = total + functional.cross_entropy(colour_logits[solid], colour, ignore_index=-1)
+    total = total + functional.cross_entropy(mask_logits.flatten(0, 1), paint.flatten())
+    total = total + BOX_WEIGHT * off + SCALE_WEIGHT * scale
     named = colour >= 0
     right = {
         "shape": kind_logits[solid].argmax(-1) == kind,
@@ -119,13 +116,9 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
     return PackedCaptions(tokens, block, row, at, mask, torch.tensor(ends))
 
 
-def writing_loss(
-    trainer: llava.LanguageTrainer,
-    painted: Painted,
-    pixels: Tensor,
-    weights: tuple[float, float],
-    alone: np.ndarray | None = None,
-) -> tuple[Tensor, llava.Measures]:
+def writing_loss(trainer: llava.LanguageTrainer, painted: Painted, pixels: Tensor,
+                 weights: tuple[float, float], alone: np.ndarray | None = None,
+) -> tuple[Tensor, llava.Measures]:  # fmt: skip
     """Loss and measures of one batch: cross-entropy of the words, and a little of the form. weights: of the
     attention loss and of the vision loss; alone: see `pack_captions`"""
     patches = llava.project(trainer.model, pixels)
@@ -154,9 +147,8 @@ def writing_loss(
     return total, measures
 
 
-def evidence_loss(
-    attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted
-) -> tuple[Tensor, llava.Measures]:
+def evidence_loss(attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted,
+) -> tuple[Tensor, llava.Measures]:  # fmt: skip
     """Cross-entropy of attention against its target over the patches; measures: mass where it belongs.
     attention: of each of ATTENTION_LAYERS"""
     find, gather = (attention[layer] for layer in ATTENTION_LAYERS)
@@ -179,8 +171,7 @@ def evidence_loss(
     for name, layer, places, (wanted, there) in jobs:
         if not there.any():
             continue
-        at = packed.at[:, None] + torch.tensor(places)  # (c, places)
-        start = len(PREFIX)
+        at, start = packed.at[:, None] + torch.tensor(places), len(PREFIX)  # (c, places)
         rows = layer[packed.row[:, None], :ATTENTION_HEADS, at, start : start + wanted.shape[1]]
         rows = rows.float()[there]  # (captions, places, heads, p)
         target = wanted[there][:, None, None]
@@ -223,8 +214,7 @@ def train_prompter(config: PrompterTraining) -> None:
         return paint_scenes(sets, index, flip, masks)
 
     def draw_with_pixels(rng: np.random.Generator, size: int) -> tuple[Tensor, Painted]:
-        painted = draw(rng, size)
-        return llava.pixel_values(painted.images_u8, rng), painted
+        return llava.pixel_values((painted := draw(rng, size)).images_u8, rng), painted
 
     shown = held_out_images(sets, held_out, len(MASK_COLORS))
     read, see, seen = llava.train_vision(config, model, sum(SECTIONS), draw_with_pixels, shown, painted_loss)
@@ -232,8 +222,7 @@ def train_prompter(config: PrompterTraining) -> None:
     writer = llava.LanguageTrainer(model, read, ATTENTION_LAYERS)
     settings = config.writing
     weights = config.attention_loss_weight, config.vision_loss_weight if settings.vision_lr > 0 else 0.0
-    if config.blind:
-        weights = 0.0, 0.0
+    weights = (0.0, 0.0) if config.blind else weights
 
     def loss(step: int) -> tuple[Tensor, llava.Measures]:
         rng = np.random.default_rng((config.seed, 2, step))
