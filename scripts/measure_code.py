@@ -110,19 +110,16 @@ def uses(tree: ast.AST) -> Counter[str]:
 def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
     """(path, name) of a top-level function -> how often its module and those that import it read it."""
     homes = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
-    own = {
-        path: {node.name: (path, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
-        for path, tree in trees.items()
-    }
+    own = {path: {node.name: (path, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
+           for path, tree in trees.items()}  # fmt: skip
     found: Counter[tuple[str, str]] = Counter()
     for path, tree in trees.items():
         known, nodes = dict(own[path]), list(ast.walk(tree))
         for node in nodes:
             if isinstance(node, ast.ImportFrom) and node.module in homes:
                 theirs = own[homes[node.module]]
-                known |= {
-                    item.asname or item.name: theirs[item.name] for item in node.names if item.name in theirs
-                }
+                shared = (item for item in node.names if item.name in theirs)
+                known |= {item.asname or item.name: theirs[item.name] for item in shared}
         read = (node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
         found.update(known[name] for name in read if name in known)
     return found
@@ -153,14 +150,14 @@ def measure_tree(
     trees = {path: ast.parse(text) for path, text in texts.items()}
     found = [function for path, tree in trees.items() for function in functions(path, tree)]
     used, by_import = sum((uses(tree) for tree in trees.values()), Counter()), uses_by_import(trees)
-    plain = [function for function in found if not function.method]
+    plain, many = [f for f in found if not f.method], sum(f.parameters > MOST_PARAMETERS for f in found)
     once = [function for function in plain if used[function.name] == 1]
     alone = sum(by_import[function.path, function.name] == 1 for function in plain)
     homes: dict[str, list[str]] = defaultdict(list)
     for path, tree in trees.items():
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                homes[node.name].append(path)
+        defined = (node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
+        for name in (node.name for node in defined if not node.name.startswith("_")):
+            homes[name].append(path)
     names = {name: paths for name, paths in homes.items() if len(paths) > 1 and name not in PROTOCOL}
     table = {
         "files": f"{len(texts)}",
@@ -169,15 +166,13 @@ def measure_tree(
         "functions with one use, by name": f"{len(once)} ({100 * len(once) / len(plain):.1f} %)",
         f"of these at most {SMALL} lines": f"{sum(function.lines <= SMALL for function in once)}",
         "functions with one use, by import": f"{alone} ({100 * alone / len(plain):.1f} %)",
-        f"with more than {MOST_PARAMETERS} parameters":
-            f"{sum(function.parameters > MOST_PARAMETERS for function in found)}",
+        f"with more than {MOST_PARAMETERS} parameters": f"{many}",
         "public names in two or more modules": f"{len(names)}",
     }  # fmt: skip
     if root.samefile(Path(".")):
         counted = list(thoughts(trees))
+        counted.append(("all of these", sum(row[1] for row in counted), sum(row[2] for row in counted)))
         table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
-        before, now = sum(row[1] for row in counted), sum(row[2] for row in counted)
-        table["files behind all of these"] = f"{now} ({before})"
     for name, value in table.items():
         typer.echo(f"{name:38} {value}")
     if listed:

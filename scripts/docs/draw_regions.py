@@ -30,11 +30,8 @@ log = logging.getLogger(__name__)
 ROOM = Path("assets/examples/tent/room.png")
 MASKS = Path("assets/regions")
 # Name of the mask file -> box x0, y0, x1, y1 in the room of 512 x 384 pixels, and its prompt.
-REGIONS = {
-    "left": ((20, 0, 172, 158), "a red cube"),
-    "front": ((100, 166, 274, 382), "a green egg"),
-    "right": ((280, 148, 492, 298), "a blue cone"),
-}
+REGIONS = {"left": ((20, 0, 172, 158), "a red cube"), "front": ((100, 166, 274, 382), "a green egg"),
+           "right": ((280, 148, 492, 298), "a blue cone")}  # fmt: skip
 SMALL = ((232, 330, 256, 354), "a yellow sphere")  # 24 pixels, over the front region; only in the figure
 PALE = "#c9ced6"
 PAIRS = ("red", "green", "blue", "yellow")  # colour of each region in the figure
@@ -55,10 +52,8 @@ def draw_bias(axes: "Axes", owners: list[int], regions: "torch.Tensor") -> None:
 
     from inpainting.models.text_to_image.rca import log_visibility, region_bias
 
-    kinds = {
-        "in left": (90, 70), "in front": (130, 250), "in right": (400, 220), "in front and small": (244, 342),
-        "background": (420, 60),
-    }  # fmt: skip
+    kinds = {"in left": (90, 70), "in front": (130, 250), "in right": (400, 220),
+             "in front and small": (244, 342), "background": (420, 60)}  # fmt: skip
     latent = (regions.shape[2] // 8, regions.shape[3] // 8)
     bias = region_bias(log_visibility(regions, latent), torch.tensor([owners]))
     bias = bias[0, 0].reshape(*latent, -1)

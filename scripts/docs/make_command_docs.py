@@ -2,7 +2,7 @@
 
     python -m scripts.docs.make_command_docs
 
-A test compares the page with the commands. The part from TAIL on is written by hand and stays.
+A test compares the page with the commands. The parts before FIRST and from TAIL on are written by hand.
 """
 
 import logging
@@ -20,20 +20,7 @@ from ldm.settings.cli import key_rows, run_module, single_app
 logger = logging.getLogger(__name__)
 
 PAGE = Path("docs/commands.md")
-HEAD = """# Commands
-
-<!-- written by `python -m scripts.docs.make_command_docs`; edit the help texts of the settings instead -->
-
-Everything runs from the root of the repository with the Python of `.venv` (or any environment with
-`requirements.txt`). `--help` after a command prints its part of this page. Wrong values are refused in one
-line with exit code 2, and nothing is written. `--version` prints the version. With `--json` standard
-output is one JSON object, the report or `{"error": ...}`; messages go to standard error. Lists are typed with
-commas or blanks, `--box 0.4,0.5,0.7,0.9` or `--box 0.4 0.5 0.7 0.9`; texts with blanks or several times. The
-settings of a trainer are keys of its YAML file CONFIG, and `key=value` after the file overrides them; on
-several processes it is started by `accelerate launch -m` instead of `python -m`. With `--quiet` after
-`launch` the last line says what is wrong; without it a traceback of accelerate follows that line.
-"""
-TAIL = "## Commands of the two papers\n"
+FIRST, TAIL = "* `", "## Commands of the two papers\n"
 TAIL_LINK = "* [commands of the two papers](#commands-of-the-two-papers)\n"
 OF_TRAINERS = ("CONFIG", "[KEY=VALUE]...", "[OVERRIDES]...")  # explained at the top
 MOST_KEYS = 150  # a longer table is left to --help
@@ -85,7 +72,8 @@ def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] 
         package = title.split(".")[0] + "." if ".py" not in title else ""
         packages.setdefault(package, []).append(f"[{title.removeprefix(package)}](#{anchor(title)})")
     lines = [f"* `{name or 'run_*.py'}`: {', '.join(links)}" for name, links in packages.items()]
-    page = [HEAD, *lines, TAIL_LINK, *parts.values(), text[text.index(TAIL) :]]
+    head = text[: text.index(f"\n{FIRST}")]
+    page = [head, *lines, TAIL_LINK, *parts.values(), text[text.index(TAIL) :]]
     write_atomic(out, "\n".join(page).encode())
     logger.info("wrote %s", out)
 
