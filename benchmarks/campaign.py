@@ -226,11 +226,10 @@ class Campaign:
             largest = 0 if mounted else int(part * self.bytes) // 4
             code = self.finish(self.start(size=largest), case)
             names = state.contents(self.place)
-        hidden = [name for name in names if "/." in f"/{name}" or name.endswith(".tmp")]
         self.counts["full disk"] += 1
         if code not in (0, 1, 2):
             self.note("exit", case, f"{code}: {self.said()}")
-        if hidden:
+        if hidden := [name for name in names if "/." in f"/{name}" or name.endswith(".tmp")]:
             self.note("left over", f"{case}, before the next run", ", ".join(hidden[:4]))
         self.judge(case)
 
@@ -286,7 +285,9 @@ def run_campaign(
             counts = {"seconds": round(campaign.seconds, 1), **dict.fromkeys(FAULTS, 0), **campaign.counts}
             rows[name] = {"revision": code_revision(), **counts, "findings": campaign.findings}
             log.info("%s: %s", name, rows[name])
-            keys = {key: 0 for row in rows.values() for key, value in row.items() if isinstance(value, int)}
+            keys = dict.fromkeys(
+                k for row in rows.values() for k, value in row.items() if isinstance(value, int)
+            )
             total = {key: sum(row.get(key, 0) for row in rows.values()) for key in keys}
             write_results(out, {"total": total, "commands": rows}, overwrite=bool(only or index))
             shutil.rmtree(campaign.place, ignore_errors=True)

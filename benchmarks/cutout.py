@@ -39,10 +39,8 @@ def measure_cutouts(data: Photographs = None, out: Out = RESULTS / "cutout.json"
         "U2-Netp, rim by colours": lambda rgb_u8: u2netp_mask(rgb_u8, network),
     }
     changes, rows = yaml.safe_load(read_text(CORRECTIONS)), dict[str, dict[str, Any]]()
-    groups: dict[str, list[Path]] = {
-        "objects": sorted(folder.glob(OBJECTS)),
-        "cluttered": sorted(path for pattern in CLUTTERED for path in (folder / "saliency").glob(pattern)),
-    }
+    cluttered = (path for pattern in CLUTTERED for path in (folder / "saliency").glob(pattern))
+    groups = {"objects": sorted(folder.glob(OBJECTS)), "cluttered": sorted(cluttered)}
     for path in chain(*groups.values()):
         rgb_u8, home = read_image(path).rgb_u8, path.parent
         beside = (home.parent / "object_masks", home, Path(f"{home}".replace("Image", "Mask")))
@@ -70,8 +68,7 @@ def measure_cutouts(data: Photographs = None, out: Out = RESULTS / "cutout.json"
         chosen = [rows[path.stem][name] for path in paths]
         keys = sorted({key for row in chosen for key in row})
         means = {key: float(np.mean([row[key] for row in chosen if key in row])) for key in keys}
-        worst = min(row["iou"] for row in chosen)
-        body[group][name] = {"n": len(chosen), **means, "worst_iou": worst}
+        body[group][name] = {"n": len(chosen), **means, "worst_iou": min(row["iou"] for row in chosen)}
     write_results(out, {**body, "images": rows})
 
 

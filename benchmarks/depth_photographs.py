@@ -47,18 +47,14 @@ def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_ph
         started, orders, right = time.process_time(), dict[str, float](), dict[str, list[bool]]()
         for path in truths:
             rgb_u8 = read_image(folder / f"composite/backgrounds/{path.stem}.jpg").rgb_u8
-            size = rgb_u8.shape[0], rgb_u8.shape[1]
-            valid = np.ones(size, bool)
-            if (mask := path.with_stem(f"{path.stem}_valid")).is_file():
-                valid = read_mask(mask, size=size)
+            size, mask = (rgb_u8.shape[0], rgb_u8.shape[1]), path.with_stem(f"{path.stem}_valid")
+            valid = read_mask(mask, size=size) if mask.is_file() else np.ones(size, bool)
             # Fraction of pairs of valid pixels (h, w), `APART`, whose order is right.
-            estimated_01 = estimate(rgb_u8)
-            truth_01 = read_depth(path, size=size)
             pixels = np.flatnonzero(valid)
             first, second = pixels[np.random.default_rng(0).integers(pixels.size, size=(2, PAIRS))]
-            true = truth_01.ravel()[first] - truth_01.ravel()[second]
-            estimated = estimated_01.ravel()[first] - estimated_01.ravel()[second]
-            orders[path.stem] = float((np.sign(estimated) == np.sign(true))[np.abs(true) > APART].mean())
+            flat = (map_01.ravel() for map_01 in (estimate(rgb_u8), read_depth(path, size=size)))
+            ours, true = (map_01[first] - map_01[second] for map_01 in flat)
+            orders[path.stem] = float((np.sign(ours) == np.sign(true))[np.abs(true) > APART].mean())
         for image, pairs in marked.items():
             depth_01 = estimate(read_image(folder / image).rgb_u8)
             points = np.array(pairs).reshape(-1, 2, 2)  # (pair, nearer or farther, x y)

@@ -50,9 +50,10 @@ def measure_row(batch: int, checkpointing: bool, steps: int, precision: str, dev
     torch.set_default_dtype(torch.float32)
     module = CompositorModule(model, CompositorTrainConfig(gradient_checkpointing=checkpointing))
     draw = partial(torch.randint, 256, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = {name: draw((batch, 3, SIDE, SIDE)) for name in ("target_u8", "hint_u8")}
     noise = {
-        "reference_u8": draw((batch, 3, REFERENCE, REFERENCE)), "target_u8": draw((batch, 3, SIDE, SIDE)),
-        "hint_u8": draw((batch, 3, SIDE, SIDE)), "regions": (draw((batch, 1, SIDE, SIDE)) > 127).char(),
+        **images, "reference_u8": draw((batch, 3, REFERENCE, REFERENCE)),
+        "regions": (draw((batch, 1, SIDE, SIDE)) > 127).char(),
         "scene_depth_01": draw((batch, 1, SIDE, SIDE)) / 255,
         "dynamics": torch.zeros(batch, dtype=torch.int64),
     }  # fmt: skip

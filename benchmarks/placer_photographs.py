@@ -38,15 +38,11 @@ def agrees(word: str, place: Place, anchors: Sequence[Place]) -> bool:
     across = max(place.x0, first.x0) - min(place.x1, first.x1)  # negative: the boxes share columns
     middles = sorted((first.middle, last.middle))
     return {
-        "left of": place.middle < first.middle,
-        "right of": place.middle > first.middle,
-        "in front of": place.d > first.d,
-        "behind": place.d < first.d,
-        "next to": across < max(place.width, first.width) / 2,
-        "on": across < 0,
-        "under": across < 0,
+        "left of": place.middle < first.middle, "right of": place.middle > first.middle,
+        "in front of": place.d > first.d, "behind": place.d < first.d,
+        "next to": across < max(place.width, first.width) / 2, "on": across < 0, "under": across < 0,
         "between": middles[0] < place.middle < middles[1],
-    }[word]
+    }[word]  # fmt: skip
 
 
 def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -64,9 +64,7 @@ def published_perturb(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return (labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))).astype(np.uint8)
 
 
-def published_pair(
-    image: np.ndarray, mask: np.ndarray, depth: np.ndarray, rng: np.random.Generator
-) -> list[np.ndarray]:
+def published_pair(image: np.ndarray, mask: np.ndarray, depth: np.ndarray, rng: Any) -> list[np.ndarray]:
     """Reference view, detail map, collage, mask and depth as the published loader makes them."""
     x0, y0, x1, y1 = bbox_of_mask(mask)
     view = np.where(mask[..., None], image, 255)[y0:y1, x0:x1]
@@ -93,8 +91,8 @@ def published_pair(
     gray = np.repeat(detail[..., None], 3, axis=2)
     collage[inside[crop] > 0] = cv2.resize(gray, (box[2] - box[0], box[3] - box[1])).reshape(-1, 3)
     chosen = inside[crop] if rng.random() < 0.3 else published_perturb(mask[crop], rng)
-    padding = square_padding((bottom - top, right - left))
-    pads = ((padding[1], padding[3]), (padding[0], padding[2]))
+    side = square_padding((bottom - top, right - left))
+    pads = ((side[1], side[3]), (side[0], side[2]))
     whole = [np.pad(array, (*pads, (0, 0))) for array in (image[crop], collage, depth_u8[crop])]
     images = [cv2.resize(array, (SIDE, SIDE)).astype(np.float64) / 127.5 - 1 for array in whole]
     edit = cv2.resize(np.pad(chosen, pads, constant_values=2), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
@@ -137,10 +135,9 @@ def fabricated(h: int, w: int) -> dict[str, float]:
                 work(k % ITEMS, np.random.default_rng(k))
             both[name] = round(1000 * (time.process_time() - start) / DRAWS, 2)
     ours_ms, published_ms = (both[f"{who}_read_ms"] + both[f"{who}_pair_ms"] for who in ("ours", "published"))
-    both["ratio_pair"] = round(both["published_pair_ms"] / both["ours_pair_ms"], 1)
-    both["ratio_all"] = round(published_ms / ours_ms, 1)
-    both["per_second_and_core"] = round(1000 / ours_ms, 1)
-    return both
+    pair = round(both["published_pair_ms"] / both["ours_pair_ms"], 1)
+    rates = {"ratio_pair": pair, "ratio_all": round(published_ms / ours_ms, 1)}
+    return both | rates | {"per_second_and_core": round(1000 / ours_ms, 1)}
 
 
 def measure_sources(

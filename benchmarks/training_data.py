@@ -27,8 +27,6 @@ from ldm.files import ROOT, read_json, write_json
 from ldm.images import read_depth, read_image, resize, write_depth
 from ldm.settings.cli import run_module, single_app
 
-log = logging.getLogger(__name__)
-
 SIZE = (1500, 2250)  # of most images of SA-1B
 NOISE = 3e-4  # of a depth map, in its range; chosen: a full-size map then takes 4 to 5 MB, as real ones
 SEGMENTS = 100  # of an image of SA-1B on average (Kirillov et al. 2023)
@@ -115,7 +113,7 @@ def measure_training_data(
         for side in list(sides) * pairs:
             for source, row in row_in(sides[side], code, str(settings[side]), str(examples)).items():
                 rows[source][side].append(row)
-            log.info("%s measured", side)
+            logging.getLogger(__name__).info("%s measured", side)
     body: dict[str, Any] = {"earlier_revision": BEFORE, "sam_depth_map_mb": {}, "sources": {}}
     body["sam_depth_map_mb"] = {side: round(size / 1e6, 2) for side, size in sizes.items()}
     for source, both in rows.items():

@@ -18,10 +18,9 @@ import torch
 def measure_examples(settings: str, count: str) -> None:
     """Write a line of JSON: CPU milliseconds and megabytes of an example that is accepted, by source."""
     old = find_spec("datasets.registry") is not None
-    names = ("datasets.registry", "datasets.base", "ldm.config") if old else (
-        "datasets.sources.registry", "datasets.examples", "ldm.settings.config",
-    )  # fmt: skip
-    registry, examples, config = map(import_module, names)
+    names = "datasets.sources.registry datasets.examples ldm.settings.config"
+    names = "datasets.registry datasets.base ldm.config" if old else names
+    registry, examples, config = map(import_module, names.split())
     options = import_module("datasets.inputs").PairOptions()
     collate: Any = examples.collate if old else examples.collate_pairs
     cv2.setNumThreads(1)
@@ -40,9 +39,8 @@ def measure_examples(settings: str, count: str) -> None:
             except ValueError:  # the earlier revision stops after 16 rejections; what they take counts
                 failed += 1
         ms = 1000 * (time.process_time() - started) / max(int(count) - failed, 1)
-        tensors = (value for value in batch.values() if isinstance(value, torch.Tensor))
-        size = sum(value.numel() * value.element_size() for value in tensors) / 1e6
-        rows[name] = {"cpu_ms": round(ms, 2), "mb": round(size, 2), "failed": failed}
+        sizes = (value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+        rows[name] = {"cpu_ms": round(ms, 2), "mb": round(sum(sizes) / 1e6, 2), "failed": failed}
     sys.stdout.write(json.dumps(rows) + "\n")
 
 

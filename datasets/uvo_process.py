@@ -17,8 +17,6 @@ from ldm.files import read_json
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 
-log = logging.getLogger(__name__)
-
 
 def process(
     annotations: Annotated[Path, typer.Argument(help="video annotations of UVO", metavar="VIDEO_JSON")],
@@ -28,7 +26,8 @@ def process(
     videos = records_by_id(read_json(annotations), "videos", annotations)
     frames = {key: json_entry(video, "file_names", annotations, list) for key, video in videos.items()}
     write_result({out: (json.dumps(frames) + "\n").encode()})
-    log.info("%d videos, %d frames: %s", len(frames), sum(map(len, frames.values())), out)
+    counts = len(frames), sum(map(len, frames.values()))
+    logging.getLogger(__name__).info("%d videos, %d frames: %s", *counts, out)
 
 
 build_app = single_app(process)

@@ -18,8 +18,6 @@ from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config, to_plain
 from tiny.inpainter.train import STAGES
 
-logger = logging.getLogger(__name__)
-
 BUNDLE = Path("assets/tiny")
 MANIFEST = "manifest.json"
 LIMITS_MB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
@@ -53,7 +51,7 @@ def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> N
         for leftover in folder.rglob("log.csv"):
             leftover.unlink()
         write_json(folder / MANIFEST, manifest)
-    logger.info("%s: %.1f MB", target, size)
+    logging.getLogger(__name__).info("%s: %.1f MB", target, size)
 
 
 def read_evaluation(path: Path, command: str) -> dict[str, Any]:

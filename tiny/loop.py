@@ -24,8 +24,6 @@ from ldm.training.run import CsvLogger
 from ldm.training.signals import signals_noted
 from tiny.settings import StageSettings
 
-log = logging.getLogger(__name__)
-
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> loss, numbers for the log
 
 
@@ -107,7 +105,7 @@ class Stage:
             self.average.optimization_step = self.step
             for name, shadow in zip(self.weights, self.average.shadow_params, strict=True):
                 shadow.copy_(state["average"][name])
-        log.info("%s: continuing at step %d", self.name, self.step)
+        logging.getLogger(__name__).info("%s: continuing at step %d", self.name, self.step)
 
     def save(self) -> None:
         """Write the checkpoint: what trains and the buffers, whole or not at all."""

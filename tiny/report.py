@@ -13,8 +13,6 @@ from ldm.files import json_bytes
 from ldm.metrics.intervals import percentile_interval
 from ldm.result import write_result
 
-log = logging.getLogger(__name__)
-
 RESAMPLES = 1000
 Record = dict[str, Any]  # what was measured of one mask: `scene`, and values by name
 
@@ -68,4 +66,4 @@ def write_evaluation(
     Image.fromarray(sheet_u8).save(sheet, "PNG", optimize=True)
     texts = {".json": json_bytes(result), ".txt": (text + "\n").encode(), ".png": sheet.getvalue()}
     write_result({out.with_suffix(suffix): data for suffix, data in texts.items()})
-    log.info("%s", text)
+    logging.getLogger(__name__).info("%s", text)

@@ -15,8 +15,6 @@ from ldm.images import encode_png
 from ldm.result import write_result
 from ldm.sheet import grid
 
-log = logging.getLogger(__name__)
-
 COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal mask", "reference")
 TINTS = np.array([  # room, then solids
     (214, 210, 202), (228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163),
@@ -49,7 +47,7 @@ def write_scene_sheet(settings: SheetSettings) -> Path:
         captions.append(f"{words}; {seen}; reference: {view}, another lamp")
     sheet_u8 = grid(rows, COLUMNS, captions, cell=max(settings.size))
     write_result({settings.out: encode_png(sheet_u8)}, settings.overwrite)
-    log.info("wrote %s", settings.out)
+    logging.getLogger(__name__).info("wrote %s", settings.out)
     return settings.out
 
 

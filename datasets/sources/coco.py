@@ -20,8 +20,6 @@ from pycocotools import mask as run_lengths
 from datasets.geometry import Size
 from ldm.files import same_file
 
-log = logging.getLogger(__name__)
-
 BAD_FRACTION = 0.1  # chosen: slips spoil a few records, a wrong merge or export spoils nearly all
 SHOWN = 5  # unusable records that a message names
 REACH = 10  # longer sides of the image that a coordinate may be away from it; chosen, far below what crashes
@@ -59,7 +57,7 @@ def usable(records: Collection[Any], parse: Callable[[Any], R], path: Path, what
         message = f"{path}: {len(refused)} of {len(records)} {what} cannot be used: {listed}"
         if len(refused) > max(1, BAD_FRACTION * len(records)) or not parsed:
             raise ValueError(f"{message}; at most {BAD_FRACTION:.0%} may be wrong")
-        log.warning("%s; left out", message)
+        logging.getLogger(__name__).warning("%s; left out", message)
     return parsed
 
 

@@ -18,8 +18,6 @@ from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
 from scripts.docs.make_examples import FOLDER
 
-logger = logging.getLogger(__name__)
-
 SENTENCES = (
     ("cone", "Place the checkered yellow cone behind the checkered orange torus"),
     ("pyramid", "Place the two-tone pink pyramid to the right of the checkered navy cylinder"),
@@ -53,7 +51,7 @@ def draw_locator(
         rows.append([marked_background(result), result.fused_depth_01, result.images_u8[0]])
         labels.append(f'"{sentence}"')
     write_result({out: encode_png(grid(rows, TITLES, labels, cell=CELL))})
-    logger.info("figure: %s", out)
+    logging.getLogger(__name__).info("figure: %s", out)
 
 
 build_app = single_app(draw_locator)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
-log = logging.getLogger(__name__)
-
 ROOM = Path("assets/examples/tent/room.png")
 MASKS = Path("assets/regions")
 # Name of the mask file -> box x0, y0, x1, y1 in the room of 512 x 384 pixels, and its prompt.
@@ -125,7 +123,7 @@ def draw_regions(
         name = {"coverage": "coverage\n(default)", "nearest": "nearest\n(published)"}[layout]
         figure.text(0.1, 0.35 - 0.235 * line, name, ha="center", va="center", fontsize=10, color=INK)
     write_result({out: figure_png(figure)})
-    log.info("%s", out)
+    logging.getLogger(__name__).info("%s", out)
 
 
 build_app = single_app(draw_regions)

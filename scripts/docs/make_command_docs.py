@@ -17,8 +17,6 @@ from compose.schema import command_modules, verbs_of
 from ldm.files import write_atomic
 from ldm.settings.cli import key_rows, run_module, single_app
 
-logger = logging.getLogger(__name__)
-
 PAGE = Path("docs/commands.md")
 FIRST, TAIL = "* `", "## Commands of the two papers\n"
 TAIL_LINK = "* [commands of the two papers](#commands-of-the-two-papers)\n"
@@ -75,7 +73,7 @@ def write_command_page(out: Annotated[Path, typer.Option(help="page to write")] 
     head = text[: text.index(f"\n{FIRST}")]
     page = [head, *lines, TAIL_LINK, *parts.values(), text[text.index(TAIL) :]]
     write_atomic(out, "\n".join(page).encode())
-    logger.info("wrote %s", out)
+    logging.getLogger(__name__).info("wrote %s", out)
 
 
 build_app = single_app(write_command_page)

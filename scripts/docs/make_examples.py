@@ -22,8 +22,6 @@ from ldm.files import write_json
 from ldm.images import write_depth, write_png
 from ldm.settings.cli import run_module, single_app
 
-logger = logging.getLogger(__name__)
-
 FOLDER = Path("assets/examples")
 # Name -> index of the evaluation scene. In each of them a nearer object hides a part of the object.
 EXAMPLES = {"cone": 1041, "pyramid": 1024, "tent": 1005, "dome": 1071}
@@ -74,7 +72,7 @@ def write_examples(out: Path) -> None:
             "depth_range": [round(far, 4), round(near, 4)], "caption": caption,
             "visible": round(facts.visible[facts.removed], 3), "seed": facts.seed,
         })  # fmt: skip
-        logger.info("%s: %s", folder, caption)
+        logging.getLogger(__name__).info("%s: %s", folder, caption)
     write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})
 
 

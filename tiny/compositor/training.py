@@ -18,8 +18,6 @@ from tiny.compositor.autoencoder import AutoencoderTraining
 from tiny.loop import Stage, stages_manifest
 from tiny.settings import StageSettings
 
-logger = logging.getLogger(__name__)
-
 
 def psnr(mse_pm1: float) -> float:
     """Mean squared error of [-1, 1] values -> dB."""
@@ -104,4 +102,4 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     manifest = stages_manifest("first_stage", space.vae, [stage], config, config.seed, held_out=held_out)
     write_json(config.out / "manifest.json", manifest)
     stage.checkpoint.unlink()  # the folder is a model now; the same command again trains anew
-    logger.info("held out: %s", held_out)
+    logging.getLogger(__name__).info("held out: %s", held_out)

@@ -130,11 +130,10 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
     """A folder that `ldm.experts.depth.DepthEstimator` loads: fp16 weights, preprocessing, manifest."""
     save_part(model, folder)
     preprocessing = {
-        "image_processor_type": "DPTImageProcessor",
-        "do_resize": True, "size": {"height": size, "width": size}, "keep_aspect_ratio": True,
-        "ensure_multiple_of": MULTIPLE, "resample": 3,
-        "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": [MEAN] * 3, "image_std": [STD] * 3,
+        "image_processor_type": "DPTImageProcessor", "do_resize": True,
+        "size": {"height": size, "width": size}, "keep_aspect_ratio": True, "ensure_multiple_of": MULTIPLE,
+        "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+        "image_mean": [MEAN] * 3, "image_std": [STD] * 3,
     }  # fmt: skip
     write_json(folder / "preprocessor_config.json", preprocessing)
     write_json(folder / NOTICE_FILE, {"notice": NOTICE})

@@ -18,13 +18,10 @@ from tiny.settings import PROMPTS
 
 # name -> (LoRA folder of the run, how prompts reach their masks); see tiny.inpainter.train
 MODELS: dict[str, tuple[str, PaintOptions]] = {
-    "plain": ("", ADAPTERS["plain"]),
-    "rca_joint": ("", ADAPTERS["joint"]),
-    "rca": ("", ADAPTERS["rca"]),
-    "finetuned": ("plain/lora", ADAPTERS["plain"]),
-    "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
+    "plain": ("", ADAPTERS["plain"]), "rca_joint": ("", ADAPTERS["joint"]), "rca": ("", ADAPTERS["rca"]),
+    "finetuned": ("plain/lora", ADAPTERS["plain"]), "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
     "joint_finetuned": ("joint/lora", ADAPTERS["joint"]),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

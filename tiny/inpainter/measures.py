@@ -69,12 +69,10 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     vae = load_inpainter(config.run / "painter" / "model", device="cpu").latent_space.vae
     ceiling = by_group(mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None))
     report = {
-        "settings": to_plain(config),
-        "images": {kind: len(chosen) for kind, chosen in cases.items()},
+        "settings": to_plain(config), "images": {kind: len(chosen) for kind, chosen in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
-        "judge_on_true_renders": ceiling,
-        "models": groups,
-    }
+        "judge_on_true_renders": ceiling, "models": groups,
+    }  # fmt: skip
     text = []  # of the table: one block per kind of prompts, one line per group
     for kind, chosen in cases.items():
         models = {name: by[kind] for name, by in groups.items()}

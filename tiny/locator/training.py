@@ -27,8 +27,6 @@ from tiny.loop import Stage, stages_manifest
 from tiny.settings import PATCH
 from tiny.world import COLOUR_WORDS, KINDS, PATTERN_NAMES, SHAPE_WORDS
 
-log = logging.getLogger(__name__)
-
 SOLIDS = 8  # rows per scene; the options of the renderer give at most seven
 FORMAT = 1
 OWNED = 0.25  # a patch belongs to the solid that covers most of it, if that is more than this fraction
@@ -257,7 +255,7 @@ def train_small_locator(config: LocatorTraining) -> None:
     ):
         stages.append(training.train(name, settings, train, most, weight))
         measures[name] = training.measure(held_out, most)
-        log.info("%s: %s", name, measures[name])
+        logging.getLogger(__name__).info("%s: %s", name, measures[name])
     manifest = stages_manifest("locator", model, stages, config, config.seed, held_out={"gates": measures})
     patterns = dict.fromkeys(word for name in PATTERN_NAMES for word in name.split())
     parts = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *words.FURNITURE)  # in the order of a name

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -67,12 +68,11 @@ def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | No
 def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:
     """Captions by vote of the most similar boxes of other scenes: what the boxes alone give away."""
     known, rows = [], []
-    for scene in range(len(sets.kind)):
-        for draw in range(DRAWS):
-            drawn = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
-            for solid, box in zip(drawn.solids, drawn.boxes, strict=True):
-                known.append(_described(box))
-                rows.append((scene, sets.colour[scene, solid], sets.kind[scene, solid]))
+    for scene, draw in product(range(len(sets.kind)), range(DRAWS)):
+        drawn = draw_masks(sets, scene, most, np.random.default_rng((7, draw, scene)))
+        for solid, box in zip(drawn.solids, drawn.boxes, strict=True):
+            known.append(_described(box))
+            rows.append((scene, sets.colour[scene, solid], sets.kind[scene, solid]))
     scenes, colours, shapes = np.array(rows).T
     descriptions, scale = np.array(known), np.std(known, 0)
 

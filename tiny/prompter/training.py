@@ -31,8 +31,6 @@ from tiny.prompter.train import PrompterTraining
 from tiny.settings import MASK_COLORS
 from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
 
-log = logging.getLogger(__name__)
-
 QUESTION = discover_question(["#"]).partition(" #")[0]
 SENTENCES = (LLAVA_SYSTEM, QUESTION, "USER:", "ASSISTANT:")
 TAGS = tuple(f"<{end}{color}>" for color in MASK_COLORS for end in ("", "/"))
@@ -237,7 +235,7 @@ def train_prompter(config: PrompterTraining) -> None:
         batches = held_out_images(sets, held_out, config.most)
         rows = [writing_loss(writer, painted, pixels, (1.0, 0.0))[1] for pixels, painted in batches]
     measures["writing"] = llava.rounded_means(rows)
-    log.info("writing: %s", measures["writing"])
+    logging.getLogger(__name__).info("writing: %s", measures["writing"])
     gates, stages = {"gates": measures}, [see, write]
     manifest = stages_manifest("prompter", model, stages, config, config.seed, held_out=gates)
     manifest["vision_from"] = vision_files
