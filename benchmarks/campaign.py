@@ -285,9 +285,8 @@ def run_campaign(
             counts = {"seconds": round(campaign.seconds, 1), **dict.fromkeys(FAULTS, 0), **campaign.counts}
             rows[name] = {"revision": code_revision(), **counts, "findings": campaign.findings}
             log.info("%s: %s", name, rows[name])
-            keys = dict.fromkeys(
-                k for row in rows.values() for k, value in row.items() if isinstance(value, int)
-            )
+            pairs = (pair for row in rows.values() for pair in row.items())
+            keys = dict.fromkeys(key for key, value in pairs if isinstance(value, int))
             total = {key: sum(row.get(key, 0) for row in rows.values()) for key in keys}
             write_results(out, {"total": total, "commands": rows}, overwrite=bool(only or index))
             shutil.rmtree(campaign.place, ignore_errors=True)

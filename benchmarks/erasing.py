@@ -73,9 +73,8 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
                 measured = map(float, (psnr, texture, coarser, np.mean(distances), seconds))
                 row[eraser.kind] = dict(zip(MEASURES, measured, strict=True))
             rows.append(row)
-    values = {
-        each.kind: {name: [row[each.kind][name] for row in rows] for name in MEASURES} for each in erasers
-    }
+    columns = ((each.kind, [row[each.kind] for row in rows]) for each in erasers)
+    values = {kind: {name: [row[name] for row in found] for name in MEASURES} for kind, found in columns}
     means = {kind: {name: float(np.mean(v)) for name, v in found.items()} for kind, found in values.items()}
     new, old = values["exemplar"], values["opencv"]
     gains = {name: mean_interval(np.subtract(new[name], old[name])) for name in MEASURES}

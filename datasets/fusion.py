@@ -15,7 +15,7 @@ from math import ceil, floor
 import cv2
 import numpy as np
 
-from datasets.geometry import Size, bbox_of_mask, clip_box, tight_slices, whole_box
+from datasets.geometry import Part, Size, bbox_of_mask, clip_box, tight_slices, whole_box
 from datasets.masks import masked
 from datasets.rim import Rim
 from ldm.decode import row_blocks
@@ -102,9 +102,7 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
 
 
-def warp_into(
-    image: np.ndarray, box_xyxy: Sequence[float], frame: Size
-) -> tuple[np.ndarray, tuple[slice, slice]]:
+def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> tuple[np.ndarray, Part]:
     """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel. returns: the
     pixels, 0 round the image, and the rows and columns of the frame that they fill"""
     x0, y0, x1, y1 = box_xyxy
@@ -148,9 +146,7 @@ def place_cutout(
     return PlacedCutout(cutout, box_xyxy, legacy, alpha, depth)
 
 
-def whole_places(
-    box_xyxy: Sequence[float], frame: Size
-) -> tuple[tuple[slice, slice], tuple[slice, slice], Size]:
+def whole_places(box_xyxy: Sequence[float], frame: Size) -> tuple[Part, Part, Size]:
     """Of an image in a box of whole pixels: the part of the frame that it fills, of itself, its size."""
     x0, y0, x1, y1 = whole_box(box_xyxy)
     left, top, right, bottom = clip_box((x0, y0, x1, y1), frame)

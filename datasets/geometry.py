@@ -18,6 +18,7 @@ from ldm.images import resize
 Box = tuple[int, int, int, int]
 Box01 = tuple[float, float, float, float]
 Size = tuple[int, int]
+Part = tuple[slice, slice]  # rows, columns
 
 MIN_EXTENT = 0.01  # half thickness in depth of a vanishingly small object; chosen
 EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fitted to rendered solids' near side
@@ -92,7 +93,7 @@ def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def tight_slices(mask: np.ndarray) -> tuple[slice, slice]:
+def tight_slices(mask: np.ndarray) -> Part:
     """Rows and columns of the tight box of mask (h, w); empty ones for an empty mask."""
     if not mask.any():
         return slice(0), slice(0)
@@ -202,7 +203,7 @@ class Crop:
     background_size: Size  # (h, w)
 
     @property
-    def part(self) -> tuple[slice, slice]:
+    def part(self) -> Part:
         """Rows and columns of the background that the cut holds."""
         x0, y0, x1, y1 = self.box_xyxy
         return slice(y0, y1), slice(x0, x1)
@@ -225,7 +226,7 @@ class Crop:
         box = max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
         return replace(self, box_xyxy=box, pad=(0, 0, 0, 0), size=(box[3] - box[1], box[2] - box[0]))
 
-    def within(self, part: "Crop") -> tuple[slice, slice]:
+    def within(self, part: "Crop") -> Part:
         """Rows and columns of this cut that a part of it holds."""
         left, top = self.box_xyxy[:2]
         rows, columns = part.part

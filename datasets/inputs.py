@@ -5,6 +5,7 @@ Training draws the random decisions and inference fixes them; the pre-processing
 
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,10 @@ class Augment:
                 raise ValueError(f"{name} must be a range low,high with low <= high, got {low},{high}")
 
 
+def one_of(default: str, other: str, help: str) -> Any:
+    return setting(default, help=help, choices=(default, other))
+
+
 @dataclass(frozen=True)
 class PairOptions:
     """How images become a pair. A model is used with the options that it was trained with."""
@@ -73,40 +78,27 @@ class PairOptions:
         help="depth test; pixel: published test, but what is in front of the object is never painted; "
         "published: it may be, close to the object; none: nothing hides the object (AnyDoor)",
     )  # fmt: skip
-    region_of: str = setting(
-        "box", choices=("box", "visible"),
-        help="mode place paints round the box; visible: the object's visible part (published)",
-    )  # fmt: skip
+    region_of: str = one_of(
+        "box", "visible", "mode place paints round the box; visible: the object's visible part (published)"
+    )
     depth_file: bool = setting(False, help="fused depth in 8 bits, then stretched (published inference)")
-    depth_hint: str = setting(
-        "fused", choices=("fused", "target"),
-        help="depth that training on photographs shows; fused: as at inference, its hole filled and the "
-        "object's own depth fused; target: the image's (published)",
+    depth_hint: str = one_of(
+        "fused", "target",
+        "depth that training on photographs shows; fused: as at inference, its hole filled and "
+        "the object's own depth fused; target: the image's (published)",
     )  # fmt: skip
-    depth_fill: str = setting("bulge", help="object's shape without a depth map", choices=("bulge", "flat"))
-    border: str = setting(
-        "shift", help="a crop over the border; clip: cut and padded (published)", choices=("shift", "clip")
-    )
-    collage: str = setting(
-        "mask", help="where the hint hides the background; box: published training", choices=("mask", "box")
-    )
+    depth_fill: str = one_of("bulge", "flat", "object's shape without a depth map")
+    border: str = one_of("shift", "clip", "a crop over the border; clip: cut and padded (published)")
+    collage: str = one_of("mask", "box", "where the hint hides the background; box: published training")
     mask_pad: int = setting(-1, help="mask channel in the padding; 1: published inference", low=-1, high=1)
-    mask_resize: str = setting(
-        "nearest", help="with resample legacy; linear: published inference", choices=("nearest", "linear")
-    )
-    bbox_end: str = setting(
-        "inclusive", help="legacy: mask boxes lose the last row, column", choices=("inclusive", "legacy")
-    )
-    fusion_norm: str = setting(
-        "object-only", help="legacy: object depth normalised with zeros", choices=("object-only", "legacy")
-    )
-    resample: str = setting(
-        "area", help="legacy: whole pixels, no prefilter, 8-bit depth", choices=("area", "legacy")
-    )
+    mask_resize: str = one_of("nearest", "linear", "with resample legacy; linear: published inference")
+    bbox_end: str = one_of("inclusive", "legacy", "legacy: mask boxes lose the last row, column")
+    fusion_norm: str = one_of("object-only", "legacy", "legacy: object depth normalised with zeros")
+    resample: str = one_of("area", "legacy", "legacy: whole pixels, no prefilter, 8-bit depth")
     augment: Augment = setting(Augment(), help="what training varies")
-    preset: str = setting(
-        "none", choices=("none", "published"),
-        help="published: all that the released training does, keys of train too; keys beside or after it win",
+    preset: str = one_of(
+        "none", "published",
+        "published: all that the released training does, keys of train too; keys beside or after it win",
     )  # fmt: skip
 
     def __post_init__(self) -> None:

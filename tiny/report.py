@@ -58,9 +58,7 @@ def alternating(counts: Sequence[int], *, descending: bool = False) -> list[int]
     return sorted(range(len(counts)), key=lambda i: (counts[:i].count(counts[i]), sign * counts[i]))
 
 
-def write_evaluation(
-    out: Path, result: Mapping[str, Any], lines: Sequence[str], sheet_u8: np.ndarray
-) -> None:
+def write_evaluation(out: Path, result: Any, lines: Sequence[str], sheet_u8: np.ndarray) -> None:
     """Numbers as `out` (JSON), the lines of a table and a sheet (h, w, 3) beside it as .txt and .png."""
     sheet, text = io.BytesIO(), "\n".join(lines)
     Image.fromarray(sheet_u8).save(sheet, "PNG", optimize=True)

@@ -39,10 +39,8 @@ def expose(rays: trace.Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     sky, sky_wo = torch.ones_like(surface.gloss), torch.ones_like(surface.gloss)
     parts = rays.packed.parts
     for slot in range(rays.packed.slots):
-        offset, radius = (
-            rays.of_slot(parts.middle, slot) - surface.point,
-            rays.of_slot(parts.ball_radius, slot),
-        )
+        offset = rays.of_slot(parts.middle, slot) - surface.point
+        radius = rays.of_slot(parts.ball_radius, slot)
         square = offset.square().sum(0)
         cosine = ((offset * surface.normal).sum(0) / square.sqrt()).clamp(min=0)
         near = (radius * radius / square).clamp(max=1)

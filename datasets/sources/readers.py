@@ -44,7 +44,7 @@ class Rules(CheckedSettings):
     min_side: float = setting(0.1, low=0, high=1, help="least side of the reference over the image's")
     max_side: float = setting(0.8, low=0, high=1, help="largest side of the target's region, likewise")
     sides: str = setting(
-        "either", choices=("either", "both"), help="reject when a side is out of range, or both"
+        "either", choices=("either", "both"), help="reject where a side is wrong, or both are"
     )
 
     def check_reference(self, mask: np.ndarray) -> None:

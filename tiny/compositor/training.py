@@ -43,9 +43,8 @@ def round_trip_db(space: LatentSpace, images_u8: np.ndarray) -> np.ndarray:
 def pca_db(train_u8: np.ndarray, test_u8: np.ndarray, factor: int, channels: int) -> np.ndarray:
     """The baseline: PSNR of each test image through the best linear map of factor x factor patches."""
     rule = {"y": factor, "x": factor}
-    patches = (
-        rearrange(u8, "n (h y) (w x) c -> n (h w) (y x c)", **rule) for u8 in (train_u8[:512], test_u8)
-    )
+    images = train_u8[:512], test_u8
+    patches = (rearrange(u8, "n (h y) (w x) c -> n (h w) (y x c)", **rule) for u8 in images)
     train, test = (patch.astype(np.float32) / 127.5 - 1 for patch in patches)
     flat = rearrange(train, "n p d -> (n p) d")
     mean = flat.mean(0)

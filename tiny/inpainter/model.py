@@ -62,9 +62,8 @@ class PainterNetworks(nn.Module):
             "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderTiny"],
         }  # fmt: skip
-        config = InpainterConfig(
-            "small inpainter", notice=NOTICE, sampling=Recommended(steps=8, guidance=2.0)
-        )
+        best = Recommended(steps=8, guidance=2.0)
+        config = InpainterConfig("small inpainter", notice=NOTICE, sampling=best)
         write_config(folder / INPAINTER_FILE, config)
         write_json(folder / "model_index.json", index)
 

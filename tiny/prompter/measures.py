@@ -185,10 +185,10 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         case = cases[row]
         colors = list(MASK_COLORS[: len(case.hidden)][::-1])
         cells.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
-        written = zip(colors, answers["prompter"][row], map(caption_of, case.hidden), strict=True)
-        lines = (
-            f"{color}: {text}" + ("" if text == true else f" (true: {true})") for color, text, true in written
-        )
+        lines = []
+        for color, text, solid in zip(colors, answers["prompter"][row], case.hidden, strict=True):
+            true = "" if text == caption_of(solid) else f" (true: {solid.text})"
+            lines.append(f"{color}: {text}{true}")
         labels.append("; ".join(lines))
     sheet_u8 = grid(cells, ["masks and what is written", "true image"], labels, cell=224)
     write_evaluation(config.out, report, text[:-1], sheet_u8)
