@@ -32,7 +32,7 @@ class SceneOptions:
     objects: tuple[int, int] = setting((2, 6), help="least,most solids, tables not counted", low=2, high=8)
     window: str = setting("full", help="full view, or a square round the solid", choices=("full", "object"))
     reference_size: tuple[int, int] = setting(
-        (112, 112), help="of the reference view, equal", low=16, high=4096
+        (112, 112), help="height,width of the reference view, equal", low=16, high=4096
     )
     reference_pose: str = setting(
         "mixed", choices=("same", "other", "mixed"),

@@ -186,9 +186,9 @@ def evaluate_prompter(config: PrompterEvaluation) -> dict[str, object]:
         colors = list(MASK_COLORS[: len(case.hidden)][::-1])
         cells.append([paint_masks(case.image_u8, case.masks, colors), case.image_u8])
         lines = []
-        for color, text, solid in zip(colors, answers["prompter"][row], case.hidden, strict=True):
-            true = "" if text == caption_of(solid) else f" (true: {solid.text})"
-            lines.append(f"{color}: {text}{true}")
+        for color, said, solid in zip(colors, answers["prompter"][row], case.hidden, strict=True):
+            true = "" if said == caption_of(solid) else f" (true: {solid.text})"
+            lines.append(f"{color}: {said}{true}")
         labels.append("; ".join(lines))
     sheet_u8 = grid(cells, ["masks and what is written", "true image"], labels, cell=224)
     write_evaluation(config.out, report, text[:-1], sheet_u8)
