@@ -30,15 +30,12 @@ def check_box01(box01: Sequence[float], *, where: str = "box") -> Box01:
     if len(box01) != 4:
         raise ValueError(f"{rule}, got {len(box01)} numbers")
     x0, y0, x1, y1 = (float(value) for value in box01)
-    shown = f"{x0:g},{y0:g},{x1:g},{y1:g}"
-    if not np.isfinite([x0, y0, x1, y1]).all():
-        raise ValueError(f"{rule}, got {shown}: not a number")
-    if x1 == x0 or y1 == y0:
-        raise ValueError(f"{rule}, got {shown}: it has no area")
-    if x1 < x0 or y1 < y0:
-        raise ValueError(f"{rule}, got {shown}: it is inverted")
-    if min(x0, y0) < 0 or max(x1, y1) > 1:
-        raise ValueError(f"{rule}, got {shown}: it leaves the image")
+    wrongs = (
+        ("not a number", not np.isfinite([x0, y0, x1, y1]).all()), ("it has no area", x1 == x0 or y1 == y0),
+        ("it is inverted", x1 < x0 or y1 < y0), ("it leaves the image", min(x0, y0) < 0 or max(x1, y1) > 1),
+    )  # fmt: skip
+    if wrong := next((text for text, is_so in wrongs if is_so), ""):
+        raise ValueError(f"{rule}, got {x0:g},{y0:g},{x1:g},{y1:g}: {wrong}")
     return x0, y0, x1, y1
 
 
@@ -141,12 +138,10 @@ def square_box(box_xyxy: Box, size_hw: Size, border: str = "shift") -> Box:
     "clip": the shorter side grows and is cut at the border (published), hence often not square there.
     """
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
-    half = max(x1 - x0, y1 - y0, 2) // 2
-    xc, yc = (x0 + x1) // 2, (y0 + y1) // 2
+    half, xc, yc = max(x1 - x0, y1 - y0, 2) // 2, (x0 + x1) // 2, (y0 + y1) // 2
     if border == "clip":
         tall = y1 - y0 >= x1 - x0
-        wide_box = (xc - half, y0, xc + half, y1) if tall else (x0, yc - half, x1, yc + half)
-        return clip_box(wide_box, size_hw)
+        return clip_box((xc - half, y0, xc + half, y1) if tall else (x0, yc - half, x1, yc + half), size_hw)
     half = min(half, (max(h, w) + 1) // 2)
     left, top = (max(0, min(c - half, limit - 2 * half)) for c, limit in ((xc, w), (yc, h)))
     return clip_box((left, top, left + 2 * half, top + 2 * half), size_hw)

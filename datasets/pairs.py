@@ -272,10 +272,8 @@ def pair_of(geometry: Geometry) -> Pair:
     target_u8 = geometry.fit(layers.background_u8)
     if inputs.target_u8 is not None:
         target_u8 = np.where(mask[..., None] == 1, crop.take(inputs.target_u8), target_u8)
-    reference, target, hint = (
-        torch.from_numpy(np.array(image_u8, order="C")).permute(2, 0, 1)
-        for image_u8 in (view_u8, target_u8, geometry.fit(hint_u8))
-    )
+    images = (np.array(image_u8, order="C") for image_u8 in (view_u8, target_u8, geometry.fit(hint_u8)))
+    reference, target, hint = (torch.from_numpy(image_u8).permute(2, 0, 1) for image_u8 in images)
     regions = torch.from_numpy(mask.astype(np.int8))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
 

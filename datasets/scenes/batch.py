@@ -139,12 +139,11 @@ def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor
         )
         ordered = sorted(relations, key=lambda triple: triple[0] != scene.removed)
         sides = {"left of": "to the left of", "right of": "to the right of"}
-        fact = SceneFacts(
+        facts.append(SceneFacts(
             scene.seed, scene.removed, tuple(solid.name for solid in scene.solids),
             tuple(solid.movable for solid in scene.solids), supports, tuple(boxes), tuple(depths),
             tuple(visible), tuple(area), relations,
             tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
             scene.camera.window01_xyxy, scene.same_pose,
-        )  # fmt: skip
-        facts.append(fact)
+        ))  # fmt: skip
     return tuple(facts)

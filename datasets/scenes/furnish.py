@@ -148,8 +148,7 @@ def solid_at(
     form = palette.SHAPES[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
-    size = size_on(rng, (0.28, 0.46), host, solids)
-    axes = upright(rng.uniform(0, 2 * np.pi))
+    size, axes = size_on(rng, (0.28, 0.46), host, solids), upright(rng.uniform(0, 2 * np.pi))
     if rng.random() < form.lies:  # the part's own z axis is horizontal
         axes = np.stack([axes[0], axes[2], -axes[1]])
     if shape == "sphere":  # turned by a unit quaternion, uniform over rotations

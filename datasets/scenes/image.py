@@ -40,8 +40,7 @@ def expose(rays: trace.Rays, surface: Surface) -> tuple[Exposure, Exposure]:
     parts = rays.packed.parts
     for slot in range(rays.packed.slots):
         offset = rays.of_slot(parts.middle, slot) - surface.point
-        radius = rays.of_slot(parts.ball_radius, slot)
-        square = offset.square().sum(0)
+        radius, square = rays.of_slot(parts.ball_radius, slot), offset.square().sum(0)
         cosine = ((offset * surface.normal).sum(0) / square.sqrt()).clamp(min=0)
         near = (radius * radius / square).clamp(max=1)
         fade = (1 - square / (REACH * radius + 1e-6).square()).clamp(min=0)
@@ -111,8 +110,7 @@ def _light(rays: trace.Rays, hit: trace.Hit, hit_wo: trace.Hit) -> tuple[Tensor,
     seen = surface_of(rays, hit)
     (lamp, sky), (lamp_wo, sky_wo) = expose(rays, seen)
     light = radiance(rays, seen, (lamp, sky))
-    without = light.clone()
-    uncovered = hit_wo.slot != hit.slot
+    without, uncovered = light.clone(), hit_wo.slot != hit.slot
     changed = (lamp != lamp_wo) | (sky != sky_wo)
     index = (~uncovered & changed).nonzero().squeeze(1)
     if index.numel():

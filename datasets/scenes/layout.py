@@ -46,10 +46,8 @@ def sample_scene(seed: int, options: SceneOptions) -> Scene:
 
 
 def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
-    place = room(rng)
-    solids = [*furniture(rng, options.furniture)]
-    camera = camera_of(rng, place, solids, options)
-    light = lamp(rng, place)
+    place, solids = room(rng), [*furniture(rng, options.furniture)]
+    camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
     draw = partial(solid_at, wide=options.world == "wide")
     for _ in range(int(rng.integers(options.objects[0], options.objects[1] + 1))):
         added = place_solid(rng, solids, camera, place, draw)

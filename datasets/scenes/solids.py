@@ -54,8 +54,7 @@ def _ball(o: Tensor, d: Tensor, radius: Tensor | float = 1.0) -> Interval:
     middle = -(o * d).sum(0) / a
     nearest = o + middle * d
     room = (radius * radius - (nearest * nearest).sum(0)) / a
-    half = room.clamp(min=0).sqrt()
-    missed = room < 0
+    half, missed = room.clamp(min=0).sqrt(), room < 0
     return torch.where(missed, FAR, middle - half), torch.where(missed, -FAR, middle + half)
 
 
@@ -74,8 +73,7 @@ def _cone(o: Tensor, d: Tensor) -> Interval:
     """x^2 + y^2 <= w^2 with w = (1 - z) / 2 in [0, 1]: apex at z = 1, base radius 1 at z = -1."""
     ow, dw = (1 - o[2]) / 2, -d[2] / 2
     a = _safe(d[0] ** 2 + d[1] ** 2 - dw**2)
-    b = o[0] * d[0] + o[1] * d[1] - ow * dw
-    c = o[0] ** 2 + o[1] ** 2 - ow**2
+    b, c = o[0] * d[0] + o[1] * d[1] - ow * dw, o[0] ** 2 + o[1] ** 2 - ow**2
     room = b * b - a * c
     root = room.clamp(min=0).sqrt()
     first, second = (-b - root) / a, (-b + root) / a

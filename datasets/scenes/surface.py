@@ -117,8 +117,7 @@ def _rectangle(place: Tensor, pair: Tensor, u: Tensor, v: Tensor, width: Tensor)
     height in metres; half width 0: absent."""
     centre_u, centre_v, half_u, half_v = place
     inset = torch.minimum(half_u - (u - centre_u).abs(), half_v - (v - centre_v).abs())  # metres, inside > 0
-    soft = width.clamp(min=0.005)
-    band = 0.09 * half_v
+    soft, band = width.clamp(min=0.005), 0.09 * half_v
     frame = edge(band - (inset - 2 * band).abs(), soft)
     return edge(inset, soft) * (half_u > 0), torch.lerp(pair[:3].expand(3, u.numel()), pair[3:], frame)
 

@@ -128,8 +128,7 @@ def paint_examples(
     """(n, h, w, 3) uint8."""
     painted: list[np.ndarray] = []
     for start in tqdm(range(0, len(examples), batch), desc="painting", leave=False):
-        part = slice(start, start + batch)
-        jobs = []
+        part, jobs = slice(start, start + batch), []
         for example, seed in zip(examples[part], seeds[part], strict=True):
             masks = box_masks(example.boxes, example.image_u8.shape[:2])
             jobs.append(PaintJob(example.image_u8, list(zip(masks, example.prompts, strict=True)), (seed,)))

@@ -173,8 +173,7 @@ class Training:
         right = packed.tokens[packed.row[:, None], at]
         logits = model.lm_head(states[packed.row[:, None], at - 1]).float()
         numbers = torch.from_numpy(words.NUMBER_AT + words.ANSWER)  # columns of the five numbers
-        bins = torch.arange(len(words.NUMBERS))
-        value = right[:, numbers] - words.FIRST_NUMBER
+        bins, value = torch.arange(len(words.NUMBERS)), right[:, numbers] - words.FIRST_NUMBER
         soft = torch.softmax(-0.5 * ((bins - value[..., None]) / BLUR) ** 2, -1)  # (k, 5, bins)
         log_p = functional.log_softmax(logits[:, numbers], -1)[..., words.FIRST_NUMBER :]  # the last words
         kl = (soft * (soft.clamp(min=1e-9).log() - log_p)).sum(-1).mean(0)  # (5,)
