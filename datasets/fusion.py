@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 
 from datasets.geometry import Part, Size, bbox_of_mask, clip_box, tight_slices, whole_box
-from datasets.masks import masked
-from datasets.rim import Rim
+from datasets.masks import Rim, masked
 from ldm.decode import row_blocks
 from ldm.images import resize
 

@@ -22,8 +22,7 @@ from datasets.augment import relit
 from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions
-from datasets.masks import dilate, mask_level, masked
-from datasets.rim import Rim
+from datasets.masks import Rim, dilate, mask_level, masked
 from ldm.images import resize, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen

@@ -6,7 +6,7 @@
 Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
 reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
 the function's own module and where it is imported. Lines are those of the body without the docstring.
-A thought is a chain of definitions from a question to its answer; each must be read by one before it.
+A thought of measure_code.yaml is a chain of definitions from a question to its answer, each read by one before.
 """
 
 import ast
@@ -18,56 +18,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
+from ldm.files import read_text
 from ldm.settings.cli import run_module, single_app
 
-PRODUCT = (
-    "ldm", "datasets", "cldm", "llava_bifrost", "inpainting", "compose", "tiny", "scripts", "benchmarks",
-    "clients",
-)  # fmt: skip
+PRODUCT = ("ldm", "datasets", "cldm", "llava_bifrost", "inpainting", "compose", "tiny", "scripts",
+           "benchmarks", "clients")  # fmt: skip
 SMALL, MOST_PARAMETERS = 5, 7  # lines of a function that is inlined where that reads better; parameters
 PROTOCOL = {"build_app"}  # `run_module` and the tests know every command by it
-
-# Question -> files behind it in the first layout (revision 8f05625, counted by hand), and the definitions
-# that one reads today until the answer stands there, file by file.
-THOUGHTS: dict[str, tuple[int, str]] = {
-    "where a named anchor is": (5, """
-        llava_bifrost/propose.py: propose read_anchors
-        datasets/relations.py: Place
-    """),
-    "the compositor's folder": (5, """
-        compose/commands.py: run_image
-        compose/models.py: load_models compositor_folder
-    """),
-    "the detail hint": (8, """
-        datasets/pairs.py: build_pair Geometry pair_of square_view
-        datasets/inputs.py: Inputs PairOptions AugmentationParams
-        datasets/geometry.py: Crop
-        datasets/fusion.py: Layers Cutout tight_cutout place_cutout high_frequency warp_into collage
-    """),
-    "one step of MLLM training": (12, """
-        llava_bifrost/training.py: fine_tune_locator LocatorData question_of
-        llava_bifrost/train.py: TrainConfig
-        ldm/mllm/model.py: load_model load_processor Mllm ChatExample
-        ldm/mllm/training.py: make_trainable answer_loss adapter_layout
-        ldm/training/settings.py: FitConfig LoraSettings ResumableSampler
-        ldm/training/fit.py: fit TrainingRun
-        ldm/training/run.py: Task agreed_checkpoint read_checkpoint write_checkpoint CsvLogger
-    """),
-    "a prompt for a region": (9, """
-        inpainting/painting.py: run_dream write_missing
-        inpainting/models/image_to_text/writer.py: PromptWriter find_files TagChoice
-        inpainting/prompts.py: queries_for Query PrompterConfig pattern_of
-        ldm/mllm/constrain.py: ConstrainedChoice Grammar
-    """),
-    "the small locator": (12, """
-        tiny/locator/training.py: train_small_locator Training open_scenes labelled_images patch_loss
-        tiny/locator/train.py: LocatorTraining
-        tiny/locator/questions.py: open_questions pack_questions QuestionCache locator_tokenizer
-        tiny/world.py: cached_arrays word_tokenizer
-        tiny/llava.py: create_llava train_vision LanguageTrainer save_llava
-    """),
-}  # fmt: skip
+THOUGHTS = Path(__file__).with_suffix(".yaml")
 
 
 @dataclass(frozen=True)
@@ -127,16 +87,16 @@ def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
 
 def thoughts(trees: dict[str, ast.Module]) -> Iterator[tuple[str, int, int]]:
     """Each thought with its files before and now; ValueError where its chain is broken."""
-    for question, (before, text) in THOUGHTS.items():
-        read, chain = Counter[str](), text.strip().splitlines()
-        for path, _, names in (line.strip().partition(": ") for line in chain):
+    for question, thought in yaml.safe_load(read_text(THOUGHTS)).items():
+        read = Counter[str]()
+        for path, names in thought["chain"].items():
             body = trees[path].body if path in trees else []
             nodes = {node.name: node for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
             for name in names.split():
                 if name not in nodes or (read and not read[name]):
                     raise ValueError(f"{question}: {path} has no {name}, or nothing before it reads it")
                 read += uses(nodes[name])
-        yield question, before, len(chain)
+        yield question, thought["before"], len(thought["chain"])
 
 
 def measure_tree(

@@ -10,6 +10,7 @@ from graphlib import CycleError
 from pathlib import Path
 
 import pytest
+import yaml
 
 import ldm
 from ldm.result import library_versions
@@ -190,8 +191,8 @@ def test_imports_form_no_circle_and_the_rooms_at_most_six_floors():
 
 def test_a_thought_stands_in_half_the_files_of_the_first_layout():
     """The chains of `scripts.measure_code`, each whole: what they name is there and is read."""
-    chains = [text for _, text in measure_code.THOUGHTS.values()]
-    paths = {line.split(":")[0].strip() for text in chains for line in text.strip().splitlines()}
+    written = yaml.safe_load(measure_code.THOUGHTS.read_text(encoding="utf-8"))
+    paths = {path for thought in written.values() for path in thought["chain"]}
     trees = {path: ast.parse((ROOT / path).read_text()) for path in paths}
     counted = list(measure_code.thoughts(trees))
     assert sum(now for *_, now in counted) <= sum(before for _, before, _ in counted) // 2
