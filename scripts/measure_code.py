@@ -6,7 +6,7 @@
 Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
 reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
 the function's own module and where it is imported. Lines are those of the body without the docstring.
-A thought of measure_code.yaml is a chain of definitions from a question to its answer, each read by one before.
+A thought (measure_code.yaml) is a chain of definitions from question to answer; one before reads each.
 """
 
 import ast
