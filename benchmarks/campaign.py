@@ -75,11 +75,8 @@ class Campaign:
         return run_app(build, shlex.split(argv.format(out=place / "out", data=self.data, web=self.web)))
 
     def start(self, argv: str = "", rename: int = 0, size: int = 0, beside: Path | None = None) -> int:
-        """Fork a child that runs the command; returns its process id.
-
-        argv: by default the job's; rename: before which rename it kills itself; size: largest file, bytes;
-        beside: where a second thread runs the same
-        """
+        """Fork a child that runs `argv`, by default the job's; returns its process id. rename: before which
+        it kills itself; size: largest file, bytes; beside: where a second thread runs the same"""
         if child := os.fork():
             return child
         code, argv = 1, argv or self.job["argv"]

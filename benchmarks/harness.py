@@ -48,10 +48,8 @@ def fraction(values: Sequence[bool]) -> dict[str, float]:
 def best_seconds(
     functions: Mapping[str, Callable[[], Any]], repeats: int, device: "torch.device | str" = "cpu"
 ) -> dict[str, float]:
-    """Best of `repeats` of each function, in turn, after a warm-up: what else runs only adds time.
-
-    returns: processor time of this process on the CPU, wall-clock time on a GPU
-    """
+    """Best of `repeats` of each function, in turn, after a warm-up: CPU seconds of this process, a GPU's by
+    the clock. What else runs only adds time."""
     import torch
 
     cpu = torch.device(device).type == "cpu"

@@ -209,11 +209,8 @@ def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
 def collage(
     background_u8: np.ndarray, detail_u8: np.ndarray, coverage_01: np.ndarray, hide: np.ndarray | None
 ) -> np.ndarray:
-    """The detail hint's image (h, w, 3) uint8: background, black where hidden, the object's detail.
-
-    coverage_01: (h, w), how much of a pixel the visible object covers
-    hide:        (h, w) bool, where the background must not be seen; None shows all of it
-    """
+    """The detail hint's image (h, w, 3) uint8: background, black where `hide` (h, w) bool (None: nowhere),
+    the object's detail as far as coverage_01 (h, w), how much of a pixel the visible object covers."""
     result = background_u8.copy() if hide is None else masked(background_u8, ~hide)
     box = tight_slices(coverage_01)
     under, part = result[box].astype(np.float32), coverage_01[box][..., None]

@@ -75,10 +75,8 @@ def whole_box(box_xyxy: Sequence[float]) -> Box:
 
 
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
-    """Tight box of mask (h, w) bool.
-
-    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published).
-    """
+    """Tight box of mask (h, w) bool. "legacy": last row and column left out, and the whole image for fewer
+    than 10 pixels (published)."""
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if end == "legacy":
@@ -113,10 +111,8 @@ def mask_of_box(box_xyxy: Box, size_hw: Size) -> np.ndarray:
 
 
 def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive") -> Box:
-    """Scale a box about its centre, clipped to the image if one is given.
-
-    "inclusive" rounds outwards, "legacy" counts the end as a pixel inside and truncates.
-    """
+    """Scale a box about its centre, clipped to the image if one is given. "inclusive" rounds outwards,
+    "legacy" counts the end as a pixel inside and truncates."""
     x0, y0, x1, y1 = box_xyxy
     last = 1 if end == "legacy" else 0
     xc, yc = (x0 + x1) / 2, (y0 + y1) / 2
@@ -163,11 +159,8 @@ def square_padding(size_hw: Size) -> Box:
 
 
 def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
-    """(far, near) of an object whose centre lies at depth d.
-
-    An object is about as thick as it is wide and high: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height)
-    in fractions. Symmetric about d, clipped to [0, 1].
-    """
+    """(far, near) of an object whose centre lies at depth d, symmetric about d, clipped to [0, 1]. It is
+    about as thick as wide and high: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions."""
     if not (np.isfinite(d) and 0 <= d <= 1):
         raise ValueError(f"depth must lie in [0, 1] (1 = nearest), got {d}")
     half = MIN_EXTENT + EXTENT_PER_SIZE * float(np.sqrt((box01[2] - box01[0]) * (box01[3] - box01[1])))

@@ -48,11 +48,8 @@ class _Edges:
 
 @dataclass(frozen=True)
 class Place(_Edges):
-    """Where an object is, or where it goes.
-
-    box01_xyxy: fractions of the image. d: depth of its centre, or the median; far <= d <= near: its extent;
-    all in [0, 1]. ValueError otherwise.
-    """
+    """Where an object is, or where it goes. box01_xyxy: fractions of the image; d: depth of its centre, or
+    the median; far <= d <= near: its extent; all in [0, 1], ValueError otherwise."""
 
     box01_xyxy: Box01
     d: float

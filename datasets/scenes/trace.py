@@ -72,11 +72,8 @@ def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
 
 def pixel_rays(packed: PackedViews, size: tuple[int, int], near: Tensor, pixel: Tensor,
                offset: tuple[float, float] | Tensor, scale: float = 1.0) -> Rays:  # fmt: skip
-    """Rays through flat pixels (n,) of the b * h * w grid.
-
-    near: (p, n) bool, `covers` of these pixels. offset: from their centres, in [-0.5, 0.5], (x, y) or a
-    tensor (2, n). scale: width in pixels.
-    """
+    """Rays through flat pixels (n,) of the b * h * w grid. near: (p, n) bool, `covers` of these pixels;
+    offset: from their centres, in [-0.5, 0.5], (x, y) or a tensor (2, n); scale: width in pixels."""
     h, w = size
     view, inside = pixel // (h * w), pixel % (h * w)
     fx, fy = (inside % w + 0.5 + offset[0]) / w, (inside // w + 0.5 + offset[1]) / h
@@ -142,10 +139,8 @@ def first(depth: Tensor, behind: Hit) -> Hit:
 
 
 def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
-    """Fraction (n,) of the lamp that each point sees, in the full scene and without the hidden solid.
-
-    point: (3, n), a little above the surface. facing: (n,) bool, the surface looks towards the lamp.
-    """
+    """Fraction (n,) of the lamp that each point sees, in the full scene and without the hidden solid. Points
+    (3, n) lie a little above the surface; facing: (n,) bool, it looks towards the lamp."""
     n, device = point.shape[1], point.device
     parts, light = rays.packed.parts, rays.packed.light
     way, radius = rays.at(light["origin"]) - point, rays.at(light["radius"])

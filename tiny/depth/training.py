@@ -102,12 +102,9 @@ def min_max(values: Tensor) -> Tensor:
 def measure_depth(
     model: nn.Module, pixels_u8: np.ndarray, depth_u16: np.ndarray, device: torch.device
 ) -> dict[str, float]:
-    """Held-out measures on images (b, 3, h, w) uint8 with depth (b, h, w) uint16.
-
-    mae      of the min-max normalised prediction
-    mae_aligned  after the best scale and shift
-    order    fraction of random pixel pairs (depths further apart than 0.02) in the right depth order
-    """
+    """Held-out measures on images (b, 3, h, w) uint8 with depth (b, h, w) uint16: mean error of the min-max
+    normalised prediction (mae) and after the best scale and shift (mae_aligned), and the fraction of random
+    pixel pairs, with depths further apart than 0.02, in the right depth order (order)."""
     model.eval()
     rng = np.random.default_rng(0)
     absolute, aligned, right, pairs, n = 0.0, 0.0, 0, 0, len(pixels_u8)
@@ -162,10 +159,8 @@ def load_images(
 
 def training_batch(images: tuple[np.ndarray, np.ndarray], batch: int, rng: np.random.Generator,
                    config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`batch` augmented images: pixels (b, 3, h, w) in [0, 1] and depth (b, h, w), min-max per crop.
-
-    images: of `load_images`
-    """
+    """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), min-max per
+    crop."""
     index = rng.integers(0, len(images[0]), batch)
     pixels_01 = torch.from_numpy(images[0][index]).to(device).float() / 255
     depth = torch.from_numpy(images[1][index].astype(np.float32)).to(device)

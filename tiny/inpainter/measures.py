@@ -140,11 +140,8 @@ def paint_examples(
 def mask_results(
     classifier: SolidClassifier, cases: Sequence[PaintCase], painted: np.ndarray | None
 ) -> list[Record]:
-    """What the classifier says of each mask, under the names of MEASURES; beside it what GROUPS asks for.
-
-    other: the colour is that of another mask's prompt (leakage)
-    painted: (n, h, w, 3); None: the renders themselves are classified
-    """
+    """What the classifier says of each mask of images (n, h, w, 3), None: the renders, under the names of
+    MEASURES (other: the colour of another mask's prompt, leakage); beside it what GROUPS asks for."""
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
     results = []
     for case, image in zip(cases, shown, strict=True):
