@@ -55,10 +55,8 @@ def draw_pair(
 
 class PairDataset(Dataset[TrainingSample]):
     """Example k of a run, built with randomness from (seed, k, try).
-
     Where a source rejects ITEMS tries, another one gives the example, drawn by the fractions of the mixture.
-    stop_after: tries of every source for one example before it is a ValueError
-    """
+    stop_after: tries of every source for one example before it is a ValueError"""
 
     def __init__(self, source: ExampleSource | Sequence[ExampleSource], options: PairOptions, seed: int,
                  weights: Sequence[float] = (1.0,), stop_after: int = STOP_AFTER) -> None:  # fmt: skip

@@ -87,10 +87,8 @@ def tight_cutout(rgb_u8: np.ndarray, mask: np.ndarray, depth_01: np.ndarray | No
 
 def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only") -> np.ndarray:
     """Depth (h, w) scaled to [0, 1] inside the mask and 0 outside.
-
     "object-only": over the object, from its 1st to its 99th percentile, as estimated maps smear edges.
-    "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published).
-    """
+    "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published)."""
     values = np.where(mask, depth_01, 0).astype(np.float32)
     if norm == "legacy":
         low, high = float(values.min()), float(values.max())
@@ -160,10 +158,8 @@ def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
 
 def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str) -> np.ndarray:
     """(h, w) bool: where the background of depth_01 (h, w) hides nothing of an object placed there.
-
     near: depth of its nearest point, which decides with occlusion "near"; "none" hides nothing; "pixel" and
-    "published" compare pixel by pixel
-    """
+    "published" compare pixel by pixel"""
     if occlusion == "none":
         return np.ones(depth_01.shape, bool)
     return ~occluders(depth_01, near) if occlusion == "near" else depth_01 < placed.depth_01

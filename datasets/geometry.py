@@ -129,10 +129,8 @@ def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, en
 
 def square_box(box_xyxy: Box, size_hw: Size, border: str = "shift") -> Box:
     """Square around a box, inside the image.
-
     "shift": moved inside instead of cut, and cut only where the image is smaller than the square.
-    "clip": the shorter side grows and is cut at the border (published), hence often not square there.
-    """
+    "clip": the shorter side grows and is cut at the border (published), hence often not square there."""
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
     half, xc, yc = max(x1 - x0, y1 - y0, 2) // 2, (x0 + x1) // 2, (y0 + y1) // 2
     if border == "clip":

@@ -133,12 +133,10 @@ def between_margins(margins: Mapping[str, np.ndarray], a: Places, b: Places) -> 
 
 def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
-
     on: whether a stands on b where that is known. None: whether a's lower edge lies on the upper part of b, a
     sticks out above b's top edge or lies in b's box and is less than half as high, and their depths meet.
     What stands on an object is not also beside, before or behind it; the caller asks relation(b, a, on=False)
-    for the converse. Left / right and in front / behind are antisymmetric, next to is symmetric.
-    """
+    for the converse. Left / right and in front / behind are antisymmetric, next to is symmetric."""
     if on is None:
         on = bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
     if on:

@@ -37,11 +37,9 @@ class WarmAverage(EMAModel):
 @dataclass
 class Stage:
     """One stage of a run in the folder `out`; made with the state of its checkpoint, where there is one.
-
     groups: parameters with their peak learning rates; none: all that require gradients, at settings.lr
     schedule: makes a scheduler that replaces warm-up and cosine
-    same: settings that a continued run must share with the run that wrote the checkpoint
-    """
+    same: settings that a continued run must share with the run that wrote the checkpoint"""
 
     name: str
     module: nn.Module

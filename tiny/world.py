@@ -102,10 +102,8 @@ def word_tokenizer(
 def cached_arrays(kind: type[T], folder: Path, recipe: dict[str, Any], count: int, files: Sequence[Path],
                   arrays_of: Callable[[Path], dict[str, np.ndarray]]) -> T:  # fmt: skip
     """Arrays of the first `count` scenes of some shards, made once in `folder` and memory-mapped from there.
-
     kind: a dataclass of them. recipe: what they hold; arrays_of: those of one shard, by name.
-    ValueError when there are too few scenes, or the folder holds arrays of another recipe.
-    """
+    ValueError when there are too few scenes, or the folder holds arrays of another recipe."""
     done = folder / "recipe.json"
     if done.exists() and read_json(done) != recipe:
         raise ValueError(f"{folder} was made from other scenes; remove it")

@@ -157,11 +157,9 @@ def packed_segmentation(segmentation: Any) -> Any:
 
 def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     """Bool (h, w) of a COCO segmentation: polygons, or run lengths, compressed or not.
-
     Polygons of fewer than three points are dropped; ValueError when none is left, and for run lengths that do
     not fill the image.
-    segmentation: as in the JSON file, or of `packed_segmentation`; where: what an error names
-    """
+    segmentation: as in the JSON file, or of `packed_segmentation`; where: what an error names"""
     h, w = size_hw
     try:
         if isinstance(segmentation, list | tuple):

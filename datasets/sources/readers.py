@@ -110,11 +110,9 @@ class ObjectView:
 
     def read_depth(self, size_hw: Size, turn: Turn | None = None, shrink: int = 1) -> np.ndarray:
         """depth_01 (h, w) of a target; a missing file is named with the command that makes it.
-
         The map has the size of the image, or is smaller with its proportions: it is enlarged.
         turn: of an image that is read as stored; it turns the map of the upright image too
-        shrink: of the image, which the map then fits
-        """
+        shrink: of the image, which the map then fits"""
         shape = smaller(size_hw, shrink)
         if self.tree is None:
             raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
@@ -149,11 +147,9 @@ def is_map_of(shape: tuple[int, ...], size_hw: Size) -> bool:
 
 def read_annotated(path: Path, size_hw: Size, shrink: int = 1) -> tuple[np.ndarray, Turn | None]:
     """An image (h, w, 3) uint8 in the size of its annotation, and what turned it; ValueError if neither fits.
-
     It is upright (None) where that fits, and as stored where only that fits: the annotation ignores the EXIF
     orientation then. Orientations that keep the size do not show; such an image is upright.
-    shrink: by which the result is smaller than its annotation, its sides rounded up
-    """
+    shrink: by which the result is smaller than its annotation, its sides rounded up"""
     rgb_u8 = read_image(path, shrink=shrink).rgb_u8
     h, w = rgb_u8.shape[:2]
     if shrink > 1:

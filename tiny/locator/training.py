@@ -159,11 +159,9 @@ class Training:
     def loss_of(self, draw: ImageDraw, batch: LabelledImages, rng: Generator, most: tuple[int, int],
                 count: int) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:  # fmt: skip
         """Losses of answers and of attention, projected patches, measures. count: images with questions.
-
         Besides the answers, two things are trained: a number near the right one is nearly right (a soft
         label), and some attention heads attend from a name to the patches of the solid that it names. The
-        measures are the KL of each number, and the fraction of the attention there.
-        """
+        measures are the KL of each number, and the fraction of the attention there."""
         model = self.trainer.model
         patches = llava.project(model, batch.pixels)
         asked = ImageDraw(draw.index[:count], draw.view[:count], draw.flip[:count])
