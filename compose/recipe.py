@@ -38,7 +38,13 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
         config = config.with_compat(settings.compat, settings.seed)
     names = {field.name for field in fields(Sampling)} & {field.name for field in fields(settings)}
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return replace(config.sampling, **{**SPEEDS[settings.speed], **given}), config.pair
+    return replace(config.sampling, **{**SPEEDS[speed_of(settings, models)], **given}), config.pair
+
+
+def speed_of(settings: ComposeSettings, models: Models) -> str:
+    """The speed that was asked for; otherwise balanced, unless the sampling says itself what runs less."""
+    own = any(getattr(models.config.sampling, key) != getattr(Sampling(), key) for key in SPEEDS["fast"])
+    return settings.speed or ("exact" if settings.compat or own else "balanced")
 
 
 def make_recipe(
@@ -59,7 +65,7 @@ def make_recipe(
     if cuts and settings.sam is None:
         network = cutout_network(settings.cutout)
         settings = replace(settings, cutout="u2netp" if network else "grabcut")
-    chosen = replace(settings, **folders)
+    chosen = replace(settings, **folders, speed=speed_of(settings, models))
     weights = {  # a hub name has none
         name: {**hash_folder(folder), **hash_folder(folder, "config.json")} if folder.is_dir() else {}
         for name, folder in folders.items()

@@ -152,7 +152,11 @@ class ComposeSettings(LocatorOptions):
         None, low=0.01, high=1,
         help="what counts as fine detail, fraction of the object's size; without it the model's own",
     )  # fmt: skip
-    speed: str = setting("exact", choices=tuple(SPEEDS), help="balanced, fast: nearly the same image, sooner")
+    speed: str | None = setting(
+        None, choices=tuple(SPEEDS),
+        help="balanced, fast: nearly the same image, sooner; without it balanced, but exact with --compat "
+        "and where the model's configuration says what runs less",
+    )  # fmt: skip
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
