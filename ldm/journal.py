@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from ldm.files import UnwritableError, excerpt, file_sha256, full_disk_named, write_atomic
-from ldm.locks import one_writer
+from ldm.locks import held, lock_beside, one_writer
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,17 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
         file.write(_line(value))
 
 
-def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
+def read_lines(path: Path, *, repair: bool = False, start: int = 0) -> list[dict[str, Any]]:
     """The objects that were appended; none where there is no file. A torn last line does not count.
 
-    repair: it is also cut off the file, for the one process that goes on. ValueError names a damaged line.
+    repair: it is also cut off the file, for the one process that goes on. start: byte from which lines are
+    read and counted. ValueError names a damaged line.
     """
-    *whole, tail = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    data = b""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    *whole, tail = data.split(b"\n")
     values = []
     for number, line in enumerate([*whole, tail] if tail else whole, 1):
         try:
@@ -69,6 +74,25 @@ def read_lines(path: Path, *, repair: bool = False) -> list[dict[str, Any]]:
         log.warning("%s: an unfinished last line was cut off", path)
         os.truncate(path, path.stat().st_size - len(tail))
     return values
+
+
+class SharedLines:
+    """A file of lines with an `item` each, to which several processes append. items: those that are there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self.items: set[str] = set()
+
+    def update(self, *lines: Mapping[str, Any]) -> None:
+        """Append lines, less those of known items; then `items` are also those of other processes."""
+        with held(lock_beside(self.path), wait=True):
+            new = read_lines(self.path, repair=True, start=self.size)
+            self.items |= {line["item"] for line in new}
+            for line in lines:
+                if line["item"] not in self.items:
+                    append_line(self.path, line)
+            self.items |= {line["item"] for line in lines}
+            self.size = self.path.stat().st_size if self.path.exists() else 0
 
 
 class JournalReader:

@@ -77,9 +77,10 @@ def taken(items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T
     busy: list[T] = []
     for wait, part in ((False, items), (True, busy)):
         for item in part:
-            if is_done(item):
+            lock = lock_beside(path_of(item))
+            if is_done(item) and not lock.exists():  # one of a dead process goes
                 continue
-            with held(lock_beside(path_of(item)), wait) as free:
+            with held(lock, wait) as free:
                 if not free:
                     busy.append(item)
                 elif not is_done(item):  # another process may have done it in between

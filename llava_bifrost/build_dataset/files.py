@@ -7,7 +7,8 @@
     out/statistics.json
 
 A killed run is continued by the same command and ends with the same bytes: every item depends on its own
-seed alone, images are written whole before their line, and the order of the parts does not matter.
+seed alone, images are written whole before their line, and the order of the parts does not matter. Processes
+at the same time take different chunks of one part.
 """
 
 import io
@@ -16,6 +17,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import typer
@@ -24,8 +26,8 @@ from tqdm.auto import tqdm
 
 from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
 from ldm.images import encode_png
-from ldm.journal import append_line, in_order, read_lines
-from ldm.locks import one_writer
+from ldm.journal import SharedLines, in_order, read_lines
+from ldm.locks import held, lock_beside, taken
 from ldm.shards import shard_of
 from llava_bifrost.build_dataset.records import IMAGE, Built, statistics
 from llava_bifrost.settings import MergeShardsSettings, OutputSettings
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 RECIPE, DATASET, STATISTICS = "recipe.json", "dataset.json", "statistics.json"
 JPEG_QUALITY = 95
+TAKEN = 4  # chunks that a process takes at a time, so that the next is prepared while one is finished
 PRINTED = 12  # entries of one statistic
 
 
@@ -61,8 +64,9 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
     names, size = source.names, source.chunk
     output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
     recipe = {**source.recipe, **output, "items": len(names)}
-    if not (settings.out / RECIPE).is_file():
-        write_json(settings.out / RECIPE, recipe)
+    with held(lock_beside(settings.out / RECIPE), wait=True):
+        if not (settings.out / RECIPE).is_file():
+            write_json(settings.out / RECIPE, recipe)
     known = read_json(settings.out / RECIPE)
     different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
     if different:
@@ -70,18 +74,24 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
             f"{settings.out} holds a data set that was begun with other settings ({', '.join(different)}); "
             f"choose another --out or remove it"
         )
-    path = settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl"
-    with one_writer(path, inside=False):
-        done = {line["item"] for line in read_lines(path, repair=True)}
-        mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
-        todo = [chunk for chunk in mine if any(names[index] not in done for index in chunk)]
-        total, left = sum(map(len, mine)), sum(map(len, todo))
-        count = 0
-        with tqdm(total=total, initial=total - left, desc="building", unit="item", disable=None) as bar:
-            chunks = in_order(source.prepare, todo, workers=1)  # while the networks of `finish` run
+    lines = SharedLines(settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl")
+    mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
+    parts, count = [mine[at : at + TAKEN] for at in range(0, len(mine), TAKEN)], 0
+
+    def unfinished(part: Sequence[range]) -> list[range]:
+        lines.update()
+        return [chunk for chunk in part if any(names[index] not in lines.items for index in chunk)]
+
+    def place(part: Sequence[range]) -> Path:
+        return lines.path.with_suffix(f".{part[0].start}")
+
+    lines.update()
+    total, there = sum(map(len, mine)), sum(names[index] in lines.items for chunk in mine for index in chunk)
+    with tqdm(total=total, initial=there, desc="building", unit="item", disable=None) as bar:
+        for part in taken(parts, lambda part: not unfinished(part), place):
+            chunks = in_order(source.prepare, unfinished(part), workers=1)  # while networks of `finish` run
             for built in (built for prepared in chunks for built in source.finish(prepared)):
-                bar.update()
-                if built.name in done:
+                if built.name in lines.items:
                     continue
                 for name, rgb_u8 in {sample.image: sample.rgb_u8 for sample in built.samples}.items():
                     buffer = io.BytesIO()
@@ -90,8 +100,10 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
                     write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
                 numbers = settings.format, settings.decimals
                 records = [sample.record(*numbers) for sample in built.samples]
-                append_line(path, {"item": built.name, "records": records, "dropped": list(built.dropped)})
+                lines.update({"item": built.name, "records": records, "dropped": list(built.dropped)})
+                bar.update()
                 count += 1
+        bar.update(total - bar.n)  # what other processes built
     seconds = time.perf_counter() - start
     log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
     if shards == 1:

@@ -90,6 +90,13 @@ def test_shared_items_are_done_once_and_those_of_others_come_last(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_lock_that_a_dead_process_left_of_a_done_item_goes(tmp_path: Path) -> None:
+    items = [tmp_path / name for name in ("a", "b")]
+    lock_beside(items[1]).touch()
+    assert list(taken(items, lambda path: True, Path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def hold(path: Path, ready) -> None:
     with held(path):
         ready.set()
