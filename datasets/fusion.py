@@ -9,7 +9,7 @@ modes place        the object stands in the scene, nearer objects hide it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from math import ceil, floor
 
 import cv2
@@ -166,20 +166,25 @@ def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion:
 
 
 def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Depth (h, w) without what stands in region (h, w) bool: each row interpolated across its gaps."""
+    """Depth (h, w) without what stands in region (h, w) bool: each row interpolated across its gaps.
+
+    A gap at a border takes the side that it has, a row without any the end of the row before it.
+    """
     if not region.any() or region.all():
         return depth_01
-    # One interpolation over the rows laid end to end; a gap at a border takes the side that it has.
-    (h, w), flat = depth_01.shape, depth_01.ravel().astype(np.float64)
-    row = np.repeat(np.arange(h), w)
-    gap, where = np.flatnonzero(region), np.flatnonzero(~region)
-    after = np.minimum(np.searchsorted(where, gap), len(where) - 1)
-    right, left = where[after], where[np.maximum(after - 1, 0)]
-    right = np.where(row[right] == row[gap], right, left)
-    left = np.where(row[left] == row[gap], left, right)
-    fraction = np.where(right > left, (gap - left) / np.maximum(right - left, 1), 0.0)
-    flat[gap] = flat[left] * (1 - fraction) + flat[right] * fraction
-    return flat.reshape(h, w).astype(np.float32)
+    w, result, whole = region.shape[1], depth_01.copy(), np.asarray(region.all(axis=1))
+    gaps = region & ~whole[:, None]
+    flat = np.pad(gaps, ((0, 0), (1, 1))).ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1])  # before the first pixel of a gap, then at its last one
+    (row, start), end = np.divmod(edges[::2], w + 2), edges[1::2] % (w + 2)
+    left = depth_01[row, np.where(start > 0, start - 1, end % w)].astype(np.float64)
+    right = depth_01[row, np.where(end < w, end, start - 1)].astype(np.float64)
+    first = (long := end - start).cumsum() - long - 1
+    fraction = (np.arange(long.sum()) - np.repeat(first, long)) / np.repeat(long + 1, long)
+    result[gaps] = np.repeat(left, long) * (1 - fraction) + np.repeat(right, long) * fraction
+    for k in np.flatnonzero(whole):
+        result[k] = result[k - 1, -1] if k else result[whole.argmin(), 0]
+    return result
 
 
 def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -234,7 +239,7 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     inside = (cv2.resize(mask.astype(np.float32), side) > 0.5).astype(np.uint8)
     across = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
     down = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
-    strength = cv2.addWeighted(across, 0.5, down, 0.5, 0).max(axis=-1)
+    strength = reduce(cv2.max, cv2.split(cv2.addWeighted(across, 0.5, down, 0.5, 0)))
     inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
     edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]
     map_u8 = np.repeat(edges, 3, axis=-1) if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)

@@ -75,17 +75,16 @@ def whole_box(box_xyxy: Sequence[float]) -> Box:
 
 
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
-    """Tight box of mask (h, w) bool. "legacy": last row and column left out, and the whole image for fewer
-    than 10 pixels (published)."""
-    h, w = mask.shape
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    """Tight box of mask (h, w) bool.
+
+    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published).
+    """
+    x, y, w, h = cv2.boundingRect((mask if mask.dtype == bool else mask != 0).view(np.uint8))
     if end == "legacy":
-        if np.count_nonzero(mask) < 10:
-            return 0, 0, w, h
-        return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-    if not len(rows):
+        return (0, 0, *mask.shape[::-1]) if np.count_nonzero(mask) < 10 else (x, y, x + w - 1, y + h - 1)
+    if not w:
         raise ValueError("the mask is empty: at least one pixel must be set")
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return x, y, x + w, y + h
 
 
 def tight_slices(mask: np.ndarray) -> Part:

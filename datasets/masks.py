@@ -104,19 +104,27 @@ def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size 
         # cv2 reads around the anchor, so offsets -k .. k-1 of a set pixel are anchor k-1 in a kernel of 2k.
         rectangle = np.ones((2 * kh, 2 * kw), np.uint8)
         return cv2.dilate(mask.astype(np.uint8), rectangle, anchor=(kw - 1, kh - 1)) > 0
+    if not mask.any():
+        return np.zeros(mask.shape, bool)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * kw + 1, 2 * kh + 1))
-    solid = cv2.copyMakeBorder(mask.astype(np.uint8), kh, kh, kw, kw + 1, cv2.BORDER_CONSTANT)
+    x0, y0, x1, y1 = bbox_of_mask(mask)
+    x0, y0, x1, y1 = clip_box((x0 - kw, y0 - kh, x1 + kw, y1 + kh), (mask.shape[0], mask.shape[1]))
+    inside = mask[y0:y1, x0:x1].astype(bool, copy=False).view(np.uint8)  # nothing changes farther away
+    solid = cv2.copyMakeBorder(inside, kh, kh, kw, kw + 1, cv2.BORDER_CONSTANT)
     y, x = np.nonzero(solid > cv2.erode(solid, np.ones((3, 3), np.uint8)))  # the outline
     if max(kh, kw) < SMALL_KERNEL or len(y) * len(kernel) > solid.size:
-        return cv2.dilate(mask.astype(np.uint8), kernel) > 0
-    # Every pixel of the outline starts and ends a run in each row of the kernel: faster for large kernels.
-    runs, one = np.zeros(solid.size, np.int32), np.int32(1)  # of another type `at` is 20 times slower
-    for down, half in zip(range(-kh, kh + 1), kernel.sum(1).astype(int) // 2, strict=True):
-        starts = (y + down) * solid.shape[1] + x - half
-        np.add.at(runs, starts, one)
-        np.subtract.at(runs, starts + 2 * half + 1, one)
-    grown = (solid > 0) | (runs.cumsum(dtype=np.int32, out=runs).reshape(solid.shape) > 0)
-    return grown[kh : kh + mask.shape[0], kw : kw + mask.shape[1]]
+        grown = cv2.dilate(inside, kernel) > 0
+    else:
+        # Every pixel of the outline starts and ends a run in each row of the kernel: faster for large ones.
+        runs, one = np.zeros(solid.size, np.int32), np.int32(1)  # of another type `at` is 20 times slower
+        for down, half in zip(range(-kh, kh + 1), kernel.sum(1).astype(int) // 2, strict=True):
+            starts = (y + down) * solid.shape[1] + x - half
+            np.add.at(runs, starts, one)
+            np.subtract.at(runs, starts + 2 * half + 1, one)
+        grown = (solid > 0) | (runs.cumsum(dtype=np.int32, out=runs).reshape(solid.shape) > 0)
+        grown = grown[kh : kh + y1 - y0, kw : kw + x1 - x0]
+        del runs  # the largest
+    return np.pad(grown, ((y0, mask.shape[0] - y1), (x0, mask.shape[1] - x1)))
 
 
 def mask_level(silhouette: np.ndarray, level: str, region: np.ndarray, amount: float,

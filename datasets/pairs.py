@@ -137,9 +137,10 @@ class Geometry:
         edit = self._edit_region(crop, frame, (placed.alpha_01 > 0.5) & shown, target, region)
         if options.occlusion != "published":
             edit = edit & ~keep
-        coverage = np.where(shown & edit, placed.alpha_01, np.float32(0))
+        coverage = placed.alpha_01 * (shown & edit)
         if fused:
-            depth_01 = np.where(coverage > 0.5, placed.depth_01, depth_01)
+            depth_01 = depth_01.copy()
+            cv2.copyTo(placed.depth_01, (coverage > 0.5).astype(np.uint8), depth_01)
         if inputs.target_depth_01 is not None:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
@@ -260,8 +261,8 @@ def pair_of(geometry: Geometry) -> Pair:
             map_u8 = fusion.high_frequency(*small, options.hf_mode, options.hf_threshold).astype(np.float32)
             warped, part = fusion.warp_into(map_u8, geometry.fitted_box(crop), crop.size)
             detail_u8 = np.zeros_like(layers.background_u8)
-            detail_u8[part] = np.clip(np.rint(warped), 0, 255)
-        mask = np.where(crop.inside, layers.edit, options.mask_pad)
+            detail_u8[part] = cv2.convertScaleAbs(warped)  # rounded and clipped
+        mask = np.where(crop.inside, layers.edit, np.int8(options.mask_pad))
     if options.collage == "box":
         hint_u8 = np.where(layers.region[..., None], detail_u8, layers.background_u8)
     else:
@@ -269,10 +270,10 @@ def pair_of(geometry: Geometry) -> Pair:
         under = layers.background_u8 if hide is not None else layers.clean_u8  # both are hidden there
         hint_u8 = fusion.collage(under, detail_u8, layers.coverage_01, hide)
     target_u8 = geometry.fit(layers.background_u8)
-    if inputs.target_u8 is not None:
-        target_u8 = np.where(mask[..., None] == 1, crop.take(inputs.target_u8), target_u8)
-    images = (np.array(image_u8, order="C") for image_u8 in (view_u8, target_u8, geometry.fit(hint_u8)))
-    reference, target, hint = (torch.from_numpy(image_u8).permute(2, 0, 1) for image_u8 in images)
+    if inputs.target_u8 is not None and inputs.target_u8 is not inputs.background_u8:
+        target_u8 = cv2.copyTo(crop.take(inputs.target_u8), (mask == 1).astype(np.uint8), target_u8.copy())
+    images = view_u8, target_u8, geometry.fit(hint_u8)
+    reference, target, hint = (torch.from_numpy(np.stack(cv2.split(image_u8))) for image_u8 in images)
     regions = torch.from_numpy(mask.astype(np.int8))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # Raster formats only: Pillow would also hand EPS to an external program.
 RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "JPEG2000")
+TURNING = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow finds an orientation
 # Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
 DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error,
@@ -192,7 +193,8 @@ def opened(path: Path, data: bytes | None = None, shrink: int = 1) -> Iterator[I
                 reason = "is damaged, or a kind of TIFF that is not read; save it as PNG, depth as gray"
             raise ValueError(f"{path} {reason}") from None
         try:
-            ImageOps.exif_transpose(image, in_place=True)
+            if image.format not in ("JPEG", "PNG") or TURNING & image.info.keys():  # slow
+                ImageOps.exif_transpose(image, in_place=True)
         except DECODER_ERRORS:  # damaged EXIF data do not make the pixels unreadable
             log.warning("%s: unreadable EXIF data, taken as upright", path)
         yield image

@@ -22,6 +22,7 @@ from ldm.files import same_file
 
 BAD_FRACTION = 0.1  # chosen: slips spoil a few records, a wrong merge or export spoils nearly all
 SHOWN = 5  # unusable records that a message names
+MAX_CHARACTERS = 7  # of a run length: 34 bits, more than any image has pixels
 REACH = 10  # longer sides of the image that a coordinate may be away from it; chosen, far below what crashes
 T = TypeVar("T")
 R = TypeVar("R")
@@ -189,18 +190,17 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
 
 
-def _counts(code: bytes) -> list[int]:
+def _counts(code: bytes) -> np.ndarray:
     """Run lengths of COCO's compressed form: 5 bits a character from 48 on, differences from the third on."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in code:
-        bits = character - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"{chr(character)!r} is no character of run lengths")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits >> 4 & 1) << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
+    bits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    if (wrong := (bits < 0) | (bits > 63)).any():
+        raise ValueError(f"{chr(code[wrong.argmax()])!r} is no character of run lengths")
+    last = np.flatnonzero(bits < 32)  # characters of the numbers
+    first = np.append(0, last + 1)[:-1]
+    if not len(last) or (long := last - first + 1).max() > MAX_CHARACTERS:
+        return last[:0]  # which fills no image
+    place = np.arange(last[-1] + 1) - np.repeat(first, long)
+    counts = np.add.reduceat((bits[: last[-1] + 1] & 31) << 5 * place, first)
+    counts -= (bits[last] >> 4) << 5 * long  # the sign
+    counts[1::2], counts[2::2] = counts[1::2].cumsum(), counts[2::2].cumsum()
     return counts

@@ -125,8 +125,9 @@ class VipSegConfig(VideoConfig):
         ids = readers.read_ids(mask)
         if self.things_only and ids.max() > VIPSEG_LARGEST:
             raise ValueError(f"things_only: {mask} holds colours; set masks to the folder of gray masks")
-        stuff = self.things_only & (ids <= VIPSEG_STUFF)
-        return np.where(stuff if self.void is None else stuff | (ids == self.void), 0, ids)
+        if self.things_only:
+            ids = ids * (ids > VIPSEG_STUFF)
+        return ids if self.void is None else ids * (ids != self.void)
 
     def _image(self, mask: Path) -> Path:
         return self.images / mask.parent.name / f"{mask.stem}.jpg"

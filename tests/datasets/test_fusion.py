@@ -143,6 +143,23 @@ def test_filling_takes_a_thing_out_of_the_depth_map():
     assert fill_depth(background, np.zeros(FRAME, bool)) is background
 
 
+@pytest.mark.parametrize(
+    ("gaps", "filled"),
+    [
+        (["....", "..##"], [[0, 1, 2, 3], [4, 5, 5, 5]]),  # at the right border of the last row
+        (["##..", "...."], [[2, 2, 2, 3], [4, 5, 6, 7]]),
+        (["#.#.", ".##."], [[1, 1, 2, 3], [4, 5, 6, 7]]),
+        (["..##", "####"], [[0, 1, 1, 1], [1, 1, 1, 1]]),
+        (["####", ".###"], [[4, 4, 4, 4], [4, 4, 4, 4]]),
+        (["####", "####"], [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ],
+)
+def test_a_gap_takes_the_sides_that_it_has(gaps: list[str], filled: list[list[int]]) -> None:
+    depth = np.arange(8, dtype=np.float32).reshape(2, 4)
+    region = np.array([[letter == "#" for letter in row] for row in gaps])
+    assert fill_depth(depth, region).tolist() == filled
+
+
 def test_painting_over_continues_the_surroundings():
     ramp = np.repeat(np.linspace(0, 255, FRAME[1])[None, :], FRAME[0], axis=0)
     image = np.repeat(np.rint(ramp).astype(np.uint8)[..., None], 3, axis=-1)
