@@ -24,11 +24,9 @@ from ldm.loading import loading
 
 
 class IdentityEncoder(nn.Module):
-    """Reference image on white -> tokens that the UNet and both control branches attend to (section 3.2).
-
-    The DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16
-    position embeddings, interpolated once at conversion), so nothing is interpolated here.
-    """
+    """Reference image on white -> tokens that the UNet and both control branches attend to (section 3.2). The
+    DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16 position
+    embeddings, interpolated once at conversion), so nothing is interpolated here."""
 
     mean: Tensor
     std: Tensor

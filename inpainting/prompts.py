@@ -125,10 +125,8 @@ def paint_masks(
 
 
 def split_colors(image: LoadedImage) -> list[np.ndarray]:
-    """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`.
-
-    Gray and transparent pixels belong to none. ValueError where nothing is coloured.
-    """
+    """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`. Gray
+    and transparent pixels belong to none. ValueError where nothing is coloured."""
     rgb_u8, (h, w), found = image.rgb_u8, image.size, list[np.ndarray]()
     colored = np.ptp(rgb_u8, axis=2) > GRAY_TOLERANCE
     if image.alpha_u8 is not None:
@@ -189,11 +187,9 @@ class PrompterConfig:
 
 
 def colors_of_masks(config: PrompterConfig, given: Sequence[str]) -> list[str]:
-    """Colours of r masks, in their order. given: r prompts, "" where one is to be written.
-
-    The last mask of the question has the first colour, red (published). Masks with a known prompt come first,
-    so that the model knows these prompts when it writes the others. ValueError for too few colours.
-    """
+    """Colours of r masks, in their order. given: r prompts, "" where one is to be written. The last mask of
+    the question has the first colour, red (published). Masks with a known prompt come first, so that the
+    model knows these prompts when it writes the others. ValueError for too few colours."""
     count, known = len(given), config.colors
     if count > len(known):
         raise ValueError(f"{config.name} knows {len(known)} colours ({', '.join(known)}), got {count} masks")

@@ -103,10 +103,8 @@ def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:
 
 
 def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Embeddings (b, t, c) and token_region_ids (b, t) of a batch, by one call of the text encoder.
-
-    Images with fewer tokens than the longest are padded with zeros that no pixel reads.
-    """
+    """Embeddings (b, t, c) and token_region_ids (b, t) of a batch, by one call of the text encoder. Images
+    with fewer tokens than the longest are padded with zeros that no pixel reads."""
     device = next(text_encoder.parameters()).device
     ids = torch.cat([plan.input_ids for plan in plans])
     rows = check_finite(text_encoder(ids.to(device))[0], "text encoder")  # (all s, l, c)

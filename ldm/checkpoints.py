@@ -146,11 +146,9 @@ def stored_names(model: nn.Module) -> dict[str, list[str]]:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes.
-
-    A former folder that holds what the new one does not is kept as NAME.old1, NAME.old2, ...
-    ValueError while another process writes the same folder.
-    """
+    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes. A
+    former folder that holds what the new one does not is kept as NAME.old1, NAME.old2, ... ValueError while
+    another process writes the same folder."""
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     with one_writer(folder, inside=False):
         if old.exists() and not folder.exists():  # a kill came between the two renames below

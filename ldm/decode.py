@@ -104,9 +104,7 @@ def _transformed(pixels_u8: np.ndarray, transform: ImageCms.ImageCmsTransform | 
 @lru_cache(maxsize=32)
 def profile_transform(profile: bytes, mode: str, back: bool = False) -> ImageCms.ImageCmsTransform | None:
     """From a profile's colours in a Pillow mode to sRGB, or back; None where both are the same.
-
-    ImageCms.PyCMSError for a damaged profile, and for one that has no way back.
-    """
+    ImageCms.PyCMSError for a damaged profile, and for one that has no way back."""
     ends: list[Any] = [ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")]
     (source, target), flags = ends[::-1] if back else ends, ImageCms.Flags.BLACKPOINTCOMPENSATION
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -121,10 +119,8 @@ def profile_transform(profile: bytes, mode: str, back: bool = False) -> ImageCms
 
 def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndarray, bytes | None]:
     """The decoded pixels (h, w, 3) uint8 of an image in sRGB, and its profile where a result can carry it.
-
     Colours of a gray, CMYK or one-way profile are converted and the profile is not carried. A profile that is
-    damaged, or made for another kind of image, counts as none.
-    """
+    damaged, or made for another kind of image, counts as none."""
     profile, gray = image.info.get("icc_profile"), image.mode in ("1", "L", "LA") or is_deep(image)
     if not profile:
         return own_u8, None

@@ -171,10 +171,8 @@ def prediction_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps:
 
 
 def min_snr_weight(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
-    """(b,) loss weights: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity; gamma 0: all 1.
-
-    Hang et al. 2023, equation 11: every prediction is weighted as if the clean latents were predicted.
-    """
+    """(b,) loss weights: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity; gamma 0: all 1. Hang et
+    al. 2023, equation 11: every prediction is weighted as if the clean latents were predicted."""
     if not gamma:
         return torch.ones(len(timesteps), device=timesteps.device)
     snr = compute_snr(scheduler, timesteps)

@@ -79,10 +79,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV table with at least these columns, separated by comma, semicolon or tab.
-
-    Blank rows do not count; a field that a row lacks is "". ValueError names the file and column or line.
-    """
+    """The rows of a CSV table with at least these columns, separated by comma, semicolon or tab. Blank rows
+    do not count; a field that a row lacks is "". ValueError names the file and column or line."""
     text = read_text(path)
     mark = max(DELIMITERS, key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text, ""), delimiter=mark, restval="", strict=True)

@@ -119,10 +119,8 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
 
 
 def read_depth(path: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest.
-
-    Larger values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have.
-    """
+    """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest. Larger
+    values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have."""
     path = as_file(path, "depth map")
     with decode.opened(path) as image:
         deep = decode.sixteen_bit_rgb(image, path)
@@ -229,10 +227,8 @@ def from_pm1(image_pm1: "Tensor") -> np.ndarray:
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") -> np.ndarray:
-    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool, which stays bool.
-
-    `area` averages when it shrinks and is linear where it enlarges; `cubic` may overshoot for floats.
-    """
+    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool, which stays bool. `area` averages when it
+    shrinks and is linear where it enlarges; `cubic` may overshoot for floats."""
     if how not in INTERPOLATION:
         raise ValueError(f"unknown interpolation {how!r}; allowed: {', '.join(INTERPOLATION)}")
     if image.dtype == bool:

@@ -197,10 +197,8 @@ class Locator:
 
 
 def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", load_in: str = "") -> Locator:
-    """A locator from a `save_pretrained` folder; options as of `load_mllm`.
-
-    ValueError for other folders; `llava_bifrost.model convert` makes one of the original LLaVA layout.
-    """
+    """A locator from a `save_pretrained` folder; options as of `load_mllm`. ValueError for other folders;
+    `llava_bifrost.model convert` makes one of the original LLaVA layout."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no locator there (config.json is missing){how_to_get(folder)}")

@@ -146,9 +146,7 @@ def locator_config(config: TrainConfig, family: str) -> LocatorConfig:
 
 def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> dict[str, float]:
     """Of free greedy answers: fraction that parses, mean IoU and depth error, fraction true to the sentence.
-
-    An answer that cannot be read counts as IoU 0, depth error 1 and an instruction that is not satisfied.
-    """
+    An answer that cannot be read counts as IoU 0, depth error 1 and an instruction that is not satisfied."""
     ious, errors, held, parsed = [], [], [], 0
     for record, (_, location) in zip(records, free_answers(locator, records), strict=True):
         parsed += location is not None

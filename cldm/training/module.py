@@ -264,8 +264,6 @@ def weighted_error(prediction: Tensor, target: Tensor, mask: Tensor, extra: floa
 
 def shifted_timesteps(chosen: Tensor, shift: float, timesteps: int) -> Tensor:
     """(b,) int64: uniform draws moved towards the noisy end, u -> shift u / (1 + (shift - 1) u), u in (0, 1).
-
-    Esser et al. 2024, equation 23. shift: above 1 noisier, 1 = as drawn, below 1 cleaner
-    """
+    Esser et al. 2024, equation 23. shift: above 1 noisier, 1 = as drawn, below 1 cleaner"""
     u = (chosen.double() + 0.5) / timesteps
     return (shift * u / (1 + (shift - 1) * u) * timesteps).long().clamp(0, timesteps - 1)

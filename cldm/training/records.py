@@ -52,9 +52,7 @@ def watched_samples(trainer: pl.Trainer) -> list[TrainingSample]:
 @torch.no_grad()
 def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int = 0) -> dict[str, float]:
     """How far the prediction moves when a hint is blanked as in condition dropout, relative to its own size.
-
-    Root mean square over the edit region's latents of the targets at PROBE_AT; 0 = the hint is ignored.
-    """
+    Root mean square over the edit region's latents of the targets at PROBE_AT; 0 = the hint is ignored."""
     latents = model.latent_space.encode(batch["target_pm1"])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     schedule = DDIMScheduler.from_config(model.scheduler_config)
@@ -210,10 +208,8 @@ class Samples(pl.Callback):
 
 class Validation(pl.Callback):
     """Every `validation.every` steps the mean loss over the held-out examples, in all and by source.
-
     Examples, noise and timesteps are always the same, the timesteps spread evenly; no condition is dropped.
-    The rows stand in validation.csv. SaveModel keeps the checkpoint of `best_step`.
-    """
+    The rows stand in validation.csv. SaveModel keeps the checkpoint of `best_step`."""
 
     def __init__(self, config: RunConfig) -> None:
         self.settings, self.file = config.validation, CsvLogger(config.out / "validation.csv")

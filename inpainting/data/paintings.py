@@ -127,10 +127,8 @@ def change_annotations(
     entities_dir: Path, step: str, inputs: Mapping[str, Any],
     change: Callable[[str, dict[str, Any]], str | None], redo: bool = True, adds: str = "concept",
 ) -> Journal:  # fmt: skip
-    """Change every annotations.json in place: change(stem, document), which may return what is missing.
-
-    A damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards
-    """
+    """Change every annotations.json in place: change(stem, document), which may return what is missing. A
+    damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards"""
 
     def work(stem: str) -> None:
         path = entities_dir / stem / ANNOTATIONS

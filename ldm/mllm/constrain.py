@@ -47,11 +47,9 @@ class Rule:
 
 
 class Grammar:
-    """The tokens of one tokenizer as texts, and the expressions compiled against them.
-
-    Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
-    tokens that are plain words. Special tokens have no text. most_rules: compiled expressions that are kept
-    """
+    """The tokens of one tokenizer as texts, and the expressions compiled against them. Knows byte-level BPE
+    (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and tokens that are plain
+    words. Special tokens have no text. most_rules: compiled expressions that are kept"""
 
     def __init__(self, tokenizer: Any, most_rules: int = 4096) -> None:
         self.tokenizer, self.end, self.most_rules = tokenizer, end_token(tokenizer), most_rules

@@ -107,10 +107,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def load_processor(folder: Path, config: Any = None) -> Any:
     """The processor of a folder, with PIL image processing whatever is installed, so that results are equal.
-
     Without torchvision a processor that also knows videos is loaded without that part. A LLaVA-1.5 processor
-    that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained.
-    """
+    that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained."""
     existing_folder(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
     given: dict[str, Any] = {}  # the first file that says something of a key counts

@@ -42,9 +42,7 @@ log = logging.getLogger(__name__)
 
 def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
     """Fill `schema` from its defaults, the YAML file at `path` with its bases, then `key=value` texts.
-
-    Whatever is wrong is a one-line ValueError that names the file (or the override) and the key.
-    """
+    Whatever is wrong is a one-line ValueError that names the file (or the override) and the key."""
     layers = [] if path is None else yaml_layers(Path(path))
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -155,10 +153,8 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
 
 def layer_merger(schema: type[T], below: Sequence[Layer]) -> Callable[[Layer], T]:
     """layer -> `merge_layers(schema, [*below, layer])`, the same settings and errors, for many layers.
-
     OmegaConf copies the whole configuration for every value. So what has its type already, in a layer without
-    a mistake, is laid over the values of the lower layers, which earlier merges have shown.
-    """
+    a mistake, is laid over the values of the lower layers, which earlier merges have shown."""
     hints, shown = type_hints(schema), dict[str, Any]()  # type: ignore[arg-type]
 
     def merge(layer: Layer) -> T:

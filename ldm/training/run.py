@@ -60,10 +60,8 @@ def checkpoint_folders(out: Path) -> list[Path]:
 
 
 def chosen_checkpoint(out: Path, resume: str) -> Path | None:
-    """Where a run goes on. resume: `latest` (from the start if there is none), `none`, or a folder's name.
-
-    A name must be that of the newest one, and `none` needs a folder without any: nothing is overwritten.
-    """
+    """Where a run goes on. resume: `latest` (from the start if there is none), `none`, or a folder's name. A
+    name must be that of the newest one, and `none` needs a folder without any: nothing is overwritten."""
     found = checkpoint_folders(out)
     names = [path.name for path in found]
     if resume == "none" and found:

@@ -14,10 +14,8 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Yields the list of signals that came: the loop looks there after each step, saves, and ends.
-
-    At the end of the `with` the first one does what it would have done at once, as a second one does.
-    """
+    """Yields the list of signals that came: the loop looks there after each step, saves, and ends. At the end
+    of the `with` the first one does what it would have done at once, as a second one does."""
     came: list[int] = []
     before: dict[int, Any] = {}
     owner = os.getpid()

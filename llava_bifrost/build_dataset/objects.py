@@ -61,11 +61,9 @@ class Photograph:
 
 
 def read_instances(document: Any, path: Path, images: Path | None = None) -> list[Photograph]:
-    """Photographs of a COCO instances document, sorted by name; ValueError when there is none.
-
-    One with an unusable annotation is left out, since its names may fit no longer. images: folder of the
-    photographs, for documents that name no files
-    """
+    """Photographs of a COCO instances document, sorted by name; ValueError when there is none. One with an
+    unusable annotation is left out, since its names may fit no longer. images: folder of the photographs, for
+    documents that name no files"""
     categories = coco.records_by_id(document, "categories", path)
     records = coco.annotated_images(document, path, images, lambda entry: entry)
     files = [record.file for record in records]

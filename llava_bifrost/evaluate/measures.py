@@ -46,10 +46,8 @@ class LocatorCase:
 
 
 def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
-    """All measures of an answer (None: unreadable); those of the room only for a case with a world.
-
-    Distances are to one right answer; for a place to put something, other answers are right too.
-    """
+    """All measures of an answer (None: unreadable); those of the room only for a case with a world. Distances
+    are to one right answer; for a place to put something, other answers are right too."""
     if where is None:
         errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
         return {name: float(name in errors) for name in measure_answer(case, case.ground_truth)}
@@ -91,11 +89,9 @@ def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
 
 
 def published(where: Place, ground_truth: Place) -> Measures:
-    """The three numbers of the paper's Table 2, computed as its code does.
-
-    Mean squared error of the box and of the depth, and the fraction of answers with an "IoU" above 0.5, where
-    "IoU" adds 1 to every side as if fractions were pixels: even boxes that do not meet score up to 0.5.
-    """
+    """The three numbers of the paper's Table 2, computed as its code does. Mean squared error of the box and
+    of the depth, and the fraction of answers with an "IoU" above 0.5, where "IoU" adds 1 to every side as if
+    fractions were pixels: even boxes that do not meet score up to 0.5."""
     a, b = where.box01_xyxy, ground_truth.box01_xyxy
     inner = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
     areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b)]

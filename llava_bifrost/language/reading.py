@@ -220,11 +220,9 @@ def reproduces(request: Request, text: str) -> bool:
 
 
 def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
-    """The request in the names of known objects: what "the chair behind the Y" describes.
-
-    A description that is true of the known chair tells which is meant; another one is a wish about the object
-    itself. The ground is left out where another relation stays. Unresolved names stay as they are.
-    """
+    """The request in the names of known objects: what "the chair behind the Y" describes. A description that
+    is true of the known chair tells which is meant; another one is a wish about the object itself. The ground
+    is left out where another relation stays. Unresolved names stay as they are."""
     if request.replace:
         head, described = _described(request.target)
         resolved = described and request.target not in known and head in known

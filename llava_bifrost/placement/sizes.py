@@ -82,11 +82,9 @@ def usual_size(name: str) -> float | None:
 
 
 def by_noun(table: Mapping[str, T], name: str) -> T | None:
-    """What a table says of a name, by its noun of one or two words, singular; None for an unknown noun.
-
-    The noun stands before "in the field" and the like; of "pair of shoes" the second counts where the first
-    is unknown.
-    """
+    """What a table says of a name, by its noun of one or two words, singular; None for an unknown noun. The
+    noun stands before "in the field" and the like; of "pair of shoes" the second counts where the first is
+    unknown."""
     nouns = map(str.split, _MODIFIER.split(name.lower())[0].split(" of "))
     last = [word for words in nouns for word in (" ".join(words[-2:]), *words[-1:])]
     return next((table[key] for word in last for key in (word, word.removesuffix("s")) if key in table), None)

@@ -80,10 +80,8 @@ def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
 
 
 def describe_paintings(mllm: Mllm, images_u8: Sequence[np.ndarray], longest: int) -> list[dict[str, Any]]:
-    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
-
-    The boxes of a repeated phrase are united; objects without a phrase, whose span is empty, are dropped.
-    """
+    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes. The
+    boxes of a repeated phrase are united; objects without a phrase, whose span is empty, are dropped."""
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")

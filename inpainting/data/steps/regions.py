@@ -167,10 +167,8 @@ def region_files(step: str, folder: Path, rgb_u8: np.ndarray, found: list[Object
 
 
 def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:
-    """Whole pixels of a box, cut to the image; None for a box of the wrong size or without pixels.
-
-    The limits apply to the area before it is rounded to pixels, as published.
-    """
+    """Whole pixels of a box, cut to the image; None for a box of the wrong size or without pixels. The limits
+    apply to the area before it is rounded to pixels, as published."""
     h, w = size_hw
     x0, y0, x1, y1 = box_xyxy
     box = max(0, int(x0)), max(0, int(y0)), min(w, int(x1)), min(h, int(y1))

@@ -164,11 +164,9 @@ def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Jour
 
 
 def rule_root(concept: str) -> str:
-    """The last noun before the first preposition, verb or conjunction that follows a noun.
-
-    A possessor is no root ("a woman's face" -> "face"). Without any noun a phrase that begins with an article
-    ends in its root ("a reclining nude"), and any other phrase is its own.
-    """
+    """The last noun before the first preposition, verb or conjunction that follows a noun. A possessor is no
+    root ("a woman's face" -> "face"). Without any noun a phrase that begins with an article ends in its root
+    ("a reclining nude"), and any other phrase is its own."""
     from textblob.en import tag as penn_tags
 
     words = WORDS.findall(concept)

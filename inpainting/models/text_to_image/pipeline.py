@@ -186,11 +186,9 @@ def paint_all(
     options: PaintOptions = DEFAULTS,
     monitor: Monitor = Monitor(),  # noqa: B008
 ) -> list[PaintResult]:
-    """Paint several images; those of one painting size go through the model together.
-
-    Every sample has its own noise, so it is the same image (up to rounding) in any batch.
-    Raises `ldm.denoise.Cancelled` when the monitor cancels.
-    """
+    """Paint several images; those of one painting size go through the model together. Every sample has its
+    own noise, so it is the same image (up to rounding) in any batch. Raises `ldm.denoise.Cancelled` when the
+    monitor cancels."""
     options = resolve_options(pipe, options)
     prepared = [job.prepare(pipe, options) for job in jobs]
     batches: dict[torch.Size, list[int]] = defaultdict(list)  # by (h, w)

@@ -74,9 +74,7 @@ class RegionalAttention(AttnProcessor2_0):
 
 def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Give a stock UNet (plain, with LoRA, checkpointed) the processors; ValueError for another network.
-
-    Without `regions` among the cross_attention_kwargs it computes what it did before.
-    """
+    Without `regions` among the cross_attention_kwargs it computes what it did before."""
     for name, layer in attention_layers(unet):
         cross = name.endswith("attn2")
         unusual = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
