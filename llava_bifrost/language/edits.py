@@ -32,24 +32,23 @@ def parse_edits(text: str) -> list[Edit]:
     parts = [part for part in _BREAK.split(text.strip()) if plain_words(part)]
     if not parts:
         raise InstructionError("the instruction is empty")
-    return [edit for part in parts for edit in _parse_sentence(part)]
-
-
-def _parse_sentence(text: str) -> list[Edit]:
-    plain = plain_words(text)
-    verb, _, rest = plain.partition(" ")
-    if removed := _REMOVE.match(plain):
-        listed = split_list(plain[removed.end() :])
-        return [Edit("erase", _read(f"replace {words}", text).target) for words in listed]
-    if verb in MOVE_VERBS:
-        return [Edit("move", _read(f"place {rest}", text).target, f"place {rest}")]
-    request = parse_instruction(plain)
-    if not request.replace:
-        return [Edit("object", request.target, plain)]
-    _, *new = _BY.split(plain, maxsplit=1)
-    if not new:
-        raise InstructionError(f"{text.strip()!r} does not say what comes instead: Replace the X with the Y")
-    return [Edit("replace", request.target, by=new[0])]
+    edits = []
+    for part in parts:
+        plain = plain_words(part)
+        verb, _, rest = plain.partition(" ")
+        if removed := _REMOVE.match(plain):
+            listed = split_list(plain[removed.end() :])
+            edits += [Edit("erase", _read(f"replace {words}", part).target) for words in listed]
+        elif verb in MOVE_VERBS:
+            edits.append(Edit("move", _read(f"place {rest}", part).target, f"place {rest}"))
+        elif not (request := parse_instruction(plain)).replace:
+            edits.append(Edit("object", request.target, plain))
+        elif new := _BY.split(plain, maxsplit=1)[1:]:
+            edits.append(Edit("replace", request.target, by=new[0]))
+        else:
+            wrong = "does not say what comes instead: Replace the X with the Y"
+            raise InstructionError(f"{part.strip()!r} {wrong}")
+    return edits
 
 
 def _read(plain: str, text: str) -> Request:

@@ -151,30 +151,25 @@ class HeldOutTest:
 
 
 def train_prompt_writer(config: PromptTraining) -> Path:
-    """Train or test, the same call again continues; returns the folder of the adapter, model or results."""
-    accelerator = make_accelerator(config.fit, config.project_dir)
+    """Train or test, the same call again continues; returns the folder of the adapter, model or results.
+
+    An opacity curriculum takes the first half of the steps (published).
+    """
+    out, full, options = config.project_dir, config.fine_tuning_type == "full", config.fit
+    accelerator = make_accelerator(options, out)
     checkpoint = checkpoint_of(config) if config.only_val else None
     if not config.only_val:
         advice = "project_dir; resume_from=FOLDER trains on from a released adapter"
-        refuse_foreign(config.project_dir, ["adapter", "model"], advice)
-    writer = PromptWriter(open_mllm(config, accelerator.device, checkpoint), config.prompter)
+        refuse_foreign(out, ["adapter", "model"], advice)
+    settings, mllm = config.prompter, open_mllm(config, accelerator.device, checkpoint)
+    writer = PromptWriter(mllm, settings)
     held_out = HeldOutTest(config, accelerator, writer) if config.val.instances else None
-    if not config.only_val:
-        result = fine_tune(config, accelerator, writer, held_out)
-    elif held_out is None:
-        raise ValueError("only_val needs val.instances of at least 1")
-    else:
+    if config.only_val:
+        if held_out is None:
+            raise ValueError("only_val needs val.instances of at least 1")
         held_out.run(checkpoint)
-        result = config.folder
-    accelerator.end_training()
-    return result
-
-
-def fine_tune(
-    config: PromptTraining, accelerator: Accelerator, writer: PromptWriter, held_out: HeldOutTest | None
-) -> Path:
-    """Train `writer`; an opacity curriculum takes the first half of the steps (published)."""
-    out, full, mllm, options = config.project_dir, config.fine_tuning_type == "full", writer.mllm, config.fit
+        accelerator.end_training()
+        return config.folder
     data, processes = LlavaDataset(config.data, seed=options.seed), accelerator.num_processes
     count = min(config.train_samples or len(data), len(data))
     batches = ResumableSampler(count, options.batch, options.seed).epoch
@@ -186,7 +181,6 @@ def fine_tune(
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
         weights = sum(value.numel() for value in trained(mllm.model).values())
         log.info("%d paintings, %d trained weights", len(examples), weights)
-    settings = config.prompter
     layout = training.adapter_layout(mllm.model, lambda at: write_config(at / CONFIG_FILE, settings))
     layout, images = WHOLE if full else layout, None if held_out is None else held_out.data
     collate = PromptCollate(writer.chat, config.max_length, config.append_eos)
@@ -200,11 +194,12 @@ def fine_tune(
                 mllm.model.config.use_cache = True
                 mllm.model.save_pretrained(partial)
                 mllm.processor.save_pretrained(partial)
-                write_config(partial / CONFIG_FILE, config.prompter)
+                write_config(partial / CONFIG_FILE, settings)
             else:
                 shutil.copytree(outcome.newest / "adapter", partial, dirs_exist_ok=True)
         log.info("wrote %s", result)
     accelerator.wait_for_everyone()
+    accelerator.end_training()
     return result
 
 

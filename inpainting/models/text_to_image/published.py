@@ -69,13 +69,19 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
         h, w, factor = *pixels.shape[-2:], self.latent_space.factor
         if h % factor or w % factor:
             raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")
+        several = [generator] * count if isinstance(generator, torch.Generator) else list(generator or ())
+        if len(several) != count and generator is not None:
+            raise ValueError(f"{len(several)} generators for {count} images; give one, or one for each")
+        draws = [generator for generator in several for _ in range(num_images_per_prompt)]  # of one in a row
+        seeds = [int(torch.randint(SEEDS, (), generator=draw, device=draw.device)) for draw in draws]
+        if generator is None:
+            seeds = [secrets.randbelow(SEEDS) for _ in range(count * num_images_per_prompt)]
         tokens = zip(input_ids, freestyle_attention_mask, strict=True)
         batch = Batch(
             image_pm1=pixels, masks=freestyle_layout_mask[:, 1:].bool(), union=union,
             plans=[TokenPlan(ids[None].cpu(), region_ids.cpu().long()) for ids, region_ids in tokens],
             negatives=[plan_shared(negative_prompt or "", self.tokenizer)] * count,
-            rows=[row for row in range(count) for _ in range(num_images_per_prompt)],
-            seeds=_seeds(generator, count, num_images_per_prompt),
+            rows=[row for row in range(count) for _ in range(num_images_per_prompt)], seeds=seeds,
         )  # fmt: skip
         options = replace(COMPAT, steps=num_inference_steps, guidance=guidance_scale, strength=strength)
         painted = sample(batch, self, resolve_options(self, options), Monitor())
@@ -115,14 +121,3 @@ def _stacked(pixels: Images, size_hw: tuple[int, int], mask: bool) -> Tensor:
         return torch.stack([to_01(mask[..., None]) for mask in flat])
     smooth = [np.array(image.convert("RGB").resize(shape, Image.Resampling.LANCZOS)) for image in several]
     return torch.stack([to_pm1(image_u8) for image_u8 in smooth])
-
-
-def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int, each: int) -> list[int]:
-    """count x each seeds, those of one image in a row."""
-    if generator is None:
-        return [secrets.randbelow(SEEDS) for _ in range(count * each)]
-    several = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
-    if len(several) != count:
-        raise ValueError(f"{len(several)} generators for {count} images; give one, or one for each")
-    draws = [generator for generator in several for _ in range(each)]
-    return [int(torch.randint(SEEDS, (), generator=draw, device=draw.device)) for draw in draws]
