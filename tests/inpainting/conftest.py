@@ -6,13 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from inpainting.models.text_to_image.load import (
     Inpainter,
-    save_inpainter,
 )
-from tests.inpainting.small_inpainter import small_inpainter
+from tests.inpainting.small_inpainter import save_inpainter, small_inpainter
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Inpainter:
 def saved(model: Inpainter, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Our own layout, in single precision; not to be changed."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_inpainter(model, folder, torch.float32)
+    save_inpainter(model, folder)
     return folder
 
 

@@ -11,9 +11,12 @@ from diffusers import AutoencoderKL, AutoencoderTiny, PNDMScheduler, UNet2DCondi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from inpainting.models.text_to_image.config import InpainterConfig, PaintOptions
-from inpainting.models.text_to_image.load import Inpainter
+from inpainting.models.text_to_image.load import INPAINTER_FILE, Inpainter
 from inpainting.models.text_to_image.rca import install_rca
+from ldm.checkpoints import save_part
+from ldm.files import write_json
 from ldm.latents import LatentSpace
+from ldm.settings.config import write_config
 
 WORDS = ("a", "an", "the", "red", "green", "blue", "cube", "ball", "cone", "on", "striped", "very", ".", ",")
 QUICK = PaintOptions(scheduler="ddim", steps=2, guidance=3.0)
@@ -100,3 +103,14 @@ def box(h: int, w: int, y0: float, y1: float, x0: float, x1: float) -> np.ndarra
 def two(h: int, w: int) -> list[tuple[np.ndarray, str]]:
     left, right = box(h, w, 0.1, 0.6, 0.1, 0.45), box(h, w, 0.4, 0.9, 0.5, 0.95)
     return [(left, "a red cube"), (right, "a green striped ball")]
+
+
+def save_inpainter(model: Inpainter, folder: Path) -> None:
+    """The whole folder in single precision; an autoencoder that lies elsewhere is not written."""
+    for part, network in (("unet", model.unet), ("text_encoder", model.text_encoder)):
+        save_part(network, folder / part, torch.float32)
+    if model.config.vae == "vae":
+        model.latent_space.save_pretrained(folder / "vae", torch.float32)
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", model.scheduler_config)
+    write_config(folder / INPAINTER_FILE, model.config)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from inpainting.dream import build_app
 from inpainting.models.image_to_text.settings import Decoding
 from inpainting.models.image_to_text.writer import PromptWriter
-from inpainting.models.text_to_image.load import Inpainter, load_inpainter, save_inpainter
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import PaintResult, RegionPrompt
 from inpainting.painting import Dream, Prompts, dream, write_missing
 from inpainting.prompts import COLORS, CONFIG_FILE, PrompterConfig, rgb_of_color
@@ -25,7 +24,7 @@ from ldm.settings.cli import run_app
 from ldm.settings.config import write_config
 from ldm.sheet import grid, wrap_text
 from tests.conftest import ROOT
-from tests.inpainting.small_inpainter import QUICK, small_inpainter
+from tests.inpainting.small_inpainter import QUICK, save_inpainter, small_inpainter
 from tests.ldm.small_mllm import small_folder
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -38,7 +37,7 @@ SHORT = Decoding(longest=5)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """painter/, and writer/, an untrained LLaVA that knows three colours."""
     folder = tmp_path_factory.mktemp("models")
-    save_inpainter(small_inpainter(folder / "tokenizer"), folder / "painter", torch.float32)
+    save_inpainter(small_inpainter(folder / "tokenizer"), folder / "painter")
     config = PrompterConfig(
         name="small writer", colors=("red", "green", "blue"), longest=5, notice="untrained"
     )

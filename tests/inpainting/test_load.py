@@ -15,10 +15,9 @@ from inpainting.models.text_to_image.config import InpainterConfig, PaintOptions
 from inpainting.models.text_to_image.load import (
     Inpainter,
     load_inpainter,
-    save_inpainter,
 )
 from inpainting.models.text_to_image.pipeline import paint
-from tests.inpainting.small_inpainter import small_inpainter, small_unet
+from tests.inpainting.small_inpainter import save_inpainter, small_inpainter, small_unet
 
 QUICK = PaintOptions(scheduler="ddim", steps=1, guidance=2.0)
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -92,7 +91,7 @@ def test_autoencoder_elsewhere_with_statistics(tmp_path):
         tmp_path / "tokenizer", "tiny", InpainterConfig("tiny", vae="../vae", notice="small")
     )
     tiny.latent_space.save_pretrained(tmp_path / "vae", torch.float32)
-    save_inpainter(tiny, tmp_path / "model", torch.float32)
+    save_inpainter(tiny, tmp_path / "model")
     assert not (tmp_path / "model" / "vae").exists()
     loaded = load_inpainter(tmp_path / "model")
     assert loaded.latent_space.mean.flatten().tolist() == pytest.approx([0.1, 0.0, -0.1, 0.2])

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from inpainting.models.text_to_image.load import save_inpainter
 from inpainting.paint import build_app
 from ldm.images import read_image, write_mask, write_png
 from ldm.result import read_recipe
 from ldm.settings.cli import run_app
-from tests.inpainting.small_inpainter import small_inpainter
+from tests.inpainting.small_inpainter import save_inpainter, small_inpainter
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 MASK = np.zeros((48, 64), bool)
@@ -25,7 +23,7 @@ MASK[8:40, 10:40] = True
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    save_inpainter(small_inpainter(folder / "tokenizer"), folder / "model", torch.float32)
+    save_inpainter(small_inpainter(folder / "tokenizer"), folder / "model")
     return folder / "model"
 
 

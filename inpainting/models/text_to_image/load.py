@@ -22,13 +22,13 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from inpainting.models.text_to_image.config import InpainterConfig
 from inpainting.models.text_to_image.rca import install_rca
-from ldm.checkpoints import folder_written_whole, load_pretrained, save_part
+from ldm.checkpoints import load_pretrained
 from ldm.device import pick_device, pick_dtype
-from ldm.files import file_sha256, first_line, hash_folder, read_json, write_json
+from ldm.files import file_sha256, first_line, hash_folder, read_json
 from ldm.latents import LatentSpace
 from ldm.loading import loading
 from ldm.registry.models import existing_folder, how_to_get
-from ldm.settings.config import read_config, write_config
+from ldm.settings.config import read_config
 from ldm.weight_files import open_weights, weight_files
 
 log = logging.getLogger(__name__)
@@ -153,18 +153,6 @@ def weights_of(model: Inpainter) -> dict[str, Any]:
         first, *more = weight_files(model.folder / part)
         hashes[part] = hash_folder(model.folder / part) if more else file_sha256(first)
     return hashes
-
-
-def save_inpainter(model: Inpainter, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the whole folder, or nothing; an autoencoder that lies elsewhere is not written."""
-    with folder_written_whole(folder) as partial:
-        save_part(model.unet, partial / "unet", dtype)
-        save_part(model.text_encoder, partial / "text_encoder", dtype)
-        if model.config.vae == "vae":
-            model.latent_space.save_pretrained(partial / "vae", dtype)
-        model.tokenizer.save_pretrained(partial / "tokenizer")
-        write_json(partial / "scheduler" / "scheduler_config.json", model.scheduler_config)
-        write_config(partial / INPAINTER_FILE, model.config)
 
 
 def lora_file(path: Path) -> Path:
