@@ -167,12 +167,9 @@ class PrompterConfig:
     name: str = setting("prompt writer", help="short name for logs and recipes")
     notice: str = setting("", help="message when the model is loaded")
     colors: tuple[str, ...] = setting(tuple(COLORS), help="colours of masks that it knows")
-    question: str = setting(
-        "discover",
-        choices=("discover", "gray", "plain"),
+    question: str = setting("discover", choices=("discover", "gray", "plain"),
         help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: the same, "
-        "and the whole answer is the prompt (a model without adapter)",
-    )
+        "and the whole answer is the prompt (a model without adapter)")  # fmt: skip
     template: str = setting("", help="chat template in ldm.mllm.templates.TEMPLATES; empty: as published")
     longest: int = setting(64, low=1, help="most tokens of one prompt")
 

@@ -18,14 +18,12 @@ class DataConfig:
     datasets: Path | None = setting(None, help="real sources with weights, such as configs/datasets.yaml")
     scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
     more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
-    weights: tuple[float, ...] = setting(
-        (), low=0.0, help="relative weight of scenes and of each folder of more; none: equal"
-    )
+    weights: tuple[float, ...] = setting((), low=0.0,
+        help="relative weight of scenes and of each folder of more; none: equal")  # fmt: skip
     true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
     batch: int = setting(16, low=1, help="examples per batch and device")
-    stop_after: int = setting(
-        STOP_AFTER, low=1, help="a run stops when a source has accepted nothing in so many tries"
-    )
+    stop_after: int = setting(STOP_AFTER, low=1,
+        help="a run stops when a source has accepted nothing in so many tries")  # fmt: skip
     workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
 
     def __post_init__(self) -> None:
@@ -82,12 +80,10 @@ class CompositorTrainConfig:
         0.5, low=0.0, high=1.0,
         help="condition dropout (classifier-free guidance): probability of the tokens of the zero image",
     )  # fmt: skip
-    drop_detail: float = setting(
-        0.3, low=0.0, high=1.0, help="condition dropout: probability of a blank detail hint"
-    )
-    drop_depth: float = setting(
-        0.3, low=0.0, high=1.0, help="condition dropout: probability of a blank depth hint"
-    )
+    drop_detail: float = setting(0.3, low=0.0, high=1.0,
+        help="condition dropout: probability of a blank detail hint")  # fmt: skip
+    drop_depth: float = setting(0.3, low=0.0, high=1.0,
+        help="condition dropout: probability of a blank depth hint")  # fmt: skip
     timesteps: str = setting(
         "dynamics", choices=("dynamics", "uniform"),
         help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
@@ -104,9 +100,8 @@ class CompositorTrainConfig:
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
     attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager: faster for small models on CPU")
-    frozen: str = setting(
-        "fp32", choices=("fp32", "bf16"), help="weights of frozen networks; bf16: half their memory",
-    )  # fmt: skip
+    frozen: str = setting("fp32", choices=("fp32", "bf16"),
+        help="weights of frozen networks; bf16: half their memory")  # fmt: skip
     gradient_checkpointing: bool = setting(False, help="recompute activations: less memory, about 1/3 slower")
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
@@ -131,10 +126,8 @@ class TrainerConfig:
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
     devices: int = setting(1, low=1, help="devices per node")
     nodes: int = setting(1, low=1, help="number of nodes")
-    strategy: str = setting(
-        "ddp", choices=("ddp", "fsdp"),
-        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)",
-    )  # fmt: skip
+    strategy: str = setting("ddp", choices=("ddp", "fsdp"),
+        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)")  # fmt: skip
     precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
@@ -143,9 +136,8 @@ class TrainerConfig:
     log_every: int = setting(50, low=1, help="steps between rows of metrics.csv")
     sample_every: int = setting(1000, low=0, help="steps between sheets of samples; 0 = none")
     probe_every: int = setting(500, low=0, help="steps between measurements of each hint's effect; 0 = none")
-    tracker: str = setting(
-        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
-    )
+    tracker: str = setting("none", choices=("none", "tensorboard", "wandb"),
+        help="also send the numbers of metrics.csv there")  # fmt: skip
 
     @property
     def all_devices(self) -> int:
@@ -202,9 +194,8 @@ class RunConfig:
     pair: PairOptions = setting(PairOptions(), help="pre-processing")
     sampling: Sampling = setting(Sampling(), help="sampler settings recommended for the trained model")
     data: DataConfig = setting(DataConfig(), help="sources and batches")
-    validation: ValidationConfig = setting(
-        ValidationConfig(), help="held-out loss, sheet and best checkpoint"
-    )
+    validation: ValidationConfig = setting(ValidationConfig(),
+        help="held-out loss, sheet and best checkpoint")  # fmt: skip
     train: CompositorTrainConfig = setting(CompositorTrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
 

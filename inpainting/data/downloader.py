@@ -60,9 +60,8 @@ class TemporaryError(ValueError):
 @dataclass(frozen=True)
 class FetchSettings(CheckedSettings):
     out_dir: Path = setting(Path("data"), help="folder that gets the three files")
-    copies: tuple[Path, ...] = setting(
-        (), aliases=("--from",), help="--from FILE: files, archives or folders fetched elsewhere, no download"
-    )
+    copies: tuple[Path, ...] = setting((), aliases=("--from",),
+        help="--from FILE: files, archives or folders fetched elsewhere, no download")  # fmt: skip
     repository: str = setting(REPOSITORY, help="owner/name")
     revision: str = setting(REVISION, help="commit; full hash")
     raw_url: str = setting(RAW, help="address of a file of the repository")
@@ -171,9 +170,8 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
 
 @dataclass(frozen=True)
 class DownloadSettings(CheckedSettings):
-    output_dir: Path = setting(
-        Path("data/mm_inp_dataset/images"), aliases=("--output_dir", "-o"), help="folder for the images"
-    )
+    output_dir: Path = setting(Path("data/mm_inp_dataset/images"), aliases=("--output_dir", "-o"),
+        help="folder for the images")  # fmt: skip
     csv: Path = setting(Path("data/wikiart_images.csv"), help="table of file_name, url and modifier")
     threads: int = setting(16, low=1, high=256, help="images at once")
     attempts: int = setting(4, low=1, help="tries per image")

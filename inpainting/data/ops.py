@@ -33,9 +33,8 @@ class BuildSettings(CheckedSettings):
     image_dir: Path = setting(Path("data/mm_inp_dataset/images"), help="folder of images, split or not")
     annotations_path: Path = setting(Path("data/annotations.json"), help="descriptions with boxes (Kosmos-2)")
     captions_path: Path = setting(Path("data/llava.json"), help="captions of the objects (LLaVA)")
-    split_df_path: Path | None = setting(
-        Path("data/wikiart_images.csv"), help="table of file_name and split; none: a random split"
-    )
+    split_df_path: Path | None = setting(Path("data/wikiart_images.csv"),
+        help="table of file_name and split; none: a random split")  # fmt: skip
     out_dir: Path = setting(Path("data/mm_inp_dataset"), help="gets images, masks and entities")
     annotator_id: str = setting("", help="Kosmos-2, folder or hub name: makes a missing annotations file")
     model_id: str = setting("", help="LLaVA-NeXT, folder or hub name: makes a missing captions file")

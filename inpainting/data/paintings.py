@@ -40,17 +40,15 @@ class RegionOptions(CheckedSettings):
     data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
     max_concepts: int | None = setting(5, low=1, high=len(COLORS), help="most regions of an image; none: all")
     shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
-    masked_area_threshold: float | None = setting(
-        0.65, low=0, high=1, help="largest masked fraction; the first region is always kept"
-    )
+    masked_area_threshold: float | None = setting(0.65, low=0, high=1,
+        help="largest masked fraction; the first region is always kept")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PaintingOptions(RegionOptions):
     resolution: int = setting(512, low=16, help="side of the square crop in pixels")
-    drop_caption_probability: float = setting(
-        0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
-    )
+    drop_caption_probability: float = setting(0.1, low=0, high=1,
+        help="fraction of training images with one region that have no prompt")  # fmt: skip
 
     @property
     def rules(self) -> dict[str, Any]:
