@@ -220,8 +220,7 @@ class Campaign:
         self.prepare()
         case = f"disk of {part} of {self.bytes >> 10} kB"
         with state.small_disk(self.place, int(part * self.bytes)) as mounted:
-            largest = 0 if mounted else int(part * self.bytes) // 4
-            code = self.finish(self.start(size=largest), case)
+            code = self.finish(self.start(size=0 if mounted else int(part * self.bytes) // 4), case)
             names = state.contents(self.place)
         self.counts["full disk"] += 1
         if code not in (0, 1, 2):

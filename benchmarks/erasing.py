@@ -64,12 +64,17 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
                 filled_u8 = eraser.erase(rgb_u8, mask)
                 seconds = time.process_time() - started
                 error = np.square(filled_u8[mask].astype(np.float64) - rgb_u8[mask]).mean()
-                ours, true = (texture_energy(image, mask) for image in (filled_u8, rgb_u8))
+                energies = []  # of the Laplacian, and of what a Gaussian takes away
+                for image_u8 in (filled_u8, rgb_u8):
+                    gray = cv2.cvtColor(image_u8, cv2.COLOR_RGB2GRAY).astype(np.float32)
+                    details = cv2.Laplacian(gray, cv2.CV_32F), gray - cv2.GaussianBlur(gray, (0, 0), SIGMA)
+                    energies.append([float(np.square(detail)[mask].mean()) for detail in details])
+                texture, coarser = (ours / true for ours, true in zip(*energies, strict=True))
                 distances = []  # of unit vectors, over the places that the mask touches
                 for a, b in zip(lite0_levels(network, filled_u8), truth, strict=True):
                     inside = resize(mask.astype(np.float32), a.shape[1:]) > 0
                     distances.append(float((a - b).norm(dim=0).numpy()[inside].mean()))
-                psnr, texture, coarser = 10 * np.log10(255**2 / error), ours[0] / true[0], ours[1] / true[1]
+                psnr = 10 * np.log10(255**2 / error)
                 measured = map(float, (psnr, texture, coarser, np.mean(distances), seconds))
                 row[eraser.kind] = dict(zip(MEASURES, measured, strict=True))
             rows.append(row)
@@ -79,13 +84,6 @@ def measure_erasing(data: Photographs = None, out: Out = RESULTS / "erasing.json
     new, old = values["exemplar"], values["opencv"]
     gains = {name: mean_interval(np.subtract(new[name], old[name])) for name in MEASURES}
     write_results(out, {"n": len(rows), "means": means, "exemplar - opencv": gains, "holes": rows})
-
-
-def texture_energy(rgb_u8: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Mean squares over a mask (h, w): of the Laplacian, and of what a Gaussian takes away."""
-    gray = cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    fine, coarser = cv2.Laplacian(gray, cv2.CV_32F), gray - cv2.GaussianBlur(gray, (0, 0), SIGMA)
-    return float(np.square(fine)[mask].mean()), float(np.square(coarser)[mask].mean())
 
 
 def lite0_levels(network: Any, rgb_u8: np.ndarray) -> list[Any]:

@@ -29,8 +29,7 @@ def measure_matting(data: Photographs = None, out: Out = RESULTS / "matting.json
     paths = sorted((photographs(data) / "composite/backgrounds").glob("*.jpg"))
     rows = []
     for index in range(COUNT):
-        rng = np.random.default_rng((SEED, index))
-        front_u8, alpha = hairy_solid(index, rng)
+        front_u8, alpha = hairy_solid(index, np.random.default_rng((SEED, index)))
         behind_u8 = resize(read_image(paths[index % len(paths)]).rgb_u8, (SIDE, SIDE))
         mixed = alpha[..., None] * front_u8 + (1 - alpha[..., None]) * behind_u8
         image_u8, mask = np.rint(mixed).astype(np.uint8), alpha > 0.5

@@ -196,8 +196,7 @@ def pattern_blend(
     wave = torch.full_like(u, -9.0)
     for name, value in waves.items():
         wave = torch.where(pattern == ALL_PATTERNS.index(name), value, wave)
-    width = (2.2 * frequency * footprint).clamp(min=0.04)
-    blend = (wave / width + 0.5).clamp(0, 1)
+    blend = (wave / (2.2 * frequency * footprint).clamp(min=0.04) + 0.5).clamp(0, 1)
     blend = torch.where(wave < -8, 0.0, blend)
     shade = (0.5 - 0.5 * torch.where(torus, q[0], q[2])).clamp(0, 1)
     return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)

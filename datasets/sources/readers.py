@@ -22,7 +22,6 @@ from ldm.images import read_depth, read_image, resize
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
 Turn = Callable[[np.ndarray], np.ndarray]
 # EXIF orientation that exchanges height and width -> from upright to stored pixels.
 TO_STORED: dict[int, Turn] = {
@@ -217,11 +216,6 @@ def read_ids(path: Path) -> np.ndarray:
     """The ids (h, w) of an image: palette index, gray value, or R + 256 G + 65536 B."""
     with opened(path) as image:
         return image_ids(image, path)
-
-
-def objects_in(ids: np.ndarray) -> set[int]:
-    """The ids of (h, w) without the background 0."""
-    return {int(label) for label in np.unique(ids[::COARSE, ::COARSE])} - {0}
 
 
 def id_mask(path: Path, label: int | None, ids: np.ndarray | None = None) -> np.ndarray:

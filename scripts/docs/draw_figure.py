@@ -50,8 +50,7 @@ def rounded_box(
     """A box with rounded corners; size is (width, height)."""
     from matplotlib.patches import FancyBboxPatch
 
-    style = f"round,pad=0,rounding_size={radius}"
-    axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=style, **look))
+    axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=f"round,pad=0,rounding_size={radius}", **look))
 
 
 class Drawing:
