@@ -253,7 +253,7 @@ def run_campaign(
     jobs, chosen = table["commands"], only or list(table["commands"])
     if unknown := [name for name in chosen if name not in jobs]:
         raise ValueError(f"--only: unknown command {unknown[0]!r}; there are {', '.join(jobs)}")
-    from benchmarks.campaign_data import write_data
+    from benchmarks.small_models import write_data
     from ldm.device import code_revision
 
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
