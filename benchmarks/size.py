@@ -62,7 +62,7 @@ def measure_size(
     out: Out = RESULTS / "size.json",
 ) -> dict[str, Any]:
     """Measure large inputs here and at an earlier revision."""
-    code = Path(__file__).with_name("size_process.py").read_text(encoding="utf-8")
+    code = Path(__file__).with_name("earlier_process.py").read_text(encoding="utf-8")
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {side: defaultdict(list) for side in WORKS}
     with checked_out(BEFORE) as before:
         for side, root in [("before", before), ("now", ROOT)] * pairs:

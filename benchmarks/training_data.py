@@ -101,7 +101,7 @@ def measure_training_data(
     out: Out = RESULTS / "training_data.json",
 ) -> dict[str, Any]:
     """Measure training examples here and at an earlier revision."""
-    code = Path(__file__).with_name("training_process.py").read_text(encoding="utf-8")
+    code = Path(__file__).with_name("earlier_process.py").read_text(encoding="utf-8")
     rows: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     with TemporaryDirectory() as folder, checked_out(BEFORE) as before:
         made, samples = Path(folder), photographs(data)
@@ -111,7 +111,8 @@ def measure_training_data(
         trees = {"before": made / "sam_depth", "now": made / "small/_sam"}
         sizes = {side: max(p.stat().st_size for p in tree.rglob("*.png")) for side, tree in trees.items()}
         for side in list(sides) * pairs:
-            for source, row in row_in(sides[side], code, str(settings[side]), str(examples)).items():
+            given = "examples", str(settings[side]), str(examples)
+            for source, row in row_in(sides[side], code, *given).items():
                 rows[source][side].append(row)
             logging.getLogger(__name__).info("%s measured", side)
     body: dict[str, Any] = {"earlier_revision": BEFORE, "sam_depth_map_mb": {}, "sources": {}}
