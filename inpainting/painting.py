@@ -18,21 +18,13 @@ from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, load_inpainter, read_inpainter_config
 from inpainting.paint import FULL_MODEL, TINY_MODEL, PaintSettings
 from inpainting.prompts import colors_of_masks, paint_masks, palette, remove_overlaps, rgb_of_color
+from ldm import result as results
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor
 from ldm.files import file_sha256, located
 from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import scheduler_class
 from ldm.registry.models import resolve_model_path, warn_of_small
-from ldm.result import (
-    StageTimer,
-    beside,
-    log_result,
-    output_paths,
-    sample_paths,
-    warn_if_alike,
-    write_result,
-)
 from ldm.settings.config import to_plain
 from ldm.sheet import CELL_GAP, FRAME_COLOR, INK, PAPER, grid, wrap_text
 
@@ -47,7 +39,7 @@ def run_paint(settings: PaintSettings) -> dict[str, Any]:
 
     Writes an image with its recipe, a JSON report beside it, and a sheet of before, regions and after.
     """
-    output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
+    results.output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
         pipeline.pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
     image = read_image(settings.image)
@@ -71,7 +63,7 @@ def save_painting(
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write each sample with its recipe and report, and the sheet. more: what else decided the pixels."""
-    paths = sample_paths(settings.out, settings.num_samples)
+    paths = results.sample_paths(settings.out, settings.num_samples)
     hashes = {"image": file_sha256(settings.image), "masks": [file_sha256(path) for path in settings.masks]}
     plain = to_plain(settings)
     for name in ("out", "sheet", "overwrite"):  # they do not decide the image
@@ -81,11 +73,11 @@ def save_painting(
         replace(result, recipe=recipe).save(index, path, overwrite=settings.overwrite)
     sheet = None
     if sheet_u8 is not None:
-        sheet = beside(settings.out, "_sheet.png")
-        write_result({sheet: encode_png(sheet_u8)}, settings.overwrite)
-    warn_if_alike(result.images_u8, result.edit_mask, result.recipe["options"]["steps"])
+        sheet = results.beside(settings.out, "_sheet.png")
+        results.write_result({sheet: encode_png(sheet_u8)}, settings.overwrite)
+    results.warn_if_alike(result.images_u8, result.edit_mask, result.recipe["options"]["steps"])
     summary = f"{len(result.regions)} regions, {result.changed_outside} pixels changed outside the masks"
-    return log_result(paths, result.report, summary, sheet)
+    return results.log_result(paths, result.report, summary, sheet)
 
 
 def painter_folder(settings: PaintSettings) -> Path:
@@ -236,8 +228,8 @@ def run_dream(settings: DreamSettings) -> dict[str, Any]:
     Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, masks and after
     with the prompts.
     """
-    output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
-    timer = StageTimer()
+    results.output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
+    timer = results.StageTimer()
     known = completed(settings.prompts, len(settings.masks))
     image = read_image(settings.image)
     masks = [read_mask(path, size=image.size) for path in settings.masks]

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inpainting.data.paintings import change_annotations, checked_name
-from inpainting.data.steps.regions import (
-    ObjectRegion,
-    Reader,
-    RegionOutput,
-    make_entities,
-    make_masks,
-    pixel_box,
-)
+from inpainting.data.steps import regions
 from inpainting.data.steps.split import TransferSettings, one_split_each, split_images
 from inpainting.data.steps.texts import EntitySettings, plain_text
 from ldm.files import file_sha256, read_json, visible_files
@@ -30,10 +23,10 @@ SPLIT_NAMES = {"valid": "val"}
 
 
 @dataclass(frozen=True)
-class DciSettings(RegionOutput):
+class DciSettings(regions.RegionOutput):
     annotations_dir: Path = setting(help="folder of annotation files")
 
-    def source(self) -> tuple[list[str], dict[str, Any], Reader]:
+    def source(self) -> tuple[list[str], dict[str, Any], regions.Reader]:
         files = annotation_files(self.annotations_dir)
 
         def read(name: str) -> tuple[str, Any]:
@@ -42,7 +35,7 @@ class DciSettings(RegionOutput):
 
         return list(files), {"annotations": len(files)}, read
 
-    def regions(self, annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> list[ObjectRegion]:
+    def regions(self, annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> list[regions.ObjectRegion]:
         """The labelled objects of an image without a parent, of the right size; ValueError: malformed."""
         entries = annotation.get("mask_data")
         if not isinstance(entries, Mapping):
@@ -54,14 +47,14 @@ class DciSettings(RegionOutput):
                     continue
                 low, high = entry["bounds"]["topLeft"], entry["bounds"]["bottomRight"]
                 x0, y0, x1, y1 = (float(corner[axis]) for corner in (low, high) for axis in "xy")
-                box = pixel_box((x0, y0, x1, y1), size_hw)
+                box = regions.pixel_box((x0, y0, x1, y1), size_hw)
                 label, caption = str(entry["label"]), str(entry["caption"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"object {key!r} is malformed: {error!r}") from None
             if box is not None:
                 if not str(key).isalnum():
                     raise ValueError(f"object {key!r}: its id is no part of a file name")
-                found.append(ObjectRegion(f"mask_{key}", label, (box,), caption))
+                found.append(regions.ObjectRegion(f"mask_{key}", label, (box,), caption))
         return found
 
 
@@ -103,8 +96,8 @@ def to_lowercase(settings: EntitySettings) -> None:
 
 def build_app() -> App:
     app = new_app("Densely Captioned Images in the form of the painting data.")
-    app.command("make-masks-dataset")(command(DciSettings, make_masks))
-    app.command("make-entities-dataset")(command(DciSettings, make_entities))
+    app.command("make-masks-dataset")(command(DciSettings, regions.make_masks))
+    app.command("make-entities-dataset")(command(DciSettings, regions.make_entities))
     app.command("to-lowercase")(command(EntitySettings, to_lowercase))
     app.command("train-val-test-split")(command(DciSplitSettings, split_images))
     return app
