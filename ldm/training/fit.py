@@ -27,7 +27,18 @@ from tqdm.auto import tqdm
 
 from ldm.loading import drawing, in_precision
 from ldm.seeds import seed_of
-from ldm.training import run as runs
+from ldm.training.run import (
+    CHECKPOINT_PREFIX,
+    CsvLogger,
+    FitOutcome,
+    Task,
+    agreed_checkpoint,
+    checkpoint_folders,
+    make_accelerator,
+    read_checkpoint,
+    trained,
+    write_checkpoint,
+)
 from ldm.training.settings import FitConfig, ResumableSampler, TrainingProgress
 from ldm.training.signals import signals_noted
 
@@ -37,20 +48,20 @@ METRICS_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_seco
 
 
 def fit(
-    config: FitConfig, out: Path, model: nn.Module, task: runs.Task, accelerator: Accelerator | None = None
-) -> runs.FitOutcome:
+    config: FitConfig, out: Path, model: nn.Module, task: Task, accelerator: Accelerator | None = None
+) -> FitOutcome:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
 
     `accelerator.end_training()` is the caller's last act on several processes. At the end the model holds the
     averaged weights where `config.ema` keeps them. Ctrl-C and SIGTERM save a checkpoint of their step, which
     the next one replaces. ValueError for an empty data set, a foreign checkpoint, a loss that is not finite.
     """
-    accelerator = accelerator or runs.make_accelerator(config, out)
+    accelerator = accelerator or make_accelerator(config, out)
     if not len(task.data):  # type: ignore[arg-type]
         raise ValueError("the training set holds no examples")
     if config.patience and task.held_out is None:
         raise ValueError(f"patience={config.patience} needs a validation set")
-    start = runs.agreed_checkpoint(accelerator, out, config.resume)
+    start = agreed_checkpoint(accelerator, out, config.resume)
     run = TrainingRun(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(start)
@@ -67,14 +78,12 @@ def fit(
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     progress, best = run.progress, run.checkpoint(run.progress.best_step)
     there = math.isfinite(progress.best) and best.is_dir()
-    return runs.FitOutcome(
-        progress.step, progress.stopped, run.checkpoint(progress.step), best if there else None
-    )
+    return FitOutcome(progress.step, progress.stopped, run.checkpoint(progress.step), best if there else None)
 
 
 class TrainingRun:
     def __init__(
-        self, config: FitConfig, out: Path, accelerator: Accelerator, model: nn.Module, task: runs.Task
+        self, config: FitConfig, out: Path, accelerator: Accelerator, model: nn.Module, task: Task
     ) -> None:
         self.config, self.out, self.accelerator, self.task = config, out, accelerator, task
         self.is_main, world = bool(accelerator.is_main_process), accelerator.num_processes
@@ -84,7 +93,7 @@ class TrainingRun:
         self.facts["accumulate"] = config.accumulate
         self.order = ResumableSampler(examples, config.batch, config.seed, accelerator.process_index, world)
         self.total = config.steps_for(examples, world)
-        self.weights = runs.trained(model)
+        self.weights = trained(model)
         if not self.weights:
             raise ValueError("no parameter of the model requires gradients: nothing to train")
         optimizer = task.optimizer(config, self.weights)
@@ -97,8 +106,8 @@ class TrainingRun:
         self.signals, self.stopping = list[int](), False
         self.surplus: list[Path] = []  # the checkpoint of an interruption, until there is a later one
         self.loss_sum, self.grad_norm = torch.zeros((), device=accelerator.device), torch.tensor(math.nan)
-        self.rows = runs.CsvLogger(out / "metrics.csv", METRICS_COLUMNS)
-        self.validation_rows = runs.CsvLogger(out / "validation.csv")
+        self.rows = CsvLogger(out / "metrics.csv", METRICS_COLUMNS)
+        self.validation_rows = CsvLogger(out / "validation.csv")
         self.samples, self.row_time, self.started = 0, time.monotonic(), time.monotonic()
         self.bar = tqdm(total=self.total, desc="training", disable=None if self.is_main else True)
 
@@ -107,7 +116,7 @@ class TrainingRun:
         return self.progress.stopped or self.progress.step >= self.total
 
     def checkpoint(self, step: int) -> Path:
-        return self.out / f"{runs.CHECKPOINT_PREFIX}{step}"
+        return self.out / f"{CHECKPOINT_PREFIX}{step}"
 
     def start(self, newest: Path | None) -> None:
         if newest is not None:
@@ -123,7 +132,7 @@ class TrainingRun:
         self.started = time.monotonic() - self.progress.seconds
 
     def restore(self, folder: Path) -> None:
-        weights, state, average = runs.read_checkpoint(folder, self.task.layout, self.weights)
+        weights, state, average = read_checkpoint(folder, self.task.layout, self.weights)
         differ = [f"{key}={value} (was {state['facts'].get(key)})" for key, value in self.facts.items()
                   if state["facts"].get(key) != value]  # fmt: skip
         if differ:
@@ -162,7 +171,7 @@ class TrainingRun:
             draw = seed_of(seed, epoch, number, "dropout", accelerator.process_index)
             self.model.train()
             for module in self.model.modules():  # the statistics of frozen ones would drift, in no checkpoint
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not runs.trained(module):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not trained(module):
                     module.eval()
             together = contextlib.nullcontext() if last else accelerator.no_sync(self.model)
             with together, drawing(draw, accelerator.device):  # recomputed layers draw in the backward pass
@@ -251,7 +260,7 @@ class TrainingRun:
             log.info("%s", ", ".join(f"{name} {value:.5g}" for name, value in row.items()))
         self.record("val", self.validation_rows, row)
 
-    def record(self, group: str, table: runs.CsvLogger, row: dict[str, float]) -> None:
+    def record(self, group: str, table: CsvLogger, row: dict[str, float]) -> None:
         if self.is_main:
             table.append(row)
         if self.config.tracker != "none":
@@ -272,10 +281,8 @@ class TrainingRun:
                 numbers = self.average.state_dict()
                 shadows = dict(zip(self.weights, numbers.pop("shadow_params"), strict=True))
                 state["average"] = numbers
-            runs.write_checkpoint(
-                self.checkpoint(progress.step), self.task.layout, self.weights, state, shadows
-            )
-            found = [path for path in runs.checkpoint_folders(self.out) if path not in self.surplus]
+            write_checkpoint(self.checkpoint(progress.step), self.task.layout, self.weights, state, shadows)
+            found = [path for path in checkpoint_folders(self.out) if path not in self.surplus]
             for old in [*self.surplus, *([] if interrupted else found[: -self.config.keep])]:
                 if old != self.checkpoint(progress.best_step):
                     shutil.rmtree(old, ignore_errors=True)
