@@ -40,8 +40,6 @@ MOTION = ("still", "video", "new view")
 
 @dataclass(frozen=True, kw_only=True)
 class DebugSettings(CheckedSettings):
-    """A source, and what to write of it."""
-
     source: str = setting(help=f"one of {', '.join(SOURCES)}")
     out: Path = setting(help="PNG of the sheet, JSON of the report")
     config: Path = setting(CONFIG, help="where the data are")

@@ -11,8 +11,6 @@ from ldm.shards import shard_of
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBoothSettings(CheckedSettings):
-    """The DreamBooth test set: every object in every background."""
-
     objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with --object-masks")
     backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME_N.jpg with NAME_N_mask.jpg")
     object_masks: Path | None = setting(
@@ -39,8 +37,6 @@ class DreamBoothSettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class BatchSettings(CheckedSettings):
-    """A job file and where its results go."""
-
     jobs: Path = setting(
         aliases=("JOBS",), help="JSONL: one job a line, the setting names of the image verb and a name"
     )

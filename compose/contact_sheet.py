@@ -15,8 +15,6 @@ from ldm.settings.later import later
 
 @dataclass(frozen=True, kw_only=True)
 class ContactSheetSettings(CheckedSettings):
-    """What the rows of a sheet show."""
-
     out: Path = setting(help="PNG to write")
     images: tuple[Path, ...] = setting(
         (), aliases=("[IMAGE]...",), help="images written by run_inference.py image"

@@ -36,8 +36,6 @@ JOB_KEYS = {"background", "background_depth", "image", "out", "sheet", "overwrit
 
 @dataclass(frozen=True, kw_only=True)
 class EraseSettings(LocatorOptions):
-    """How a named object is found, and how it is removed."""
-
     sam: Path | None = setting(None, help="SAM folder that finds the outline of a named object")
     cutout: str = setting("auto", choices=("auto", "u2netp", "grabcut"), help="or U2-Netp, GrabCut")
     erase: str = setting("object", choices=("object", "box"), help="its outline, or all that its box shows")
@@ -90,8 +88,6 @@ class LayeredJob:
 
 @dataclass(frozen=True)
 class JobSettings(CheckedSettings):
-    """A job file and where its result goes."""
-
     job: Path = setting(aliases=("JOB",), help="YAML or JSON file: a background and its layers")
     out: Path = setting(Path("outputs/job.png"), help="image to write (.png, .webp, .jpg)")
     layers: bool = setting(
@@ -105,8 +101,6 @@ class JobSettings(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings(EraseSettings):
-    """Sentences that edit an image."""
-
     background: Path = setting(help="image to edit")
     say: str = setting(aliases=("SENTENCES",), help='"Move the lamp behind the sofa. Remove the chair."')
     objects: dict[str, Path] = setting({}, help="images of new objects by name: cat=cat.png,lamp=lamp.png")

@@ -247,8 +247,6 @@ SHEET_HELP = "also write NAME_sheet.png: inputs, box, depth, mask and result sid
 
 @dataclass(frozen=True)
 class CompositeSettings(ComposeSettings):
-    """A composite and where it goes."""
-
     out: Path = setting(
         Path("outputs/composite.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
     )
@@ -269,8 +267,6 @@ def moved(name: str) -> Any:
 
 @dataclass(frozen=True)
 class ReplaySettings(CheckedSettings):
-    """A composite to paint again."""
-
     image: Path = setting(aliases=("IMAGE",), help="PNG written by the image verb")
     out: Path | None = setting(None, help="image to write; without it NAME_replay.png")
     overwrite: bool = overwrite_setting()

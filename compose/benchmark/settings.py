@@ -10,8 +10,6 @@ from ldm.settings.config import CheckedSettings, setting
 
 @dataclass(frozen=True)
 class ScoreSettings(CheckedSettings):
-    """Composites of a benchmark, and the networks that measure them."""
-
     results: Path = setting(help="folder of composites CASE.png")
     manifest: Path = setting(help="benchmark manifest, written by the verb build")
     images: Path = setting(was=("pictures",), help="folder of the manifest's backgrounds")
