@@ -17,8 +17,7 @@ def backbone(config: NetworkConfig) -> dict:
         "down_block_types": tuple("CrossAttnDownBlock2D" if on else "DownBlock2D" for on in config.attention),
         "block_out_channels": config.block_channels, "layers_per_block": config.layers_per_block,
         "norm_num_groups": config.norm_groups, "cross_attention_dim": config.token_width,
-        "attention_head_dim": config.heads, "use_linear_projection": True,
-    }  # fmt: skip
+        "attention_head_dim": config.heads, "use_linear_projection": True}  # fmt: skip
 
 
 def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
@@ -26,15 +25,13 @@ def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         **backbone(config), sample_size=config.size[0] // 2 ** (len(latents.channels) - 1),
         up_block_types=tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in up),
-        out_channels=latents.latent_channels,
-    )  # fmt: skip
+        out_channels=latents.latent_channels)  # fmt: skip
 
 
 def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel:
     net = ControlNetModel(
         **backbone(config), conditioning_channels=hint_channels,
-        conditioning_embedding_out_channels=config.hint_channels,
-    )  # fmt: skip
+        conditioning_embedding_out_channels=config.hint_channels)  # fmt: skip
     if config.zero_conv_std:
         last = net.controlnet_cond_embedding.conv_out
         for convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block, last):
@@ -47,8 +44,7 @@ def create_identity(config: NetworkConfig) -> IdentityEncoder:
     sizes = Dinov2Config(
         hidden_size=config.identity_width, num_hidden_layers=config.identity_layers,
         num_attention_heads=config.identity_heads, image_size=config.reference_size,
-        patch_size=config.identity_patch, use_swiglu_ffn=config.identity_swiglu,
-    )  # fmt: skip
+        patch_size=config.identity_patch, use_swiglu_ffn=config.identity_swiglu)  # fmt: skip
     return IdentityEncoder(Dinov2Model(sizes), nn.Linear(config.identity_width, config.token_width))
 
 
@@ -59,13 +55,11 @@ def create_autoencoder(config: AutoencoderConfig) -> AutoencoderKL | Autoencoder
         return AutoencoderTiny(
             encoder_block_out_channels=config.channels, decoder_block_out_channels=config.channels,
             num_encoder_blocks=blocks, num_decoder_blocks=blocks[::-1],
-            latent_channels=config.latent_channels,
-        )  # fmt: skip
+            latent_channels=config.latent_channels)  # fmt: skip
     return AutoencoderKL(
         block_out_channels=config.channels, layers_per_block=config.layers,
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=config.latent_channels,
-    )  # fmt: skip
+        latent_channels=config.latent_channels)  # fmt: skip
 
 
 def noise_schedule(config: NetworkConfig) -> dict:
@@ -74,8 +68,7 @@ def noise_schedule(config: NetworkConfig) -> dict:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type=config.prediction,
         rescale_betas_zero_snr=config.zero_snr,
-        timestep_spacing="trailing" if config.zero_snr else "leading",
-    )  # fmt: skip
+        timestep_spacing="trailing" if config.zero_snr else "leading")  # fmt: skip
     return dict(scheduler.config)
 
 
@@ -85,5 +78,4 @@ def create_compositor(config: NetworkConfig, seed: int = 0) -> Compositor:
         return Compositor(
             create_unet(config), create_control(config, 4), create_control(config, 3),
             create_identity(config), LatentSpace(create_autoencoder(config.autoencoder)),
-            noise_schedule(config),
-        )  # fmt: skip
+            noise_schedule(config))  # fmt: skip

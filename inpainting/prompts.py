@@ -22,8 +22,7 @@ RGB = tuple[int, int, int]
 COLORS: dict[str, RGB] = {
     "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),
     "cyan": (0, 255, 255), "magenta": (255, 0, 255), "orange": (255, 165, 0), "purple": (128, 0, 128),
-    "pink": (255, 192, 203), "brown": (165, 42, 42),
-}  # fmt: skip
+    "pink": (255, 192, 203), "brown": (165, 42, 42)}  # fmt: skip
 LEAST_COLOR = 0.0005  # of the image's pixels that lie in blocks of the colour of a mask; chosen
 APART = 48  # of 255 between the colours of two masks, in some channel; chosen: JPEG changes less
 RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region

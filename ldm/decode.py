@@ -28,8 +28,7 @@ RASTER_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "J
 TURNING = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow finds an orientation
 # Pillow's decoders raise all of these on damaged files, depending on the format and on where the damage is.
 DECODER_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error,
-)  # fmt: skip
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error)  # fmt: skip
 MAX_PIXELS = 250_000_000  # chosen: the largest phone sensors have 200 million; RGB then takes 750 MB
 MAX_SRGB_STEP = 1  # of 255; a profile that moves no colour further is sRGB up to rounding
 BLOCK_ROWS = 64  # of an image; several arrays of so many rows stay in the cache

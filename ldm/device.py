@@ -80,8 +80,7 @@ def describe_hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count() or 0, "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else -1.0,
-        "python": platform.python_version(), "versions": library_versions(),
-    }  # fmt: skip
+        "python": platform.python_version(), "versions": library_versions()}  # fmt: skip
     if torch.device(device).type == "cuda":
         named["gpu"] = torch.cuda.get_device_name(device)
     return named

@@ -82,8 +82,7 @@ def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.nda
         most = max(most, int(outside.max(initial=0)))
     return {
         "changed_outside": changed_outside, "max_abs_outside": most,
-        "changed_inside": changed - changed_outside, "edit_fraction": float(edit_mask.mean()),
-    }  # fmt: skip
+        "changed_inside": changed - changed_outside, "edit_fraction": float(edit_mask.mean())}  # fmt: skip
 
 
 def warn_if_alike(images_u8: Sequence[np.ndarray], mask: np.ndarray, steps: int) -> None:

@@ -71,8 +71,7 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
         "locator": settings.folder.as_posix(), "images": len(images), "suits": found,
         "configured": {key: getattr(locator.config, key) for key in found}, "parsed": best["parsed"],
         "same_answer_about_another_image": round(same, 3), "blind": same >= BLIND,
-        "token_parity": token_parity(chosen, texts[0]), "asked": rows, "examples": own[:4],
-    }  # fmt: skip
+        "token_parity": token_parity(chosen, texts[0]), "asked": rows, "examples": own[:4]}  # fmt: skip
     text = "suits: template %s, format %s, decimals %s; %.0f %% of its free answers can be read"
     log.info(text, *found.values(), 100 * best["parsed"])
     if best["parsed"] and found != report["configured"]:

@@ -86,8 +86,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
         held_out=LocatorData(validation, codec, processor) if validation else None,
         measure=measure if measured else None,
         layout=training.adapter_layout(model, lambda folder: write_config(folder / CONFIG, answers)),
-        rates=lambda name: config.projector_lr if training.is_projector(name) else config.fit.lr,
-    )  # fmt: skip
+        rates=lambda name: config.projector_lr if training.is_projector(name) else config.fit.lr)  # fmt: skip
     fit(config.fit, config.out, model, task, accelerator)
     if not accelerator.is_main_process:
         return
@@ -112,8 +111,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
         {"id": record.id, "asked": question, "free": text, "parses": location is not None,
          "constrained": candidate.text}
         for record, question, (text, location), candidate
-        in zip(chosen, questions, free, locator.answer(images, questions), strict=True)
-    ]  # fmt: skip
+        in zip(chosen, questions, free, locator.answer(images, questions), strict=True)]  # fmt: skip
     good = sum(location is not None for _, location in free)
     log.info("%d of %d free answers parse, all constrained ones do", good, len(free))
     if good < len(free):

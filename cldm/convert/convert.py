@@ -36,8 +36,7 @@ CONFIGS = {
 }
 HOW = {
     "file": "weights from the file", "copy": "copied from the UNet",
-    "zero": "zeros (never used)", "fresh": "initialised afresh",
-}  # fmt: skip
+    "zero": "zeros (never used)", "fresh": "initialised afresh"}  # fmt: skip
 POSITIONS = "original/position_embeddings.safetensors"  # inside image_encoder/, for the way back
 POSITION_OFFSET = 0.1  # DINOv2 adds it to the target side before it divides (published code)
 DPT_LARGE = DPTConfig(

@@ -130,6 +130,5 @@ def schedule_buffers(folder: Path) -> dict[str, Tensor]:
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - alphas),
         "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - alphas),
-        "logvar": np.zeros_like(betas),
-    }  # fmt: skip
+        "logvar": np.zeros_like(betas)}  # fmt: skip
     return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}

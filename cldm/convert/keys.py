@@ -43,13 +43,11 @@ def replace_start(key: str, names: dict[str, str]) -> str:
 
 LDM_RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
 LDM_ENDS = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    "controlnet_mid_block": "middle_block_out.0",
-}  # fmt: skip
+    "controlnet_mid_block": "middle_block_out.0"}  # fmt: skip
 BLOCK = re.compile(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+?)s?\.(\d+)\.(.+)")
 
 
@@ -105,8 +103,7 @@ def vae_name(key: str, config: Any) -> Piece:
 DINO_ENDS = {
     "embeddings.cls_token": "cls_token", "embeddings.mask_token": "mask_token",
     "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm",
-}  # fmt: skip
+    "embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm": "norm"}  # fmt: skip
 # (original name, chunk, number of chunks). DINOv2 has two spellings, of transformers 5 and 4 (here side by
 # side); the vision transformer inside DPT-Large has the older one and some names of its own.
 VIT_BLOCK: dict[str, tuple[str, int, int]] = {
@@ -120,8 +117,7 @@ VIT_BLOCK: dict[str, tuple[str, int, int]] = {
     "mlp.fc1": ("mlp.fc1", 0, 1), "intermediate.dense": ("mlp.fc1", 0, 1),
     "mlp.fc2": ("mlp.fc2", 0, 1), "output.dense": ("mlp.fc2", 0, 1),
     "mlp.gate_proj": ("mlp.w12", 0, 2), "mlp.up_proj": ("mlp.w12", 1, 2), "mlp.weights_in": ("mlp.w12", 0, 1),
-    "mlp.down_proj": ("mlp.w3", 0, 1), "mlp.weights_out": ("mlp.w3", 0, 1),
-}  # fmt: skip
+    "mlp.down_proj": ("mlp.w3", 0, 1), "mlp.weights_out": ("mlp.w3", 0, 1)}  # fmt: skip
 
 
 def vit_name(key: str, config: Any = None) -> Piece:
@@ -166,5 +162,4 @@ def dpt_name(key: str, config: Any = None) -> Piece:
 
 RULES: dict[type[nn.Module], Callable[[str, Any], Piece]] = {
     UNet2DConditionModel: ldm_name, ControlNetModel: ldm_name, AutoencoderKL: vae_name, Dinov2Model: vit_name,
-    DPTForDepthEstimation: dpt_name,
-}  # fmt: skip
+    DPTForDepthEstimation: dpt_name}  # fmt: skip

@@ -124,8 +124,7 @@ def empty_networks(network: NetworkConfig) -> dict[str, nn.Module]:
         return {
             "unet": create_unet(network), "control_detail": create_control(network, 4),
             "control_depth": create_control(network, 3), "image_encoder": identity.encoder,
-            "projector": identity.projector, "vae": create_autoencoder(network.autoencoder),
-        }  # fmt: skip
+            "projector": identity.projector, "vae": create_autoencoder(network.autoencoder)}  # fmt: skip
 
 
 def plan_compositor(
@@ -181,8 +180,7 @@ def plan_encoder(model: nn.Module, prefix: str, check: KeyCheck) -> dict[str, Or
         prefix, hub = "", stored_names(model).items()
         held = {
             key: Piece(name, index, len(keys)) for name, keys in hub for index, key in enumerate(keys)
-            if name in check.file.shapes
-        }  # fmt: skip
+            if name in check.file.shapes}  # fmt: skip
         pieces = {key: held.get(key, Piece(key)) for key in pieces}
     return {
         key: check.take(prefix, pieces[key], tuple(value.shape), positions="position" in key)

@@ -155,8 +155,7 @@ def other_objects(scene: Scene) -> list[Solid]:
         *(replace(old, finish=new.finish) for new in recoloured),
         *(draw_solid(rng, scene, lambda new: new.shape != shape and new.finish.colour == colour)
           for _ in range(3)),
-        draw_solid(rng, scene, lambda new: new.shape != shape and new.finish.colour != colour),
-    ]  # fmt: skip
+        draw_solid(rng, scene, lambda new: new.shape != shape and new.finish.colour != colour)]  # fmt: skip
 
 
 def rendered_candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[np.ndarray]:

@@ -84,8 +84,7 @@ class PairData(pl.LightningDataModule):
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
             collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
             generator=torch.Generator(),  # the loader draws from it, no example does
-            worker_init_fn=one_thread, pin_memory=torch.cuda.is_available(),
-        )  # fmt: skip
+            worker_init_fn=one_thread, pin_memory=torch.cuda.is_available())  # fmt: skip
 
 
 def one_thread(worker: int) -> None:

@@ -178,8 +178,7 @@ RELEASED: dict[str, Any] = {
     "trainable": "published", "train_projector": False, "vae": "sample", "timesteps": "dynamics",
     "drop_identity": 0.0, "drop_detail": 0.0, "drop_depth": 0.0, "timestep_shift": 1.0, "min_snr": 0.0,
     "mask_weight": 0.0, "ema": 0.0, "lr": 1e-5, "final_lr": 1.0, "hold": 0.0, "warmup": 0,
-    "betas": [0.9, 0.999], "weight_decay": 0.01,
-}  # fmt: skip
+    "betas": [0.9, 0.999], "weight_decay": 0.01}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,7 @@ def build_paintings(settings: BuildSettings) -> None:
     regions = RegionSettings(annotations, image_dir=images, out_dir=masks, workers=settings.workers)
     journals: list[Journal | None] = [
         make_masks(regions, redo=False), make_entities(replace(regions, out_dir=entities), redo=False),
-        texts.extract_roots(texts.RootSettings(entities, settings.roots), redo=False),
-    ]  # fmt: skip
+        texts.extract_roots(texts.RootSettings(entities, settings.roots), redo=False)]  # fmt: skip
     captions = settings.captions_path
     if not captions.exists():
         if not settings.model_id:

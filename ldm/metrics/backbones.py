@@ -233,8 +233,7 @@ class Lpips(nn.Module):
             nn.Conv2d(3, 64, 3, 2), nn.ReLU(), pool,
             Fire(64, 16, 64), Fire(128, 16, 64), pool,
             Fire(128, 32, 128), Fire(256, 32, 128), pool,
-            Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256),
-        )  # fmt: skip
+            Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256))  # fmt: skip
         self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in FEATURE_WIDTHS)
 
     def layers(self, images_pm1: Tensor) -> list[Tensor]:

@@ -142,8 +142,7 @@ def merge_into(
         "adapter": adapter.name, "adapter_tensors": sum(len(change.sources) for change in changes.values()),
         "lora_pairs_merged": sum(change.value is None for change in changes.values()),
         "weights_replaced": sorted(name for name, change in changes.items() if change.value is not None),
-        "weights_kept": len(places) - len(changes),
-    }  # fmt: skip
+        "weights_kept": len(places) - len(changes)}  # fmt: skip
     moved = []
     for name, change in changes.items():
         if name.startswith(PROJECTOR) and change.value is not None:

@@ -94,8 +94,7 @@ def load_quantised(
     way = transformers.BitsAndBytesConfig(**options)
     model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=dtype or "auto", quantization_config=way, device_map=device_map,
-        local_files_only=True,
-    )  # fmt: skip
+        local_files_only=True)  # fmt: skip
     return Mllm(model.eval(), load_processor(folder, model.config), folder)
 
 
@@ -210,8 +209,7 @@ class Chat:
         """The rendered conversation, up to where the model speaks if there is no answer."""
         return self.processor.apply_chat_template(
             self._messages(ask), chat_template=self.template, add_generation_prompt=ask.answer is None,
-            tokenize=False,
-        )  # fmt: skip
+            tokenize=False)  # fmt: skip
 
     def prompts(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for questions, padded on the left, on the CPU."""
@@ -259,5 +257,4 @@ class Chat:
             [self._messages(ask, Image.fromarray(ask.image_u8)) for ask in asks],
             chat_template=self.template, add_generation_prompt=asks[0].answer is None, tokenize=True,
             return_dict=True, return_tensors="pt", return_assistant_tokens_mask=mask,
-            processor_kwargs={"padding": True, "padding_side": side},
-        )  # fmt: skip
+            processor_kwargs={"padding": True, "padding_side": side})  # fmt: skip

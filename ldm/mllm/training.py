@@ -65,8 +65,7 @@ def make_trainable(
         config = LoraConfig(
             r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none",
             init_lora_weights="gaussian" if settings.init == "gaussian" else True, target_modules=pattern,
-            modules_to_save=[projector] if settings.projector else None,
-        )  # fmt: skip
+            modules_to_save=[projector] if settings.projector else None)  # fmt: skip
         with drawing(seed, next(model.parameters()).device):
             model = get_peft_model(model, config)  # type: ignore[arg-type]
     for parameter in model.parameters():

@@ -21,8 +21,7 @@ REGISTRY_FILE = Path("configs/models.yaml")
 HASH_FILE = "hashes.json"
 FULL_SIZE = {  # small network of assets/tiny -> entry of the registry that it stands for
     "compositor": "bifrost-checkpoint", "depth": "depth", "inpainter": "sd2-inpainting",
-    "locator": "bifrost-mllm", "prompter": "multimask-adapter",
-}  # fmt: skip
+    "locator": "bifrost-mllm", "prompter": "multimask-adapter"}  # fmt: skip
 NO_CONTENT = re.compile(  # files of ours, of the hub's library and of macOS beside those of a model
     rf"{HASH_FILE}|\.cache/huggingface/.*|(?:.*/)?(?:{re.escape(KEPT_HASHES)}|\.DS_Store|\._[^/]*)"
 )

@@ -9,8 +9,7 @@ SCHEDULERS: dict[str, str] = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler", "lms": "LMSDiscreteScheduler",
     "euler": "EulerDiscreteScheduler", "euler-a": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler", "deis": "DEISMultistepScheduler", "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}  # fmt: skip
+    "unipc": "UniPCMultistepScheduler"}  # fmt: skip
 
 
 def scheduler_name(name: str) -> str:

@@ -94,8 +94,7 @@ def limited_fields(schema: type) -> list[tuple[Field, Any]]:
     fields = [(field, section_of(hints[field.name])) for field in dataclasses.fields(schema)]
     return [
         (field, section) for field, section in fields
-        if section or any(field.metadata.get(limit) is not None for limit in limits)
-    ]  # fmt: skip
+        if section or any(field.metadata.get(limit) is not None for limit in limits)]  # fmt: skip
 
 
 @cache

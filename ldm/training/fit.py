@@ -231,8 +231,7 @@ class TrainingRun:
         row = {
             "step": progress.step, "epoch": progress.epoch + progress.batch / self.order.batches,
             "loss": self.mean_loss() / progress.loss_count, "lr": rate, "grad_norm": float(self.grad_norm),
-            "samples_per_second": self.samples / (now - self.row_time),
-        }  # fmt: skip
+            "samples_per_second": self.samples / (now - self.row_time)}  # fmt: skip
         self.bar.set_postfix(loss=f"{row['loss']:.4g}")
         self.record("train", self.rows, row)
         self.loss_sum.zero_()

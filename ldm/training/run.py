@@ -223,8 +223,7 @@ class Task:
             groups.setdefault(config.lr if self.rates is None else self.rates(name), []).append(value)
         return torch.optim.AdamW(
             [{"params": values, "lr": lr} for lr, values in groups.items()], betas=config.betas,
-            eps=config.eps, weight_decay=config.weight_decay,
-        )  # fmt: skip
+            eps=config.eps, weight_decay=config.weight_decay)  # fmt: skip
 
     def held_out_loss(self, model: nn.Module, config: FitConfig, accelerator: Accelerator) -> float:
         """Over all held-out examples, each process its part; the noise of an example is always the same."""

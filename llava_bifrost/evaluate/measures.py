@@ -22,12 +22,10 @@ ORDERED = {"in front of": 1, "behind": -1}
 COLUMNS = {
     "valid": "valid", "relations": "relation", "in_frame": "frame", "free": "free", "ground": "ground",
     "size": "size", "order": "order", "iou": "IoU", "box_l1": "L1", "centre": "centre",
-    "depth_error": "d MAE", "parsed": "parsed",
-}  # fmt: skip
+    "depth_error": "d MAE", "parsed": "parsed"}  # fmt: skip
 PUBLISHED = {
     "published_box_mse": "BBox MSE", "published_iou": "BBox IoU (+1 convention, share above 0.5)",
-    "published_depth_mse": "Depth MSE",
-}  # fmt: skip
+    "published_depth_mse": "Depth MSE"}  # fmt: skip
 
 Measures = dict[str, float]
 Table = dict[str, dict[str, Estimate]]  # row -> measure -> number
@@ -56,8 +54,7 @@ def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
         "parsed": 1.0, "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
         "box_l1": float(np.abs(ours - truth).mean()),
         "centre": float(np.linalg.norm((ours[:2] + ours[2:] - truth[:2] - truth[2:]) / 2)),
-        "depth_error": abs(where.d - case.ground_truth.d), **published(where, case.ground_truth),
-    }  # fmt: skip
+        "depth_error": abs(where.d - case.ground_truth.d), **published(where, case.ground_truth)}  # fmt: skip
     if case.request.replace:
         return measures
     clauses = satisfies(where, case.request, case.anchors)

@@ -15,8 +15,7 @@ PUBLISHED: dict[str, str] = {
     **dict.fromkeys(("above", "over"), "above"), **dict.fromkeys(("on top of", "at the top of", "on"), "on"),
     "in front of": "in front of", "behind": "behind",
     **dict.fromkeys(("next to", "near", "beside", "alongside"), "next to"), "to the left of": "left of",
-    "to the right of": "right of",
-}  # fmt: skip
+    "to the right of": "right of"}  # fmt: skip
 # Phrase -> relation of datasets.relations; a Request holds these phrases only.
 PHRASES: dict[str, str] = {**PUBLISHED, "left of": "left of", "right of": "right of", "between": "between"}
 # What people also write -> the phrase that it means.
@@ -31,8 +30,7 @@ SYNONYMS: dict[str, str] = {
     **dict.fromkeys(("by", "adjacent to", "close by", "at the side of", "by the side of"), "next to"),
     "alongside of": "alongside",
     **dict.fromkeys(("close to", "near to", "nearby"), "near"),
-    **dict.fromkeys(("in between", "in-between", "in the middle of"), "between"),
-}  # fmt: skip
+    **dict.fromkeys(("in between", "in-between", "in the middle of"), "between")}  # fmt: skip
 # A name that ends with one of these is a part of the image, not an object.
 SPOTS = ("left", "right", "front", "back", "side", "middle", "center", "centre", "corner", "top", "bottom",
          "background", "foreground", "there", "here", "it", "far")  # fmt: skip
@@ -55,8 +53,7 @@ ADJECTIVES = frozenset((
     "golden", "silver", "beige", "turquoise", "dark", "light", "big", "small", "little", "large", "tall",
     "short", "long", "wide", "narrow", "old", "new", "young", "round", "square", "flat", "thick", "thin",
     "soft", "hard", "clean", "dirty", "shiny", "rusty", "wet", "dry", "wooden", "striped", "checkered",
-    "dotted", "spotted", "plain",
-))  # fmt: skip
+    "dotted", "spotted", "plain"))  # fmt: skip
 NAME = re.compile(r"[\w'&/-]+(?: [\w'&/-]+)*")
 
 

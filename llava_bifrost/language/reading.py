@@ -76,12 +76,10 @@ REPLACE_VERBS = ("replace", "swap", "substitute", "exchange")
 OTHER_VERBS = (
     "remove", "delete", "erase", "make", "turn", "change", "rotate", "flip", "scale", "resize", "enlarge",
     "shrink", "crop", "paint", "colour", "color", "fill", "take", "give", "find", "cut", "copy", "push",
-    "pull", "open", "close",
-)  # fmt: skip
+    "pull", "open", "close")  # fmt: skip
 _PRONOUN = re.compile(r"^(?:i|we|you|they|he|she|it|let|have|who)(?:'\w+)?\b")
 _GERUNDS = {re.sub("e$", "", verb) + "ing": verb for verb in PLACE_VERBS} | {
-    "putting": "put", "setting": "set", "sitting": "sit", "dropping": "drop", "getting": "get",
-}  # fmt: skip
+    "putting": "put", "setting": "set", "sitting": "sit", "dropping": "drop", "getting": "get"}  # fmt: skip
 _VERB = "|".join((*PLACE_VERBS, *REPLACE_VERBS))
 _SECOND = re.compile(
     rf"(?:[.;,]|\band\b|\bthen\b)[\s,]*(?:then )?(?:{_VERB}|{'|'.join(OTHER_VERBS)}) "

@@ -43,8 +43,7 @@ SIZES: dict[str, float] = {
     "car": 2.4, "truck": 3.5, "bus": 4.5, "van": 2.8, "motorcycle": 1.3, "motorbike": 1.3, "bicycle": 1.2,
     "bike": 1.2, "scooter": 1.1, "train": 6.0, "boat": 3.0, "airplane": 10.0, "tree": 4.0, "bush": 1.2,
     "hydrant": 0.6, "bin": 0.7, "sign": 0.8, "tent": 1.8, "house": 8.0, "fence": 1.8, "rock": 0.6,
-    "surfboard": 0.9, "snowboard": 0.7,
-}  # fmt: skip
+    "surfboard": 0.9, "snowboard": 0.7}  # fmt: skip
 ADJECTIVE_FACTORS = {"tiny": 0.4, "small": 0.6, "little": 0.6, "large": 1.4, "big": 1.4, "huge": 2.0}
 # Objects without depth of their own, and what others stand on.
 FLAT_NOUNS = ("curtain", "window", "door", "mirror", "picture", "painting", "poster", "sign", "wall", "fence",

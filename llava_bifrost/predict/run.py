@@ -102,8 +102,7 @@ def candidate_report(candidate: Candidate) -> dict[str, Any]:
     return {
         "box01_xyxy": [round(value, 4) for value in where.box01_xyxy], "depth": round(where.d, 4), "far": far,
         "near": near, "answer": candidate.text, "log_probability": candidate.log_probability,
-        "score": candidate.score,
-    }  # fmt: skip
+        "score": candidate.score}  # fmt: skip
 
 
 def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:

@@ -36,8 +36,7 @@ FRONTS = {
     "cylinder": (0.66, -0.39, 0.14, 0.34, 0.99), "cone": (1.01, -1.38, 0.33, 1.39, 0.98),
     "torus": (0.58, -0.42, 0.55, 0.14, 1.00), "capsule": (0.67, -0.26, 0.01, 0.60, 1.00),
     "pyramid": (0.60, -0.43, 0.18, 2.64, 0.98), "dome": (0.71, 0.05, 0.00, -0.06, 1.00),
-    "prism": (0.59, -0.30, 0.27, 0.19, 0.96),
-}  # fmt: skip
+    "prism": (0.59, -0.30, 0.27, 0.19, 0.96)}  # fmt: skip
 
 
 # The upright solids of mean proportions and size 1 that stand for the shapes.
@@ -119,8 +118,7 @@ class World:
         geometry = [
             (s.centre[:2], s.radius, s.bottom, s.top, s.parts[0].scale[:2], s.parts[0].axes[:2, :2],
              s.movable and s.shape in FLAT_SHAPES and s.parts[0].axes[2, 2] > 0.9)
-            for s in scene.solids
-        ]  # fmt: skip
+            for s in scene.solids]  # fmt: skip
         rendered = (facts.supports, facts.boxes01, facts.depths, facts.visible, facts.area)
         columns = (facts.movable, *zip(*geometry, strict=True), *rendered)
         solids = Solids(facts.names, *(np.array(column) for column in columns))

@@ -134,8 +134,7 @@ def annotate_images(settings: AnnotateSettings) -> Path | None:
     run_batches(
         journal, names[index::count], lambda name: read_image(images[name]).rgb_u8,
         lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
-        settings.batch_size,
-    )  # fmt: skip
+        settings.batch_size)  # fmt: skip
     journals = [JournalReader(path) for path in paths]
     if not all(progress.complete for progress in journals):
         log.info("%s is written when the other processes have finished", out)

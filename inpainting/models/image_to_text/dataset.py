@@ -88,8 +88,7 @@ class LlavaDataset(PaintingItems):
             "entity_noun_chunk_roots": [entity.noun_chunk_root or entity.concept for entity in entities],
             "targets": prompts.target_text(list(zip(colors, captions, strict=True))),
             "image_stems": painting.stem, "entity_names": [entity.name for entity in entities],
-            "entity_paths": [painting.entities / f"{entity.name}.png" for entity in entities],
-        }  # fmt: skip
+            "entity_paths": [painting.entities / f"{entity.name}.png" for entity in entities]}  # fmt: skip
 
     def regions(
         self, masks: Mapping[Entity, np.ndarray], rng: np.random.Generator

@@ -7,6 +7,5 @@ from ldm.settings.later import later_names
 
 PUBLISHED = (
     "FreestyleStableDiffusionInpaintPipeline", "get_freestyle_layout_mask", "get_freestyle_text_inputs",
-    "get_pretrained_mm_inpainting_pipe",
-)  # fmt: skip
+    "get_pretrained_mm_inpainting_pipe")  # fmt: skip
 __getattr__ = later_names(__name__, dict.fromkeys(PUBLISHED, "published"))

@@ -130,8 +130,7 @@ class PreparedJob:
             "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images], "seeds": seeds,
             "cuts": [to_plain(cut) for cut in self.plan.cuts], "canvas": list(canvas.masks.shape[1:]),
             "mask_pixels": [int(region.mask.sum()) for region in regions], "device": str(pipe.device),
-            "seconds": timer.report(),
-        }  # fmt: skip
+            "seconds": timer.report()}  # fmt: skip
         given = [{"prompt": each.prompt, "negative": each.negative, "mask": array_sha256(each.mask)}
                  for each in regions]  # fmt: skip
         recipe = {
@@ -139,8 +138,7 @@ class PreparedJob:
             "model": {"name": pipe.config.name, "folder": pipe.folder, "lora": pipe.lora},
             "weights": weights_of(pipe),
             "machine": {"device": pipe.device.type, "dtype": str(pipe.dtype).removeprefix("torch.")},
-            "versions": library_versions(),
-        }  # fmt: skip
+            "versions": library_versions()}  # fmt: skip
         return PaintResult(images, edit, seeds, recipe, report, regions)
 
 
@@ -204,8 +202,7 @@ def paint_all(
             union=masks.any(dim=1, keepdim=True), plans=[each.plan for each in group],
             negatives=[each.negative for each in group],
             rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
-            seeds=[seed for each in group for seed in each.job.seeds],
-        )  # fmt: skip
+            seeds=[seed for each in group for seed in each.job.seeds])  # fmt: skip
         timer, images_u8 = StageTimer(), list[np.ndarray]()
         with timer.stage("paint"):
             for start in range(0, len(batch.rows), AT_ONCE):

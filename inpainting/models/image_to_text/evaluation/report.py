@@ -48,12 +48,10 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46), "LLaVA-1Mask": (36.52, 36.99, 12.58, 34.64, 24.65),
     "MultiMask-1Pred": (35.48, 37.68, 13.15, 34.98, 24.79),
     "MultiMask-LastPred": (33.08, 37.40, 12.61, 34.45, 24.46),
-    "MultiMask-All": (31.73, 37.33, 12.43, 34.33, 24.24),
-}  # fmt: skip
+    "MultiMask-All": (31.73, 37.33, 12.43, 34.33, 24.24)}  # fmt: skip
 COLUMNS = {  # the last one is ours, so that no published model has it
     "Accuracy": "accuracy", "B@1": "bleu1", "B@4": "bleu4", "ROUGE-L": "rougeL_fmeasure",
-    "CLIPSim": "clipscore", "Accuracy, whole words": "accuracy_words",
-}  # fmt: skip
+    "CLIPSim": "clipscore", "Accuracy, whole words": "accuracy_words"}  # fmt: skip
 
 
 def measure_prompts(
@@ -121,8 +119,7 @@ def measure_prompts(
         "regions": len(rows), "empty_predictions": sum(not row.prediction.strip() for row in rows),
         WITH_INTERVALS: whole, LAST: last, "by_number_of_masks": by_masks, "judges": models.used,
         "noun_roots": sorted({str(step.get("method", "as given with the data")) for step in steps}),
-        "skipped": skipped,
-    }  # fmt: skip
+        "skipped": skipped}  # fmt: skip
 
 
 def tracked(report: Mapping[str, Any]) -> dict[str, float]:
