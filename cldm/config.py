@@ -1,6 +1,5 @@
 """What must be known of a compositor besides its weights: how images were prepared in training, which sampler
-settings suit it, how large its networks are; and the pre-processing of the published systems.
-"""
+settings suit it, how large its networks are; and the pre-processing of the published systems."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,10 +1,8 @@
 """The compositor: SD UNet, a detail and a depth control branch, DINOv2 identity tokens, an autoencoder.
-
 All networks are stock diffusers / transformers objects. What the papers add is small: the control branches
 never see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
 Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, r side of the
-reference, t tokens (CLS first, then patches).
-"""
+reference, t tokens (CLS first, then patches)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,10 +75,8 @@ class IdentityEncoder(nn.Module):
 
 class ControlBranch(nn.Module):
     """A stock ControlNetModel whose first convolution is zero and frozen, so that x_t has no influence.
-
     Its residuals depend on hint, tokens and timestep only: one evaluation serves every image that shares
-    them, and the hint embedding is computed once per image (published code: the hint replaces h_0).
-    """
+    them, and the hint embedding is computed once per image (published code: the hint replaces h_0)."""
 
     def __init__(self, net: ControlNetModel) -> None:
         super().__init__()
@@ -164,8 +160,7 @@ class Compositor(nn.Module):
     ) -> list[Tensor]:
         """Fused control residuals for b conditions at one timestep per condition (or one for all).
 
-        c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda).
-        """
+        c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda)."""
         branches = (self.detail, conditions.detail, w_detail), (self.depth, conditions.depth, w_depth)
         weighted = [
             [weight * residual for residual in branch(hint, timestep, conditions.tokens)]
@@ -198,10 +193,8 @@ class Compositor(nn.Module):
         deep: Tensor | None, layers: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The same, and the features (n, c, h, w) that enter the last `layers` of the last up block (0: all).
-
         deep: these features of an earlier step; then only those layers run, and the layers of the first down
-        block whose skips they read (Ma et al. 2024, DeepCache)
-        """
+        block whose skips they read (Ma et al. 2024, DeepCache)"""
         net, last, whole = self.unet, self.unet.up_blocks[-1], deep is None
         time = net.time_embedding(net.time_proj(timestep.expand(len(x))).to(x.dtype))
         count = min(layers, len(last.resnets)) or len(last.resnets)

@@ -1,9 +1,7 @@
 """Colours, questions and answers of the prompt writer, for training, tests, commands and notebooks.
-
 The model sees a painting whose regions are painted in solid colours, is asked what hides behind them, and
 answers `<red>a dog</red><green>a tree</green>`. Texts and colours are part of the released adapters (paper
-section 3.1). An expression fixes the tags of an answer and their order, and the prompts that are known.
-"""
+section 3.1). An expression fixes the tags of an answer and their order, and the prompts that are known."""
 
 import re
 from collections.abc import Sequence
@@ -104,10 +102,8 @@ def paint_masks(
     alphas: Sequence[float] | None = None, order: str = "large_first",
 ) -> np.ndarray:  # fmt: skip
     """A copy of the image (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
-
     alphas: opacity of each mask in [0, 1], default 1; blended as by torchvision's draw_segmentation_masks
-    order:  large_first, so that small masks stay visible, or given
-    """
+    order:  large_first, so that small masks stay visible, or given"""
     if order not in ("large_first", "given"):
         raise ValueError(f"unknown order of painting {order!r}; allowed: large_first, given")
     alphas = [1.0] * len(masks) if alphas is None else alphas

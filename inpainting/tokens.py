@@ -3,8 +3,7 @@
 joint     one sequence for all prompts of an image, as published: BOS, prompt 1, prompt 2 ..., EOS, padding
 separate  one sequence per prompt: no prompt knows of another
 
-Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images.
-"""
+Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,10 +43,8 @@ def plan_tokens(
     texts: Sequence[str], tokenizer: CLIPTokenizer, *, encoding: str = "joint", regions: bool = True
 ) -> TokenPlan:
     """Lay out the prompts of one image.
-
     regions: False gives the form for a model without region maps: a period after each prompt and every
-             token shared (published: the runs without rectified attention); always one joint sequence
-    """
+             token shared (published: the runs without rectified attention); always one joint sequence"""
     if not texts:
         raise ValueError("at least one prompt is needed, got an empty list")
     if encoding not in ENCODINGS:

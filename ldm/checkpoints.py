@@ -80,10 +80,8 @@ def load_pretrained(
     kind: Any, source: Path | str, *, exact: bool = False, may_lack: str = " ", **options: Any
 ) -> Any:
     """`kind.from_pretrained`, in eval mode; weights that are missing or of another shape are a ValueError.
-
     exact: weights that fit nothing are refused too. may_lack: part of the names of what need not be there
-    A network is in single precision unless `dtype` asks for another, whatever its file is in.
-    """
+    A network is in single precision unless `dtype` asks for another, whatever its file is in."""
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if "torch_dtype" not in options:  # the word of diffusers
         options.setdefault("dtype", torch.float32)

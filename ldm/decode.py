@@ -1,6 +1,5 @@
 """Image files decoded: upright (h, w), in sRGB, which networks know. What is painted goes back into the
-colours of the file, whose profile, EXIF data and resolution the result carries on.
-"""
+colours of the file, whose profile, EXIF data and resolution the result carries on."""
 
 import contextlib
 import io
@@ -64,10 +63,8 @@ class LoadedImage:
         self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :]
     ) -> "LoadedImage":
         """The image with another one laid over it; every pixel outside `edit` keeps its bytes.
-
         image_u8: (n, m, 3) sRGB;  weight_01: (n, m), its opacity;  edit: (n, m) bool;  part: where n m lies
-        Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over").
-        """
+        Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over")."""
         own_u8, alpha_u8 = self.own_u8.copy(), None if self.alpha_u8 is None else self.alpha_u8.copy()
         for rows in row_blocks(len(edit)):
             if not (inside := edit[rows].astype(np.uint8)).any():
@@ -142,10 +139,8 @@ def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndar
 @contextlib.contextmanager
 def opened(path: Path, data: bytes | None = None, shrink: int = 1) -> Iterator[Image.Image]:
     """The decoded first frame of an image file, upright.
-
     data: its bytes, where they do not lie at `path`
-    shrink: 1, 2, 4 or 8, by which JPEG is decoded smaller, its sides rounded up; other formats are not
-    """
+    shrink: 1, 2, 4 or 8, by which JPEG is decoded smaller, its sides rounded up; other formats are not"""
     try:
         if data is None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected an image file")

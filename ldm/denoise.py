@@ -1,8 +1,6 @@
 """The one sampling loop, for any network: guidance in one batch, a known region, previews, cancelling; and
 what such a network learns: the target of its prediction, and the loss weight of each timestep.
-
-Legend: b images, c latent channels, h w latent pixels.
-"""
+Legend: b images, c latent channels, h w latent pixels."""
 
 import inspect
 import logging
@@ -86,7 +84,6 @@ def set_steps(
     scheduler: Any, steps: int, strength: float, device: torch.device, rule: str = "exact"
 ) -> Schedule:
     """Prepare a diffusers scheduler for the last `strength` fraction of its steps, at least one.
-
     rule: "published" takes every (T // steps)-th of T timesteps, which can be more than `steps` (DDIM only)
     """
     if steps < 1:
@@ -127,7 +124,6 @@ def denoise(
     generators: list[torch.Generator] | None = None, known: Known | None = None, monitor: Monitor = Monitor(),
 ) -> Tensor:  # fmt: skip
     """Run a schedule from `latents` (b, c, h, w); returns noise-free latents.
-
     predict(x, t, guided): x is (b, c, h, w), or (2b, c, h, w) where guidance acts, unconditional half first
     """
     scheduler, timesteps = schedule.scheduler, schedule.timesteps

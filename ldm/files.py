@@ -59,9 +59,7 @@ def read_text(path: Path) -> str:
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`.
-
-    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
-    """
+    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028."""
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -173,10 +171,8 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
-
     ValueError names the file that cannot be written: UnwritableError if its name is not the reason, OSError
-    where the disk is full. What was prepared for the others is removed.
-    """
+    where the disk is full. What was prepared for the others is removed."""
     path = Path()
     try:
         with contextlib.ExitStack() as stack:  # which renames the last one first

@@ -1,8 +1,6 @@
 """The only place where image files become arrays and back.
-
 Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and white = edit in a file,
-depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
-"""
+depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic."""
 
 import contextlib
 import io
@@ -44,10 +42,8 @@ def distinct_values(values: np.ndarray) -> str:
 
 def read_image(path: Any, data: bytes | None = None, shrink: int = 1) -> decode.LoadedImage:
     """Read any common image file (or what `as_file` takes) as 8-bit sRGB plus its alpha; 16 bits are scaled.
-
     data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
-    shrink: as in `decode.opened`
-    """
+    shrink: as in `decode.opened`"""
     path = as_file(path, "image")
     with decode.opened(path, data, shrink) as image:
         own_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
@@ -78,12 +74,10 @@ def _advice(path: Path, ids: np.ndarray) -> str:
 
 def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | None = None) -> np.ndarray:
     """Read a mask file as bool (h, w); the one reader of masks.
-
     A file whose largest value is 1 is 0/1, otherwise values above 127 (of 255) are set; of a coloured file
     the brightest channel counts. Alpha is used when it is the only information: the opaque part has one
     colour, or the file is a coloured cut-out. An indexed file with a gray palette is gray; other palettes and
-    id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have.
-    """
+    id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have."""
     path = as_file(path, "mask")
     with decode.opened(path) as image:
         deep, raw = decode.sixteen_bit_rgb(image, path), decode.image_ids(image, path)
@@ -184,10 +178,8 @@ def encode_png(
 
 def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str] | None = None) -> bytes:
     """The bytes of an image in its own colours, with its profile, EXIF data and resolution.
-
     suffix: one of OUTPUT_FORMATS;  text: text chunks, which only PNG has
-    JPEG has no transparency: the image is laid on white, with a warning.
-    """
+    JPEG has no transparency: the image is laid on white, with a warning."""
     kind, options = OUTPUT_FORMATS[suffix.lower()]
     carried = {name: getattr(image, name) for name in ("icc_profile", "exif", "dpi")}
     options = {**options, **{name: value for name, value in carried.items() if value is not None}}

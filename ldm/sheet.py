@@ -19,10 +19,8 @@ def grid(
     cell: int = 256,
 ) -> np.ndarray:  # fmt: skip
     """Lay images out in rows, each fitted into a square of `cell` pixels with its aspect kept.
-
     rows:    (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
-    returns: (h, w, 3) uint8
-    """
+    returns: (h, w, 3) uint8"""
     if (columns := max((len(row) for row in rows), default=0)) == 0:
         raise ValueError("a sheet needs at least one image")
     if len(titles) not in (0, columns) or len(row_labels) not in (0, len(rows)):

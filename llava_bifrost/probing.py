@@ -87,10 +87,8 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
 
 def token_parity(locator: Locator, text: str) -> bool | None:
     """Whether image and text have the tokens that LLaVA's own code gives them; None for other families.
-
     It splits the text at the image and tokenises the parts by themselves: a line break after the image is
-    preceded by the blank that sentencepiece puts before a text (29871 and 13 in LLaMA's vocabulary).
-    """
+    preceded by the blank that sentencepiece puts before a text (29871 and 13 in LLaMA's vocabulary)."""
     if locator.mllm.family not in LLAVAS:
         return None
     ask = ChatExample(np.zeros((8, 8, 3), np.uint8), locator.question(text, locator.understand(text)))

@@ -5,8 +5,7 @@ others. Boxes are fractions of the image, depths 1 = nearest, one number or far 
 that of a dataset's `anchors`.
 
     [{"name": "sofa", "box": [0.1, 0.4, 0.6, 0.9], "depth": 0.62}, ...]
-    {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}
-"""
+    {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +33,6 @@ def propose(
     item: Item, networks: Any,
 ) -> tuple[Request | None, dict[str, Place], list[Candidate]]:  # fmt: skip
     """The sentence taken apart (None: only a model understood it), the known places, the candidates.
-
     rgb_u8, depth_01: image (h, w, 3) and its depth (h, w), which only a model without a detector can lack
     anchors: path of a file, its parsed JSON, or None
     networks: its functions `locator` and `detector` load the network of a folder
@@ -73,10 +71,8 @@ def propose(
 
 def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "anchors") -> dict[str, Place]:
     """The objects of an anchors file (a Path) or of parsed JSON, which errors call `where`; lower-case names.
-
     depth_01: (h, w) of the image, for entries without a depth; without it every entry needs one
-    Raises ValueError naming the file, the object and what is wrong with it.
-    """
+    Raises ValueError naming the file, the object and what is wrong with it."""
     values = source
     if isinstance(source, Path):
         where = str(source)

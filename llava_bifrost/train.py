@@ -1,8 +1,7 @@
 """Train a locator: LoRA on any image-and-text model, its projector at a rate of its own (paper appendix A).
 
 python -m llava_bifrost.train configs/llava_bifrost/train.yaml [key=value ...]
-accelerate launch --quiet -m llava_bifrost.train configs/llava_bifrost/train.yaml
-"""
+accelerate launch --quiet -m llava_bifrost.train configs/llava_bifrost/train.yaml"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Our folders -> the original single-file layouts: the way back of `cldm.convert`.
-
 Every weight that does something returns bit by bit. What is not kept is made again and named: the noise
-schedule's buffers are computed, the unused first convolution of each control branch is written as zeros.
-"""
+schedule's buffers are computed, the unused first convolution of each control branch is written as zeros."""
 
 import filecmp
 import logging

@@ -1,9 +1,7 @@
 """Names of weights: the original single-file layouts <-> the diffusers and transformers folders.
-
 One rule per network says where each weight of ours lies in the original file (a `Piece`); export reads the
 same rules backwards. diffusers converts one way only and drops keys that it does not know. Original names:
-LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DPT-Large (MiDaS).
-"""
+LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DPT-Large (MiDaS)."""
 
 import re
 from collections.abc import Callable, Iterable

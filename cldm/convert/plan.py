@@ -1,8 +1,6 @@
 """What goes where when a published checkpoint becomes a model folder: decided from names and shapes.
-
 A plan is made before anything is read or written. Every key of the file is used or known to be unused, and
-every weight of ours has an origin; otherwise there is no plan but an error that names the keys.
-"""
+every weight of ours has an origin; otherwise there is no plan but an error that names the keys."""
 
 import re
 from collections import Counter

@@ -1,9 +1,7 @@
 """Measure a compositor on held-out rendered scenes, through the path that inference takes.
-
 The model gets what a user has, never the target's mask or depth. Every start (noise, paste), strength and
 fraction of detail is measured beside baselines, over the pixels where the object is visible in both the true
-image and the placed cut-out (docs/compositor.md, "Evaluating").
-"""
+image and the placed cut-out (docs/compositor.md, "Evaluating")."""
 
 import logging
 from collections.abc import Sequence

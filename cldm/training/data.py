@@ -89,9 +89,7 @@ class PairData(pl.LightningDataModule):
 
 def one_thread(worker: int) -> None:
     """OpenCV takes every core in each worker otherwise, as torch does not.
-
-    The process that forks them has one thread already: to end those of its parent, a fork waits for ever.
-    """
+    The process that forks them has one thread already: to end those of its parent, a fork waits for ever."""
     if cv2.getNumThreads() > 1:  # started anew
         cv2.setNumThreads(1)
 

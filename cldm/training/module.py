@@ -1,9 +1,7 @@
 """Training step of the compositor (Lightning): noise a target, predict, weighted squared error.
-
 All randomness of a step comes from (seed, number of the batch), so a resumed run repeats what an
 uninterrupted one would have done; it is drawn for all devices together, of which each takes its part.
-Legend: b batch, c latent channels, h w latent pixels.
-"""
+Legend: b batch, c latent channels, h w latent pixels."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """What a training run records: rows of numbers, rejected samples, what the model paints, the held-out loss.
-
-Legend: b examples, c latent channels, h w latent pixels.
-"""
+Legend: b examples, c latent channels, h w latent pixels."""
 
 import logging
 import time
@@ -128,9 +126,7 @@ class Metrics(pl.Callback):
 
 class RejectionCounter(pl.Callback):
     """Counts samples (of the first device); at the end of a run, also an early one, writes and logs them.
-
-    stop_after: ValueError when a source has accepted nothing in so many tries
-    """
+    stop_after: ValueError when a source has accepted nothing in so many tries"""
 
     state_key = "Refusals"  # type: ignore[assignment]  # in checkpoints of every version
 

@@ -1,8 +1,6 @@
 """What the painting data start from: the authors' annotation files, and the images of their table.
-
 Both continue where they stopped. Two of the annotation files lie in an archive. A file kept by Git LFS
-arrives as a pointer; what it points to is fetched then, and checked against its hash.
-"""
+arrives as a pointer; what it points to is fetched then, and checked against its hash."""
 
 import csv
 import functools
@@ -242,10 +240,8 @@ def fetch_images(settings: DownloadSettings) -> None:
 
 def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
     """A whole image as RGB in the format that its file name ends in, with Pillow's defaults.
-
     It is upright, 8 bits deep, on white where it was transparent, and its colour profile is kept or applied.
-    TemporaryError: it may come next time; ValueError: it will not come.
-    """
+    TemporaryError: it may come next time; ValueError: it will not come."""
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"only http and https addresses are fetched, got {url!r}")
     data = bytearray()

@@ -1,5 +1,4 @@
 """From images and annotations to the painting data: the published steps one by one, or all with `build`.
-
 Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. It begins with what the step
 depends on, so `build` skips a step that is up to date, and a changed input makes it and later ones run again.
 """

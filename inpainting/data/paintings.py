@@ -6,8 +6,7 @@
              entities/STEM/annotations.json   {"mask_0": {"concept", "noun_chunk_root", "caption"}}
              entities/STEM/llava.json         {"mask_0": raw caption}
 
-Every error is a ValueError that names the file.
-"""
+Every error is a ValueError that names the file."""
 
 import json
 from collections.abc import Callable, Mapping

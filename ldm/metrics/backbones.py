@@ -2,8 +2,7 @@
 Inception-v3 of FID and the SqueezeNet of LPIPS (Zhang et al. 2018).
 
 Inception and its keys are those of the ported TensorFlow graph inception-2015-12-05, whose average pools
-leave the padding out and whose last block pools by maximum. Legend: b images, h w pixels.
-"""
+leave the padding out and whose last block pools by maximum. Legend: b images, h w pixels."""
 
 import logging
 import zipfile

@@ -2,9 +2,7 @@
 
 The expression speaks about what the tokens spell, one after the other. For most tokenizers that is the answer
 itself; one whose tokens are words drops blanks and commas.
-
-Legend: b rows of a batch, v vocabulary.
-"""
+Legend: b rows of a batch, v vocabulary."""
 
 import copy
 import json
@@ -104,15 +102,13 @@ class Grammar:
 
 class ConstrainedChoice(LogitsProcessor):
     """Chooses every next token among those that the form allows; `generate` follows it greedily.
-
     forms: one, or a list of one per row: an expression of what an answer's tokens spell (`Grammar.spell`), or
         an object that gives it by pattern(); by family() a wider one that forms of one kind share, of which
         only the tokens are looked at; by narrow(text) a narrower one of the answers that begin so, where
         there is one; by crosses(text) whether a text went past the point from which the narrower one holds
     prompt: tokens before the answer. The first `greedy` rows take the most probable token (None: all); the
         others draw at `temperature` with `generator`
-    log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form.
-    """
+    log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form."""
 
     def __init__(
         self, grammar: Grammar, forms: Any, prompt: int, *, greedy: int | None = None,
@@ -214,9 +210,7 @@ def generate(
     mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice | None = None, longest: int = 128
 ) -> list[Answer]:
     """Let the model answer a batch of prompts, greedily; one Answer per row.
-
-    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan.
-    """
+    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan."""
     model: Any = mllm.model
     tokenizer, inputs = mllm.processor.tokenizer, to_device(batch, mllm.device, mllm.dtype)
     inputs |= {PREFIX: batch[PREFIX]} if PREFIX in batch else {}

@@ -1,9 +1,7 @@
 """Adapters merged into a transformers folder, one weight in memory at a time, every tensor accounted for.
-
 A folder in the original LLaVA layout holds adapter_config.json, adapter_model.bin or .safetensors (LoRA
 matrices of the language model) and non_lora_trainables.bin (the projector), under other names than those of
-transformers: peft would load nothing of it, with no more than a warning.
-"""
+transformers: peft would load nothing of it, with no more than a warning."""
 
 import logging
 import re
@@ -73,9 +71,7 @@ def today(key: str) -> str:
 
 def read_changes(folder: Path, original: bool = True) -> dict[str, WeightChange]:
     """The changes of an adapter folder by the name of the weight in transformers 5; ValueError for another.
-
-    original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file.
-    """
+    original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file."""
     settings = read_json(folder / "adapter_config.json")
     if odd := {key: settings[key] for key, plain in PLAIN.items() if settings.get(key) not in (plain, None)}:
         raise ValueError(f"{folder}/adapter_config.json: {odd} is not supported; LLaVA's adapters have none")
@@ -115,11 +111,9 @@ def merge_into(
     also: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
-
     base: a transformers folder with safetensors, any of its layouts. Its other files are copied.
     dtype: of the weights; None: as in the base. also: further JSON files
-    ValueError if a tensor of the adapter fits no weight
-    """
+    ValueError if a tensor of the adapter fits no weight"""
     changes = read_changes(adapter, original)
     shards = [open_weights(file) for file in visible_files(existing_folder(base), "*.safetensors")]
     if not shards:

@@ -1,8 +1,6 @@
 """Chat templates of the LLaVA family.
-
 vicuna_v1 is what LLaVA-1.5 and the Bifrost locator were trained with, llava_v1 what the published inference
-script picked by the folder's name, and llava_hub the form of the converted weights.
-"""
+script picked by the folder's name, and llava_hub the form of the converted weights."""
 
 LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "

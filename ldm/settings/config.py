@@ -1,9 +1,7 @@
 """Typed settings: a dataclass whose fields `setting` makes, filled from YAML files and `key=value` texts.
-
 A *layer* is one source of values: a file, one override, the flags of a command. Later layers win; mappings
 are merged, lists and tuples are replaced. A YAML file may name by `base:` (relative to itself) a file that it
-changes.
-"""
+changes."""
 
 import io
 import logging

@@ -1,10 +1,8 @@
 """A training run around its loop: what `ldm.training.fit` is given, its checkpoints and its table of numbers.
-
 out/checkpoint-250/<file of the layout>    trained weights as safetensors, in the caller's layout
                    average.safetensors     their running average, where one is kept
                    state.pt                optimizer, schedule, progress
-A checkpoint folder appears whole or not at all; a run may end at any moment.
-"""
+A checkpoint folder appears whole or not at all; a run may end at any moment."""
 
 import csv
 import importlib.util
@@ -197,10 +195,8 @@ class CsvLogger:
 @dataclass(frozen=True)
 class Task:
     """What a model learns from which examples, and what is measured meanwhile.
-
     loss(model, batch, seeds): mean loss of a collated batch, ();  model: the one to call, which may be
-        wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)
-    """
+        wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)"""
 
     loss: Callable[[nn.Module, Any, list[int]], Tensor]
     data: Dataset  # has a length; where it has `set_epoch(n)`, that is called before each epoch

@@ -16,7 +16,6 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 @dataclass(frozen=True)
 class ResumableSampler:
     """Which examples form which batch, from (seed, epoch) alone.
-
     Several processes see what one with a larger batch would see, in the same order: process r takes the r-th
     part of each. The last batch of an epoch is smaller, and filled up from the start where processes need it.
     """

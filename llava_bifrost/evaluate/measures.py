@@ -1,7 +1,5 @@
 """What is right about one answer: rules of the instruction, of the room, and distance from one right answer.
-
-An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out.
-"""
+An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,7 @@ rules are decided exactly (measures.py), on a dataset file those of the sentence
 On files with masks: does the point of an answer, the middle of its box's lower edge, lie where it may?
 
 {"image": "a.jpg", "sentence": "Place the cup on the table", "mask": "a_mask.png"}   a line of JSONL
-Placement/question.json with rgb_path, prompt, mask_path                    RefSpatial-Bench
-"""
+Placement/question.json with rgb_path, prompt, mask_path                    RefSpatial-Bench"""
 
 import logging
 from collections import defaultdict

@@ -1,8 +1,6 @@
 """Instructions: the sentences that ask for a place (paper section 3.2), and what they ask for.
-
 Place the cat behind the bed and to the left of the lamp, output the bounding box and ...
-Replace the cat with the reference image, output the bounding box and ...
-"""
+Replace the cat with the reference image, output the bounding box and ..."""
 
 import re
 from collections.abc import Sequence

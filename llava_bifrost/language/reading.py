@@ -1,8 +1,6 @@
 """Reading instructions: what people type becomes a Request, or an error that names the part not understood.
-
 A place may describe another: "the nightstand next to the bed" is one name, which `with_known_names` resolves
-once it is known which objects are there.
-"""
+once it is known which objects are there."""
 
 import re
 from collections.abc import Mapping
@@ -98,10 +96,8 @@ KNOWN_FORMS = (
 
 def parse_instruction(text: str) -> Request:
     """Read an instruction, published or free; InstructionError names the part that was not understood.
-
     Several relations are joined by "and" or a comma; "behind the Y and the Z" is behind both. Without a
-    joint, the second relation tells which object is meant: "on the chair behind the Y".
-    """
+    joint, the second relation tells which object is meant: "on the chair behind the Y"."""
     try:
         return _read(text)
     except ValueError as error:

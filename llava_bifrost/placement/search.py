@@ -1,9 +1,7 @@
 """Where an object could stand: points on the ground and on raised surfaces, with the box it would have there.
-
 Everything is decided for many candidates at once. Units: x, y, w, h in fractions of the image; d a depth_01;
 `side` and `away` in a ground plan whose unit is the same in both directions: away = 1 / (d - horizon_d).
-Legend: k candidates.
-"""
+Legend: k candidates."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -238,11 +236,9 @@ def footprint(view: View, name: str) -> tuple:
 
 def clear(view: View, tried: Placements, ignored: Collection[str] = (), slim: float = SLIM) -> np.ndarray:
     """Whether a candidate is free of the footprints of all known objects, (k,) bool.
-
     A footprint of a known object is a rectangle, that of the object to place a circle.
     ignored: objects that the candidate may overlap, because it is on or under them
-    slim: fraction of the object's radius that must be free
-    """
+    slim: fraction of the object's radius that must be free"""
     free = np.ones(len(tried), bool)
     left, right, front, _ = plan(view, tried.x, tried.w, tried.contact)
     radius, side = (right - left) / 2, (right + left) / 2

@@ -1,7 +1,5 @@
 """How large objects usually are: the only knowledge of the world that the geometric placer has.
-
-A size is the square root of width times height of the object as it stands, in metres; estimated by hand.
-"""
+A size is the square root of width times height of the object as it stands, in metres; estimated by hand."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -110,10 +108,8 @@ def size_at_one(
     size_hw: tuple[int, int], relative: float | None = None,
 ) -> float:  # fmt: skip
     """Pixels (square root of the box's area) of the target per unit of `Ground.scale`.
-
     named:    the anchors of the request; known: everything whose place is known
-    relative: size of the target relative to the first named anchor at equal distance, instead of the table
-    """
+    relative: size of the target relative to the first named anchor at equal distance, instead of the table"""
     named = {name: place for name, place in named.items() if not is_level(name, place)}
     known = {name: place for name, place in known.items() if not is_level(name, place)}
     if relative is not None and named:

@@ -6,8 +6,7 @@ An answer: {"id", "image", "instruction", "made_by", "candidates": [...]}, or "e
 
 Jobs whose answer is there are skipped, so an interrupted run continues; a line that was cut off is removed.
 `made_by` is a hash of all that decides an answer; where that has changed, the job is answered anew, and the
-earlier file is kept as NAME.old1.jsonl.
-"""
+earlier file is kept as NAME.old1.jsonl."""
 
 import json
 import logging

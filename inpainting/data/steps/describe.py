@@ -5,8 +5,7 @@ Both steps are resumable, and several processes may divide the work; the last of
     stamp_annotate-images_0of1.jsonl    beside annotations.json: what process 0 of 1 has described so far
     OUTPUT/captions_0of1.jsonl          what process 0 of 1 has captioned so far
     OUTPUT/backup_0_final.json          all of its captions, in the published form, at its end
-    OUTPUT/llava.json                   captions of all processes
-"""
+    OUTPUT/llava.json                   captions of all processes"""
 
 import contextlib
 import functools
@@ -40,10 +39,8 @@ STEP = "annotate-images"
 
 def open_model(model_id: str, precision: str = "auto", device: str = "auto", dtype: str = "auto") -> Mllm:
     """A model by folder or hub name.
-
     precision: 4bit (as published: nf4; needs CUDA and bitsandbytes), full, or auto: 4bit where it works.
-    device, dtype: as in `load_mllm`; with 4 bits the device is chosen here, and dtype is the arithmetic's.
-    """
+    device, dtype: as in `load_mllm`; with 4 bits the device is chosen here, and dtype is the arithmetic's."""
     folder = local_or_hub_folder(model_id)
     able = four_bit_works()
     if precision == "4bit" and not able:

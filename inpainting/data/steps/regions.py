@@ -1,8 +1,6 @@
 """Boxes of objects -> the folders `masks` and `entities` of the painting data (published rules).
-
 Legend: h w pixels. A box counts when it covers 1 % to 65 % of the image; an entity without such a box is
-dropped, the others are numbered in order.
-"""
+dropped, the others are numbered in order."""
 
 import math
 from collections import Counter
@@ -136,7 +134,6 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
 
 def region_files(step: str, folder: Path, rgb_u8: np.ndarray, found: list[ObjectRegion]) -> dict[Path, bytes]:
     """mask_j.png of each object: 255 in the union of its boxes; or its crops in a grid, and annotations.json.
-
     Entries keep the further fields of the old file where the concept differs by case or punctuation at most.
     """
     files, entries = {}, {}

@@ -1,8 +1,6 @@
 """Texts of the objects in annotations.json: captions, and noun roots for the accuracy metric.
-
 The root of the first noun chunk of a concept ("a woman with a hat" -> "woman") is found by spaCy's
-`en_core_web_sm` where it is installed, as published, otherwise by a rule over TextBlob's tags.
-"""
+`en_core_web_sm` where it is installed, as published, otherwise by a rule over TextBlob's tags."""
 
 import importlib.metadata
 import logging
@@ -94,7 +92,6 @@ def clean_caption(caption: str) -> str:
 
 def read_captions(path: Path) -> dict[str, Any]:
     """{stem: {mask: raw caption}} of llava.json, of a backup of caption-masks, or of all backups in a folder.
-
     Of two captions of one object the later one counts. Entries of another form stay, for the caller to name.
     """
     if not path.is_dir():

@@ -153,8 +153,7 @@ class HeldOutTest:
 def train_prompt_writer(config: PromptTraining) -> Path:
     """Train or test, the same call again continues; returns the folder of the adapter, model or results.
 
-    An opacity curriculum takes the first half of the steps (published).
-    """
+    An opacity curriculum takes the first half of the steps (published)."""
     out, full, options = config.project_dir, config.fine_tuning_type == "full", config.fit
     accelerator = make_accelerator(options, out)
     checkpoint = checkpoint_of(config) if config.only_val else None

@@ -1,7 +1,5 @@
 """Painting several masks in one pass with rectified cross-attention.
-
-The published helpers can be imported from here; what they need is loaded with the first of them.
-"""
+The published helpers can be imported from here; what they need is loaded with the first of them."""
 
 from ldm.settings.later import later_names
 

@@ -3,8 +3,7 @@
     pipe = load_inpainter("assets/tiny/inpainter")
     result = paint(image_u8, [(mask_a, "a red cube"), (mask_b, "a green ball")], pipe, seed=0)
 
-Legend: H W pixels of the user's image, h w pixels of the canvas.
-"""
+Legend: H W pixels of the user's image, h w pixels of the canvas."""
 
 import hashlib
 import logging
@@ -163,13 +162,11 @@ def paint(
     progress: bool = True,
 ) -> PaintResult:  # fmt: skip
     """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
-
     image:   array, path, PIL image, or what `read_image` gives; masks likewise
     regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts; where
              masks overlap, pixels read both prompts
     samples: images to make; sample i has seed + i and is the image of that seed painted alone
-    ValueError names the mask that does not fit.
-    """
+    ValueError names the mask that does not fit."""
     if not isinstance(image, np.ndarray | LoadedImage):
         image = read_image(image)
     source = image if isinstance(image, LoadedImage) else None
@@ -228,9 +225,7 @@ def make_canvas(
     image_u8: np.ndarray, masks: Sequence[np.ndarray], resolution: int, factor: int, layout: str = "coverage"
 ) -> Canvas:
     """Bring image (H, W, 3) and masks (H, W) to painting size: the shorter side is `resolution`, or less.
-
-    factor: pixels per latent;  layout: nearest samples masks at one point, coverage keeps what they touch
-    """
+    factor: pixels per latent;  layout: nearest samples masks at one point, coverage keeps what they touch"""
     high, wide = image_u8.shape[:2]
     scale = min(resolution / min(high, wide), LONGEST * resolution / max(high, wide))
     inner = max(1, round(high * scale)), max(1, round(wide * scale))

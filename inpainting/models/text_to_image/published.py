@@ -47,13 +47,11 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
         generator: torch.Generator | Sequence[torch.Generator] | None = None, output_type: str = "pil",
     ) -> PipelineOutput:  # fmt: skip
         """Paint b images, each num_images_per_prompt times in a row.
-
         input_ids, freestyle_attention_mask: (b, t);  freestyle_layout_mask: (b, r + 1, h, w)
         image:      (b, 3, h, w) in [-1, 1], or PIL images, which are brought to height x width
         mask_image: (b, 1, h, w), above 0.5 = paint, or PIL masks
         generator:  seeds are drawn from it (from each, if there is one per image); without it every call
-                    gives another image, and the result holds its seeds
-        """
+                    gives another image, and the result holds its seeds"""
         if output_type not in ("pil", "np"):
             raise ValueError(f"unknown output_type {output_type!r}; allowed: pil, np")
         size = height or self.resolution, width or self.resolution

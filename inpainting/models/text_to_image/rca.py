@@ -17,8 +17,7 @@ A pixel of one or more regions reads their prompts; a pixel of none (background)
 nearest   the published rule: a cell takes the value of its top-left pixel, so a small region may vanish
 coverage  a cell belongs to every region that touches it; the background is what no region touches
 
-Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w, t tokens.
-"""
+Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w, t tokens."""
 
 from typing import Any
 
@@ -137,12 +136,10 @@ def log_visibility(
     masks: Tensor, size_hw: tuple[int, int], layout: str = "coverage", soft_cells: float = 0.0
 ) -> Tensor:
     """How strongly cell i may read the prompt of region k, as the logarithm of a factor.
-
     masks:      (b, r, H, W) bool; a row without any pixel is an absent region and is seen by background only
     soft_cells: width of soft edges in cells: outside its own cells a region fades with the distance d as
                 exp(-d^2 / 2 width^2) where other regions are, and ends at three widths
-    returns:    (b, r + 1, n) float32: 0 = read as it is, -inf = hidden; row 0, for shared tokens, is 0
-    """
+    returns:    (b, r + 1, n) float32: 0 = read as it is, -inf = hidden; row 0, for shared tokens, is 0"""
     cells = shrink_masks(masks, size_hw, layout)
     background = ~cells.any(dim=1, keepdim=True)
     outside = np.full(cells.shape, -np.inf, np.float32)
@@ -169,8 +166,7 @@ def region_kwargs(
 
     masks, soft_cells: see `log_visibility`; masks of any size of the aspect of the latents
     region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
-    levels:     resolutions of the UNet: len(unet.config.block_out_channels)
-    """
+    levels:     resolutions of the UNet: len(unet.config.block_out_channels)"""
     highest = int(region_ids.max())
     if highest > masks.shape[1] or len(masks) != len(region_ids):
         wrong = f"tokens of {len(region_ids)} images name region {highest},"

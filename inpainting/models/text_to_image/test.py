@@ -1,7 +1,5 @@
 """Fill the test paintings with a model, write prompts for them, measure the results (docs/paintings.md).
-
-Every verb continues where it stopped; `--shard i/n` divides the images between machines.
-"""
+Every verb continues where it stopped; `--shard i/n` divides the images between machines."""
 
 import logging
 from collections.abc import Callable

@@ -1,8 +1,6 @@
 """Predicted prompts -> all numbers with 95 % intervals, as valid JSON, under the published names.
-
 BLEU is of the whole corpus, so that a region gives counts; no smoothing, words split at spaces. Texts are
-compared in lower case. `_last` is over the last region of each image. Intervals resample whole images.
-"""
+compared in lower case. `_last` is over the last region of each image. Intervals resample whole images."""
 
 import logging
 import re
@@ -132,7 +130,6 @@ def text_numbers(
     rows: Sequence[predictions.Prediction], rouge_keys: tuple[str, ...] = ROUGE
 ) -> tuple[list[dict[str, float]], np.ndarray]:
     """Everything about each row that needs no network but BLEU, and the counts for BLEU.
-
     counts: (rows, 2 * 4 + 2) matching and all n-grams of the prediction (n = 1..4), its words, the caption's
     """
     metric, numbers, counts = BLEUScore(n_gram=GRAMS), [], []

@@ -1,9 +1,7 @@
 """Measure the filled images of a run against the originals.
-
 What was measured is kept in OUT/measured/NAME.npz: features, and the numbers as JSON with the key of what
 they were measured on (image, regions, networks). metrics.json has the published names and units: psnr in dB;
-fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times 100).
-"""
+fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times 100)."""
 
 import hashlib
 import io
@@ -48,8 +46,7 @@ VERSION = 1  # of what `measure_images` computes
 def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: bool = False) -> Path:
     """Write metrics.json or metrics_multi.json into the folder of the images; returns its path.
 
-    only_multi_prompt: only images with two regions or more;  partial: leave out images that are missing
-    """
+    only_multi_prompt: only images with two regions or more;  partial: leave out images that are missing"""
     networks = measure.Backbones.load(config.backbones, pick_device(config.device))
     metrics = measure_run(config, networks, only_multi_prompt, partial)
     if not metrics:

@@ -1,8 +1,6 @@
 """Filled images against their originals, as numbers and features.
-
 A metric looks at the whole image, at one region in its dimmed surroundings, or at its bounding box.
-Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w).
-"""
+Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
