@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from datasets.geometry import Box, bbox_of_mask, clip_box, mask_of_box
+from datasets.scenes.batch import SceneFacts
 from datasets.scenes.settings import EVAL_BIT
 from datasets.scenes.store import OpenShard, read_facts
 from datasets.sources.rendered import shard_files
@@ -48,20 +49,24 @@ def read_views(folder: Path, count: int | None = None) -> Views:
             break
         shard = OpenShard(path)
         images.append(shard.array("image_u8"))
-        for instances_u8, facts in zip(shard.array("instances_u8"), shard.facts, strict=True):
-            regions.append(())
-            for number, (text, visible) in enumerate(zip(facts.names, facts.visible, strict=True), 1):
-                name, mask = read_name(text), instances_u8 == number
-                if name is None or visible < LEAST_VISIBLE or not mask.any():
-                    continue
-                box = bbox_of_mask(mask)
-                side = min(box[2] - box[0], box[3] - box[1])
-                if side >= LEAST_SIDE and box_area(box) <= MOST_AREA * mask.size:
-                    regions[-1] += (Region(box, name),)
+        regions += map(regions_of, shard.array("instances_u8"), shard.facts)
     usable = [index for index, chosen in enumerate(regions[:count]) if chosen]
     if not usable:
         raise ValueError(f"{folder}: no scene has a solid to mask")
     return Views(np.concatenate(images)[usable], tuple(regions[index] for index in usable))
+
+
+def regions_of(instances_u8: np.ndarray, facts: SceneFacts) -> tuple[Region, ...]:
+    """Solids of one scene that are mostly visible, neither tiny nor huge. instances: (h, w)."""
+    regions = []
+    for index, (text, visible) in enumerate(zip(facts.names, facts.visible, strict=True)):
+        name, mask = read_name(text), instances_u8 == index + 1
+        if name is None or visible < LEAST_VISIBLE or not mask.any():
+            continue
+        box = bbox_of_mask(mask)
+        if min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE and box_area(box) <= MOST_AREA * mask.size:
+            regions.append(Region(box, name))
+    return tuple(regions)
 
 
 def grown(box: Box, margins: Sequence[int], size: tuple[int, ...]) -> Box:
