@@ -18,7 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from cldm.config import CompositorConfig
+from cldm.config import CompositorConfig, NetworkConfig
 from cldm.create import create_compositor
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor, save_compositor
@@ -40,7 +40,18 @@ logger = logging.getLogger(__name__)
 def starting_model(config: RunConfig) -> Compositor:
     """The folder given by `pretrained`, or fresh networks around a trained first stage."""
     if config.pretrained is not None:
-        return load_compositor(config.pretrained)[0]
+        model = load_compositor(config.pretrained)[0]
+        net, schedule, asked = model.unet.config, model.scheduler_config, config.network
+        there = {
+            "block_channels": tuple(net.block_out_channels), "layers_per_block": net.layers_per_block,
+            "token_width": net.cross_attention_dim, "prediction": schedule["prediction_type"],
+            "zero_snr": schedule.get("rescale_betas_zero_snr", False),
+        }  # fmt: skip
+        for key, value in there.items():
+            if (wanted := getattr(asked, key)) not in (value, getattr(NetworkConfig(), key)):
+                given = f"network.{key}={wanted} is for fresh networks and has no effect with pretrained="
+                raise ValueError(f"{given}{config.pretrained}: {value} there")
+        return model
     model = create_compositor(config.network, config.seed)
     if config.first_stage is not None:
         model.latent_space = LatentSpace.from_pretrained(config.first_stage)

@@ -16,7 +16,7 @@ from cldm.create import create_compositor
 from cldm.pretrained import save_compositor
 from cldm.training import data as training_data
 from cldm.training.checkpoints import Change, check_resumed, run_record
-from cldm.training.run import train
+from cldm.training.run import starting_model, train
 from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig
 from ldm.files import write_json
 from ldm.settings.config import dump_yaml, load_config
@@ -250,3 +250,22 @@ def test_batch_and_accumulation_may_change_and_no_example_comes_twice(
 def test_a_key_without_effect_beside_another_is_refused(make: Callable[[], object], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         make()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there"),
+    [
+        ("block_channels", (32, 64), r"\(16, 32\)"),
+        ("token_width", 48, "24"),
+        ("layers_per_block", 3, "1"),
+    ],
+)
+def test_sizes_of_fresh_networks_that_the_folder_has_not_are_refused(
+    small_compositor: Path, tmp_path: Path, key: str, value: object, there: str
+) -> None:
+    config = RunConfig(tmp_path, pretrained=small_compositor, network=SMALL)
+    assert starting_model(config).unet.config.block_out_channels == [16, 32]
+    changes: dict[str, Any] = {key: value}
+    wrong = replace(config, network=replace(SMALL, **changes))
+    with pytest.raises(ValueError, match=f"network.{key}=.* has no effect with pretrained=.*: {there} there"):
+        starting_model(wrong)
