@@ -11,6 +11,7 @@ from datasets.fusion import DETAIL_SCALE
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
 from ldm.registry.models import DEFAULT_DEPTH
 from ldm.result import overwrite_setting
+from ldm.settings import choices
 from ldm.settings.choices import FLOAT_TYPES, STEP_RULES
 from ldm.settings.config import CheckedSettings, check_settings, read_config, setting
 
@@ -63,8 +64,8 @@ class CompositorConfig:
 # What `--speed` sets: chosen on ten scenes, 20 steps, guidance 3; measured by `python -m benchmarks.speed`.
 SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "balanced": {"control_evaluations": 4, "guidance_every": 2, "reuse_every": 2},
-    "fast": {"control_evaluations": 3, "guidance_every": 6, "reuse_every": 3, "reuse_layers": 1},
+    "balanced": {"control_evaluations": 4, **choices.SPEEDS["balanced"]},
+    "fast": {"control_evaluations": 3, **choices.SPEEDS["fast"]},
 }
 
 # Of the two published systems: pre-processing, switch for switch, and sampling.

@@ -19,6 +19,7 @@ from ldm.checkpoints import load_part, load_strict, read_weights, save_part
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 from ldm.latents import LatentSpace
 from ldm.loading import loading
+from ldm.reuse import attended
 
 
 class IdentityEncoder(nn.Module):
@@ -96,7 +97,9 @@ class ControlBranch(nn.Module):
         time = net.time_embedding(net.time_proj(timestep.expand(len(embedding))).to(embedding.dtype))
         sample, skips = embedding, [embedding]
         for block in net.down_blocks:
-            sample, outputs = block(hidden_states=sample, temb=time, **attended(block, tokens))
+            sample, outputs = block(
+                hidden_states=sample, temb=time, **attended(block, {"encoder_hidden_states": tokens})
+            )
             skips.extend(outputs)
         sample = net.mid_block(sample, time, encoder_hidden_states=tokens)
         residuals = [zero(skip) for skip, zero in zip(skips, net.controlnet_down_blocks, strict=True)]
@@ -187,64 +190,6 @@ class Compositor(nn.Module):
         *down, mid = residuals
         hints = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return self.unet(x, timestep, encoder_hidden_states=tokens, **hints).sample
-
-    def predict_in_parts(
-        self, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor],
-        deep: Tensor | None, layers: int = 0,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The same, and the features (n, c, h, w) that enter the last `layers` of the last up block (0: all).
-        deep: these features of an earlier step; then only those layers run, and the layers of the first down
-        block whose skips they read (Ma et al. 2024, DeepCache)"""
-        net, last, whole = self.unet, self.unet.up_blocks[-1], deep is None
-        time = net.time_embedding(net.time_proj(timestep.expand(len(x))).to(x.dtype))
-        count = min(layers, len(last.resnets)) or len(last.resnets)
-        sample = net.conv_in(x)
-        skips = [sample]
-        for layer in residual_layers(net.down_blocks[0])[: None if whole else count - 1]:
-            sample = run_layer(layer, sample, time, tokens)
-            skips.append(sample)
-        if whole:
-            if net.down_blocks[0].downsamplers:
-                sample = net.down_blocks[0].downsamplers[0](sample)
-                skips.append(sample)
-            for block in net.down_blocks[1:]:
-                sample, outputs = block(hidden_states=sample, temb=time, **attended(block, tokens))
-                skips.extend(outputs)
-        skips = [skip + residual for skip, residual in zip(skips, residuals, strict=False)]  # the first ones
-        if deep is None:
-            sample = net.mid_block(sample, time, encoder_hidden_states=tokens) + residuals[-1]
-            for block in net.up_blocks[:-1]:
-                own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
-                sample = block(
-                    hidden_states=sample, temb=time, res_hidden_states_tuple=tuple(own),
-                    upsample_size=skips[-1].shape[2:], **attended(block, tokens))  # fmt: skip
-        for left, layer in zip(range(len(last.resnets), 0, -1), residual_layers(last), strict=True):
-            if left > count and not whole:
-                continue
-            if left == count:
-                sample = deep = sample if deep is None else deep
-            sample = run_layer(layer, torch.cat([sample, skips[left - 1]], dim=1), time, tokens)
-        assert deep is not None
-        return net.conv_out(net.conv_act(net.conv_norm_out(sample))), deep
-
-
-def residual_layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
-    """Residual blocks of a block of the UNet, each with the attention that follows it."""
-    resnets: Any = block.resnets
-    attentions: Any = getattr(block, "attentions", [None] * len(resnets))
-    return list(zip(resnets, attentions, strict=True))
-
-
-def run_layer(layer: tuple[nn.Module, nn.Module | None], x: Tensor, time: Tensor, tokens: Tensor) -> Tensor:
-    """One residual block and its attention, as the block itself runs them."""
-    resnet, attention = layer
-    x = resnet(x, time)
-    return x if attention is None else attention(x, encoder_hidden_states=tokens, return_dict=False)[0]
-
-
-def attended(block: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
-    """The tokens for a block that attends to them."""
-    return {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
 
 
 def shared(value: Tensor, times: int) -> Tensor:

@@ -21,8 +21,8 @@ from ldm.denoise import AT_ONCE, Known, Monitor, Schedule, denoise, noise_for, s
 from ldm.device import FasterAttention, check_finite
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
+from ldm.reuse import DeepReuse
 
-LAST_FULL = 3  # steps at the end that reuse nothing; chosen on four scenes, 20 steps: 2 to 3 dB nearer to all
 OFFLOADING = threading.RLock()  # held while networks are on the device for a stage
 
 
@@ -77,31 +77,18 @@ class Predictor:
     """`predict` of `ldm.denoise.denoise` for one run of a schedule of `total` steps."""
 
     def __init__(self, model: Compositor, controls: list[Controls], sampling: Sampling, total: int) -> None:
-        self.model, self.controls = model, controls
-        self.every, self.layers, self.left = sampling.reuse_every, sampling.reuse_layers, total
-        self.deep: Tensor | None = None  # of the last step that was computed whole
-        self.since = 0  # steps that took it over
+        self.controls, self.dtype = controls, model.unet.dtype
+        self.unet = DeepReuse(model.unet, total, sampling.reuse_every, sampling.reuse_layers)
 
     def __call__(self, x: Tensor, t: Tensor, both: bool) -> Tensor:
         """x (n or 2n, c, h, w), unconditional half first -> prediction of the same shape, float32."""
-        model = self.model
         parts = self.controls if both else self.controls[-1:]
-        x, t = x.to(model.unet.dtype), t.to(x.device)
+        x, t = x.to(self.dtype), t.to(x.device)
         tokens = torch.cat([part.tokens for part in parts])
         residuals = [torch.cat(each) for each in zip(*(part.at(t) for part in parts), strict=True)]
         times = len(x) // len(tokens)
         tokens, *residuals = [shared(value, times) for value in (tokens, *residuals)]
-        if self.every == 1:
-            return model.predict(x, t, tokens, residuals).float()
-        self.left -= 1
-        stale = self.deep is None or len(self.deep) < len(x) or self.left < LAST_FULL
-        if stale or self.since == self.every - 1:
-            self.deep, self.since = None, -1
-        self.since += 1
-        deep = None if self.deep is None else self.deep[-len(x) :]  # the conditional half is the last
-        prediction, below = model.predict_in_parts(x, t, tokens, residuals, deep, self.layers)
-        self.deep = below if deep is None else self.deep
-        return prediction.float()
+        return self.unet(x, t, tokens, residuals)
 
 
 class CompositorPipeline:

@@ -11,9 +11,10 @@ import torch
 from cldm.config import SPEEDS, Sampling
 from cldm.create import create_compositor
 from cldm.model import Compositor, Conditions
-from cldm.pipeline import LAST_FULL, CompositorPipeline, Controls, Weights
+from cldm.pipeline import CompositorPipeline, Controls, Weights
 from ldm.denoise import AT_ONCE, Monitor, denoise, set_steps
 from ldm.latents import make_scheduler
+from ldm.reuse import LAST_FULL, predict_in_parts
 from tests.cldm.small import SMALL
 from tests.cldm.test_pipeline import pair  # noqa: F401  (a fixture)
 
@@ -77,12 +78,12 @@ def test_parts_of_the_unet_are_the_stock_forward(model):
     x = torch.randn(2, model.latent_space.channels, 8, 8, generator=torch.Generator().manual_seed(1))
     residuals = model.residuals(t, conditions)
     whole = model.predict(x, t, conditions.tokens, residuals)
-    split, deep = model.predict_in_parts(x, t, conditions.tokens, residuals, None)
-    again, same = model.predict_in_parts(x, t, conditions.tokens, residuals, deep)
+    split, deep = predict_in_parts(model.unet, x, t, conditions.tokens, residuals, None)
+    again, same = predict_in_parts(model.unet, x, t, conditions.tokens, residuals, deep)
     assert torch.equal(whole, split)
     assert torch.equal(whole, again)
     assert same is deep
-    later, _ = model.predict_in_parts(x * 0.9, t - 50, conditions.tokens, residuals, deep)
+    later, _ = predict_in_parts(model.unet, x * 0.9, t - 50, conditions.tokens, residuals, deep)
     assert not torch.equal(later, whole)
 
 
@@ -93,7 +94,7 @@ def test_only_the_last_layers_run_on_kept_features(model, monkeypatch, layers, r
     x = torch.randn(2, model.latent_space.channels, 8, 8, generator=torch.Generator().manual_seed(1))
     residuals = model.residuals(t, conditions)
     whole = model.predict(x, t, conditions.tokens, residuals)
-    split, deep = model.predict_in_parts(x, t, conditions.tokens, residuals, None, layers)
+    split, deep = predict_in_parts(model.unet, x, t, conditions.tokens, residuals, None, layers)
     assert torch.equal(whole, split)
     counted = Counter()
     for name, block in {"down": model.unet.down_blocks[0], "up": model.unet.up_blocks[-1]}.items():
@@ -104,7 +105,7 @@ def test_only_the_last_layers_run_on_kept_features(model, monkeypatch, layers, r
                 return run(*values)
 
             monkeypatch.setattr(resnet, "forward", forward)
-    again, _ = model.predict_in_parts(x, t, conditions.tokens, residuals, deep, layers)
+    again, _ = predict_in_parts(model.unet, x, t, conditions.tokens, residuals, deep, layers)
     torch.testing.assert_close(again, whole)
     assert (counted["down"], counted["up"]) == (ran - 1, ran)
 

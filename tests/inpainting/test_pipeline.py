@@ -125,6 +125,7 @@ def test_one_region_equals_the_stock_pipeline(tmp_path):
         {"scheduler": "euler"},
         {"steps": 3},
         {"resolution": 96},
+        {"speed": "balanced"},
     ],
     ids=lambda changed: next(iter(changed)),
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from inpainting.data.batches import PRECISIONS
 from inpainting.data.paintings import SPLITS, PaintingOptions
+from ldm.settings.choices import SPEEDS
 from ldm.settings.config import CheckedSettings, check_settings, setting
 
 LAYOUTS = ("coverage", "nearest")
@@ -43,6 +44,10 @@ class PaintOptions(CheckedSettings):
         help="pixels over which a prompt fades into neighbouring regions")  # fmt: skip
     join_from: float = setting(1.0, low=0.0, high=1.0,
         help="fraction of the steps after which every pixel reads all prompts; 1 = never")  # fmt: skip
+    speed: str = setting("exact", choices=tuple(SPEEDS),
+        help="balanced, fast: steps take guidance, deep features from others: nearly the same")  # fmt: skip
+    guidance_interval: tuple[float, float] = setting((0.0, 1.0), low=0, high=1,
+        help="noise levels t/T at which guidance acts; elsewhere one pass")  # fmt: skip
     resolution: int | None = setting(None, low=16, high=4096,
         help="shorter side in pixels at which to paint; without it the model's")  # fmt: skip
     paste_back: bool = setting(True,

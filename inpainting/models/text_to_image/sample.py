@@ -12,11 +12,13 @@ from torch import Tensor
 
 from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
-from inpainting.models.text_to_image.rca import region_kwargs, shrink_masks
+from inpainting.models.text_to_image.rca import check_processors, region_kwargs, shrink_masks
 from inpainting.tokens import TokenPlan, encode_plans
 from ldm.denoise import Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
+from ldm.reuse import DeepReuse
+from ldm.settings.choices import SPEEDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +65,21 @@ def sample(batch: Batch, pipe: Inpainter, options: PaintOptions, monitor: Monito
         joined = region_kwargs(torch.ones_like(masks), region_ids, latent_hw, **fixed)
     scheduler = make_scheduler(str(options.scheduler), pipe.scheduler_config)
     schedule = set_steps(scheduler, int(options.steps or 1), options.strength, device)
+    saved = {"guidance_every": 1, "reuse_every": 1, "reuse_layers": 0, **SPEEDS[options.speed]}
+    schedule = schedule._replace(interval=options.guidance_interval, guide_every=saved["guidance_every"])
+    check_processors(pipe.unet, (), {"cross_attention_kwargs": apart})  # a reused step does not
+    unet = DeepReuse(pipe.unet, len(schedule.timesteps), saved["reuse_every"], saved["reuse_layers"])
     noise, generators = noise_for(batch.seeds, masked.shape[1:])
     start = space.encode(image).float()[rows] if options.strength < 1 else None
     latents = start_latents(schedule, noise.to(device), start)
     steps, first_joined = count(), options.join_from * len(schedule.timesteps)
 
     def predict(x: Tensor, t: Tensor, both: bool) -> Tensor:
-        nine = torch.cat([x, known], dim=1).to(dtype)
-        given = {"cross_attention_kwargs": joined if next(steps) >= first_joined else apart}
-        return pipe.unet(nine, t.to(device), encoder_hidden_states=embeddings, **given).sample.float()
+        last = slice(-len(x), None)  # the conditional half alone, where guidance does not need both
+        nine = torch.cat([x, known[last]], dim=1).to(dtype)
+        chosen = joined if next(steps) >= first_joined else apart
+        kept = chosen and {"regions": {n: bias[last] for n, bias in chosen["regions"].items()}}
+        return unet(nine, t.to(device), embeddings[last], cross_attention_kwargs=kept)
 
     guidance = float(options.guidance or 0.0)
     latents = denoise(predict, latents, schedule, guidance=guidance, generators=generators, monitor=monitor)
