@@ -47,9 +47,8 @@ class DebugSettings(CheckedSettings):
     seed: int = setting(0, low=0, help="seed of the draws")
     size: int = setting(256, low=16, help="side of the model's image, pixels")
     validate: bool = setting(False, help="check all files instead")
-    overrides: tuple[str, ...] = setting(
-        (), aliases=("[KEY=VALUE]...",), help="key=value settings of the sources"
-    )
+    overrides: tuple[str, ...] = setting((), aliases=("[KEY=VALUE]...",),
+        help="key=value settings of the sources")  # fmt: skip
     overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:
@@ -102,8 +101,7 @@ def debug(settings: DebugSettings) -> None:
             side, store = min(settings.size, 192), Path(folder)
             render_shards(StoreSettings(
                 out=store, window="object", count=settings.n, first_seed=settings.seed, size=(side, side),
-                reference_size=(side, side),
-            ))  # fmt: skip
+                reference_size=(side, side)))  # fmt: skip
             source: ExampleSource = RenderedScenes(store)
         else:
             source = open_source(config, name)

@@ -39,11 +39,9 @@ class EraseSettings(LocatorOptions):
     sam: Path | None = setting(None, help="SAM folder that finds the outline of a named object")
     cutout: str = setting("auto", choices=("auto", "u2netp", "grabcut"), help="or U2-Netp, GrabCut")
     erase: str = setting("object", choices=("object", "box"), help="its outline, or all that its box shows")
-    eraser: str = setting(
-        "auto",
+    eraser: str = setting("auto",
         help="a LaMa TorchScript file, a diffusers inpainting folder, exemplar, or opencv; auto: the "
-        "first of them that is there",
-    )
+        "first of them that is there")  # fmt: skip
     grow: float = setting(0.01, low=0, high=0.2, help="growth of the outline, as a fraction of the image")
     seed: int = setting(0, low=0, high=2**32 - 1, help="of a diffusion model")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
@@ -90,9 +88,8 @@ class LayeredJob:
 class JobSettings(CheckedSettings):
     job: Path = setting(aliases=("JOB",), help="YAML or JSON file: a background and its layers")
     out: Path = setting(Path("outputs/job.png"), help="image to write (.png, .webp, .jpg)")
-    layers: bool = setting(
-        False, help="also write NAME_layers.ora and the folder NAME_layers, as `image` does"
-    )
+    layers: bool = setting(False,
+        help="also write NAME_layers.ora and the folder NAME_layers, as `image` does")  # fmt: skip
     resume: bool = setting(
         False, help="keep the layers in NAME_layers, and take those that nothing has changed for from there"
     )
@@ -107,9 +104,8 @@ class EditSettings(EraseSettings):
     background_depth: Path | None = setting(None, help="depth map, bright = near; without it estimated")
     model: Path | None = setting(None, help="compositor folder, as in the image verb")
     depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
-    inpainter: Path | None = setting(
-        None, help="model that paints what is only named, as in inpainting.paint"
-    )
+    inpainter: Path | None = setting(None,
+        help="model that paints what is only named, as in inpainting.paint")  # fmt: skip
     out: Path = setting(Path("outputs/edit.png"), help="image to write (.png, .webp, .jpg)")
     layers: bool = setting(False, help="also write NAME_layers.ora and the folder NAME_layers")
     overwrite: bool = overwrite_setting()

@@ -100,8 +100,7 @@ def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:
     return {
         "command": "job", "job": plain(to_plain(job.plain)), "inputs": inputs,
         "layers": [{"name": layer.name, "digest": digest} for layer, digest in listed],
-        "machine": {"device": pick_device(job.base.device).type}, "versions": library_versions(),
-    }  # fmt: skip
+        "machine": {"device": pick_device(job.base.device).type}, "versions": library_versions()}  # fmt: skip
 
 
 def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:

@@ -106,8 +106,7 @@ def write_open_raster(
         depth_u16 = np.rint(np.clip(depth_01[part], 0, 1) * 65535).astype(np.uint16)
         files |= {
             f"{stem}.png": encode_image(cut, ".png"), f"{stem}_depth.png": encode_png(depth_u16),
-            f"{stem}_mask.png": encode_png(opaque[part] * np.uint8(255)),
-        }  # fmt: skip
+            f"{stem}_mask.png": encode_png(opaque[part] * np.uint8(255))}  # fmt: skip
         name = name if all(entry["name"] != name for entry in entries) else f"{name} ({number})"
         entries.append({"name": name, "file": f"{stem}.png", "x": x, "y": y})
         entries[-1] |= {"depth_file": f"{stem}_depth.png", "mask_file": f"{stem}_mask.png"}

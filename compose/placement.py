@@ -60,8 +60,7 @@ class Placement:
         record = {
             "instruction": self.settings.instruction, "locator": self.locator,
             "anchors": as_json(self.anchors), "candidates": candidates,
-            "chosen": chosen, "satisfied": self.satisfied(chosen),
-        }  # fmt: skip
+            "chosen": chosen, "satisfied": self.satisfied(chosen)}  # fmt: skip
         return json.loads(json.dumps(record, sort_keys=True))
 
     def satisfied(self, index: int) -> dict[str, bool]:

@@ -37,8 +37,7 @@ def shrink(sources: Sources, depth_01: np.ndarray) -> tuple[Sources, np.ndarray]
         item=LoadedImage(resize(sources.item.rgb_u8[part], small)), cut=resize(sources.cut[part], small),
         alpha_01=None if sources.alpha_01 is None else resize(sources.alpha_01[part], small),
         target=None if target is None else resize(target, size),
-        object_depth_01=None if depth is None else resize(depth[part], small),
-    )  # fmt: skip
+        object_depth_01=None if depth is None else resize(depth[part], small))  # fmt: skip
     return shrunk, resize(depth_01, size)
 
 

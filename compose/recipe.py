@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 RENAMED = {  # file of 0.1.0 -> the same weights under the names of the hub
     "af95ec8f819cb7dfb713f0f3184e982d97adb6376668f0af1e9ad0e9a8915d52":
-    "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8",
-}  # fmt: skip
+    "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8"}  # fmt: skip
 ADDED = {  # keys that 0.1.0 did not have -> what it did
     "cutout": "grabcut", "edge": "hard", "painter": "bifrost", "erase": "nothing", "speed": "exact",
 }  # fmt: skip
@@ -85,8 +84,7 @@ def make_recipe(
         "weights": weights,
         "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
-        "versions": library_versions(),
-    }  # fmt: skip
+        "versions": library_versions()}  # fmt: skip
 
 
 def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:

@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 RED = (255, 40, 40)
 TITLES = (
     "background and box", "object", "depth of the background", "fused depth", "visible, edit region", "model",
-    "result",
-)  # fmt: skip
+    "result")  # fmt: skip
 
 
 def save_sheet(result: Result, out: Path, overwrite: bool) -> Path:
@@ -115,8 +114,7 @@ def settings_of_case(
         object_mask=path("object_mask"), target_mask=None if mode == "place" else path("target_mask"),
         background_depth=path("background_depth"), object_depth=path("object_depth"),
         box=tuple(case["box_xyxy"]), depth=tuple(depth) if mode in DEPTH_MODES and depth else None,
-        mode=mode, model=model, depth_model=depth_model,
-    )  # fmt: skip
+        mode=mode, model=model, depth_model=depth_model)  # fmt: skip
 
 
 def make_sheet(settings: ContactSheetSettings) -> None:

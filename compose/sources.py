@@ -132,8 +132,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         "depth": {"far": extent[0], "near": extent[1], "source": source},
         "background_depth": "estimated" if sources.depth_01 is None else "file",
         "object_depth": "file" if settings.object_depth else relief,
-        "object_mask": sources.cut_by, "object_mask_doubts": sources.doubts,
-    }  # fmt: skip
+        "object_mask": sources.cut_by, "object_mask_doubts": sources.doubts}  # fmt: skip
     if inputs.mode == "replace" and target is not None:
         decided["erased"] = {"by": by, "pixels": int(target.sum())}
     return inputs, decided

@@ -126,8 +126,7 @@ def put_object(
     shown = {key: report[key] for key in keys if key in report}
     return Patch.of(
         result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],
-        report={"kind": "object", **shown, "seed": result.seeds[0]}, read=read,
-    )  # fmt: skip
+        report={"kind": "object", **shown, "seed": result.seeds[0]}, read=read)  # fmt: skip
 
 
 def with_known_places(settings: ComposeSettings, scene: JobScene) -> ComposeSettings:

@@ -92,8 +92,7 @@ def schema(name: str, description: str, inputs: list, outputs: list) -> io.Schem
     """A node. Its id is its name without blanks."""
     return io.Schema(
         node_id=f"Bifrost{name.title().replace(' ', '')}", display_name=f"{name} (Bifrost)",
-        category="Bifrost", description=description, inputs=inputs, outputs=outputs,
-    )  # fmt: skip
+        category="Bifrost", description=description, inputs=inputs, outputs=outputs)  # fmt: skip
 
 
 class PlaceBySentence(io.ComfyNode):

@@ -55,8 +55,7 @@ class ScoreNetworks:
         device, self.record = pick_device(settings.device), MetricNetworks()
         loaders: dict[str, tuple[Path, Callable[..., Any]]] = {
             "dino": (settings.dino, Dino.load), "dinov2": (settings.dinov2, Dino.load),
-            "clip_i": (settings.clip, Clip.load), "dreamsim": (settings.dreamsim, DreamSim),
-        }  # fmt: skip
+            "clip_i": (settings.clip, Clip.load), "dreamsim": (settings.dreamsim, DreamSim)}  # fmt: skip
         get = self.record.get
         loaded = {n: get(n, path, partial(load, device=device)) for n, (path, load) in loaders.items()}
         self.similarity = {name: network for name, network in loaded.items() if network is not None}
