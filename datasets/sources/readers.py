@@ -17,8 +17,10 @@ from PIL import ExifTags, Image
 from datasets.base import Rejected
 from datasets.geometry import Size, bbox_of_mask, expand_box
 from ldm.decode import DECODER_ERRORS, image_ids, opened
-from ldm.files import same_file
+from ldm.files import located, read_json, same_file
 from ldm.images import read_depth, read_image, resize
+from ldm.precompute_depth import RECORD
+from ldm.registry.models import warn_of_small
 from ldm.settings.config import CheckedSettings, setting
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -90,9 +92,12 @@ class Tree:
     depth: Path | None
 
     def check(self) -> None:
+        """ValueError where a folder is missing; warns where a stand-in for a depth network made the maps."""
         folder(self.images, "images")
         if self.depth is not None and not self.depth.is_dir():
             raise ValueError(f"depth: there is no folder {self.depth}; `{self.command}` makes the depth maps")
+        if self.depth is not None and (record := self.depth / RECORD).is_file():
+            warn_of_small(located(read_json(record)["model"]), photographs=True)
 
     @property
     def command(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from datasets.examples import PairDataset, collate_pairs
 from datasets.inputs import AugmentationParams, PairOptions
 from datasets.pairs import build_pair, model_inputs
+from datasets.sources import readers
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from ldm.images import write_depth, write_mask
 from ldm.settings.config import load_config
@@ -240,3 +242,15 @@ def test_unknown_source_is_answered_with_the_nearest(config):
         replace(config, weights={"moze": 1.0})
     with pytest.raises(ValueError, match="the settings file has no section mose; it has scenes"):
         open_source(load_config(DatasetsConfig, None, ["scenes.folder=a"]), "mose")
+
+
+@pytest.mark.parametrize(
+    ("model", "warned"), [("assets/tiny/depth", True), ("assets/depth", True), ("models/depth", False)]
+)
+def test_maps_of_a_stand_in_for_a_depth_network_are_named(tmp_path, caplog, model, warned):
+    tree = readers.Tree(tmp_path, tmp_path)
+    tree.check()
+    assert not caplog.messages
+    (tmp_path / "depth_model.json").write_text(json.dumps({"model": model, "weights": {}}))
+    tree.check()
+    assert [model in one and "ldm.registry pull" in one for one in caplog.messages] == [True] * warned
