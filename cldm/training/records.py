@@ -179,7 +179,7 @@ class RejectionCounter(pl.Callback):
     on_exception = on_fit_end  # type: ignore[assignment]
 
 
-class Samples(pl.Callback):
+class SampleSheets(pl.Callback):
     """A sheet every `every` steps, 0 = never: watched samples with their hints and what the model paints."""
 
     def __init__(self, folder: Path, every: int, sampling: Sampling) -> None:

@@ -25,7 +25,7 @@ from cldm.pretrained import load_compositor, save_compositor
 from cldm.training import checkpoints
 from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
-from cldm.training.records import Metrics, RejectionCounter, Samples, Validation
+from cldm.training.records import Metrics, RejectionCounter, SampleSheets, Validation
 from cldm.training.settings import RunConfig
 from ldm.device import make_manifest
 from ldm.files import read_json, read_text, write_atomic, write_json
@@ -176,7 +176,7 @@ def make_trainer(config: RunConfig, signals: Sequence[int] = (), record: dict | 
         # That of rich, the default, is one of the process. What it shows waits for the device.
         TQDMProgressBar(settings.log_every if torch.cuda.is_available() else 1),
         Metrics(out / "metrics.csv", settings.log_every, config.samples_per_step, settings.probe_every),
-        Samples(out / "samples", settings.sample_every, config.sampling),
+        SampleSheets(out / "samples", settings.sample_every, config.sampling),
         RejectionCounter(out / "refusals.json", config.data.stop_after),
         validation,
         SaveModel(config, signals, validation),
