@@ -17,5 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ComposeSettings", "compose", "compose_layers", "load_models"]
 __getattr__ = later_names(
-    __name__, {"compose": "pipeline", "compose_layers": "layering", "load_models": "models"}
-)
+    __name__, {"compose": "pipeline", "compose_layers": "layering", "load_models": "models"})  # fmt: skip

@@ -110,9 +110,8 @@ def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
     if moved.keys() - {"background", "background_depth"}:
         raise ValueError(f"{image}: of a job only --background and --background-depth are found elsewhere")
     if IN_MEMORY in str(recipe["job"]):
-        raise ValueError(
-            f"{image}: the job used images in memory, so only the code that made them repeats it"
-        )
+        why = "the job used images in memory, so only the code that made them repeats it"
+        raise ValueError(f"{image}: {why}")
     job = read_job({**recipe["job"], **moved})
     now = recipe_of_job(job, [layer_digest(layer, job, JobNetworks()) for layer in job.layers])
     if now["inputs"] != recipe["inputs"]:

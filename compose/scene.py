@@ -70,8 +70,7 @@ class Patch:
         images = {
             f"{stem}.png": encode_image(replace(shown, alpha_u8=self.edit * np.uint8(255)), ".png"),
             f"{stem}_depth.png": encode_png(self.depth_u16),
-            f"{stem}_mask.png": encode_png(self.cover * np.uint8(255)),
-        }
+            f"{stem}_mask.png": encode_png(self.cover * np.uint8(255))}  # fmt: skip
         return images if self.alpha_u8 is None else {**images, f"{stem}_alpha.png": encode_png(self.alpha_u8)}
 
     @classmethod
@@ -86,9 +85,8 @@ class Patch:
         rgba_u8, depth_u16, mask_u8, *alpha_u8 = pixels
         more = {name: entry[name] for name in ("gone", "report")}
         more["read"] = None if entry["read"] is None else tuple(entry["read"])
-        more["places"] = {
-            name: Place(tuple(box), *depths) for name, (box, *depths) in entry["places"].items()
-        }
+        places = entry["places"].items()
+        more["places"] = {name: Place(tuple(box), *depths) for name, (box, *depths) in places}
         alpha = alpha_u8[0] if alpha_u8 else None
         edit, depth_u16 = rgba_u8[..., 3] > 0, depth_u16.astype(np.uint16)
         return cls(entry["box_px"], rgba_u8[..., :3], alpha, edit, mask_u8 > 0, depth_u16, **more)
@@ -163,11 +161,8 @@ class JobScene:
         owner[part][edit] = layer
         covered = np.zeros(self.image.size, bool)
         covered[part] = patch.cover
-        things = {
-            name: replace(thing, mask=thing.mask & ~covered)
-            for name, thing in self.things.items()
-            if name not in patch.gone
-        }
+        kept = [(name, thing) for name, thing in self.things.items() if name not in patch.gone]
+        things = {name: replace(thing, mask=thing.mask & ~covered) for name, thing in kept}
         for name, place in patch.places.items():
             things[name] = Thing(covered, place, layer, source)
         anchors = {name: at for name, at in self.anchors.items() if name not in patch.gone}

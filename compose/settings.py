@@ -31,10 +31,9 @@ class ComposeSettings(LocatorOptions):
 
     background: Path = setting(help="background image, any size")  # in Python all images: see `as_file`
     object: Path = setting(help="image of the object")
-    object_mask: Path | None = setting(
-        None,
-        help="mask of the object (white); without it the alpha channel, SAM, U2-Netp or GrabCut finds it",
-    )
+    object_mask: Path | None = setting(None,
+        help="mask of the object (white); without it the alpha channel, SAM, U2-Netp or GrabCut "
+        "finds it")  # fmt: skip
     object_box: tuple[float, float, float, float] | None = setting(None,
         help="which thing of its image the object is: a box around it, x1,y1,x2,y2 as fractions")  # fmt: skip
     box: tuple[float, float, float, float] | None = setting(None,
@@ -46,12 +45,10 @@ class ComposeSettings(LocatorOptions):
         "without it the ground at the bottom edge of the box")  # fmt: skip
     instruction: str | None = setting(None,
         help='where, as a sentence instead of --box: "Place the dog behind the sofa"')  # fmt: skip
-    mode: str = setting(
-        "place",
-        choices=(*MODES, *ALIASES),
+    mode: str = setting("place", choices=(*MODES, *ALIASES),
         help="place: stand in the scene; replace: instead of what the target mask shows; id-transfer: "
-        "another identity in its silhouette; inpaint (published name: draw): paint the target mask anew",
-    )
+        "another identity in its silhouette; inpaint (published name: draw): paint the target mask "
+        "anew")  # fmt: skip
     target_mask: Path | None = setting(None,
         help="region of the background to replace, transfer to or inpaint (white)")  # fmt: skip
     erase: str = setting("object", choices=("object", "box", "nothing"),
@@ -72,39 +69,32 @@ class ComposeSettings(LocatorOptions):
         f"without it {FULL_MODEL.as_posix()} if complete, else {TINY_MODEL.as_posix()}")  # fmt: skip
     depth_model: Path | None = setting(None,
         help=f"depth network folder (DPT or Depth Anything); {DEFAULT_DEPTH}")  # fmt: skip
-    compat: str | None = setting(
-        None,
-        choices=tuple(PRESETS),
-        help="compose as the published system does: its pre-processing, DDIM, paste of the whole crop",
-    )
+    compat: str | None = setting(None, choices=tuple(PRESETS),
+        help="compose as the published system does: its pre-processing, DDIM, paste of the whole "
+        "crop")  # fmt: skip
     sam: Path | None = setting(None, help="SAM folder, used to cut out the object")
     cutout: str = setting("auto", choices=("auto", "u2netp", "grabcut"),
         help="what cuts out an object without alpha, mask and SAM: the network U2-Netp "
         "(python -m ldm.registry pull u2netp), or GrabCut; auto: the network where it is there")  # fmt: skip
-    painter: str = setting(
-        AUTO,
+    painter: str = setting(AUTO,
         help="who paints: bifrost, the compositor; paste, the relit cut-out alone; a folder, any inpainting "
-        "pipeline of diffusers; auto: bifrost, but paste for photographs without full-size weights",
-    )
+        "pipeline of diffusers; auto: bifrost, but paste for photographs without full-size "
+        "weights")  # fmt: skip
     prompt: str | None = setting(None,
         help="what a painter of a folder reads; without it the name of the object's file")  # fmt: skip
     eraser: str = setting(AUTO,
         help="what fills the target mask first, where the painter is not bifrost: a LaMa file, an inpainting "
         "folder, exemplar, opencv; auto: the first of them that is there")  # fmt: skip
-    edge: str = setting(
-        "soft",
-        choices=("soft", "hard"),
-        help="soft: partly covered pixels along the object's outline, in its own colours; hard: its mask",
-    )
+    edge: str = setting("soft", choices=("soft", "hard"),
+        help="soft: partly covered pixels along the object's outline, in its own colours; "
+        "hard: its mask")  # fmt: skip
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
     best: int | None = setting(None, low=1, high=64,
         help="keep only so many of the samples, the best first; the report has all scores")  # fmt: skip
-    rank_by: str = setting(
-        "geometry",
-        choices=("geometry", "identity"),
-        help="what is best: depth, occlusion and seam as asked for, or similarity to the object's image",
-    )
+    rank_by: str = setting("geometry", choices=("geometry", "identity"),
+        help="what is best: depth, occlusion and seam as asked for, or similarity to the object's "
+        "image")  # fmt: skip
     steps: int | None = setting(None, low=1, high=1000,
         help="sampling steps of a full run; without it the model's own")  # fmt: skip
     guidance: float | None = setting(None, low=0, high=30,

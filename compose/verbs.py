@@ -110,9 +110,8 @@ def put_object(
         settings = with_known_places(settings, scene)
     if settings.num_samples > 1:
         settings = replace(settings, best=1)
-    result = compose(
-        settings, networks.of(settings), progress=False, stage=replace(scene, moved_from=moved_from)
-    )
+    stage = replace(scene, moved_from=moved_from)
+    result = compose(settings, networks.of(settings), progress=False, stage=stage)
     layers, embed = result.geometry.native_layers, result.geometry.window.embed
     visible, report = embed(layers.visible), result.report
     edit = result.edit_mask & ~embed(layers.keep)

@@ -22,11 +22,9 @@ POLL_S = 0.3  # seconds between two looks at a job
 SEED = io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=True)
 SAMPLES = io.Int.Input("samples", default=1, min=1, max=10)
 OBJECT = [
-    io.Image.Input("background"),
-    io.Image.Input("object"),
+    io.Image.Input("background"), io.Image.Input("object"),
     io.Mask.Input("object_mask", optional=True, tooltip="1 = object; invert the mask that LoadImage gives"),
-    io.Image.Input("depth_map", optional=True, tooltip="of the background, bright = near"),
-]
+    io.Image.Input("depth_map", optional=True, tooltip="of the background, bright = near")]  # fmt: skip
 
 
 def png(name: str, image: torch.Tensor) -> bytes:
@@ -99,9 +97,8 @@ class PlaceBySentence(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         sentence = io.String.Input("sentence", default="Place the dog behind the sofa")
-        anchors = io.String.Input(
-            "anchors", default="", optional=True, tooltip="JSON: thing -> its box, depth"
-        )
+        known = "JSON: thing -> its box, depth"
+        anchors = io.String.Input("anchors", default="", optional=True, tooltip=known)
         outputs = [io.String.Output(display_name=name) for name in ("box", "depth", "report")]
         about = "The box and the depth where a sentence puts an object"
         return schema("Place by Sentence", about, [*OBJECT, sentence, anchors], outputs)
@@ -123,8 +120,7 @@ class Compose(io.ComfyNode):
             io.String.Input("box", default="", tooltip="x1,y1,x2,y2 as fractions: typed, or a place's"),
             io.String.Input("depth", default="", tooltip="d, or far,near; 1 = nearest; empty: the ground"),
             io.String.Input("sentence", default="", tooltip="where, instead of the box"),
-            io.Combo.Input("mode", options=["place", "replace", "id-transfer", "inpaint"]),
-        ]
+            io.Combo.Input("mode", options=["place", "replace", "id-transfer", "inpaint"])]  # fmt: skip
         mask = io.Mask.Input("target_mask", optional=True, tooltip="1 = edit; nothing outside changes")
         outputs = [io.Image.Output(), io.Mask.Output(), io.String.Output(display_name="report")]
         about = "Put an object into an image by depth; the mask shows the pixels that changed"

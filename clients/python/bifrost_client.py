@@ -94,16 +94,14 @@ class Bifrost:
         if job["state"] != "done":
             raise BifrostError(job["error"] or "the job was cancelled")
         report = {"id": job["id"], **job["result"]}
-        return Finished(
-            [self._ask("GET", f"{path}/{image['file']}") for image in report.pop("images", ())], report
-        )
+        names = [image["file"] for image in report.pop("images", ())]
+        return Finished([self._ask("GET", f"{path}/{name}") for name in names], report)
 
     def _ask(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> bytes:
-        request = urllib.request.Request(
-            self.url + path, body, {**self.headers, **(headers or {})}, method=method
-        )
+        headers = {**self.headers, **(headers or {})}
+        request = urllib.request.Request(self.url + path, body, headers, method=method)
         end = time.monotonic() + self.patience
         while True:
             try:

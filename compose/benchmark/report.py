@@ -95,11 +95,11 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
                 low, high = centred_interval(resampled, value, len(made))
                 numbers = {"mean": value, "low": low, "high": high}
                 report[name] = {"n": len(made), **{key: round(float(x), 5) for key, x in numbers.items()}}
-        report["published_names"] = {
-            name: {key: report[ours][key] * factor for key in ("mean", "low", "high")}
-            for name, (ours, factor, _) in PUBLISHED.items()
-            if ours in report
-        }
+        report["published_names"] = {}
+        for name, (ours, factor, _) in PUBLISHED.items():
+            if ours in report:
+                scaled = {key: report[ours][key] * factor for key in ("mean", "low", "high")}
+                report["published_names"][name] = scaled
         folders.append(report)
     if len(scored) != 2:
         return {"folders": folders}
@@ -134,9 +134,8 @@ def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrit
         if any(numbers):
             cells = [format_estimate(number, ".4g") for number in numbers]
             cells += ["", ""] if changes is not None else []
-            lines.append(
-                "| " + " | ".join([f"{name} as in the paper's Table 3 (there {value})", *cells]) + " |"
-            )
+            cells = [f"{name} as in the paper's Table 3 (there {value})", *cells]
+            lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "95 % bootstrap intervals over cases."]
     lines += [f"{name}: {network['path']}" for name, network in body["networks"].items()]
     lines += [f"skipped, {name}: {why}" for name, why in body["skipped"].items()]
