@@ -38,25 +38,19 @@ def main(kind: str, count: str = "0") -> None:
         lines = (json.dumps({**JOB, "name": f"j{n}"}, default=str) for n in range(int(count)))
         jobs.write_text("\n".join(lines))
         started, clock = time.process_time(), time.process_time
-        imported = started
-        done: Any = lambda *_, **__: finish(cpu_s=clock() - started, without_imports_s=clock() - imported)  # noqa: E731
+
+        def imported() -> None:
+            ready, batch = clock(), sys.modules.get("compose_batch" if old else "compose.batch")
+            if batch is not None:
+                batch.compose = lambda *_, **__: finish(  # type: ignore[attr-defined]
+                    cpu_s=clock() - started, without_imports_s=clock() - ready
+                )
+
         if old:
-            import_module("compose_batch").compose = done  # type: ignore[attr-defined]
-            imported = clock()
-        else:  # the command imports its work itself
-            later, locks = map(import_module, ("ldm.settings.later", "ldm.locks"))
-            quiet, taken = later.quiet_libraries, locks.taken
-
-            def note_imports() -> None:
-                nonlocal imported
-                imported = clock()
-                quiet()
-
-            def first_taken(*given: Any) -> Any:
-                sys.modules["compose.batch"].compose = done  # type: ignore[attr-defined]
-                return taken(*given)
-
-            later.quiet_libraries, locks.taken = note_imports, first_taken  # type: ignore[attr-defined]
+            import_module("compose_batch")
+            imported()
+        else:  # the command imports its work itself, and calls this afterwards
+            import_module("ldm.settings.later").quiet_libraries = imported  # type: ignore[attr-defined]
         sys.argv = ["run_inference.py", "batch", str(jobs), "--out", folder.name]
         runpy.run_path(sys.argv[0], run_name="__main__")
     Image.open(ROOM).convert("RGB").resize((8000, 6000)).save(large, quality=92)

@@ -82,12 +82,11 @@ class SharedLines:
     def update(self, *lines: Mapping[str, Any]) -> None:
         """Append lines, less those of known items; then `items` are also those of other processes."""
         with held(lock_beside(self.path), wait=True):
-            new = read_lines(self.path, repair=True, start=self.size)
-            self.items |= {line["item"] for line in new}
+            self.items |= {line["item"] for line in read_lines(self.path, repair=True, start=self.size)}
             for line in lines:
                 if line["item"] not in self.items:
                     append_line(self.path, line)
-            self.items |= {line["item"] for line in lines}
+                    self.items.add(line["item"])
             self.size = self.path.stat().st_size if self.path.exists() else 0
 
 

@@ -17,7 +17,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import typer
@@ -82,13 +81,11 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
         lines.update()
         return [chunk for chunk in part if any(names[index] not in lines.items for index in chunk)]
 
-    def place(part: Sequence[range]) -> Path:
-        return lines.path.with_suffix(f".{part[0].start}")
-
     lines.update()
     total, there = sum(map(len, mine)), sum(names[index] in lines.items for chunk in mine for index in chunk)
     with tqdm(total=total, initial=there, desc="building", unit="item", disable=None) as bar:
-        for part in taken(parts, lambda part: not unfinished(part), place):
+        lock_of: Any = lambda part: lines.path.with_suffix(f".{part[0].start}")  # noqa: E731
+        for part in taken(parts, lambda part: not unfinished(part), lock_of):
             chunks = in_order(source.prepare, unfinished(part), workers=1)  # while networks of `finish` run
             for built in (built for prepared in chunks for built in source.finish(prepared)):
                 if built.name in lines.items:
