@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.campaign import Campaign
-from benchmarks.campaign_data import ROOMS
+from benchmarks.small_models import ROOMS
 from benchmarks.harness import RESULTS, Out, write_results
 from datasets.scenes import store
 from ldm.settings.cli import run_module, single_app
