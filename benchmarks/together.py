@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.campaign import Campaign
-from benchmarks.small_models import ROOMS
 from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.small_models import ROOMS
 from datasets.scenes import store
 from ldm.settings.cli import run_module, single_app
 
