@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 TOKENS, HEAD = 77, 64
 HEADS = {64: 5, 32: 10, 16: 20, 8: 20}  # side of the latent -> heads of Stable Diffusion 2 there
 IMAGE, REGIONS = 512, 5
-# A quarter of the width of Stable Diffusion 2, same number of layers and cells.
-REDUCED = {
+REDUCED = {  # a quarter of the width of Stable Diffusion 2, same number of layers and cells
     "sample_size": 64, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 256,
     "block_out_channels": (80, 160, 320, 320), "attention_head_dim": (5, 10, 20, 20), "norm_num_groups": 16,
     "use_linear_projection": True,

@@ -71,8 +71,7 @@ class PackedViews:
     room: dict[str, Tensor] | None
 
 
-# A part that no ray meets: its box is off the image, its centre far below the floor.
-PADDING = {
+PADDING = {  # a part that no ray meets: its box is off the image, its centre far below the floor
     "kind": 0, "owner": -1, "hidden": False, "matrix": np.eye(3).ravel(), "centre": (0, 0, -1e4),
     "eye": (0, 0, 1e4), "param": 0, "bound": 0, "middle": (0, 0, -1e4), "ball_radius": 0, "box": (9, 9, 8, 8),
     "rgb_a": (0, 0, 0), "rgb_b": (0, 0, 0), "pattern": 0, "aspect": (1, 1, 1), "size": 1,

@@ -174,8 +174,7 @@ def pattern_blend(
 ) -> Tensor:
     """Fraction (n,) of the second colour. q: (3, n) point, footprint: (n,), in largest half extents."""
     round_kind, torus = torch.tensor(ROUND, device=kind.device)[kind], kind == KINDS.index("torus")
-    # Two phases: around and along a round solid, on the face of a flat one, around a tube.
-    x, y, z = q
+    x, y, z = q  # two phases: around and along a round solid, on the face of a flat one, around a tube
     axis, step = gradient.abs().max(0).indices, 0.55 * math.pi * frequency
     tube = torch.atan2(z, (x * x + y * y).sqrt() - 0.75)
     around = torch.atan2(y, x) * frequency * torch.where(torus, 2.0, 1.0)
@@ -183,9 +182,8 @@ def pattern_blend(
     u = torch.where(round_kind, around, torch.where(axis == 0, y, x) * step)
     v = torch.where(round_kind, along, torch.where(axis == 2, y, z) * step)
     sin_u, sin_v = u.sin(), v.sin()
-    # The wave of each pattern: its sign chooses the colour.
     rings = torch.where(torus, sin_u, sin_v)
-    waves = {
+    waves = {  # of each pattern: its sign chooses the colour
         "stripes": rings, "columns": torch.where(torus, sin_v, sin_u), "checker": sin_u * sin_v * 2,
         "diagonal": (u + v).sin(), "dots": u.cos() + v.cos() - 0.75,
         "halves": torch.where(torus, q[0], q[2]) * 4, "waves": (v + 1.2 * u.sin()).sin(),

@@ -91,8 +91,7 @@ def draw_regions(
     panel.set_title("an image, four masks, four prompts", fontsize=10.5, color=INK)
     panel.axis("off")
     row = figure.add_axes((0.395, 0.83, 0.59, 0.06))
-    # The joint sequence as a row of boxes, coloured by the region of each token.
-    tokens = [("BOS", 0)]
+    tokens = [("BOS", 0)]  # the joint sequence as a row of boxes, coloured by the region of each token
     for number, (_, prompt) in enumerate((*REGIONS.values(), SMALL), 1):
         tokens += [(word, number) for word in prompt.split()]
     tokens += [("EOS", 0), *[("PAD", 0)] * PADDING]
