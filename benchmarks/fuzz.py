@@ -15,6 +15,7 @@ import signal
 import tempfile
 import traceback
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,15 +52,14 @@ GIVEN = ((ComposeSettings, {"background": "a.png", "object": "b.png", "box": [0,
          (PaintSettings, {"image": "a.png", "masks": ["b.png"], "prompts": ["a cube"]}))  # fmt: skip
 
 
+@dataclass
 class Fuzz:
     """Items in a folder, a method for each kind."""
 
+    folder: Path
     models: Any = None  # loaded when an item needs them
     painter: Any = None
     encoder: Any = None
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
     def write(self, name: str, data: bytes, rng: np.random.Generator, damaged: float) -> Path:
         """A file of the data; a fraction of them is cut, changed, repeated or gets more at random places."""

@@ -90,10 +90,8 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     "object-only": over the object, from its 1st to its 99th percentile, as estimated maps smear edges.
     "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published)."""
     values = np.where(mask, depth_01, 0).astype(np.float32)
-    if norm == "legacy":
-        low, high = float(values.min()), float(values.max())
-    else:
-        low, high = (float(v) for v in np.percentile(depth_01[mask], [1, 99]))
+    ends = (values.min(), values.max()) if norm == "legacy" else np.percentile(depth_01[mask], [1, 99])
+    low, high = map(float, ends)
     if high - low < 1e-6:
         return np.where(mask, 0.5, 0).astype(np.float32)
     return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
@@ -229,16 +227,15 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     """
     if mode not in HF_MODES:
         raise ValueError(f"unknown hf_mode {mode!r}; allowed: {', '.join(HF_MODES)}")
-    if mode == "zero":
-        return np.zeros_like(image_u8)
-    if mode == "cutout":
-        return masked(image_u8, mask)
+    if mode in ("zero", "cutout"):
+        return masked(image_u8, mask) if mode == "cutout" else np.zeros_like(image_u8)
     side = (HIGH_FREQUENCY_SIDE, HIGH_FREQUENCY_SIDE)
     image = cv2.resize(image_u8, side)
     # Linear resizing of a 0/1 float mask, then 0.5, keeps the published silhouette.
     inside = (cv2.resize(mask.astype(np.float32), side) > 0.5).astype(np.uint8)
-    across = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 1, 0, ksize=3))
-    down = cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, 0, 1, ksize=3))
+    across, down = (
+        cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, *xy, ksize=3)) for xy in ((1, 0), (0, 1))
+    )
     strength = reduce(cv2.max, cv2.split(cv2.addWeighted(across, 0.5, down, 0.5, 0)))
     inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
     edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]

@@ -18,7 +18,7 @@ from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config, to_plain
 from tiny.inpainter.train import STAGES
 
-BUNDLE = Path("assets/tiny")
+BUNDLE, RUNS, RESULTS = Path("assets/tiny"), Path("runs/tiny"), Path("benchmarks/results")
 MANIFEST = "manifest.json"
 LIMITS_MB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
 QUALITY = {  # of what was measured on held-out scenes, more is better
@@ -62,11 +62,10 @@ def read_evaluation(path: Path, command: str) -> dict[str, Any]:
 
 
 def compositor(
-    run: Run = Path("runs/tiny/bifrost"),
-    evaluation: Evaluation = Path("runs/tiny/evaluation.json"),
+    run: Run = RUNS / "bifrost", evaluation: Evaluation = RUNS / "evaluation.json",
     sampling: Annotated[list[str] | None, typer.Option(help="key=value of the recommended sampling")] = None,
     force: Force = False,
-) -> None:
+) -> None:  # fmt: skip
     """Install the compositor of a run; its recommended sampler settings may be changed."""
     from cldm.pretrained import load_compositor
     from ldm.checkpoints import folder_written_whole
@@ -89,15 +88,13 @@ def compositor(
     install("compositor", run / "bundle", manifest, force)
 
 
-def depth(run: Run = Path("runs/tiny/depth"), force: Force = False) -> None:
+def depth(run: Run = RUNS / "depth", force: Force = False) -> None:
     """Install the depth network of a run."""
     install("depth", run / "network", read_json(run / "network" / MANIFEST), force)
 
 
 def locator(
-    run: Run = Path("runs/tiny/locator"),
-    evaluation: Evaluation = Path("benchmarks/results/locator.json"),
-    force: Force = False,
+    run: Run = RUNS / "locator", evaluation: Evaluation = RESULTS / "locator.json", force: Force = False
 ) -> None:
     """Install the locator of a run, with what was measured on held-out scenes."""
     from llava_bifrost.locator import load_locator
@@ -115,9 +112,7 @@ def locator(
 
 
 def inpainter(
-    run: Run = Path("runs/tiny/inpainter"),
-    evaluation: Evaluation = Path("benchmarks/results/inpainter.json"),
-    force: Force = False,
+    run: Run = RUNS / "inpainter", evaluation: Evaluation = RESULTS / "inpainter.json", force: Force = False
 ) -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
     from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
@@ -144,9 +139,7 @@ def inpainter(
 
 
 def prompter(
-    run: Run = Path("runs/tiny/prompter"),
-    evaluation: Evaluation = Path("benchmarks/results/prompter.json"),
-    force: Force = False,
+    run: Run = RUNS / "prompter", evaluation: Evaluation = RESULTS / "prompter.json", force: Force = False
 ) -> None:
     """Install the prompt writer of a run, with what was measured on held-out scenes."""
     from inpainting.models.image_to_text.writer import PromptWriter

@@ -57,17 +57,12 @@ def room(rng: Generator) -> Room:
     floor = palette.FLOORS[int(rng.integers(len(palette.FLOORS)))]
     wall = palette.WALLS[int(rng.choice(len(palette.WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
     ground = _tone(rng, palette.WOODS if floor == "planks" else palette.FLOOR_TONES)
-    other = {
-        "planks": ground * 0.45,
-        "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
-        "carpet": ground * 0.82,
-    }.get(floor, ground * rng.uniform(0.6, 0.8))
+    other = {"planks": ground * 0.45, "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
+             "carpet": ground * 0.82}.get(floor, ground * rng.uniform(0.6, 0.8))  # fmt: skip
     paint = _tone(rng, palette.WALL_TONES)
-    second = {
-        "bricks": np.clip(paint * 0.72, 0, 1),
-        "tiles": paint * 0.8,
-        "panel": _tone(rng, palette.WALL_TONES) * 0.85,
-    }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
+    second = {"bricks": np.clip(paint * 0.72, 0, 1), "tiles": paint * 0.8,
+              "panel": _tone(rng, palette.WALL_TONES) * 0.85,
+    }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))  # fmt: skip
     inside = _tone(rng, tuple(palette.COLOURS.values())) * 0.45 + 0.28
     border = _tone(rng, palette.FLOOR_TONES)
     has_rug = rng.random() < 0.3
