@@ -11,9 +11,8 @@ A thought (measure_code.yaml) is a chain of definitions from question to answer;
 
 import ast
 import subprocess
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,16 +29,7 @@ PROTOCOL = {"build_app"}  # `run_module` and the tests know every command by it
 THOUGHTS = Path(__file__).with_suffix(".yaml")
 
 
-@dataclass(frozen=True)
-class Function:
-    """A function or method of the product code."""
-
-    path: str
-    line: int
-    name: str
-    lines: int
-    parameters: int
-    method: bool
+Function = namedtuple("Function", "path line name lines parameters method")  # of the product code
 
 
 def functions(path: str, tree: ast.Module) -> Iterator[Function]:

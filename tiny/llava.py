@@ -125,12 +125,11 @@ class LanguageTrainer(nn.Module):
         language = [parameter for part in parts for parameter in part.parameters()]
         vision = [*inner.vision_tower.parameters(), *self.read.parameters()]
         groups = [([p for p in language if p.requires_grad], settings.lr), (vision, settings.vision_lr)]
-        return llava_stage(name, self, settings, out, groups).train(loss)
-
-
-def llava_stage(name: str, module: nn.Module, settings: LlavaStage, out: Path, groups: Any = ()) -> Stage:
-    """All stages of a run share its folder."""
-    return Stage(name, module, settings, out, groups, state_file=f"{name}.pt", log_file=f"{name}.csv")
+        files = {
+            "state_file": f"{name}.pt",
+            "log_file": f"{name}.csv",
+        }  # all stages share the folder of the run
+        return Stage(name, self, settings, out, groups, **files).train(loss)
 
 
 def train_vision(config: LlavaTraining, model: LlavaForConditionalGeneration, outputs: int,
@@ -155,7 +154,8 @@ def train_vision(config: LlavaTraining, model: LlavaForConditionalGeneration, ou
             patches = project(model, pixels)
         return vision_loss(patches, read(patches.float()), batch)
 
-    stage = llava_stage("vision", trained, config.vision, config.out).train(loss)
+    stage = Stage("vision", trained, config.vision, config.out, state_file="vision.pt", log_file="vision.csv")
+    stage.train(loss)
     model.eval()
     with torch.inference_mode():
         projected = ((project(model, pixels), batch) for pixels, batch in held_out)
