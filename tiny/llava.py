@@ -125,11 +125,8 @@ class LanguageTrainer(nn.Module):
         language = [parameter for part in parts for parameter in part.parameters()]
         vision = [*inner.vision_tower.parameters(), *self.read.parameters()]
         groups = [([p for p in language if p.requires_grad], settings.lr), (vision, settings.vision_lr)]
-        files = {
-            "state_file": f"{name}.pt",
-            "log_file": f"{name}.csv",
-        }  # all stages share the folder of the run
-        return Stage(name, self, settings, out, groups, **files).train(loss)
+        stage = Stage(name, self, settings, out, groups, state_file=f"{name}.pt", log_file=f"{name}.csv")
+        return stage.train(loss)
 
 
 def train_vision(config: LlavaTraining, model: LlavaForConditionalGeneration, outputs: int,

@@ -21,6 +21,7 @@ from ldm.files import nfc, read_json
 from ldm.images import resize
 from ldm.settings.config import CheckedSettings, setting
 
+Reading = tuple[Turn | None, int]  # what turned an image, and how many times smaller it is
 Item = tuple[Any, ...]  # its name, unique in the source and equal on every machine, then what `views` needs
 
 
@@ -131,36 +132,28 @@ class ImageSource:
                 why = why if number else error
         else:
             raise why
-        shrink = self.shrink(reference_mask)
-        reference_u8, turn = self.read(reference, reference_mask, shrink)
-        whole_reference, reference_turn = reference_mask, turn
-        reference_mask, whole = shrunk(reference_mask, shrink), target_mask
-        background_u8, target_mask = reference_u8, reference_mask
+        reference_u8, small_reference, how = self.shown(reference, reference_mask)
+        background_u8, small_target, target_how = reference_u8, small_reference, how
         if target is not reference:
-            shrink = self.shrink(whole)
-            background_u8, turn = self.read(target, whole, shrink)
-            target_mask = shrunk(whole, shrink)
-        depth_01 = target.read_depth(whole.shape, turn, shrink)
-        files = reference_u8, reference_mask, background_u8, depth_01
+            background_u8, small_target, target_how = self.shown(target, target_mask)
+        depth_01 = target.read_depth(target_mask.shape, *target_how)
+        files = reference_u8, small_reference, background_u8, depth_01
         if self.options is None or self.options.depth_hint == "target":
-            return Inputs(*files, target_mask=target_mask, mode="inpaint")
+            return Inputs(*files, target_mask=small_target, mode="inpaint")
         own_01: np.ndarray | None = depth_01 if target is reference else None
         if target is not reference and reference.tree is not None:
-            shrink = self.shrink(whole_reference)
-            own_01 = reference.read_depth(whole_reference.shape, reference_turn, shrink)
-        far, near = (float(value) for value in np.percentile(depth_01[target_mask], (1, 99)))
-        return Inputs(*files, target_mask=target_mask, mode="replace", depth_range=(far, near),
+            own_01 = reference.read_depth(reference_mask.shape, *how)
+        far, near = (float(value) for value in np.percentile(depth_01[small_target], (1, 99)))
+        return Inputs(*files, target_mask=small_target, mode="replace", depth_range=(far, near),
                       target_u8=background_u8, reference_depth_01=own_01)  # fmt: skip
 
-    def shrink(self, mask: np.ndarray) -> int:
-        """How many times smaller an image may be read for an object (h, w) bool."""
-        side = self.options.object_side if self.options else 0
-        if not side:
-            return 1
-        x0, y0, x1, y1 = bbox_of_mask(mask)
-        return max(n for n in (1, 2, 4, 8) if n == 1 or max(x1 - x0, y1 - y0) >= n * side)
-
-
-def shrunk(mask: np.ndarray, shrink: int) -> np.ndarray:
-    """A mask (h, w) bool in the size of its image."""
-    return mask if shrink == 1 else resize(mask.astype(np.uint8) * 255, smaller(mask.shape, shrink)) > 127
+    def shown(self, view: ObjectView, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, Reading]:
+        """The image of a view for its object (h, w) bool, the mask in its size, and how it is read."""
+        shrink = 1
+        if side := self.options.object_side if self.options else 0:
+            x0, y0, x1, y1 = bbox_of_mask(mask)
+            shrink = max(n for n in (1, 2, 4, 8) if n == 1 or max(x1 - x0, y1 - y0) >= n * side)
+        rgb_u8, turn = self.read(view, mask, shrink)
+        small_u8 = mask.astype(np.uint8) * 255
+        small = mask if shrink == 1 else resize(small_u8, smaller(mask.shape, shrink)) > 127
+        return rgb_u8, small, (turn, shrink)
