@@ -128,7 +128,6 @@ class Campaign:
         log.warning("%s: %s", self.job["argv"][:40], self.findings[-1])
 
     def prepare(self) -> None:
-        """The place as it is before a case."""
         before = self.place.with_suffix(".before")
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.with_suffix(".log").write_text("")

@@ -54,8 +54,6 @@ GIVEN = ((ComposeSettings, {"background": "a.png", "object": "b.png", "box": [0,
 
 @dataclass
 class Fuzz:
-    """Items in a folder, a method for each kind."""
-
     folder: Path
     models: Any = None  # loaded when an item needs them
     painter: Any = None

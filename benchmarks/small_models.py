@@ -36,7 +36,6 @@ def save(folder: Path, *parts: Any) -> Path:
 
 
 def write_clip(folder: Path) -> Path:
-    """CLIP and its tokenizer."""
     words = make_tokenizer()
     ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     text = hub.CLIPTextConfig(vocab_size=len(words), hidden_size=16, **ids, **LAYERS)

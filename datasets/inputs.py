@@ -126,8 +126,6 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class AugmentationParams:
-    """The random decisions behind one pair."""
-
     crop_ratio: float = 2.0
     reference_ratio: float = 1.2
     flip: bool = False  # mirror the reference

@@ -180,7 +180,6 @@ def last_states(model: LlavaForConditionalGeneration, patches: Tensor, tokens: T
 
 
 def rounded_means(rows: Sequence[Measures]) -> Measures:
-    """Means of held-out measures, as a manifest shows them."""
     return {name: round(value, 4) for name, value in means(rows).items()}
 
 

@@ -32,7 +32,6 @@ def scene_interval(
 
 
 def scene_mean(records: Sequence[Record], measure: str) -> dict[str, float]:
-    """Mean over records with its interval."""
     return scene_interval(records, (measure,), lambda sums: sums[1] / sums[0])
 
 

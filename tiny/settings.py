@@ -15,8 +15,6 @@ PROMPTS = ("random", "true")
 
 @dataclass(frozen=True)
 class StageSettings(CheckedSettings):
-    """How long a stage trains and how fast."""
-
     steps: int = setting(1_000_000, help="optimizer steps", low=1)
     minutes: float = setting(0.0, help="stop after this long; 0: only `steps` count", low=0)
     batch: int = setting(12, help="examples per step", low=1)
@@ -68,7 +66,6 @@ class SmallConfig(CheckedSettings):
 
     @property
     def patches(self) -> int:
-        """Image tokens per image."""
         return (self.image // PATCH) ** 2
 
 
@@ -80,8 +77,6 @@ class LlavaStage(StageSettings):
 
 @dataclass(frozen=True)
 class LlavaTraining(CheckedSettings):
-    """What every training of a small LLaVA decides."""
-
     data: Path = setting(help="folder of shards of rendered scenes, full views")
     out: Path = setting(help="folder of the run; the network is in its `model` folder")
     seed: int = setting(0, help="decides initial weights, scenes, masks and questions", low=0)
@@ -125,8 +120,6 @@ class InpainterNetworks(CheckedSettings):
 
 @dataclass(frozen=True)
 class LatentsConfig(CheckedSettings):
-    """Sizes of the autoencoder and how it learns."""
-
     width: int = setting(32, low=8, help="channels of every level")
     layers: int = setting(2, low=1, help="residual blocks per level")
     latent_channels: int = setting(4, low=1, help="Stable Diffusion's inpainting layout has 4")
@@ -141,8 +134,6 @@ class LatentsConfig(CheckedSettings):
 
 @dataclass(frozen=True)
 class ClassifierConfig(CheckedSettings):
-    """Size of the classifier and how it learns."""
-
     width: int = setting(24, low=4, help="channels of the first level, twice as many per level")
     loop: DiffusionStage = setting(
         DiffusionStage(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6), help="how it learns"

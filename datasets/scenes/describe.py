@@ -123,8 +123,6 @@ class Room:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A complete description; `render` turns it into pixels."""
-
     seed: int
     solids: tuple[Solid, ...]
     room: Room

@@ -50,8 +50,6 @@ class Rays:
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """First surface of each ray."""
-
     slot: Tensor  # (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, NOTHING
     depth: Tensor  # (n,)
 

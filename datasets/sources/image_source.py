@@ -61,8 +61,6 @@ class SourceConfig(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig(SourceConfig):
-    """A folder of images and one of their depth maps."""
-
     images: Path = setting(was=("pictures",), help="images of the targets")
     depth: Path = setting(help="their depth maps, the same names as PNG")
 

@@ -38,7 +38,6 @@ class RejectionStats:
             log.warning("%s, skipped: %s", self.source, error)
 
     def table(self) -> str:
-        """A line per reason, the most frequent first."""
         total = self.accepted + sum(self.rejected.values())
         rows = [("accepted", self.accepted), *self.rejected.most_common()]
         lines = [f"  {name:28}{count:8}{count / max(total, 1):9.1%}" for name, count in rows]

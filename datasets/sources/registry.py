@@ -55,7 +55,6 @@ class DatasetsConfig:
                     raise ValueError(f"{key}: {nearest(name, SOURCES, 'source')}")
 
     def open_mixture(self) -> tuple[list[ExampleSource], list[float]]:
-        """Every source with a weight above 0, and the weights."""
         names = drawn_sources(self)
         if not names:
             raise ValueError(f"weights names no source; allowed: {', '.join(SOURCES)}")
@@ -85,5 +84,4 @@ def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
 
 
 def drawn_sources(config: DatasetsConfig) -> list[str]:
-    """Names of the sources with a weight above 0."""
     return [name for name, weight in config.weights.items() if weight > 0]

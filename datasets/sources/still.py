@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class LvisConfig(ImagesConfig):
-    """LVIS, or another COCO-like JSON file of instances."""
-
     annotations: Path = setting(help="lvis_v1_train.json, or an instances file of COCO")
     min_pixels: int = setting(3600, low=1, help="least area of an object")
 

@@ -182,8 +182,6 @@ class UvoConfig(VideoConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UvoValConfig(UvoConfig):
-    """The validation part, whose videos are annotated densely."""
-
     interval: int = apart(5)
 
 

@@ -83,7 +83,6 @@ class Drawing:
         self.axes.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK, linespacing=1.35)
 
     def arrow(self, *points: tuple[float, float]) -> None:
-        """A line through points that ends in an arrow head."""
         for start, end in pairwise(points[:-1]):
             self.axes.plot(*zip(start, end, strict=True), color=LINE, linewidth=1.1)
         style = {"arrowstyle": "-|>", "color": LINE, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}

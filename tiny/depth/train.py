@@ -16,8 +16,6 @@ from tiny.settings import DepthNetwork, StageSettings
 
 @dataclass(frozen=True)
 class DepthScenes(CheckedSettings):
-    """Which images are rendered, and where they are stored."""
-
     folder: Path = setting(Path("data/depth"), help="shards; made when missing, continued when interrupted")
     train: int = setting(4000, help="training scenes, two images each", low=1)
     held_out: int = setting(200, help="evaluation scenes, from seeds that training never uses", low=1)

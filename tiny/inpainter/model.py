@@ -146,8 +146,6 @@ def train_autoencoder(config: LatentsConfig, images_u8: np.ndarray, out: Path) -
 
 
 class SolidClassifier(nn.Module):
-    """Two answers from one small convolutional network."""
-
     def __init__(self, width: int) -> None:
         super().__init__()
         layers, before = list[nn.Module](), 3

@@ -56,7 +56,6 @@ def train_inpainter(config: InpainterTraining) -> None:
 
 
 def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, Stage]:
-    """One mask, one prompt."""
     out, settings, vae_folder = config.out / "painter", config.painter, config.out / "first_stage" / "vae"
     if not vae_folder.exists():
         raise ValueError(f"{vae_folder} is missing; run the stage first_stage first")

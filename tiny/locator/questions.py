@@ -115,7 +115,6 @@ def open_questions(data: Path, cache: Path, seed: int) -> QuestionCache:
 
 
 def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
-    """The arrays of one shard, as in QuestionCache."""
     options, facts = read_options(file), read_facts(file)
     tokenizer = locator_tokenizer().backend_tokenizer
     shape = (len(facts), 2, PLACED + REPLACED)
@@ -163,7 +162,6 @@ class ImageDraw:
 
     @classmethod
     def random(cls, scenes: np.ndarray, count: int, rng: np.random.Generator) -> "ImageDraw":
-        """Any images of the scenes with these numbers."""
         index = scenes[rng.integers(len(scenes), size=count)]
         return cls(index, rng.integers(2, size=count), rng.random(count) < 0.5)
 

@@ -149,8 +149,6 @@ def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Te
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What the language stages share."""
-
     config: LocatorTraining
     trainer: llava.LanguageTrainer
     scenes: SceneArrays

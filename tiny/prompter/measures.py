@@ -29,8 +29,6 @@ VISIBLE = ("colour by visible mates", "shape by visible solids")
 
 @dataclass(frozen=True, eq=False)
 class PromptCase:
-    """One image with masks, and what they hide."""
-
     scene: int
     image_u8: np.ndarray  # (h, w, 3)
     drawn: DrawnMasks

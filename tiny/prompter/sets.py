@@ -197,8 +197,6 @@ def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> D
 
 @dataclass(frozen=True, eq=False)
 class Painted:
-    """Images with painted masks, and what their patches show."""
-
     images_u8: np.ndarray  # (b, h, w, 3)
     cover: np.ndarray  # (b, p, s + m) float32 fraction of a patch that shows each solid, then each mask
     kind: np.ndarray  # (b, s)
