@@ -27,7 +27,6 @@ from ldm.result import beside, write_result
 if TYPE_CHECKING:
     from compose.pipeline import Result
 
-logger = logging.getLogger(__name__)
 
 THUMBNAIL = 256  # pixels of the longer side, at most; of the specification
 
@@ -154,7 +153,7 @@ class LayerFolder:
         try:
             return [Patch.load(self.folder, entry) for entry in entries]
         except ValueError as error:
-            logger.warning("%s: the layer is made again", error)
+            logging.getLogger(__name__).warning("%s: the layer is made again", error)
             return None
 
     def put(self, digest: str, under: JobScene, name: str, patches: Sequence[Patch]) -> None:

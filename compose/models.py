@@ -21,8 +21,6 @@ from ldm.loading import loading
 from ldm.registry.models import depth_folder, resolve_model_path, warn_of_small
 from llava_bifrost.locator import Locator, load_locator
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class Models:
@@ -113,6 +111,6 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
         return known
     device, config = pick_device(settings.device), load_compositor_config(folder)
     if config.notice:
-        logger.info("%s", config.notice)
+        logging.getLogger(__name__).info("%s", config.notice)
     dtype, offload = pick_dtype(settings.dtype, device), settings.offload
     return Models(folder, depth, config, device, dtype, offload, settings.dtype, settings.load_in, requested)

@@ -13,7 +13,6 @@ from ldm.locks import alone
 from ldm.settings.config import load_config
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 ConfigPath = Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")]
@@ -33,7 +32,7 @@ def find_config(path: Path) -> Path:
     inside = re.search(r"(?:^|/)(?:models/configs|configs/inpainting)/(.+)", path.as_posix())
     file = located(HERE / ALIASES.get(inside[1], inside[1])) if inside else None
     if file is not None and file.is_file():
-        log.info("%s is %s here", path, file)
+        logging.getLogger(__name__).info("%s is %s here", path, file)
         return file
     there = [file.as_posix() for file in visible_files(located(HERE), "**/*.yaml")]
     raise ValueError(f"--config-path: there is no file {path}; there are {', '.join(there) or 'none'}")

@@ -16,8 +16,6 @@ from tqdm.auto import tqdm
 
 from ldm.device import check_finite
 
-log = logging.getLogger(__name__)
-
 UNET = "denoising network (UNet)"  # as errors call it
 # Images that go through a UNet together; chosen: with guidance 512 px take 12 GB in half precision.
 AT_ONCE = 8
@@ -104,7 +102,7 @@ def set_steps(
     total, start = scheduler.config.num_train_timesteps, float(scheduler.timesteps[0])
     if steps == 1 and start < 0.9 * total:  # spacing "leading" or "linspace"
         message = "one step of this schedule is t = %g of %d, as if less noise were there: use more steps"
-        log.warning(message, start, total)
+        logging.getLogger(__name__).warning(message, start, total)
     first = min(round(steps * (1 - strength)), steps - 1) * getattr(scheduler, "order", 1)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)

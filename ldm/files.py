@@ -20,8 +20,6 @@ from typing import Any
 from ldm import __version__
 from ldm.temporary import owner, remove_leftovers
 
-log = logging.getLogger(__name__)
-
 ROOT = Path(__file__).resolve().parents[1]  # of the repository
 SHIPPED = ("assets", "configs")  # folders of it that commands read
 # Of model folders: endings of what is loaded, and files that say how a model was made and where it came from.
@@ -196,7 +194,7 @@ def set_aside(paths: Iterable[Path]) -> None:
             break
     for path, target in moves.items():
         path.rename(target)
-        log.info("kept:    %s, until now %s", target, path.name)
+        logging.getLogger(__name__).info("kept:    %s, until now %s", target, path.name)
 
 
 @contextlib.contextmanager

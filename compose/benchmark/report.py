@@ -19,8 +19,6 @@ from ldm.metrics.similarity import frechet_distance, kernel_distance
 from ldm.result import beside, write_result
 from ldm.sheet import grid
 
-log = logging.getLogger(__name__)
-
 # Name of a number -> what it is, and whether more is better.
 MEASURES = {
     "dino": ("DINO similarity of the box to the object", True),
@@ -140,7 +138,7 @@ def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrit
     lines += [f"{name}: {network['path']}" for name, network in body["networks"].items()]
     lines += [f"skipped, {name}: {why}" for name, why in body["skipped"].items()]
     table = "\n".join(lines) + "\n"
-    log.info("%s", table)
+    logging.getLogger(__name__).info("%s", table)
     if out is None:
         return
     similarity = ("dino", "dinov2", "clip_i", "dreamsim")

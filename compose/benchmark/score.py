@@ -3,7 +3,6 @@
 Results are CASE.png or CASE.jpg, of the background's size; nothing of how they were made is read.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -30,8 +29,6 @@ from ldm.metrics.backbones import MetricNetworks, inception_features, load_incep
 from ldm.metrics.clip import Clip, Dino
 from ldm.metrics.similarity import decibels, squared_error
 from ldm.registry.models import depth_for_photographs
-
-log = logging.getLogger(__name__)
 
 MARGIN = 1.2  # the region outside which nothing should change, over the box of the object
 VISIBLE = 8  # gray levels from which a change is seen; smaller ones are compression or an autoencoder

@@ -22,7 +22,6 @@ from ldm.files import check_stopped, file_sha256, hash_folder
 from ldm.loading import loading
 from ldm.registry.models import how_to_get, resolve_model_path
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 INCEPTION_SIDE = 299  # pixels
 BATCH = 32  # images that go through the network together; chosen
@@ -66,7 +65,7 @@ class MetricNetworks:
         except (ValueError, OSError) as error:
             check_stopped()
             self.skipped[name] = " ".join(str(error).split())
-            log.warning("skipped: %s: %s", name, self.skipped[name])
+            logging.getLogger(__name__).warning("skipped: %s: %s", name, self.skipped[name])
             return None
 
 

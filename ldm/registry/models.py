@@ -11,8 +11,6 @@ from typing import Any
 from ldm.files import FULL, KEPT_HASHES, located, visible_files
 from ldm.settings.config import Layer, check_settings, load_config, merge_layers, nearest, setting
 
-logger = logging.getLogger(__name__)
-
 FULL_DEPTH, BUILTIN_DEPTH = Path("models/depth"), Path("assets/depth")
 DEFAULT_DEPTH = f"without it {FULL_DEPTH.as_posix()} if present, else {BUILTIN_DEPTH.as_posix()}"
 U2NETP = Path("models/u2netp/u2netp.onnx")
@@ -129,7 +127,7 @@ def warn_of_small(*folders: Path, photographs: bool = False) -> None:
     for folder in small if met else ():
         name = FULL_SIZE[folder.name]
         text = "%s is no full-size network, and meets %s; get a real one with: %s"
-        logger.warning(text, folder, met, pull_command(name, registry[name]))
+        logging.getLogger(__name__).warning(text, folder, met, pull_command(name, registry[name]))
 
 
 def cutout_network(choice: str) -> Path | None:

@@ -29,7 +29,6 @@ from ldm.settings.schema import flat_settings, from_text, members, range_name, s
 
 T = TypeVar("T")
 App = typer.Typer  # under this name commands need not import the library before this package
-log = logging.getLogger(__name__)
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM, as shells give them
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -210,7 +209,7 @@ def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Map
         if not STOPPED:
             if (message := user_message(error)) is None:
                 raise
-            log.debug("user error", exc_info=True)
+            logging.getLogger(__name__).debug("user error", exc_info=True)
             sys.stderr.write(f"error: {message}\n")
             return {"error": message}, 2
     if STOPPED:  # whatever a library has made of it

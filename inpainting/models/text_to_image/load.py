@@ -29,8 +29,6 @@ from ldm.registry.models import existing_folder, how_to_get
 from ldm.settings.config import read_config
 from ldm.weight_files import open_weights, weight_files
 
-log = logging.getLogger(__name__)
-
 Module = TypeVar("Module", bound=nn.Module)
 
 INPAINTER_FILE = "inpainter.json"
@@ -100,7 +98,7 @@ def load_inpainter(
         unet.fuse_lora(lora_scale=lora_scale)
         unet.unload_lora()
     if config.notice:
-        log.info("%s", config.notice)
+        logging.getLogger(__name__).info("%s", config.notice)
     space = LatentSpace.from_pretrained(folder / config.vae, dtype, load_network)
     encoder = load_network(CLIPTextModel, folder / "text_encoder", dtype)
     tokenizer = load_tokenizer(folder / "tokenizer")

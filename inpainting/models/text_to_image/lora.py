@@ -28,8 +28,6 @@ from ldm.settings.config import dump_yaml
 from ldm.training.fit import Task, fit, make_accelerator
 from ldm.training.run import Layout, refuse_foreign
 
-log = logging.getLogger(__name__)
-
 ADAPTER = "default"
 
 
@@ -130,6 +128,6 @@ def train_lora(config: TrainLoraConfig) -> Path:
     best = outcome.best or outcome.newest
     if accelerator.is_main_process:
         write_atomic(out / LORA_FILE, (best / LORA_FILE).read_bytes())
-        log.info("LoRA of %s: %s", best.name, out / LORA_FILE)
+        logging.getLogger(__name__).info("LoRA of %s: %s", best.name, out / LORA_FILE)
     accelerator.end_training()
     return out / LORA_FILE

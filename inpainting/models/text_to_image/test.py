@@ -1,7 +1,6 @@
 """Fill the test paintings with a model, write prompts for them, measure the results (docs/paintings.md).
 Every verb continues where it stopped; `--shard i/n` divides the images between machines."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,6 @@ from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
 from ldm.settings.later import later
 from ldm.shards import shard_of
-
-log = logging.getLogger(__name__)
 
 EVALUATION = "inpainting.models.text_to_image.evaluation"
 fill_paintings = later(f"{EVALUATION}.generate:fill_paintings")

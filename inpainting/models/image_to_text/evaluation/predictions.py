@@ -32,8 +32,6 @@ from ldm.journal import parse_line
 from ldm.metrics.backbones import MetricNetworks
 from ldm.metrics.clip import Clip
 
-log = logging.getLogger(__name__)
-
 IMAGE_OF = "An image of {}"  # published text for a region's own image
 AT_ONCE = 32  # texts or crops of one forward pass
 MOST_TOKENS = 512  # RoBERTa's positions
@@ -201,7 +199,7 @@ class PromptMetricModels(MetricNetworks):
                 numbers = [{CLIPSCORE: cosine} for cosine in cosines]
             except ValueError as error:  # an image that was moved shall not cost the other numbers
                 skipped[CLIPSCORE] = str(error)
-                log.warning("skipped: %s: %s", CLIPSCORE, error)
+                logging.getLogger(__name__).warning("skipped: %s: %s", CLIPSCORE, error)
         if self.roberta is None:
             why = "roberta: " + self.skipped.get("roberta", "no network was given")
             skipped |= dict.fromkeys(BERTSCORE, why)
