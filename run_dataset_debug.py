@@ -6,8 +6,7 @@
 
 The first two write a contact sheet and a table of rejections, the third checks all files and writes a report
 and a list of the sound items, which `indexes.mose=FILE` makes the loader use. A check that was interrupted
-goes on with the same command.
-"""
+goes on with the same command."""
 
 import json
 import logging

@@ -1,8 +1,7 @@
 """From two images, or a job, to a composite: the one place where the products meet.
 
 settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
-result = compose(settings, load_models(settings))
-"""
+result = compose(settings, load_models(settings))"""
 
 from typing import TYPE_CHECKING
 

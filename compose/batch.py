@@ -12,8 +12,7 @@ The DreamBooth test set gives a job for every object in every prepared backgroun
 cut-outs  OBJECTS/CONCEPT/*.png with transparency, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
 masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg, NAME_N_mask.jpg (black)
 
-What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
-"""
+What the background shows inside its mask makes room for the object, so the mode is `replace` by default."""
 
 import logging
 import re
@@ -96,8 +95,7 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     """All jobs of a file, checked before any work: settings, names, files and model folders.
 
     defaults: YAML file of settings below those of every line. root: where relative paths in the file start.
-    Raises ValueError that lists every bad line with its number and reason.
-    """
+    Raises ValueError that lists every bad line with its number and reason."""
     merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
     jobs: list[BatchJob] = []
     taken: dict[str, tuple[str, bool]] = {}
@@ -233,8 +231,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
 def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     """Make all composites of a job file. Run again to continue; what is done stays.
 
-    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
-    """
+    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1."""
     if isinstance(settings, DreamBoothSettings):
         jobs = dreambooth_jobs(settings)
     else:

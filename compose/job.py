@@ -9,8 +9,7 @@
       - {text: a red cube, box: [0.6, 0.5, 0.8, 0.8]}
       - {say: "Remove the plant and move the table behind the sofa"}
 
-A layer takes the settings of the single command that does its work; the job's own keys are their defaults.
-"""
+A layer takes the settings of the single command that does its work; the job's own keys are their defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -53,8 +52,7 @@ class JobLayer:
 
     name: what other layers and sentences call what it shows; where: how errors call it
     settings: of the object or the prompts that come; called: the name of what replaces another thing
-    depth: of what prompts paint; what is nearer stays
-    """
+    depth: of what prompts paint; what is nearer stays"""
 
     kind: str
     name: str

@@ -4,8 +4,7 @@
     result.save(Path("outputs/scene.png"))
 
 Objects hide each other and the scene by depth, whatever their order in the list. A pixel outside the regions
-that layers may change keeps its value, and that is measured. The same job gives the same bytes.
-"""
+that layers may change keeps its value, and that is measured. The same job gives the same bytes."""
 
 import logging
 from collections.abc import Mapping
@@ -43,8 +42,7 @@ def compose_layers(
 
     source: a job file or its contents, in which images may be arrays
     folder: a `compose.layers.LayerFolder`, which keeps patches and hands out those of an earlier run
-    ValueError names the layer and the reason.
-    """
+    ValueError names the layer and the reason."""
     job = source if isinstance(source, LayeredJob) else read_job(source)
     networks, timer = networks or JobNetworks(), StageTimer()
     digests = [layer_digest(layer, job, networks) for layer in job.layers]

@@ -1,8 +1,7 @@
 """Who paints the crop of a composite: the compositor, the relit cut-out alone, or a pipeline of diffusers.
 
 The geometry is the same for all: none touches a pixel outside the edit region, or of something nearer.
-Legend: H W pixels of the background, h w pixels of the window in which anything may change.
-"""
+Legend: H W pixels of the background, h w pixels of the window in which anything may change."""
 
 import logging
 from collections.abc import Callable
@@ -66,8 +65,7 @@ class PaintedCrops:
 def choose_painter(settings: ComposeSettings, models: Models) -> ComposeSettings:
     """The settings with the painter that "auto" means, which is said where it is not the compositor.
 
-    The small compositor knows rendered solids only: photographs are then painted by paste.
-    """
+    The small compositor knows rendered solids only: photographs are then painted by paste."""
     if settings.painter != AUTO:
         return settings
     photograph = settings.background.suffix.lower() in PHOTOGRAPHS
@@ -139,8 +137,7 @@ def paste(
 def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_u8: np.ndarray) -> np.ndarray:
     """An object (h, w, 3) uint8 in the light of the background: factors on its channels.
 
-    alone: nothing but the object is known of its image, so that says nothing about its light
-    """
+    alone: nothing but the object is known of its image, so that says nothing about its light"""
     if alone:
         return rgb_u8
     lights = [_light_of(image) for image in (reference.rgb_u8, background_u8)]

@@ -5,8 +5,7 @@ Stages: read and cut out, depth, the place if a sentence gives it (`compose.plac
 final edit mask keeps its value, and that is measured.
 Sample i of `num_samples` has seed `seed + i`: its noise is that of the same seed painted alone, so the two
 images are equal up to rounding; the same settings on the same machine give the same bytes. All that decides
-the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether that is still the same.
-"""
+the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether that is still the same."""
 
 import logging
 from collections.abc import Callable
@@ -142,8 +141,7 @@ def compose(
     """Put the object into the background. Reads files, writes none; cheap checks run first.
 
     stage: an image under work, in the place of the settings' background and its depth
-    Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
-    """
+    Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so."""
     timer = StageTimer()
     settings = choose_painter(settings, models)
     sampling, options = sampling_of(settings, models)

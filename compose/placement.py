@@ -1,8 +1,7 @@
 """From a sentence, if there is one, to a place and the inputs there: locator and compositor meet here.
 
 A locator is a folder with a vision-language model (`llava_bifrost.predict`), or "geometric"
-(`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector.
-"""
+(`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector."""
 
 import json
 import logging

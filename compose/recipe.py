@@ -52,8 +52,7 @@ def make_recipe(
     """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
 
     settings:  with a box and, where a sentence was given, without it
-    placement: what a locator made of the sentence; kept for reading, a replay does not run it again
-    """
+    placement: what a locator made of the sentence; kept for reading, a replay does not run it again"""
     sampling, pair = sampling_of(settings, models)
     folders: dict[str, Any] = {"model": models.folder}
     if uses_depth_network(settings):

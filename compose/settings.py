@@ -1,8 +1,7 @@
 """The settings of one composite, for command line, YAML, recipes and notebooks.
 
 A model folder that is not given is the full-size one below `models/` (or below the folder that BIFROST_MODELS
-names) where it is there, else the one of the bundle in `assets/tiny`.
-"""
+names) where it is there, else the one of the bundle in `assets/tiny`."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,8 +1,7 @@
 """The nodes. They send PNGs to a server (`python -m compose.serve`) and wait for its job.
 
 BIFROST_SERVER is its address, BIFROST_AUTH its USER:PASSWORD; as inputs, workflows would publish them.
-Legend: b batch, h w pixels, c channels; IMAGE (b, h, w, c) and MASK (b, h, w) are floats in [0, 1].
-"""
+Legend: b batch, h w pixels, c channels; IMAGE (b, h, w, c) and MASK (b, h, w) are floats in [0, 1]."""
 
 import asyncio
 import base64

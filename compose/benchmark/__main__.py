@@ -11,8 +11,7 @@
         --objects data/DreamBooth/objects --out outputs/score.json
 
 With the 30 objects of DreamBooth, 30 backgrounds give the 900 pairs of Bifrost's protocol and 80 the 2,400 of
-AnyDoor's; their own backgrounds were never published.
-"""
+AnyDoor's; their own backgrounds were never published."""
 
 import json
 import logging

@@ -76,8 +76,7 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
 
     real:               (m, 2048) features of real images
     folders:            {number: n, mean, low, high}; by relation as well; FID and KID with a network
-    first_minus_second: per number over the cases that both have: mean, interval, and Wilcoxon's p
-    """
+    first_minus_second: per number over the cases that both have: mean, interval, and Wilcoxon's p"""
     folders = []
     for scores in scored:
         relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")

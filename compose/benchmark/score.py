@@ -1,7 +1,6 @@
 """Score a folder of composites against a benchmark manifest; ours or those of any other system.
 
-Results are CASE.png or CASE.jpg, of the background's size; nothing of how they were made is read.
-"""
+Results are CASE.png or CASE.jpg, of the background's size; nothing of how they were made is read."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -88,8 +87,7 @@ def seam_contrast(before_u8: np.ndarray, after_u8: np.ndarray) -> float:
 
     Changes are signed and averaged along parts of an edge, so noise and compression cancel and a shift of
     colours does not. 0 where nothing changed, or all of the image. An object with a free outline touches the
-    edges of its box at few points and hardly counts.
-    """
+    edges of its box at few points and hardly counts."""
     change = after_u8.astype(np.float32) - before_u8
     smooth = np.abs(cv2.blur(change, (SMOOTH, SMOOTH))).max(axis=2)
     changed = (smooth > max(CHANGED, NOISE * float(np.quantile(smooth, 0.25)))).astype(np.uint8)
@@ -144,8 +142,7 @@ def order(
 
     images: background and composite, uint8; the object is where something new is seen inside the box, single
     pixels left out. other: (h, w) bool. None where either hides the other completely. An object that is not
-    seen at all has no order to show: 0 when it was to stand in front, None when behind, perhaps hidden.
-    """
+    seen at all has no order to show: 0 when it was to stand in front, None when behind, perhaps hidden."""
     before_u8, after_u8 = images
     seen = (np.abs(after_u8.astype(np.int16) - before_u8).max(axis=2) > VISIBLE).astype(np.uint8)
     opened = cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
@@ -181,8 +178,7 @@ def orders(
     depth_order_flipped: the same of a paste in the wrong order, the control: a good judge gives 0
     depth_order_all:     fraction of all annotated objects that the object meets, in the order that its depth
                          and theirs in the background ask for; those within NEIGHBOUR_DEPTH of it left out
-    images: background and composite; cutout: the object (h, w, 3) uint8 and its mask (h, w) bool
-    """
+    images: background and composite; cutout: the object (h, w, 3) uint8 and its mask (h, w) bool"""
     (before_u8, after_u8), box01 = images, case.box01_xyxy
     anchor = instances.mask(case.anchor.annotation)
     depth_01, before_01 = estimate(after_u8), estimate(before_u8)

@@ -1,8 +1,7 @@
 """Counterfactual questions from annotated photographs: remove an object, ask where it was.
 
 Depth is estimated on the filled and on the original image and brought into the frame of the filled one,
-which is what the compositor gets as background.
-"""
+which is what the compositor gets as background."""
 
 import logging
 from collections.abc import Sequence

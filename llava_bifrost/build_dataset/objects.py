@@ -106,8 +106,7 @@ def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
 
     An object is ambiguous when another one of its category covers at least `rival` of the image. Two or
     three of a category are told apart by "left", "middle", "right", otherwise only the "largest" by its size.
-    A crowd has no name, and nothing of its category beside it.
-    """
+    A crowd has no name, and nothing of its category beside it."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(objects):
         if item.area >= rival and can_be_named(item.category):

@@ -5,8 +5,7 @@
 
 Images lie in images/ beside the JSON file, or beside it. meta: request, box01_xyxy, depth, far, near, anchors
 (name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source; files of
-others need none.
-"""
+others need none."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,8 +86,7 @@ def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float
 class LocatorRecord:
     """One example. question: without the image token. anchors: places by name, where the file has them.
 
-    format: of its answer, center or maxmedmin; the depth is that of the centre or the median.
-    """
+    format: of its answer, center or maxmedmin; the depth is that of the centre or the median."""
 
     id: str
     image: Path
