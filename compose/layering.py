@@ -50,7 +50,7 @@ def compose_layers(
     with timer.stage("depth"):
         depth_01 = depth_of(base.background_depth, background.size)
         if depth_01 is None:
-            depth_01 = models.depth.estimate(background.rgb_u8)
+            depth_01 = models.depth.estimate(background)
     anchors: dict[str, Place] = {}
     for part in (part for layer in job.layers for part in layer.parts):
         if (file := getattr(part, "anchors", None)) is not None:

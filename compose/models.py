@@ -15,6 +15,7 @@ from compose.settings import FULL_MODEL, TINY_MODEL, ComposeSettings
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
+from ldm.experts.erase import Eraser
 from ldm.files import located
 from ldm.latents import scheduler_class
 from ldm.loading import loading
@@ -49,6 +50,10 @@ class Models:
             network_of(wrapper).to(self.device)
         return wrapper
 
+    def eraser(self, source: str) -> Eraser:
+        """What fills holes."""
+        return load_eraser(source, self.device, self.others)
+
     def make_room(self) -> None:
         """With offload everything but the compositor leaves the device; what is used again comes back."""
         for key in [key for key in self.loaded if key is not Compositor] if self.offload else ():
@@ -80,6 +85,15 @@ class Models:
         """The depth network; without a wish for another precision that of its folder, or the single one."""
         dtype = pick_dtype(self.asked_dtype, self.device, self.depth_folder, "fp32")
         return self.once(self.depth_folder, DepthEstimator.load, self.folder, dtype=dtype)
+
+
+def load_eraser(source: str, device: torch.device, loaded: dict[Any, Any]) -> Eraser:
+    """What fills holes, by its setting; loaded once for all who share `loaded`."""
+    key = Eraser, source, device
+    if key not in loaded:
+        loaded[key] = Eraser.load(source, device=str(device))
+    eraser: Eraser = loaded[key]
+    return eraser
 
 
 def quantised(wrapper: Any) -> bool:

@@ -24,14 +24,12 @@ from datasets.pasteback import Stitched, stitch
 from ldm.decode import LoadedImage
 from ldm.denoise import Cancelled, Monitor
 from ldm.device import pick_dtype
-from ldm.experts.erase import Eraser
 from ldm.experts.painter import FolderPainter
 from ldm.files import located
 from ldm.result import StageTimer, warn_if_alike
 
 logger = logging.getLogger(__name__)
 
-PHOTOGRAPHS = (".jpg", ".jpeg", ".jpe", ".heic", ".heif", ".avif")  # rendered scenes are stored without loss
 LINEAR = (np.arange(256) / 255) ** 2.2  # light of a channel's values
 NORM = 6  # of the mean that estimates the light (Finlayson and Trezzi 2004, shades of gray)
 PART, MOST = 0.5, 1.25  # of the difference in light that is made up for, and the largest factor (chosen)
@@ -62,13 +60,13 @@ class PaintedCrops:
     report: dict[str, Any]
 
 
-def choose_painter(settings: ComposeSettings, models: Models) -> ComposeSettings:
+def choose_painter(settings: ComposeSettings, models: Models, background: LoadedImage) -> ComposeSettings:
     """The settings with the painter that "auto" means, which is said where it is not the compositor.
 
     The small compositor knows rendered solids only: photographs are then painted by paste."""
     if settings.painter != AUTO:
         return settings
-    photograph = settings.background.suffix.lower() in PHOTOGRAPHS
+    photograph = background.is_photograph
     small = settings.model is None and models.folder == located(TINY_MODEL) and settings.compat is None
     if photograph and small:
         logger.warning(
@@ -92,15 +90,6 @@ def folder_painter(settings: ComposeSettings, models: Models) -> FolderPainter |
     return painter
 
 
-def eraser_of(settings: ComposeSettings, models: Models) -> Eraser:
-    """The eraser of the settings, loaded once."""
-    key = Eraser, settings.eraser
-    if key not in models.others:
-        models.others[key] = Eraser.load(settings.eraser, device=str(models.device))
-    eraser: Eraser = models.others[key]
-    return eraser
-
-
 def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, dict[str, str]]:
     """For a recipe: hashes of a pipeline and of what fills the target mask first, where they are used."""
     if settings.painter in (AUTO, BIFROST):
@@ -109,7 +98,7 @@ def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, d
     if painter is not None:
         found["painter"] = painter.identity
     if settings.plain_mode != "place":
-        found["eraser"] = {"identity": eraser_of(settings, models).identity}
+        found["eraser"] = {"identity": models.eraser(settings.eraser).identity}
     return found
 
 
@@ -126,7 +115,7 @@ def paste(
     weight = layers.coverage_01
     over_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
     if hole.any():
-        filled_u8 = eraser_of(settings, models).erase(background.rgb_u8, window.embed(hole), settings.seed)
+        filled_u8 = models.eraser(settings.eraser).erase(background.rgb_u8, window.embed(hole), settings.seed)
         below = filled_u8[window.part].astype(np.float32)
         mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
         over_u8, weight = np.where(hole[..., None], mixed_u8, over_u8), np.where(hole, np.float32(1), weight)
@@ -179,7 +168,7 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
         pasted, hole = paste(geometry, work.sources, settings, models)
         report: dict[str, Any] = {"painter": settings.painter}
         if hole.any():
-            report["eraser"] = eraser_of(settings, models).kind
+            report["eraser"] = models.eraser(settings.eraser).kind
         crop_u8 = geometry.crop.take(pasted.result.rgb_u8)
         if painter is None:
             if (count := settings.num_samples) > 1:

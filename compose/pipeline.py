@@ -92,7 +92,7 @@ class Result(Samples):
         rim, asked_01 = edit & outside, self.fused_depth_01
         scores = []
         for image in self.images:
-            seen_01, free = models.depth.estimate(image.rgb_u8), ~edit
+            seen_01, free = models.depth.estimate(image), ~edit
             if free.any() and np.ptp(seen_01[free]) > 0:  # in the units of the known depth
                 slope, shift = np.polyfit(seen_01[free], asked_01[free], 1)
                 seen_01 = slope * seen_01 + shift
@@ -143,7 +143,6 @@ def compose(
     stage: an image under work, in the place of the settings' background and its depth
     Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so."""
     timer = StageTimer()
-    settings = choose_painter(settings, models)
     sampling, options = sampling_of(settings, models)
     if (painter := folder_painter(settings, models)) is not None:
         options = replace(options, size=(painter.size, painter.size))
@@ -156,12 +155,13 @@ def compose(
         similarity_network(models)  # before any work
     with timer.stage("read"):
         sources = read_sources(settings, stage)
+    settings = choose_painter(settings, models, sources.background)
     settings, depth_01 = settings.in_fractions(sources.background.size), sources.depth_01
     with timer.stage("depth"):
         if depth_01 is None:
-            depth_01 = models.depth.estimate(sources.background.rgb_u8)
+            depth_01 = models.depth.estimate(sources.background)
         if object_depth_is_estimated(settings):
-            sources = replace(sources, object_depth_01=models.depth.estimate(sources.item.rgb_u8))
+            sources = replace(sources, object_depth_01=models.depth.estimate(sources.item))
     placement = None
     if settings.instruction is not None:
         with timer.stage("locate"):

@@ -13,7 +13,7 @@ from datasets import geometry
 from datasets.inputs import Inputs, check_object
 from ldm.decode import LoadedImage
 from ldm.experts.matting import band_of, outline_band, own_colours, soft_alpha
-from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things
+from ldm.experts.segment import ObjectNotFound, completed, mask_doubts, object_mask, things
 from ldm.images import read_depth, read_image, read_mask, resize
 
 if TYPE_CHECKING:
@@ -105,8 +105,14 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     background."""
     box = settings.box or sources.target_box01
     assert box is not None  # the settings refuse to be without a place
+    target, by = sources.target, "file"
+    if settings.erases != "nothing":
+        target, by = replaced_region(settings, sources.background.rgb_u8, box)
+    standing = box  # where the object stands in depth
+    if settings.plain_mode == "replace" and target is not None and settings.compat is None:
+        box = where_it_covers(sources.cut, target, box)
     if settings.depth is None:
-        ground = geometry.depth_at_contact(depth_01, box)
+        ground = geometry.depth_at_contact(depth_01, standing)
         if settings.plain_mode in DEPTH_MODES:
             message = "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)"
             logger.info(message, ground)
@@ -117,9 +123,6 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
         extent, source = (settings.depth[0], settings.depth[1]), "range"
     if sources.stage is not None:
         depth_01 = sources.stage.ordered_for(*extent)
-    target, by = sources.target, "file"
-    if settings.erases != "nothing":
-        target, by = replaced_region(settings, sources.background.rgb_u8, box)
     relief = "rounded body" if sources.object_depth_01 is None else "estimated"
     inputs = Inputs(
         reference_u8=sources.item.rgb_u8, reference_mask=sources.cut, reference_alpha_01=sources.alpha_01,
@@ -138,6 +141,22 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     return inputs, decided
 
 
+def where_it_covers(cut: np.ndarray, target: np.ndarray, box01: geometry.Box01) -> geometry.Box01:
+    """The box of an object (h, w) that its image cuts off below, in the place of a target (H, W) in a box.
+
+    Such an object does not stand on its lowest edge: it goes where it covers most of what it replaces.
+    """
+    (h, w), (x0, y0, x1, y1), (left, top, right, bottom) = target.shape, box01, geometry.bbox_of_mask(cut)
+    high = (x1 - x0) * w * (bottom - top) / (right - left) / h  # its height in the width of the box
+    if bottom < len(cut) or high >= y1 - y0:
+        return box01
+    x, y = (np.rint(np.multiply(ends, side)).astype(int) for ends, side in (((x0, x1), w), ((y0, y1), h)))
+    covered = np.concatenate([[0], target[y[0] : y[1], x[0] : x[1]].sum(axis=1).cumsum()])
+    rows = min(max(1, round(high * h)), len(covered) - 1)
+    start = y[0] + int((covered[rows:] - covered[:-rows]).argmax())
+    return x0, float(start / h), x1, float(min(start / h + high, 1.0))
+
+
 def replaced_region(
     settings: "ComposeSettings | EraseSettings", background_u8: np.ndarray, box01: geometry.Box01
 ) -> tuple[np.ndarray, str]:
@@ -153,7 +172,7 @@ def replaced_region(
         mask, by = object_mask(LoadedImage(background_u8), settings.sam, settings.cutout, box01, *how)
         if (mask & region).sum() >= WITHIN * mask.sum():
             logger.info("replaced: what %s finds in the box (--target-mask FILE or --erase box chooses)", by)
-            return mask, by
+            return (mask if by == "sam" else completed(background_u8, mask, region)), by
     shown = ",".join(f"{value:.3g}" for value in box01)
     message = "no object is found in --box %s: all that it shows is replaced; --target-mask FILE chooses"
     logger.warning(message, shown)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from compose.job import EraseSettings, JobLayer
-from compose.models import Models, load_models
+from compose.models import Models, load_eraser, load_models
 from compose.pipeline import compose
 from compose.scene import JobScene, Patch, Thing
 from compose.settings import ComposeSettings
@@ -40,10 +40,12 @@ class JobNetworks:
     """Networks of all layers, each loaded once."""
 
     models: Models | None = None
-    loaded: dict[Any, Any] = field(default_factory=dict)
+    loaded: dict[Any, Any] = field(default_factory=dict)  # inpainters, erasers and foreign painters
 
     def of(self, settings: ComposeSettings) -> Models:
-        self.models = load_models(settings, self.models)
+        if (models := load_models(settings, self.models)) is not self.models:
+            self.models = replace(models, others=self.loaded)
+        assert self.models is not None
         return self.models
 
     def painter(self, settings: PaintSettings) -> Inpainter:
@@ -53,9 +55,7 @@ class JobNetworks:
         return self.loaded[key]
 
     def eraser(self, source: str, device: str) -> Eraser:
-        if (source, device) not in self.loaded:
-            self.loaded[source, device] = Eraser.load(source, device=str(pick_device(device)))
-        return self.loaded[source, device]
+        return load_eraser(source, pick_device(device), self.loaded)
 
 
 def apply_layer(layer: JobLayer, scene: JobScene, networks: JobNetworks) -> list[Patch]:
@@ -230,7 +230,7 @@ def paint_text(
     edit = result.edit_mask if settings.options.paste_back else np.ones(scene.image.size, bool)
     depth_01 = scene.depth_01
     assert networks.models is not None  # of the background
-    new_01 = networks.models.depth.estimate(result.images[0].rgb_u8)
+    new_01 = networks.models.depth.estimate(result.images[0])
     if not edit.all() and np.ptp(new_01[~edit]) > 0:
         slope, shift = np.polyfit(new_01[~edit], depth_01[~edit], 1)
         depth_01 = np.where(edit, np.clip(slope * new_01 + shift, 0, 1), depth_01).astype(np.float32)

@@ -21,6 +21,7 @@ Size = tuple[int, int]
 Part = tuple[slice, slice]  # rows, columns
 
 MIN_EXTENT = 0.01  # half thickness in depth of a vanishingly small object; chosen
+LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
 EXTENT_PER_SIZE = 0.2  # half thickness in depth per unit of box size; fitted to rendered solids' near side
 
 
@@ -256,3 +257,22 @@ class Crop:
         left, top, right, bottom = self.pad
         h, w = self.padded_size
         return resize(image, (h, w), how=how)[top : h - bottom, left : w - right]
+
+
+def hull_box(first: Box, second: Box) -> Box:
+    """The smallest box that holds two."""
+    x0, y0, x1, y1 = (*np.minimum(first[:2], second[:2]), *np.maximum(first[2:], second[2:]))
+    return int(x0), int(y0), int(x1), int(y1)
+
+
+def crop_round(region: Box, image: Size, ratio: float, size: Size, border: str, end: str) -> Crop:
+    """The crop of an image whose side is `ratio` times the longer side of a region.
+
+    size: that it is resized to. border, end: `PairOptions.border`, `.bbox_end`
+    """
+    if border == "shift":  # context gives way before the crop would need padding
+        longest = max(region[2] - region[0], region[3] - region[1])
+        ratio = min(ratio, max(LEAST_CONTEXT, min(image) / longest))
+    wide = expand_box(region, ratio, image if border == "clip" else None, end)
+    x0, y0, x1, y1 = square_box(wide, image, border)
+    return Crop((x0, y0, x1, y1), square_padding((y1 - y0, x1 - x0)), size, image)

@@ -23,10 +23,10 @@ from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions
 from datasets.masks import Rim, dilate, mask_level, masked
+from datasets.planes import fill_planes
 from ldm.images import resize, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
-LEAST_CONTEXT = 1.1  # side of the crop over the region, however small the image; chosen: some border is seen
 FUSED = ("place", "replace")  # modes that put the object's depth into the scene's
 LEVEL_OF_MODE = {"place": "box", "replace": "box", "id-transfer": "fine", "inpaint": "exact"}
 
@@ -62,13 +62,12 @@ class Geometry:
             cutout = fusion.Cutout(cutout.rgb_u8[:, ::-1], cutout.mask[:, ::-1], cutout.depth_01[:, ::-1])
         outline = inputs.painted_box(options, box, cutout)
         region = geo.expand_box(outline, options.box_ratio, (h, w), options.bbox_end)
-        ratio = params.crop_ratio
-        if options.border == "shift":  # context gives way before the crop would need padding
-            longest = max(region[2] - region[0], region[3] - region[1])
-            ratio = min(ratio, max(LEAST_CONTEXT, min(h, w) / longest))
-        wide = geo.expand_box(region, ratio, (h, w) if options.border == "clip" else None, options.bbox_end)
-        x0, y0, x1, y1 = geo.square_box(wide, (h, w), options.border)
-        crop = Crop((x0, y0, x1, y1), geo.square_padding((y1 - y0, x1 - x0)), options.size, (h, w))
+        shape = params.crop_ratio, options.size, options.border, options.bbox_end
+        crop = geo.crop_round(region, (h, w), *shape)
+        if inputs.mode == "replace" and inputs.target_mask is not None and options.resample != "legacy":
+            gone = geo.bbox_of_mask(inputs.target_mask)  # all of it goes, also where the object does not
+            if geo.hull_box(crop.box_xyxy, gone) != crop.box_xyxy:
+                crop = geo.crop_round(geo.hull_box(region, gone), (h, w), *shape)
         if not options.augment.whole_view and (params.brightness != 0 or params.gain != (1.0, 1.0, 1.0)):
             cutout = replace(cutout, rgb_u8=masked(relit(cutout.rgb_u8, params), cutout.mask))
         if inputs.reference_alpha_01 is not None and params == AugmentationParams.fixed(options):
@@ -126,7 +125,8 @@ class Geometry:
         fused = inputs.mode in FUSED
         if inputs.mode == "replace":
             hole = region if target is None else dilate(target, options.dilation, frame=frame)
-            depth_01 = fusion.fill_depth(depth_01, hole)
+            exact = self.legacy or inputs.target_u8 is not None  # as published, and as networks were trained
+            depth_01 = (fusion.fill_depth if exact else fill_planes)(depth_01, hole)
         box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
         placed = fusion.place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
         hides = fused and options.occlusion != "none"

@@ -31,6 +31,9 @@ DECODER_ERRORS = (
 MAX_PIXELS = 250_000_000  # chosen: the largest phone sensors have 200 million; RGB then takes 750 MB
 MAX_SRGB_STEP = 1  # of 255; a profile that moves no colour further is sRGB up to rounding
 BLOCK_ROWS = 64  # of an image; several arrays of so many rows stay in the cache
+SCENE_SIDE = 192  # pixels of the longer side; the small networks were trained on scenes of 64 to 128
+LOSSY = ("JPEG", "MPO", "HEIF", "AVIF")  # formats of photographs; rendered scenes are stored without loss
+RENDERED = {"Software": "datasets.scenes"}  # text of the PNG file of a rendered scene
 SIXTEEN_BITS = "bytes of a file with several 16-bit channels"  # key in Image.info
 
 
@@ -49,6 +52,15 @@ class LoadedImage:
     stored_u8: np.ndarray | None = None  # (h, w, 3) uint8 in the profile's colours, None: they are sRGB
     exif: bytes | None = None  # without the orientation
     dpi: tuple[float, float] | None = None
+    photograph: bool | None = None  # by the format or RENDERED of its file; None: neither says anything
+
+    @property
+    def is_photograph(self) -> bool:
+        """Whether the small networks of rendered scenes are of no use for it.
+
+        Where its file does not say so, every image of more than SCENE_SIDE pixels a side is a photograph.
+        """
+        return max(self.size) > SCENE_SIDE if self.photograph is None else self.photograph
 
     @property
     def size(self) -> tuple[int, int]:  # (h, w)

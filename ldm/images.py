@@ -54,14 +54,21 @@ def read_image(path: Any, data: bytes | None = None, shrink: int = 1) -> decode.
                 exif = image.getexif().tobytes()
         if all(0 < value < 1e5 for value in image.info.get("dpi", [0])):
             dpi = image.info["dpi"]
-        return decode.LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, exif, dpi)
+        rendered = decode.RENDERED.items() <= image.info.items()
+        photograph = image.format in decode.LOSSY or (False if rendered else None)
+        return decode.LoadedImage(rgb_u8, alpha_u8, profile, stored_u8, exif, dpi, photograph)
+
+
+def loaded_image(image: Any) -> decode.LoadedImage:
+    """An RGB array (h, w, 3) uint8 as it is, anything else that `read_image` takes or gives."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return decode.LoadedImage(image)
+    return image if isinstance(image, decode.LoadedImage) else read_image(image)
 
 
 def rgb_of(image: Any) -> np.ndarray:
-    """RGB (h, w, 3) uint8: an array of that kind as it is, anything else that `read_image` takes or gives."""
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        return image
-    return (image if isinstance(image, decode.LoadedImage) else read_image(image)).rgb_u8
+    """RGB (h, w, 3) uint8 of what `loaded_image` takes."""
+    return loaded_image(image).rgb_u8
 
 
 def _advice(path: Path, ids: np.ndarray) -> str:
@@ -193,7 +200,8 @@ def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str]
         pixels = np.dstack([pixels, alpha_u8])
     if kind == "PNG":
         options["pnginfo"] = info = PngImagePlugin.PngInfo()
-        for key, value in (text or {}).items():
+        rendered = decode.RENDERED if image.photograph is False else {}
+        for key, value in {**rendered, **(text or {})}.items():
             info.add_text(key, value)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)

@@ -98,7 +98,7 @@ def estimate_tree(settings: DepthSettings) -> None:
         with ThreadPoolExecutor(threads) as writers, bar:
             for part in taken(bar, lambda part: all(map(all_there, part)), lambda part: part[0][0]):
                 todo = [batch for batch in part if not all_there(batch)]
-                images = attempt_in_order(lambda p: read_image(images_of[p]).rgb_u8, chain(*todo), threads)
+                images = attempt_in_order(lambda p: read_image(images_of[p]), chain(*todo), threads)
                 for batch in todo:
                     read = dict(zip(batch, islice(images, len(batch)), strict=True))
                     good = {path: image for path, image in read.items() if not isinstance(image, ValueError)}

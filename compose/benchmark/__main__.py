@@ -80,7 +80,7 @@ def jobs(
 
     annotations, roots = Instances(instances), {"pictures": images, "objects": objects}
     network = DepthEstimator.load(depth_for_photographs(depth_model))
-    estimate = lru_cache(maxsize=1)(lambda path: network.estimate(read_image(path).rgb_u8))
+    estimate = lru_cache(maxsize=1)(lambda path: network.estimate(read_image(path)))
     lines = []
     for case in tqdm(read_benchmark(manifest).cases, desc="depth", disable=None):
         background = file_path(f"pictures/{case.background}", roots)

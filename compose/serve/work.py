@@ -67,7 +67,7 @@ def places_of(settings: ComposeSettings, networks: Networks, depth_01: np.ndarra
         sources = read_sources(own)
         depth_01 = sources.depth_01 if depth_01 is None else depth_01
         if depth_01 is None:
-            depth_01 = models.depth.estimate(sources.background.rgb_u8)
+            depth_01 = models.depth.estimate(sources.background)
         return locate(own, models, sources, depth_01)
 
 

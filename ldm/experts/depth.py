@@ -20,13 +20,13 @@ from ldm.checkpoints import load_pretrained
 from ldm.device import check_finite
 from ldm.experts.depth_rules import depth_by_rules
 from ldm.files import file_sha256, hash_folder, located, named_failure, read_json
-from ldm.images import normalize, resize, rgb_of, to_01
+from ldm.images import loaded_image, normalize, resize, to_01
 from ldm.registry.models import cutout_network
 
 log = logging.getLogger(__name__)
 
 # {"notice": what users read when the network is loaded}; where rules take its place in photographs also {
-# "scenes": folder of the network for rendered scenes, "scenes_up_to": pixels of their longer side}
+# "scenes": folder of the network for rendered scenes}
 NOTICE_FILE = "depth.json"
 # Networks whose output meaning is known here: both predict inverse depth unless the config says metric.
 DEPTH_NETWORKS = ("dpt", "depth_anything")
@@ -61,7 +61,7 @@ class DepthInput:
 class DepthEstimator:
     """A monocular depth network from transformers (DPT, Depth Anything) behind one function."""
 
-    scenes_up_to: int | None = None  # pixels of the longer side; larger images get their depth from rules
+    by_rules = False  # whether photographs get their depth from rules
 
     def __init__(self, model: nn.Module, depth_input: DepthInput, metric: bool = False) -> None:
         # metric: the network predicts distance, which is inverted
@@ -111,11 +111,11 @@ class DepthEstimator:
                 std=tuple(stored.get("image_std", depth_input.std)),
             )
         estimator = cls(model.to(device), depth_input, metric)
-        estimator.scenes_up_to = facts.get("scenes_up_to")
+        estimator.by_rules = "scenes" in facts
         return estimator
 
     def estimate(self, image: Any) -> np.ndarray:
-        """RGB (h, w, 3) uint8, path, or PIL image (`ldm.images.rgb_of`) -> depth_01 (h, w) float32."""
+        """RGB (h, w, 3) uint8, path, PIL image (`ldm.images.loaded_image`) -> depth_01 (h, w) float32."""
         return self.estimate_many([image])[0]
 
     @torch.inference_mode()
@@ -128,13 +128,14 @@ class DepthEstimator:
         enlarge: to the size of the image; otherwise a map has as many pixels as the network's, at most the
         image's, and the proportions of the image
         """
-        images_u8 = [rgb_of(image) for image in images]
+        loaded = [loaded_image(image) for image in images]
+        images_u8 = [image.rgb_u8 for image in loaded]
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
             batch_size = 1
         groups: dict[tuple[int, int], list[int]] = {}
         found: dict[int, np.ndarray] = {}
         for index, rgb_u8 in enumerate(images_u8):
-            if self.scenes_up_to is not None and max(rgb_u8.shape) > self.scenes_up_to:
+            if self.by_rules and loaded[index].is_photograph:
                 low_01 = depth_by_rules(rgb_u8, cutout_network("auto"))
                 found[index] = full_size(low_01, rgb_u8.shape[:2], enlarge)
             else:

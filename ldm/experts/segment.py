@@ -34,6 +34,8 @@ U2NETP_SIDE = 320  # pixels; the published network's input (Qin et al. 2020, U2-
 COLOUR_SIDE, COLOUR_RIM, COLOUR_ITERATIONS = 512, 0.02, 3
 AGREES = 0.9  # least IoU of the result with the network's mask; below, the colours were misled
 BOX_MARGIN = 0.15  # of the sides of a box around the object, so that what is outside is seen (chosen)
+TAIL = 0.01  # fraction of an object, from which a part that was missed counts (chosen)
+FAINT_SCORES, FAINT_PART = (0.2, 0.1), 0.02  # of faint parts; their least area over the object's (chosen)
 THING = 0.1  # fraction of a mask from which a separate piece is a thing of its own (chosen)
 # What makes a mask doubtful; chosen on 15 photographs with known masks: five of six bad masks are named.
 TOUCHING = 0.05  # fraction of a side of the image
@@ -87,6 +89,25 @@ def object_mask(
             f"expected {least:.0%} to {most:.0%}; pass --object-mask or --object-box"
         )
     return mask, way
+
+
+def completed(rgb_u8: np.ndarray, mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """A mask (h, w) with what looks like it in the region `inside` (h, w), such as tails and handles."""
+    lines = (np.flatnonzero((mask | inside).any(axis)) for axis in (1, 0))
+    spans = ((line, 2 + round(BOX_MARGIN * len(line))) for line in lines)
+    view = tuple(slice(max(0, line[0] - reach), line[-1] + reach) for line, reach in spans)
+    size = fitted(mask[view].shape, GRABCUT_SIDE)
+    near, free = resize(mask[view], size), resize(inside[view], size)
+    start = np.where(free, cv2.GC_PR_BGD, cv2.GC_BGD).astype(np.uint8)
+    start[near], start[cv2.erode(near.astype(np.uint8), np.ones((9, 9))) > 0] = cv2.GC_PR_FGD, cv2.GC_FGD
+    found = grabcut(resize(np.ascontiguousarray(rgb_u8[view]), size), start, ITERATIONS) & ~near
+    found = cv2.morphologyEx(found.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
+    _, pieces, table, _ = cv2.connectedComponentsWithStats(found)
+    large = table[:, cv2.CC_STAT_AREA] >= TAIL * near.sum()
+    large[0] = False  # piece 0 is what was not found
+    whole = mask.copy()
+    whole[view] |= resize(large[pieces], mask[view].shape, how="linear")
+    return whole
 
 
 def things(mask: np.ndarray) -> list[Box01]:
@@ -210,16 +231,26 @@ def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
     h, w = rgb_u8.shape[:2]
     scores = u2netp_scores(rgb_u8, path)
     n, m = fitted((h, w), COLOUR_SIDE)
-    found = cv2.resize(scores, (m, n)) > 0.5
+    scores = cv2.resize(scores, (m, n))
+    # Faint parts belong to it too: what hangs together with it, and large separate ones, as a hanging tail.
+    certain, faint, faintest = (scores > level for level in (0.5, *FAINT_SCORES))
+    _, pieces = cv2.connectedComponents(faint.astype(np.uint8))
+    found = faint & np.isin(pieces, np.unique(pieces[certain]))
+    _, pieces = cv2.connectedComponents((faintest & ~found).astype(np.uint8))
+    sizes = np.bincount(pieces[faint & ~found], minlength=pieces.max() + 1)
+    apart = faintest & ~found & (sizes > FAINT_PART * certain.sum())[pieces]
+    found |= apart
     reach = max(1, round(COLOUR_RIM * max(n, m)))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    sure, near = cv2.erode(found.astype(np.uint8), kernel) > 0, cv2.dilate(found.astype(np.uint8), kernel) > 0
+    sure, near = (
+        f(mask.astype(np.uint8), kernel) > 0 for f, mask in ((cv2.erode, certain), (cv2.dilate, found))
+    )
     start = np.where(found, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     start[sure], start[~near] = cv2.GC_FGD, cv2.GC_BGD
     if sure.any() and not near.all():
         refined = grabcut(resize(rgb_u8, (n, m)), start, COLOUR_ITERATIONS)
-        if (refined & found).sum() >= AGREES * (refined | found).sum():
-            found = refined
+        agree = (refined & certain).sum() >= AGREES * (refined & ~apart | certain).sum()
+        found = (refined if agree else certain) | apart
     return resize(found, (h, w), how="linear")
 
 

@@ -12,7 +12,15 @@ import numpy as np
 from datasets.geometry import Box01
 from datasets.relations import Place
 from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
-from llava_bifrost.placement.sizes import FLAT_NOUNS, TOP_SIDE, UPPER_SIDES, by_noun, is_level, is_one_of
+from llava_bifrost.placement.sizes import (
+    FLAT_NOUNS,
+    LYING_NOUNS,
+    TOP_SIDE,
+    UPPER_SIDES,
+    by_noun,
+    is_level,
+    is_one_of,
+)
 
 # All are chosen by looking at the placer's answers in rendered rooms and photographs.
 COLUMNS, ROWS = 40, 44  # of the grid of contact points
@@ -227,6 +235,10 @@ def footprint(view: View, name: str) -> tuple:
     place = view.known[name]
     standing = float(view.ground.plane.at(place.middle, min(place.y1, 1.0)))
     on_ground = view.levels[name] == 1 and standing <= place.near
+    if on_ground and is_one_of(LYING_NOUNS, name):  # the ground that its box covers
+        rows = (float(view.ground.scale(view.ground.plane.at(place.middle, y))) for y in (place.y1, place.y0))
+        left, right, away, _ = plan(view, place.middle, place.width, standing)
+        return left, right, *(1 / row for row in rows)
     left, right, away, _ = plan(view, place.middle, place.width, standing if on_ground else place.d)
     h_px, w_px = view.depth_01.shape
     deep = min(1.0, (place.y1 - place.y0) * h_px / max(place.width * w_px, 1e-6))

@@ -46,6 +46,8 @@ ADJECTIVE_FACTORS = {"tiny": 0.4, "small": 0.6, "little": 0.6, "large": 1.4, "bi
 # Objects without depth of their own, and what others stand on.
 FLAT_NOUNS = ("curtain", "window", "door", "mirror", "picture", "painting", "poster", "sign", "wall", "fence",
               "shelf", "gate", "board")  # fmt: skip
+# Objects that lie on what they are on, so that their box shows where they are on it.
+LYING_NOUNS = ("saucer", "plate", "tray", "pizza", "book", "newspaper", "magazine", "keyboard", "mousepad")
 LEVEL_NOUNS = (*GROUND_NAMES, "rug", "carpet", "stage", "field", "mat")
 # Objects that touch the ground behind their lowest visible point: their middle is much nearer than that.
 ROUND_NOUNS = {"ball", "sphere", "egg", "capsule", "balloon", "globe", "apple", "orange", "pumpkin", "melon"}

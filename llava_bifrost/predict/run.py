@@ -22,6 +22,7 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
+from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
@@ -66,13 +67,13 @@ def load_networks(settings: LocatorSettings) -> SimpleNamespace:
 
 
 def known_and_proposed(
-    settings: LocatorSettings, networks: Any, rgb_u8: np.ndarray, text: str, depth_01: Any, anchors: Any
+    settings: LocatorSettings, networks: Any, image: LoadedImage, text: str, depth_01: Any, anchors: Any
 ) -> tuple[dict[str, Place], list[Candidate]]:
     """Known places, and candidates for a sentence. anchors: a path, parsed JSON, or None."""
     if depth_01 is None and networks.depth is not None:
-        depth_01 = networks.depth.estimate(rgb_u8)
+        depth_01 = networks.depth.estimate(image)
     item = Item(settings.aspect, settings.relative_size)
-    return propose(settings, text, rgb_u8, depth_01, anchors, item, networks)[1:]
+    return propose(settings, text, image.rgb_u8, depth_01, anchors, item, networks)[1:]
 
 
 def predict_image(settings: PredictImage) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def predict_image(settings: PredictImage) -> dict[str, Any]:
     image = read_image(settings.image)
     depth_01 = None if settings.depth is None else read_depth(settings.depth, size=image.size)
     networks = load_networks(settings)
-    given = image.rgb_u8, settings.instruction, depth_01, settings.anchors
+    given = image, settings.instruction, depth_01, settings.anchors
     anchors, candidates = known_and_proposed(settings, networks, *given)
     if settings.out is not None:
         drawn_u8 = draw_candidates(image.rgb_u8, candidates, anchors)
@@ -171,12 +172,12 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     while groups:
         group = groups.pop(0)
         try:
-            images = [read_image(job["folder"] / job["image"]).rgb_u8 for job in group]
+            images = [read_image(job["folder"] / job["image"]) for job in group]
             if single:
-                (job,), (image_u8,) = group, images
+                (job,), (image,) = group, images
                 anchors = job.get("anchors", settings.anchors)
                 text = job["instruction"]
-                located = [known_and_proposed(settings, networks, image_u8, text, None, anchors)[1]]
+                located = [known_and_proposed(settings, networks, image, text, None, anchors)[1]]
             else:
                 best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
                 located = [[candidate] for candidate in best]

@@ -18,8 +18,9 @@ import typer
 
 from datasets.relations import Place
 from datasets.scenes import SceneOptions, eval_seed
-from ldm.files import write_json
-from ldm.images import write_depth, write_png
+from ldm.decode import LoadedImage
+from ldm.files import write_atomic, write_json
+from ldm.images import encode_image, write_depth, write_png
 from ldm.settings.cli import run_module, single_app
 
 FOLDER = Path("assets/examples")
@@ -54,8 +55,9 @@ def write_examples(out: Path) -> None:
     for name, index in EXAMPLES.items():
         batch = render([sample_scene(eval_seed(index), OPTIONS)], OPTIONS)
         facts, folder = batch.facts[0], out / name
-        write_png(folder / "room.png", from_01(batch.without_01[0]))
-        write_png(folder / "truth.png", from_01(batch.image_01[0]))
+        for file, scene_01 in (("room.png", batch.without_01[0]), ("truth.png", batch.image_01[0])):
+            scene = LoadedImage(from_01(scene_01), photograph=False)
+            write_atomic(folder / file, encode_image(scene, ".png"))
         write_depth(folder / "room_depth.png", batch.without_depth_01[0].numpy())
         alpha = batch.reference_mask[0].numpy().astype(np.uint8) * 255
         write_png(folder / "object.png", from_01(batch.reference_01[0]), alpha_u8=alpha)

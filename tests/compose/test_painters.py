@@ -14,8 +14,11 @@ from compose import compose, load_models
 from compose.painters import choose_painter, relight
 from compose.pipeline import Result
 from compose.settings import ComposeSettings
+from compose.verbs import JobNetworks
 from ldm.decode import LoadedImage
+from ldm.experts.erase import Eraser
 from ldm.experts.painter import FolderPainter
+from ldm.images import encode_image, read_image
 from tests.compose.small_pipelines import make
 
 FAMILIES = ("sd", "sd-text", "sdxl", "sd3", "sd3-clip", "flux")
@@ -160,25 +163,53 @@ def test_other_folders_are_refused(tmp_path: Path, index: str | None, message: s
 
 
 @pytest.mark.parametrize(
-    ("suffix", "more", "painter"),
+    ("suffix", "side", "more", "painter"),
     [
-        (".jpg", {}, "paste"),
-        (".JPEG", {}, "paste"),
-        (".png", {}, "bifrost"),
-        (".jpg", {"compat": "bifrost"}, "bifrost"),
-        (".jpg", {"model": Path("assets/tiny/compositor")}, "bifrost"),
-        (".jpg", {"painter": "bifrost"}, "bifrost"),
+        (".jpg", 64, {}, "paste"),
+        (".JPEG", 193, {}, "paste"),
+        (".png", 193, {}, "paste"),
+        (".webp", 193, {}, "paste"),
+        (".png", 192, {}, "bifrost"),
+        ("rendered.png", 193, {}, "bifrost"),
+        (".jpg", 193, {"compat": "bifrost"}, "bifrost"),
+        (".png", 193, {"model": Path("assets/tiny/compositor")}, "bifrost"),
+        (".png", 193, {"painter": "bifrost"}, "bifrost"),
     ],
     ids=str,
 )
 def test_auto_says_who_paints_a_photograph(
-    suffix: str, more: dict[str, Any], painter: str, caplog: pytest.LogCaptureFixture,
+    suffix: str, side: int, more: dict[str, Any], painter: str, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
-    settings = settings_of(**{"painter": "auto", **more}, background=Path(f"room{suffix}"))
-    assert choose_painter(settings, load_models(settings)).painter == painter
+    path = tmp_path / f"room{suffix}"
+    pixels_u8 = np.full((48, side, 3), 90, np.uint8)
+    mark = False if "rendered" in suffix else None
+    path.write_bytes(encode_image(LoadedImage(pixels_u8, photograph=mark), path.suffix))
+    settings = settings_of(**{"painter": "auto", **more}, background=path)
+    assert choose_painter(settings, load_models(settings), read_image(path)).painter == painter
     assert ("the small compositor knows rendered solids only" in caplog.text) == (painter == "paste")
+
+
+def test_an_image_in_memory_is_a_photograph_by_its_size(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
+    for side, painter in ((192, "bifrost"), (193, "paste")):
+        settings = settings_of("auto", background=np.full((side, 40, 3), 90, np.uint8))
+        background = read_image(settings.background)
+        assert choose_painter(settings, load_models(settings), background).painter == painter
+
+
+def test_one_eraser_serves_composites_and_layers(monkeypatch) -> None:
+    loads, settings = [], settings_of("paste")
+    monkeypatch.setattr(Eraser, "load", lambda source, **more: loads.append(source) or object())
+    networks = JobNetworks()
+    layers = networks.eraser("opencv", settings.device)
+    assert networks.of(settings).eraser("opencv") is layers
+    assert (
+        networks.of(replace(settings, offload=True)).eraser("opencv") is layers
+    )  # other settings, same network
+    assert networks.eraser("exemplar", settings.device) is not layers
+    assert loads == ["opencv", "exemplar"]
 
 
 def test_compat_refuses_other_painters() -> None:

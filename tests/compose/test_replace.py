@@ -6,10 +6,10 @@ import logging
 import numpy as np
 import pytest
 
-from compose import ComposeSettings, compose, load_models
+from compose import ComposeSettings, compose, load_models, sources
 from compose.pipeline import ignored_options
 from compose.recipe import settings_of_recipe
-from compose.sources import replaced_region
+from compose.sources import replaced_region, where_it_covers
 from ldm.images import write_mask, write_png
 from tests.compose.test_pipeline import settings_of
 
@@ -58,6 +58,71 @@ def test_the_object_in_the_box_is_found_also_where_it_leaves_the_box(name: str) 
         assert by == "grabcut"
         assert (mask & old).sum() > 0.97 * old.sum()
         assert (mask & ~old).sum() < 0.05 * old.sum()
+
+
+TAILS = {  # parts that the network misses
+    "bent tail": block(0.65, 0.3, 0.72, 0.36) | block(0.69, 0.2, 0.72, 0.36),
+    "hanging tail": block(0.48, 0.84, 0.53, 0.95),
+    "ear": block(0.42, 0.22, 0.46, 0.3),
+    "whole": block(0.35, 0.3, 0.36, 0.31),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_what_the_network_misses_of_an_object_goes_too(name: str, monkeypatch) -> None:
+    old, tail = block(0.35, 0.3, 0.65, 0.8), TAILS[name]
+    beside = block(0.05, 0.3, 0.15, 0.8)  # like it, but outside its box
+    monkeypatch.setattr(sources, "object_mask", lambda *given: (old, "u2netp"))
+    box = (0.34, 0.19, 0.73, 0.96)
+    mask, by = replaced_region(settings(cutout="auto"), scene(old | tail | beside), box)
+    assert by == "u2netp"
+    assert (mask & (old | tail)).sum() > 0.98 * (old | tail).sum()
+    assert (mask & ~(old | tail)).sum() < 0.02 * old.sum()
+
+
+CUTS = {  # name: object's mask (rows, columns), box, rows of the target, where it goes
+    "cut off below": (np.s_[10:, 5:25], (0.25, 0.1, 0.5, 0.9), np.s_[24:48], (24, 56)),
+    "cut off, target at the top": (np.s_[10:, 5:25], (0.25, 0.1, 0.5, 0.9), np.s_[10:30], (10, 42)),
+    "whole": (np.s_[10:28, 5:25], (0.25, 0.1, 0.5, 0.9), np.s_[24:48], None),
+    "cut off, as high as the box": (np.s_[10:, 5:9], (0.25, 0.1, 0.5, 0.9), np.s_[24:48], None),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_an_object_that_its_image_cuts_off_goes_where_it_covers_most(name: str) -> None:
+    part, box, rows, expected = CUTS[name]
+    cut, target = np.zeros((30, 30), bool), np.zeros((H, W), bool)
+    cut[part], target[rows, 40:56] = True, True
+    found = where_it_covers(cut, target, box)
+    if expected is None:
+        assert found == box
+    else:
+        top, bottom = expected
+        assert (found[0], found[2]) == (box[0], box[2])
+        assert found[1] * H <= rows.start
+        assert found[3] * H >= rows.stop
+        assert (found[3] - found[1]) * H == pytest.approx(bottom - top)
+
+
+@pytest.mark.parametrize(
+    "box", [(0.4, 0.75, 0.5, 0.95), (0.05, 0.5, 0.15, 0.7), (0.8, 0.05, 0.95, 0.2)], ids=str
+)
+@pytest.mark.parametrize("painter", ["paste", "bifrost"])
+def test_all_of_the_target_goes_also_far_from_the_new_object(box: tuple[float, ...], painter: str) -> None:
+    old = SHAPES["tall"]
+    given = {"painter": painter, "eraser": "opencv", "steps": 1, "depth": (0.9,), "cutout": "grabcut"}
+    thing = np.dstack([np.full((20, 20, 3), 60, np.uint8), np.full((20, 20), 255, np.uint8)])
+    thing[:2, :, 3] = 0
+    asked = ComposeSettings(
+        background=scene(old), background_depth=np.full((H, W), 0.5, np.float32), object=thing, box=box,
+        mode="replace", target_mask=old, **given,
+    )  # fmt: skip
+    result = compose(asked, load_models(asked), progress=False)
+    assert (result.edit_mask | ~old).all()
+    assert result.changed_outside == 0
+    if painter == "paste":
+        red = result.images_u8[0][..., 0].astype(int) - result.images_u8[0][..., 2]
+        assert red[old].max() < 60  # 180 and more before
 
 
 @pytest.mark.parametrize(

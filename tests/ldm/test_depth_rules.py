@@ -1,14 +1,16 @@
 """Depth of photographs by rules: the image row, things as near as their foot, small images by the network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ldm.decode import LoadedImage
 from ldm.experts import depth_rules
 from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.files import located
-from ldm.images import read_depth, read_image, read_mask
+from ldm.images import encode_image, read_depth, read_image, read_mask
 from ldm.registry.models import BUILTIN_DEPTH
 
 TOP, BOTTOM, LEFT, RIGHT = 60, 180, 96, 160  # of the thing, in an image of 240 x 256
@@ -64,6 +66,39 @@ def test_the_size_decides_between_network_and_rules(size: tuple[int, int], by_ru
     assert np.array_equal(network_01, rules_01) != by_rules
     if by_rules:
         assert (np.diff(rules_01[1:-1], axis=0) > 0).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("side", "suffix", "mark", "by_rules"),
+    [
+        (193, ".png", None, True),
+        (193, ".png", False, False),
+        (64, ".png", None, False),
+        (64, ".jpg", None, True),
+        (64, ".webp", None, False),
+        (193, ".webp", False, True),  # only PNG says that it was rendered
+    ],
+)
+def test_a_file_says_what_it_is(tmp_path: Path, side: int, suffix: str, mark: bool | None, by_rules: bool):
+    rgb_u8 = np.random.default_rng(0).integers(0, 256, (48, side, 3)).astype(np.uint8)
+    (path := tmp_path / f"room{suffix}").write_bytes(
+        encode_image(LoadedImage(rgb_u8, photograph=mark), suffix)
+    )
+    image = read_image(path)
+    assert image.is_photograph == by_rules
+    assert replace(image, rgb_u8=rgb_u8).is_photograph == by_rules  # of an image under work too
+    rules = DepthEstimator.load(located(BUILTIN_DEPTH))
+    by_file, network = rules.estimate(path), DepthEstimator.load(located("assets/tiny/depth"))
+    assert np.array_equal(by_file, rules.estimate(image))
+    assert np.array_equal(by_file, network.estimate(image)) != by_rules
+
+
+def test_a_scene_stays_one_when_it_is_written_again(tmp_path: Path):
+    room = read_image(located("assets/examples/tent/room.png"))
+    assert max(room.size) > 192
+    assert not room.is_photograph
+    (path := tmp_path / "again.png").write_bytes(encode_image(room, ".png", {"recipe": "{}"}))
+    assert not read_image(path).is_photograph
 
 
 def test_what_decides_a_map_is_known_by_its_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -194,6 +194,15 @@ def test_known_things_are_not_run_into() -> None:
     assert iou(first.box01_xyxy, second.box01_xyxy) < 0.3
 
 
+@pytest.mark.parametrize("name", ["saucer", "white plates", "keyboard of the laptop"])
+def test_what_lies_keeps_the_ground_that_its_box_covers(name: str) -> None:
+    lying = standing((0.3, 0.55, 0.7, 0.9), 0.75)
+    request = parse_instruction(f"Place the cup to the right of the {name}")
+    for found in place_object(request, {request.anchors[0]: lying}, floor_depth(), candidates=5):
+        (x0, _, x1, y1) = found.location.box01_xyxy
+        assert (x0 + x1) / 2 > 0.7 or not 0.55 < y1 < 0.9
+
+
 def test_replacing_takes_the_place_of_the_thing() -> None:
     best = place_object(Request("sofa", replace=True), {"Sofa": SOFA}, floor_depth())[0]
     assert (best.location.box01_xyxy, best.location.d) == (SOFA.box01_xyxy, SOFA.d)
