@@ -9,8 +9,7 @@ row. `at renames`: SIGKILL just before the n-th. `together`: two processes, at o
 a small file system, or small files where none may be mounted. `threads`: twice in one process. Then the
 command runs once more, and what it leaves is compared with a run alone, without times. wrong: a file differs
 or is missing; refused: the command cannot go on; left over: a file that a run alone does not leave;
-traceback: an error of several lines; exit: an unexpected exit code, or an orphan.
-"""
+traceback: an error of several lines; exit: an unexpected exit code, or an orphan."""
 
 import contextlib
 import importlib

@@ -3,8 +3,7 @@
     python -m benchmarks.control            (reduced width, seconds)
 
 One guided sampling step for n samples. Stock: both ControlNets on all 2n latents, hint embedding included.
-Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same.
-"""
+Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same."""
 
 from functools import partial
 from typing import Annotated
@@ -18,8 +17,7 @@ from ldm.settings.cli import run_module, single_app
 REDUCED = NetworkConfig(
     size=(256, 256), block_channels=(64, 128, 256, 256), heads=(2, 4, 8, 8), token_width=256,
     identity_width=192, identity_layers=1, identity_heads=4, identity_swiglu=False, zero_conv_std=0.3,
-    autoencoder=AutoencoderConfig("kl", (32, 32, 32, 32), 1, 4),
-)  # fmt: skip
+    autoencoder=AutoencoderConfig("kl", (32, 32, 32, 32), 1, 4))  # fmt: skip
 
 
 def measure_control(

@@ -4,8 +4,7 @@
 
 placer_photographs.yaml holds boxes, sentences and the right answers, drawn by hand. An answer is right when
 its contact point lies in the region drawn for its sentence and the plain meaning of every relation is true of
-it (`agrees`; none of the placer's thresholds is used). The size is judged apart.
-"""
+it (`agrees`; none of the placer's thresholds is used). The size is judged apart."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product

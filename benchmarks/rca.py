@@ -7,8 +7,7 @@ dropout and product as separate arrays. Ours: scaled_dot_product_attention with 
 one array for all heads, layers and steps. "none" is the fused call without any bias, the floor of both.
 Peak memory is what a call allocates on top of its inputs.
 
-Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head.
-"""
+Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head."""
 
 from __future__ import annotations
 
@@ -36,8 +35,7 @@ IMAGE, REGIONS = 512, 5
 REDUCED = {  # a quarter of the width of Stable Diffusion 2, same number of layers and cells
     "sample_size": 64, "in_channels": 9, "out_channels": 4, "cross_attention_dim": 256,
     "block_out_channels": (80, 160, 320, 320), "attention_head_dim": (5, 10, 20, 20), "norm_num_groups": 16,
-    "use_linear_projection": True,
-}  # fmt: skip
+    "use_linear_projection": True}  # fmt: skip
 
 
 def published_attention(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, owners: Tensor) -> Tensor:

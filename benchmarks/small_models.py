@@ -102,8 +102,7 @@ def write_data(data: Path, web: str) -> None:
         lines = [
             {"name": room.parent.name, "background": str(room), "object": str(room.with_name("object.png")),
              "background_depth": str(room.with_name("room_depth.png")), "box": box, "seed": seed, **networks}
-            for room in EXAMPLES
-        ]  # fmt: skip
+            for room in EXAMPLES]  # fmt: skip
         (data / f"compositor_{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     home, model = EXAMPLES[0].parent.resolve(), str((data / "compositor/model").resolve())
     names = {"background": "room.png", "background_depth": "room_depth.png", "anchors": "anchors.json"}

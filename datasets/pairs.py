@@ -4,8 +4,7 @@
 lies where in a frame: `pair_of` reads them at the size of the model, `datasets.pasteback.stitch` at that of
 the background. Training gives the true image as target and the counterfactual (the scene without the object)
 as background, or the target itself and the object's mask. Inference gives no target.
-Legend: h w pixels of the frame; r pixels of the reference view.
-"""
+Legend: h w pixels of the frame; r pixels of the reference view."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -219,8 +218,7 @@ def model_inputs(pair: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         "reference_01": pair["reference_u8"].float() / 255, "target_pm1": target,
         "detail_pm1": torch.cat([hint, pair["regions"].float()], dim=-3),
-        "depth_01": pair["scene_depth_01"].expand_as(hint), "edit_mask": pair["regions"] == 1,
-    }  # fmt: skip
+        "depth_01": pair["scene_depth_01"].expand_as(hint), "edit_mask": pair["regions"] == 1}  # fmt: skip
 
 
 def build_pair(inputs: Inputs, options: PairOptions, params: AugmentationParams | None = None) -> Pair:

@@ -2,8 +2,7 @@
 
 Inverse depth is affine in the image coordinates of a plane. Where floor and wall meet, the
 nearer one is seen (the larger inverse depth); where one ends in front of the other, as at a table,
-it is the lesser of both. Legend: h w pixels, k points round the hole, p planes.
-"""
+it is the lesser of both. Legend: h w pixels, k points round the hole, p planes."""
 
 from itertools import combinations
 

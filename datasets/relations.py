@@ -193,8 +193,7 @@ def _above(a: _Edges, b: _Edges) -> Any:
 
     a's top edge is higher, their depths meet within DEPTH_STEP, and either a's middle lies over b and a's
     lower edge ends in the upper part of b or higher; or b's middle lies below a, and b reaches from under
-    a's top to a's lower part. Never true both ways.
-    """
+    a's top to a's lower part. Never true both ways."""
     meet = (_ABOVE_STEP - gap(a.far, a.near, b.far, b.near)) / DEPTH_SCALE
     over = _min(a.middle - b.x0, b.x1 - a.middle, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1)
     tall = a.y1 - a.y0

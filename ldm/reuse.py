@@ -78,8 +78,7 @@ def predict_in_parts(
             own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
             sample = block(
                 hidden_states=sample, temb=time, res_hidden_states_tuple=tuple(own),
-                upsample_size=skips[-1].shape[2:], **attended(block, given),
-            )  # fmt: skip
+                upsample_size=skips[-1].shape[2:], **attended(block, given))  # fmt: skip
     for left, layer in zip(range(len(last.resnets), 0, -1), residual_layers(last), strict=True):
         if left > count and not whole:
             continue

@@ -6,8 +6,7 @@
 Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
 reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
 the function's own module and where it is imported. Lines are those of the body without the docstring.
-A thought (measure_code.yaml) is a chain of definitions from question to answer; one before reads each.
-"""
+A thought (measure_code.yaml) is a chain of definitions from question to answer; one before reads each."""
 
 import ast
 import subprocess
@@ -117,8 +116,7 @@ def measure_tree(
         f"of these at most {SMALL} lines": f"{sum(function.lines <= SMALL for function in once)}",
         "functions with one use, by import": f"{alone} ({100 * alone / len(plain):.1f} %)",
         f"with more than {MOST_PARAMETERS} parameters": f"{many}",
-        "public names in two or more modules": f"{len(names)}",
-    }  # fmt: skip
+        "public names in two or more modules": f"{len(names)}"}  # fmt: skip
     if root.samefile(Path(".")):
         counted = list(thoughts(trees))
         counted.append(("all of these", sum(row[1] for row in counted), sum(row[2] for row in counted)))

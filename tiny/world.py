@@ -76,8 +76,7 @@ def make_tokenizer() -> CLIPTokenizer:
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     return CLIPTokenizer(
         vocab=vocabulary, merges=merges, unk_token=end, bos_token=begin, eos_token=end, pad_token="!",
-        model_max_length=LENGTH,
-    )  # fmt: skip
+        model_max_length=LENGTH)  # fmt: skip
 
 
 def word_tokenizer(
@@ -95,8 +94,7 @@ def word_tokenizer(
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=BEGIN, eos_token=END, unk_token=UNKNOWN, pad_token=PAD,
         additional_special_tokens=[IMAGE], chat_template=template, padding_side="left",
-        model_max_length=512, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        model_max_length=512, clean_up_tokenization_spaces=False)  # fmt: skip
 
 
 def cached_arrays(kind: type[T], folder: Path, recipe: dict[str, Any], count: int, files: Sequence[Path],

@@ -45,8 +45,7 @@ def starting_model(config: RunConfig) -> Compositor:
         there = {
             "block_channels": tuple(net.block_out_channels), "layers_per_block": net.layers_per_block,
             "token_width": net.cross_attention_dim, "prediction": schedule["prediction_type"],
-            "zero_snr": schedule.get("rescale_betas_zero_snr", False),
-        }  # fmt: skip
+            "zero_snr": schedule.get("rescale_betas_zero_snr", False)}  # fmt: skip
         for key, value in there.items():
             if (wanted := getattr(asked, key)) not in (value, getattr(NetworkConfig(), key)):
                 given = f"network.{key}={wanted} is for fresh networks and has no effect with pretrained="

@@ -4,8 +4,7 @@ A Scene is a pure function of (seed, options), see layout.py.
 
 World: right-handed metres, z up, floor z = 0. A solid is one or more *parts* (a table is a slab and four
 legs); a part is a canonical solid (solids.py) with its own frame. Image fractions: (x, y) from the top left
-corner of the full view.
-"""
+corner of the full view."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,8 +159,7 @@ def skin(kind: str, param: float) -> np.ndarray:
         "ellipsoid": [ball], "box": [CORNERS], "cylinder": [circle + apex, circle - apex],
         "prism": [circle + apex, circle - apex], "cone": [circle - apex, apex],
         "pyramid": [CORNERS[::2], apex], "dome": [ball[ball[:, 2] >= 0], circle],
-        "capsule": [ball + lift, ball - lift], "torus": rings,
-    }  # fmt: skip
+        "capsule": [ball + lift, ball - lift], "torus": rings}  # fmt: skip
     return np.concatenate(points[kind])
 
 

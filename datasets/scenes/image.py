@@ -2,8 +2,7 @@
 
 Every quantity that the removed solid can change (lamp and sky visibility) is computed twice from the same ray
 casts, with it and without it; where both agree the two images agree to the last bit.
-Legend: b views, h w pixels, p part slots per view; m n rays or pixels of a flat list.
-"""
+Legend: b views, h w pixels, p part slots per view; m n rays or pixels of a flat list."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -173,5 +172,4 @@ def draw_views(views: Sequence[SceneView], size: tuple[int, int], supersample: i
     part_inverse = torch.where(depth < FAR, 1 / depth, 0.0).view(packed.slots, *grid).transpose(0, 1)
     return RenderedViews(
         image, wo, owner.view(grid), packed.parts.owner.view(packed.count, -1),
-        part_inverse, inverse, inverse_wo, coverage.view(grid),
-    )  # fmt: skip
+        part_inverse, inverse, inverse_wo, coverage.view(grid))  # fmt: skip

@@ -1,8 +1,7 @@
 """Descriptions -> tensors: many views side by side, so that one set of tensor operations renders all of them.
 
 Legend: b views, p part slots per view (padded), component first: (3, b * p). Part `slot` of view `v` is
-column v * p + slot.
-"""
+column v * p + slot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -75,8 +74,7 @@ PADDING = {  # a part that no ray meets: its box is off the image, its centre fa
     "kind": 0, "owner": -1, "hidden": False, "matrix": np.eye(3).ravel(), "centre": (0, 0, -1e4),
     "eye": (0, 0, 1e4), "param": 0, "bound": 0, "middle": (0, 0, -1e4), "ball_radius": 0, "box": (9, 9, 8, 8),
     "rgb_a": (0, 0, 0), "rgb_b": (0, 0, 0), "pattern": 0, "aspect": (1, 1, 1), "size": 1,
-    "frequency": 1, "gloss": 0, "shine": 1,
-}  # fmt: skip
+    "frequency": 1, "gloss": 0, "shine": 1}  # fmt: skip
 
 
 def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
@@ -132,5 +130,4 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         forward=table([camera.axes[2] for camera in cameras]),
         window=table([camera.window01_xyxy for camera in cameras]),
         light={f.name: table([getattr(view.light, f.name) for view in views]) for f in fields(Light)},
-        room={name: table(numbers[name]) for name in numbers} if rooms else None,
-    )  # fmt: skip
+        room={name: table(numbers[name]) for name in numbers} if rooms else None)  # fmt: skip

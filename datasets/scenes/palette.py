@@ -1,8 +1,7 @@
 """Names and numbers of the rendered world: solids, patterns, colours, room textures. No geometry, no torch.
 
 A solid's *shape* is its word in a caption ("cube", "egg"); its *kind* is the canonical surface that is
-intersected. Colours are sRGB in [0, 1]; `jitter` turns a named colour into one instance of it.
-"""
+intersected. Colours are sRGB in [0, 1]; `jitter` turns a named colour into one instance of it."""
 
 import colorsys
 from dataclasses import dataclass
@@ -28,16 +27,13 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "lime": (0.58, 0.80, 0.16), "green": (0.12, 0.56, 0.22), "teal": (0.06, 0.55, 0.54),
     "cyan": (0.28, 0.78, 0.90), "blue": (0.12, 0.28, 0.80), "navy": (0.08, 0.12, 0.38),
     "purple": (0.46, 0.18, 0.66), "pink": (0.95, 0.48, 0.66), "brown": (0.46, 0.27, 0.14),
-    "white": (0.93, 0.92, 0.90), "gray": (0.50, 0.50, 0.52), "black": (0.09, 0.09, 0.10),
-}  # fmt: skip
+    "white": (0.93, 0.92, 0.90), "gray": (0.50, 0.50, 0.52), "black": (0.09, 0.09, 0.10)}  # fmt: skip
 FLOOR_TONES = (
     (0.62, 0.50, 0.38), (0.50, 0.38, 0.27), (0.70, 0.66, 0.60), (0.46, 0.48, 0.50),
-    (0.56, 0.58, 0.50), (0.66, 0.58, 0.52), (0.40, 0.36, 0.34),
-)  # fmt: skip
+    (0.56, 0.58, 0.50), (0.66, 0.58, 0.52), (0.40, 0.36, 0.34))  # fmt: skip
 WALL_TONES = (
     (0.80, 0.76, 0.68), (0.70, 0.76, 0.78), (0.76, 0.72, 0.76), (0.68, 0.74, 0.66),
-    (0.82, 0.80, 0.78), (0.60, 0.66, 0.72), (0.78, 0.68, 0.60), (0.52, 0.56, 0.58),
-)  # fmt: skip
+    (0.82, 0.80, 0.78), (0.60, 0.66, 0.72), (0.78, 0.68, 0.60), (0.52, 0.56, 0.58))  # fmt: skip
 WOODS = ((0.55, 0.36, 0.20), (0.70, 0.52, 0.33), (0.36, 0.24, 0.16), (0.78, 0.72, 0.64))
 
 

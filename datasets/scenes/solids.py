@@ -2,8 +2,7 @@
 
 Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays
 are moved there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an
-empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
-"""
+empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,)."""
 
 import numpy as np
 import torch
@@ -25,8 +24,7 @@ def support(kind: str, d: np.ndarray, param: float) -> np.ndarray:
         "ellipsoid": length, "box": abs(x) + abs(y) + abs(z), "cylinder": flat + abs(z),
         "prism": flat + abs(z), "cone": np.maximum(z, flat - z), "torus": flat + param * length,
         "capsule": param * abs(z) + length, "pyramid": np.maximum(z, abs(x) + abs(y) - z),
-        "dome": np.hypot(flat, np.maximum(z, 0.0)),
-    }  # fmt: skip
+        "dome": np.hypot(flat, np.maximum(z, 0.0))}  # fmt: skip
     return reaches[kind]
 
 

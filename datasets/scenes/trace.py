@@ -1,8 +1,7 @@
 """Which surface each ray meets, and what stands between a point and the lamp.
 
 Rays are a flat list over all packed views. Ray directions are scaled so that the ray parameter t *is* the
-depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
-"""
+depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first."""
 
 import math
 from collections.abc import Iterator

@@ -3,8 +3,7 @@
 A record that cannot be used is left out, and one warning names file, ids and count; a file with many of them
 is refused. Ids are compared as text: tools write the same id as 7 and as "7". pycocotools decodes polygons;
 damaged ones crash it, and short run lengths leave it with uninitialised pixels, so all are checked before.
-Legend: h w pixels.
-"""
+Legend: h w pixels."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -92,8 +91,7 @@ def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     a file below `images`, otherwise the last part.
 
     LVIS 0.5 has names of COCO 2014, COCO_val2014_N.jpg, for N.jpg of 2017: where the former is not there,
-    coco_url counts too.
-    """
+    coco_url counts too."""
     name, here = posix_name(record.get("file_name") or ""), images or Path()
     parts = PurePosixPath(unquote(urlsplit(str(record.get("coco_url") or "")).path)).parts[-2:]
     renamed = images is not None and bool(parts) and name.endswith(f"_{parts[-1]}")

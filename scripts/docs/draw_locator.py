@@ -2,8 +2,7 @@
 
 python -m scripts.docs.draw_locator
 
-The images are the example rooms of the repository; every place is the locator's own answer.
-"""
+The images are the example rooms of the repository; every place is the locator's own answer."""
 
 import logging
 from pathlib import Path
@@ -44,8 +43,7 @@ def draw_locator(
         settings = ComposeSettings(
             background=folder / "room.png", object=folder / "object.png",
             background_depth=folder / "room_depth.png", instruction=sentence, locator=locator,
-            anchors=folder / "anchors.json", candidates=candidates,
-        )  # fmt: skip
+            anchors=folder / "anchors.json", candidates=candidates)  # fmt: skip
         models = load_models(settings, models)
         result = compose(settings, models, progress=False)
         rows.append([marked_background(result), result.fused_depth_01, result.images_u8[0]])

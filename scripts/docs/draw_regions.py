@@ -3,8 +3,7 @@
     python -m scripts.docs.draw_regions
 
 The image is a rendered room of assets/examples; masks, region maps and biases are computed by the code
-that paints. Needs no trained model.
-"""
+that paints. Needs no trained model."""
 
 import logging
 from pathlib import Path

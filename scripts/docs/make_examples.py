@@ -6,8 +6,7 @@ Each example is a folder: room.png (the scene without the object), object.png (t
 another side under another lamp, on white with alpha), room_depth.png (16-bit inverse depth of the room,
 bright = near), truth.png (the scene with the object) and anchors.json (the objects that stay, with boxes and
 depths, as `--anchors` takes them). cases.json lists the examples with box and depth in the form that
-compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes.
-"""
+compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes."""
 
 import logging
 from pathlib import Path
@@ -72,8 +71,7 @@ def write_examples(out: Path) -> None:
             "background_depth": f"{name}/room_depth.png", "truth": f"{name}/truth.png",
             "box_xyxy": [round(value, 4) for value in facts.boxes01[facts.removed]],
             "depth_range": [round(far, 4), round(near, 4)], "caption": caption,
-            "visible": round(facts.visible[facts.removed], 3), "seed": facts.seed,
-        })  # fmt: skip
+            "visible": round(facts.visible[facts.removed], 3), "seed": facts.seed})  # fmt: skip
         logging.getLogger(__name__).info("%s: %s", folder, caption)
     write_json(out / "cases.json", {"conventions": CONVENTIONS, "cases": cases})
 

@@ -65,8 +65,7 @@ def train_first_stage(config: AutoencoderTraining) -> None:
     space = LatentSpace(vae)
     settings = StageSettings(
         steps=config.steps, batch=config.batch, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.0,
-        log_every=config.log_every,
-    )  # fmt: skip
+        log_every=config.log_every)  # fmt: skip
 
     def schedule(optimizer: torch.optim.Optimizer) -> OneCycleLR:
         warm_up = 0.1 if config.steps == 20 else 0.05  # torch divides by its steps less one

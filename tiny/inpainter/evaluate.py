@@ -3,8 +3,7 @@
     python -m tiny.inpainter.evaluate --run runs/tiny/inpainter --data data/scenes/views_eval
 
 Colour and shape are read by a classifier that was trained on renders of other seeds; what it makes of the
-true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues.
-"""
+true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,7 @@ from tiny.settings import PROMPTS
 MODELS: dict[str, tuple[str, PaintOptions]] = {
     "plain": ("", ADAPTERS["plain"]), "rca_joint": ("", ADAPTERS["joint"]), "rca": ("", ADAPTERS["rca"]),
     "finetuned": ("plain/lora", ADAPTERS["plain"]), "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
-    "joint_finetuned": ("joint/lora", ADAPTERS["joint"]),
-}  # fmt: skip
+    "joint_finetuned": ("joint/lora", ADAPTERS["joint"])}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ A batch is a function of (seed, step). What the masks of a held-out case ask for
 random  every mask asks for a solid of another colour than the one that stood there, and no two masks of a
         image ask for the same colour: neither the surroundings nor another prompt gives the answer away
 true    every mask asks for what stood there
-Legend: b batch, r regions, h w pixels, c latent channels.
-"""
+Legend: b batch, r regions, h w pixels, c latent channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -30,8 +30,7 @@ from tiny.world import COLOUR_WORDS, SHAPE_WORDS
 MEASURES = ("colour", "shape", "both", "other")
 RIM = {  # of the masks on the sheet
     "red": (230, 60, 60), "blue": (60, 90, 235), "yellow": (235, 200, 40), "green": (50, 180, 80),
-    "cyan": (60, 200, 220),
-}  # fmt: skip
+    "cyan": (60, 200, 220)}  # fmt: skip
 ON_SHEET = 10  # images
 
 
@@ -71,8 +70,7 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     report = {
         "settings": to_plain(config), "images": {kind: len(chosen) for kind, chosen in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
-        "judge_on_true_renders": ceiling, "models": groups,
-    }  # fmt: skip
+        "judge_on_true_renders": ceiling, "models": groups}  # fmt: skip
     text = []  # of the table: one block per kind of prompts, one line per group
     for kind, chosen in cases.items():
         models = {name: by[kind] for name, by in groups.items()}
@@ -154,6 +152,5 @@ def mask_results(
                 "scene": case.example.scene, "masks": len(case.wanted),
                 "small": (box[2] - box[0], box[3] - box[1]) == (SMALL, SMALL),
                 "patterned": bool(name.pattern), "colour": colour, "shape": shape, "both": colour and shape,
-                "other": COLOUR_WORDS[seen_colour] in others,
-            })  # fmt: skip
+                "other": COLOUR_WORDS[seen_colour] in others})  # fmt: skip
     return results

@@ -7,8 +7,7 @@ published answer `[0.74, 0.46, 0.97, 0.78], 0.65.` is eight tokens and decodes t
 All questions about one image are one sequence: the image's prefix, then blocks that see the prefix and
 themselves and count positions from its end, so that every answer is computed as if it were asked alone.
 Legend: n scenes, v the two images, q questions of an image (padded), t tokens (padded); b images, l tokens of
-a sequence, k questions, j names in questions.
-"""
+a sequence, k questions, j names in questions."""
 
 import json
 import re
@@ -38,14 +37,12 @@ NUMBERS = tuple(f"{i / 100:.2f}" for i in range(101))
 PHRASES = (
     "to the left of", "to the right of", "left of", "right of", "in front of", "behind",
     "on top of", "at the top of", "above", "over", "on", "below", "underneath", "under", "beneath",
-    "next to", "near", "beside", "alongside", "between",
-)  # fmt: skip
+    "next to", "near", "beside", "alongside", "between")  # fmt: skip
 TAIL = ", output the bounding box and the depth value of the center point."
 WORDS = (
     "USER:", "ASSISTANT:", "Place", "Replace", "the", "and", "with the reference image", TAIL,
     *PHRASES, *dict.fromkeys(w for name in (*PATTERN_NAMES, *FURNITURE) for w in name.split()),
-    *COLOUR_WORDS, *SHAPE_WORDS, "[", "]",
-)  # fmt: skip
+    *COLOUR_WORDS, *SHAPE_WORDS, "[", "]")  # fmt: skip
 VOCABULARY = (*SPECIAL, *WORDS, *NUMBERS)
 CHAT = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'].upper() + ': ' }}"
@@ -82,8 +79,7 @@ def locator_tokenizer() -> PreTrainedTokenizerFast:
         decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
         decoders.Replace("[ ", "["), decoders.Replace(" ]", "],"),
         decoders.Replace(Regex(r"(?<=\d) (?=\d)"), ", "),
-        decoders.Replace(Regex(r"(?<=\], \d\.\d\d)\Z"), "."),
-    ])  # fmt: skip
+        decoders.Replace(Regex(r"(?<=\], \d\.\d\d)\Z"), ".")])  # fmt: skip
     return word_tokenizer(VOCABULARY, pieces, decoder, CHAT)
 
 
@@ -121,8 +117,7 @@ def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
     arrays: dict[str, np.ndarray] = {
         "tokens": np.full((*shape, TOKENS), VOCABULARY.index(PAD), np.int16),
         "named": np.full((*shape, 2), -1, np.int8), "named_at": np.zeros((*shape, 2), np.int8),
-        "length": np.zeros(shape, np.int8),
-    }  # fmt: skip
+        "length": np.zeros(shape, np.int8)}  # fmt: skip
     for i, fact in enumerate(facts):
         world = world_of(fact, options)
         for view, seen in enumerate((world, world.without(world.removed))):

@@ -4,8 +4,7 @@
 
 vision     the vision tower and the projector learn to see, before any language
 matching   the language model learns to find a named solid
-placement  it learns to place a new one
-"""
+placement  it learns to place a new one"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,10 @@ class LocatorTraining(LlavaTraining):
     held_out: int = setting(512, help="last scenes of `data`, which only measure it", low=1)
     matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
     placement: LlavaStage = setting(LlavaStage(), help="stage that places a new solid")
-    attention_loss_weight: tuple[float, float] = setting(
-        (1.0, 0.3), help="weight of the attention loss in matching and placement", low=0, was=("look",)
-    )
-    vision_loss_weight: float = setting(
-        0.25, help="weight of the vision loss in matching and placement", low=0, was=("see",)
-    )
+    attention_loss_weight: tuple[float, float] = setting((1.0, 0.3), low=0, was=("look",),
+        help="weight of the attention loss in matching and placement")  # fmt: skip
+    vision_loss_weight: float = setting(0.25, low=0, was=("see",),
+        help="weight of the vision loss in matching and placement")  # fmt: skip
     questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image", low=0)
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
 

@@ -2,8 +2,7 @@
 
 Each scene gives two images: 0 as rendered, 1 without its removed solid.
 Legend: n scenes, v the two images, b images of a batch, h w pixels, p patches (row-major), s solids (padded),
-c channels, k questions, j names in questions.
-"""
+c channels, k questions, j names in questions."""
 
 import logging
 from collections.abc import Iterator
@@ -83,8 +82,7 @@ def open_scenes(data: Path, folder: Path) -> SceneArrays:
             "cover_u8": np.round(cover * 255).astype(np.uint8),
             "unknown_u8": np.round(world.pooled(without[:, None] == 255, PATCH)[:, 0] * 255).astype(np.uint8),
             "patch_depth": world.pooled(depth, PATCH).astype(np.float16),
-            "labels": labels, "boxes": boxes, "depths": depths,
-        }  # fmt: skip
+            "labels": labels, "boxes": boxes, "depths": depths}  # fmt: skip
 
     count = first * (len(files) - 1) + last
     return world.cached_arrays(SceneArrays, folder, recipe, count, files, arrays_of)

@@ -59,8 +59,7 @@ def prompt_case(sets: Sets, scene: int, most: int, seed: int) -> PromptCase | No
         scene, np.array(sets.images_u8[scene]), drawn,
         hidden=tuple(Name("", colours[solid], shapes[solid]) for solid in drawn.solids),
         mates=tuple(mates), shapes=seen_shapes,
-        guesses=tuple(Name("", best_guess(colours, COLOUR_WORDS), shape) for colours in mates),
-    )  # fmt: skip
+        guesses=tuple(Name("", best_guess(colours, COLOUR_WORDS), shape) for colours in mates))  # fmt: skip
 
 
 def box_answers(sets: Sets, cases: Sequence[PromptCase], most: int) -> list[list[str]]:

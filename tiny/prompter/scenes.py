@@ -6,8 +6,7 @@
 The left and the right half of a scene each have a colour, and the scene has a shape, all drawn uniformly. A
 solid has the colour of its half with probability FOLLOW, else any, and the scene's shape likewise. The words
 are drawn before the geometry, and the geometry is drawn again until all of them fit, so that the distribution
-holds exactly.
-"""
+holds exactly."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,8 @@ from ldm.settings.later import later
 @dataclass(frozen=True)
 class SetScenes(StoreSettings):
     out: Path = setting(Path("data/scenes/prompter_train"), help="folder of the shards")
-    reference_size: tuple[int, int] = setting(
-        (16, 16), help="height,width of the reference view, equal", low=16, high=4096
-    )
+    reference_size: tuple[int, int] = setting((16, 16), low=16, high=4096,
+        help="height,width of the reference view, equal")  # fmt: skip
     objects: tuple[int, int] = setting((4, 7), help="least,most solids, tables not counted", low=2, high=8)
     furniture: float = setting(0.3, help="fraction of scenes with a table or a low platform", low=0, high=1)
     reference_pose: str = setting("same", help="prompts need no reference", choices=("same",))
