@@ -27,6 +27,7 @@ def measure_speeds(
     scenes: Annotated[int, typer.Option(help="held-out scenes", min=2)] = 200,
     data: Annotated[Path, typer.Option(help="folder of rendered scenes")] = Path("data/scenes/wide_eval"),
     scheduler: Annotated[str, typer.Option(help="scheduler name")] = "unipc",
+    only: Annotated[str, typer.Option(help="such as: 20 steps, guidance 3")] = "",
     out: Out = RESULTS / "speed.json",
 ) -> None:
     """Measure cost and loss of every speed."""
@@ -49,6 +50,8 @@ def measure_speeds(
             options = {"scheduler": scheduler, "steps": steps, "guidance": guidance, "init": "noise"}
             sampling = replace(measurer.config.sampling, **options, **shortcuts)
             name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
+            if not name.startswith(only):
+                continue
             painted = measurer.paint(case.pair, sampling, SEED + number)
             values[name]["cpu_s"].append(time.process_time() - started)
             images[name] = measurer.finish(case, painted, 0.0, SceneScores())

@@ -1,222 +1,200 @@
 """Run documented commands once with networks of true size and random weights; write docs/full_size.md.
 
-    python -m scripts.rehearse NAME ... [--work FOLDER] [--steps 4] [--keep]
+    python -m scripts.rehearse [NAME ...] [--work FOLDER] [--steps 4] [--keep]
 
-The folders are written in bfloat16, tensor by tensor; a command runs in a process of its own. NAME: image,
-sam, paint. It needs 8 GB of disk; the folders are deleted afterwards.
+The folders are written in bfloat16, tensor by tensor, and deleted after their commands. A command runs in a
+process of its own. NAME: image, sam, detect, paint, metrics, kosmos (8 GB of disk), dream (20), locate (30);
+the last two want 18 GB of memory. Rows of earlier runs stay.
 """
 
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ldm.files import ROOT
+from benchmarks.harness import RESULTS, write_results
+from ldm.files import ROOT, read_json, write_json
+from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
-EXAMPLE = Path("assets/examples/tent")
-PLACE = ["--box", "0.305,0.159,0.488,0.578", "--depth", "0.43,0.51"]
-PERIOD = 1_048_573  # a prime: the random numbers repeat after so many, rows of a matrix never coincide
-TABLE = Path("docs/full_size.md")
+EXAMPLE = "assets/examples/tent"
+NUMBERS, PAGE = RESULTS / "rehearsal.json", Path("docs/full_size.md")
+IMAGE = f"""run_inference.py image --box 0.305,0.159,0.488,0.578 --depth 0.43,0.51 --dtype bf16
+ --background {EXAMPLE}/room.png --depth-model MODELS/depth --out MODELS/out.png"""
+PAINT = f"""--image {EXAMPLE}/room.png --masks MODELS/mask.png --model MODELS/inpainter --lora MODELS/rca
+ --dtype bf16 --steps STEPS --out MODELS/out.png"""
+LOCATE = f"""-m llava_bifrost.predict image --image {EXAMPLE}/room.png --dtype bf16
+ --instruction "Place the cup on the table\""""
+ROWS: dict[str, tuple[str, dict[str, str]]] = {  # name -> folders that it needs, and commands by their rows
+    "image": ("compositor depth", {
+        "image": f"""{IMAGE} --object {EXAMPLE}/object.png --model MODELS/compositor --speed balanced
+ --steps STEPS""",
+    }),
+    "sam": ("sam depth", {
+        "sam": f"{IMAGE} --object {EXAMPLE}/room.png --object-box 0.1,0.2,0.6,0.9 --sam MODELS/sam",
+    }),
+    "detect": ("grounding_dino depth", {
+        "detect": f"{LOCATE} --locator geometric --detector MODELS/grounding_dino --depth-model MODELS/depth",
+    }),
+    "paint": ("inpainter", {"paint": f'-m inpainting.paint {PAINT} --prompts "a red cube"'}),
+    "metrics": ("judges inpainter", {
+        "metrics": """-m inpainting.models.text_to_image.test compute
+ --config-path configs/inpainting/text_to_image/test/sd_2_inp_rca.yaml output_dir=MODELS/filled
+ data.data_dir=MODELS/data pretrained=MODELS/inpainter backbones.clip=MODELS/judges/clip
+ backbones.clip_iqa=MODELS/judges/clip backbones.inception=MODELS/judges/inception/model.safetensors
+ backbones.squeezenet=MODELS/judges/squeezenet/model.safetensors workers=0 resamples=50""",
+    }),
+    "kosmos": ("kosmos", {
+        "kosmos": """-m inpainting.data.ops annotate-images --model-id MODELS/kosmos
+ --image-dir MODELS/data/images --out MODELS/described.json --max-new-tokens 16 --dtype bf16""",
+    }),
+    "dream": ("llava_next inpainter", {
+        "dream": f"""-m inpainting.dream {PAINT} --prompter MODELS/llava_next --adapter MODELS/multimask
+ --precision full --longest 16""",
+    }),
+    "locate": ("llava", {
+        "convert": """-m llava_bifrost.model convert --adapter MODELS/adapter --base MODELS/llava
+ --out MODELS/locator""",
+        "locate": f"{LOCATE} --locator MODELS/locator",
+    }),
+}  # fmt: skip
+LEAST = 0.01  # of the CPU seconds of its command: shorter calls are not shown
+NOTES = {  # row -> what the first rehearsal found, and what became of it
+    "image": "Convolutions are copied to lie channels-last: half of the brackets.",
+    "sam": "Was loaded at every call, in single precision: 89 s and 5.2 GiB.",
+    "detect": "Gave NaN: PyTorch samples large maps of half precision in the wrong place on a CPU.",
+    "paint": "Had PyTorch's attention and convolutions channels-first: 69 s, 11.1 s a step.",
+    "metrics": "CLIP is loaded twice, as its folder stands for that of CLIP-IQA too.",
+    "kosmos": "Knew single precision only: 6.7 GiB of its own.",
+    "dream": "The writer leaves before the painter comes. The adapter's matrices are float32 (peft).",
+    "convert": "One weight is in memory at a time.",
+    "locate": "The weights are those of the mapped file: no copy. 576 tokens are the image.",
+}
 HEAD = """# Commands at full size
 
-Written by `python -m scripts.rehearse NAME ...`. A row is one run of a command with networks of true size and
-random weights (bfloat16 on the disk), on {hardware}. Seconds by stage are those of its report, wall-clock
-time; CPU seconds and peak memory are those of its process, with the start and the loading of weights.
-Sampling has {steps} steps.
+Written by `python -m scripts.rehearse`. A row is one run of a command with networks of true size and random
+weights (bfloat16 on the disk), {steps} sampling steps, {hardware}. Seconds are CPU seconds, in all with the
+start; networks: their type, loading, calls and what a later one takes; parts of a network where they are
+called by themselves. Memory: the most that the process held, in brackets what of it was no mapped file, which
+the system can drop and read again. All numbers: `benchmarks/results/rehearsal.json`.
 
-| command | options | seconds by stage | CPU s | peak GiB | result |
-|---|---|---|---:|---:|---|
+| row | CPU s | peak GiB | stages | networks | tokens read; written a second | result |
+|---|---:|---:|---|---|---|---|
 """
 
 
-def write_network(model: Any, folder: Path) -> None:
-    """config.json and random weights in bfloat16; about 1 for scales of norms, small for the others."""
-    import torch
+def write_inputs(models: Path) -> None:
+    """A mask, and two test paintings with a region each and their filled images."""
+    import numpy as np
 
-    from ldm.checkpoints import save_model_config, stored_names
-    from ldm.weight_files import Entry, write_safetensors
+    from ldm.images import read_image, resize, write_mask, write_png
 
-    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-
-    def made(shape: tuple[int, ...], norm: bool) -> torch.Tensor:
-        count = 1
-        for side in shape:
-            count *= side
-        values = noise.repeat(-(-count // PERIOD))[:count].view(shape)
-        fan = count // shape[0] if len(shape) > 1 else 0
-        return 1 + 0.1 * values if norm else values * (0.7 / fan**0.5 if fan > 1 else 0.02)
-
-    linear = not hasattr(model, "config")
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "model.safetensors" if linear else save_model_config(model, folder)
-    state = model.state_dict()
-    names = {key: [key] for key in state} if linear else stored_names(model)
-    entries = {}
-    for name, keys in names.items():
-        shape = (state[keys[0]].shape[0] * len(keys), *state[keys[0]].shape[1:])
-        norm = len(shape) == 1 and name.endswith("weight")
-        entries[name] = Entry(shape, torch.bfloat16, partial(made, shape, norm))
-    write_safetensors(file, entries)
-
-
-def make_compositor(folder: Path) -> None:
-    from diffusers import DDIMScheduler
-
-    from cldm.config import CONFIG_FILE, CompositorConfig, NetworkConfig
-    from cldm.convert.plan import empty_networks
-    from cldm.create import noise_schedule
-    from ldm.settings.config import write_config
-
-    for name, network in empty_networks(NetworkConfig()).items():
-        write_network(network, folder / name)
-    DDIMScheduler.from_config(noise_schedule(NetworkConfig())).save_pretrained(folder / "scheduler")
-    write_config(folder / CONFIG_FILE, CompositorConfig("full size, random"))
-
-
-def make_depth(folder: Path) -> None:
-    from transformers import DPTConfig, DPTForDepthEstimation
-
-    from ldm.loading import empty_parameters
-
-    with empty_parameters():  # the sizes of Intel/dpt-large
-        config = DPTConfig(
-            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
-            image_size=384, backbone_out_indices=[5, 11, 17, 23], neck_hidden_sizes=[256, 512, 1024, 1024],
-        )  # fmt: skip
-        network = DPTForDepthEstimation(config)
-    write_network(network, folder)
-
-
-def make_sam(folder: Path) -> None:
-    from transformers import SamConfig, SamModel, SamVisionConfig
-    from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
-
-    from ldm.loading import empty_parameters
-
-    vision = SamVisionConfig(
-        hidden_size=1280, num_hidden_layers=32, num_attention_heads=16, mlp_dim=5120,
-        global_attn_indexes=[7, 15, 23, 31],
-    )  # fmt: skip
-    with empty_parameters():  # the sizes of facebook/sam-vit-huge
-        network = SamModel(SamConfig(vision_config=vision.to_dict()))
-    write_network(network, folder)
-    SamImageProcessorPil().save_pretrained(folder)
-
-
-def make_inpainter(folder: Path) -> None:
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from cldm.config import NetworkConfig
-    from cldm.create import backbone, create_autoencoder
-    from ldm.files import write_json
-    from ldm.loading import empty_parameters
-
-    sizes, small = NetworkConfig(), ROOT / "assets/tiny/inpainter"
-    text = CLIPTextConfig(
-        vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
-        num_attention_heads=16, projection_dim=512, hidden_act="gelu",
-    )  # fmt: skip
-    up = tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in sizes.attention[::-1])
-    with empty_parameters():  # the sizes of stable-diffusion-2-inpainting
-        unet = UNet2DConditionModel(
-            **{**backbone(sizes), "in_channels": 9}, sample_size=64, out_channels=4, up_block_types=up
-        )
-        networks = {"unet": unet, "text_encoder": CLIPTextModel(text)}
-        networks["vae"] = create_autoencoder(sizes.autoencoder)
-    for name, network in networks.items():
-        write_network(network, folder / name)
-    for part in ("tokenizer", "scheduler"):  # the small tokenizer has fewer words, its length is the same
-        shutil.copytree(small / part, folder / part)
-    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"})
-
-
-def commands(models: Path, steps: int) -> dict[str, tuple[list[Callable[[], None]], list[str]]]:
-    """Name -> what makes its folders, and the command."""
-    room, cut = str(EXAMPLE / "room.png"), ["--object", str(EXAMPLE / "object.png")]
-    found = ["--object", room, "--object-box", "0.1,0.2,0.6,0.9"]  # without transparency
-    depth_folder = ["--dtype", "bf16", "--depth-model", str(models / "depth")]
-    image = ["run_inference.py", "image", *PLACE, "--background", room, *depth_folder]
-    full = ["--model", str(models / "compositor"), "--speed", "balanced", "--steps", str(steps)]
-    paint = ["-m", "inpainting.paint", "--image", room, "--model", str(models / "sd2")]
-    words = ["--masks", str(models / "mask.png"), "--prompts", "a red cube", "--dtype", "bf16"]
-    depth = lambda: make_depth(models / "depth")  # noqa: E731
-    return {
-        "image": ([lambda: make_compositor(models / "compositor"), depth], [*image, *cut, *full]),
-        "sam": ([lambda: make_sam(models / "sam"), depth], [*image, *found, "--sam", str(models / "sam")]),
-        "paint": ([lambda: make_inpainter(models / "sd2")], [*paint, *words, "--steps", str(steps)]),
-    }
+    mask = np.zeros((384, 512), bool)  # the size of the rooms
+    mask[120:280, 130:330] = True
+    write_mask(models / "mask.png", mask)
+    for number, room in enumerate(sorted((ROOT / "assets/examples").glob("*/room.png"))[:2]):
+        stem, rgb_u8 = f"test_{number}", read_image(room).rgb_u8
+        for path in (f"data/images/test/{stem}.png", f"data/entities/{stem}/mask_0.png"):
+            (models / path).parent.mkdir(parents=True, exist_ok=True)
+            write_png(models / path, rgb_u8)
+        (models / "filled").mkdir(exist_ok=True)
+        write_png(models / f"filled/{stem}.png", resize(rgb_u8, (512, 512)))  # as the model fills it
+        (models / "data/masks" / stem).mkdir(parents=True)
+        write_mask(models / "data/masks" / stem / "mask_0.png", mask)
+        entry = {"concept": "red cube", "noun_chunk_root": "cube", "caption": "a red cube"}
+        write_json(models / "data/entities" / stem / "annotations.json", {"mask_0": entry})
 
 
 def rehearse(
-    names: Annotated[list[str], typer.Argument(help="image, sam, paint")],
+    names: Annotated[list[str] | None, typer.Argument(help="rows to run; default: all")] = None,
     work: Annotated[Path | None, typer.Option(help="folder for the models; default: a temporary one")] = None,
     steps: Annotated[int, typer.Option(help="sampling steps", min=1)] = 4,
     keep: Annotated[bool, typer.Option(help="keep the models")] = False,
-    out: Annotated[Path, typer.Option(help="table to write")] = TABLE,
+    numbers: Annotated[Path, typer.Option(help="JSON file of all rows")] = NUMBERS,
+    out: Annotated[Path, typer.Option(help="table to write")] = PAGE,
 ) -> dict[str, Any]:
     """Run documented commands at full size and write what they cost."""
-    from ldm.device import describe_hardware
-    from ldm.images import write_mask
-    from ldm.result import write_result
+    from scripts import rehearse_models
 
-    models = Path(tempfile.mkdtemp(prefix="full_size_", dir=work))
-    todo, rows = commands(models, steps), dict[str, dict[str, Any]]()
-    if unknown := sorted(set(names) - todo.keys()):
-        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(todo)}")
+    if unknown := sorted({*(names or ())} - ROWS.keys()):
+        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    models, chosen = Path(tempfile.mkdtemp(prefix="full_size_", dir=work)), names or [*ROWS]
+    rows: dict[str, dict[str, Any]] = read_json(numbers)["rows"] if numbers.is_file() else {}
     try:
-        import numpy as np
-
-        mask = np.zeros((384, 512), bool)  # the size of the room
-        mask[120:280, 130:330] = True
-        write_mask(models / "mask.png", mask)
-        for name in names:
-            makers, command = todo[name]
-            for make in makers:
-                make()
-            rows[name] = run_command(command, models / f"{name}.png")
-            log.info("%s: %s", name, rows[name])
-            for folder in () if keep else models.glob("*/"):
-                shutil.rmtree(folder)
+        write_inputs(models)
+        for number, name in enumerate(chosen):
+            folders, planned = ROWS[name]
+            for folder in folders.split():
+                if not (models / folder).is_dir():
+                    getattr(rehearse_models, f"make_{folder}")(models / folder)
+            for row, command in planned.items():
+                rows[row] = run_command(command.replace("STEPS", str(steps)), models)
+                log.info("%s: %s", row, rows[row])
+                write_results(numbers, {"steps": steps, "rows": rows}, overwrite=True)  # is kept at once
+            needed = {folder for other in chosen[number + 1 :] for folder in ROWS[other][0].split()}
+            for folder in () if keep else {*folders.split(), "locator"} - needed:
+                shutil.rmtree(models / folder, ignore_errors=True)
     finally:
         if not keep:
             shutil.rmtree(models, ignore_errors=True)
-    hardware = describe_hardware()
-    text = HEAD.format(hardware=f"{hardware['cpu']}, {hardware['threads']} thread", steps=steps)
-    for name, row in rows.items():
-        options = " ".join(todo[name][1][2:]).replace(f"{models}/", "models/")
-        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items())
-        text += (
-            f"| {name} | `{options}` | {stages} | {row['cpu_s']} | {row['peak_gib']} | {row['result']} |\n"
-        )
-    write_result({out: text.encode()}, True)
+    write_result({out: page_of(read_json(numbers)).encode()}, True)
     return rows
 
 
-def run_command(command: list[str], out: Path) -> dict[str, Any]:
-    """Run a command; its report, CPU seconds and peak memory. What it says where it fails."""
-    full = [sys.executable, *command, "--out", str(out)]
+def page_of(body: dict[str, Any]) -> str:
+    """The page, from the numbers."""
+    hardware, lines = body["hardware"], []
+    text = HEAD.format(steps=body["steps"], hardware=f"{hardware['cpu']}, {hardware['threads']} thread")
+    for name, row in body["rows"].items():
+        networks, speeds = [], []
+        for network, seen in row["networks"].items():
+            loads, calls = seen["load_s"], seen["calls"]
+            parts = [f"{network} {'/'.join(seen['types'])}"]
+            parts += [f"loads {len(loads)} x {sum(loads) / len(loads):.1f}"] if loads else []
+            if seen["calls_s"] >= LEAST * row["cpu_s"]:
+                parts.append(f"{calls} x {seen['later_s'] or seen['first_s']:.3g}")
+            networks += [", ".join(parts)] if len(parts) > 1 else []
+            if seen["tokens"][1:] == [1]:  # it writes
+                speeds.append(f"{seen['tokens'][0]} in {seen['first_s']:.0f} s; {1 / seen['later_s']:.2f}")
+        stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in row["stages_s"].items())
+        cells = [name, f"{row['cpu_s']:.0f}", f"{row['peak_gib']:.1f} ({row['own_gib']:.1f})", stages]
+        cells += ["; ".join(networks), ", ".join(speeds), row["result"]]
+        text += f"| {' | '.join(cells)} |\n"
+        lines.append(f"* **{name}**: `{row['command']}`. {NOTES.get(name, '')}".rstrip())
+    return text + "\n" + "\n".join(lines) + "\n"
+
+
+def run_command(command: str, models: Path) -> dict[str, Any]:
+    """Run a command; what its networks did, CPU seconds, peak memory. What it says where it fails."""
+    report, own = models / "report.json", 0
+    report.unlink(missing_ok=True)
+    words = shlex.split(command.replace("MODELS", str(models)))
+    full = [sys.executable, "-m", "scripts.rehearse_process", str(report), *words]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(full, cwd=ROOT, stdout=said, stderr=said)  # noqa: S603
-        _, status, spent = os.wait4(process.pid, 0)  # of this process alone
+        while not (done := os.wait4(process.pid, os.WNOHANG))[0]:  # resources of this process alone
+            held = Path(f"/proc/{process.pid}/status").read_text().partition("RssAnon:")[2].split()
+            own = max(own, int(held[0]) if held else 0)
+            time.sleep(0.1)
+        _, status, spent = done
         said.seek(0)
         lines = said.read().strip().splitlines()
-    report = {} if status else json.loads(out.with_suffix(".json").read_text())
+    watched = json.loads(report.read_text()) if report.is_file() else {"networks": {}, "stages_s": {}}
     return {
+        "command": " ".join(command.split()).replace("MODELS", "models"),
         "cpu_s": round(spent.ru_utime + spent.ru_stime, 1), "peak_gib": round(spent.ru_maxrss / 2**20, 2),
-        "seconds": report.get("seconds", {}), "result": "written" if report else lines[-1],
+        "own_gib": round(own / 2**20, 2), **watched, "result": "done" if not status else lines[-1],
     }  # fmt: skip
 
 

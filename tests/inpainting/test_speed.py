@@ -12,12 +12,20 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from inpainting.models.text_to_image.load import Inpainter
+from inpainting.models.text_to_image.load import Inpainter, load_inpainter
 from inpainting.models.text_to_image.pipeline import paint
 from inpainting.models.text_to_image.rca import install_rca, region_kwargs
+from ldm import device
 from ldm.reuse import LAST_FULL, DeepReuse, predict_in_parts
 from ldm.settings.choices import SPEEDS
-from tests.inpainting.small_inpainter import QUICK, random_image, small_inpainter, small_unet, two
+from tests.inpainting.small_inpainter import (
+    QUICK,
+    random_image,
+    save_inpainter,
+    small_inpainter,
+    small_unet,
+    two,
+)
 
 IMAGE, REGIONS = random_image(64, 64), two(64, 64)
 GIVEN = replace(QUICK, steps=8)
@@ -122,3 +130,17 @@ def test_swapped_processors_stop_a_quick_run(tmp_path: Path) -> None:
     pipe.unet.set_attn_processor(AttnProcessor2_0())
     with pytest.raises(ValueError, match="switched off"):
         paint(IMAGE, REGIONS, pipe, 0, replace(GIVEN, speed="fast"), progress=False)
+
+
+@pytest.mark.parametrize(("dtype", "faster"), [("fp32", False), ("fp16", False), ("bf16", True)])
+def test_half_precision_on_a_cpu_takes_the_faster_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, faster: bool
+) -> None:
+    """Weights of convolutions lie channels-last, self-attention runs in blocks."""
+    save_inpainter(small_inpainter(tmp_path / "a"), tmp_path / "model")
+    pipe, seen = load_inpainter(tmp_path / "model", device="cpu", dtype=dtype), []
+    weight = pipe.unet.down_blocks[0].resnets[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == faster
+    monkeypatch.setattr(device, "suits", lambda *given, **more: seen.append(given[0].dtype))
+    paint(IMAGE, REGIONS, pipe, 3, QUICK, progress=False)
+    assert {*seen} == {pipe.dtype}

@@ -104,6 +104,8 @@ def load_inpainter(
     tokenizer = load_tokenizer(folder / "tokenizer")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     rectified = install_rca(unet.requires_grad_(False))
+    for network in (rectified, space) if device.type == "cpu" and dtype is torch.bfloat16 else ():
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.2 times faster
     return Inpainter(rectified, space, encoder, tokenizer, scheduler, config, folder, file).to(device)
 
 

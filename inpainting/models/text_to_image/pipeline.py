@@ -25,6 +25,7 @@ from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.decode import LoadedImage
 from ldm.denoise import AT_ONCE, Monitor
+from ldm.device import FasterAttention
 from ldm.images import read_image, read_mask, resize, to_pm1
 from ldm.result import Samples, StageTimer, library_versions, measure_drift
 from ldm.settings.config import to_plain
@@ -201,7 +202,7 @@ def paint_all(
             rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
             seeds=[seed for each in group for seed in each.job.seeds])  # fmt: skip
         timer, images_u8 = StageTimer(), list[np.ndarray]()
-        with timer.stage("paint"):
+        with timer.stage("paint"), FasterAttention():
             for start in range(0, len(batch.rows), AT_ONCE):
                 part = slice(start, start + AT_ONCE)
                 several = replace(batch, rows=batch.rows[part], seeds=batch.seeds[part])
