@@ -47,8 +47,7 @@ def count_renames(last: int) -> list[int]:
 
 
 def wait(child: int, seconds: float, cpu_s: float = math.inf) -> int | None:
-    """The exit code of a child, negative for a signal; None where it still runs after so long. seconds: on
-    the clock; cpu_s: of the processor, which do not depend on what else runs"""
+    """A child's exit code, negative for a signal; None if it runs after these seconds, or CPU seconds."""
     ends, process = time.monotonic() + seconds, psutil.Process(child)
     while not (found := os.waitpid(child, os.WNOHANG))[0]:
         with contextlib.suppress(psutil.Error):  # it ends just now

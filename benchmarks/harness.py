@@ -48,8 +48,7 @@ def fraction(values: Sequence[bool]) -> dict[str, float]:
 def best_seconds(
     functions: Mapping[str, Callable[[], Any]], repeats: int, device: "torch.device | str" = "cpu"
 ) -> dict[str, float]:
-    """Best of `repeats` of each function, in turn, after a warm-up: CPU seconds of this process, a GPU's by
-    the clock. What else runs only adds time."""
+    """Best of `repeats` of each function, in turn, after a warm-up: CPU seconds, on a GPU the clock's."""
     import torch
 
     cpu = torch.device(device).type == "cpu"

@@ -29,9 +29,8 @@ def reason(error: Exception) -> str:
 
 
 class ExampleSource(Protocol):
-    """A collection of compositing examples. dynamics: STILL when the reference is the target's own object
-    image (texture is learned, late timesteps), MOVING when it shows another pose (shape is learned, early
-    timesteps), BOTH otherwise."""
+    """Examples. dynamics: STILL when the reference is the target's own object (texture is learned, late
+    timesteps), MOVING when it shows another pose (shape is learned, early timesteps), or BOTH."""
 
     dynamics: int
 

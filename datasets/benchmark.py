@@ -75,8 +75,7 @@ class BenchmarkCase:
     instruction: str
 
     def depth_in(self, anchor_mask: np.ndarray, depth_01: np.ndarray) -> float:
-        """How far the object goes: the median depth of its anchor, a step nearer or farther where asked.
-        anchor_mask (h, w) bool, depth_01 (h, w) of the background, 1 = nearest."""
+        """Median depth of the anchor (mask and depth_01 (h, w)), a step nearer or farther where asked."""
         if (ours := anchor_mask.shape) != depth_01.shape:
             raise ValueError(f"case {self.id}: mask {ours} and depth {depth_01.shape} differ in size")
         step = {"in front of": DEPTH_STEP, "behind": -DEPTH_STEP}.get(self.relation, 0.0)
@@ -111,8 +110,7 @@ class Concept:
 
 
 class Instances:
-    """A COCO instances file, for its images, names, boxes and outlines. An image with an annotation that
-    cannot be used is left out: a second object of a name may be missing."""
+    """A COCO instances file. An image with an unusable annotation is left out: it may hide another object."""
 
     def __init__(self, path: Path) -> None:
         document = read_json(path)

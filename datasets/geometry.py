@@ -111,8 +111,7 @@ def mask_of_box(box_xyxy: Box, size_hw: Size) -> np.ndarray:
 
 
 def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, end: str = "inclusive") -> Box:
-    """Scale a box about its centre, clipped to the image if one is given. "inclusive" rounds outwards,
-    "legacy" counts the end as a pixel inside and truncates."""
+    """Scale about the centre, clipped to an image. "inclusive" rounds outwards, "legacy" truncates."""
     x0, y0, x1, y1 = box_xyxy
     last = 1 if end == "legacy" else 0
     xc, yc = (x0 + x1) / 2, (y0 + y1) / 2
@@ -245,8 +244,7 @@ class Crop:
         return self.fit(mask[self.part].astype(np.uint8) * 255) > 127
 
     def fit(self, cut: np.ndarray, *, how: str = "area", fill: float = 0) -> np.ndarray:
-        """Pad the cut itself with `fill` and resize it; `how` as in ldm.images.resize. A cut that has its
-        size already is returned itself: for reading only."""
+        """Pad the cut with `fill`, then resize; one that fits is returned itself, to be read only."""
         left, top, right, bottom = self.pad
         if any(self.pad):
             cut = cv2.copyMakeBorder(cut, top, bottom, left, right, cv2.BORDER_CONSTANT, value=[fill] * 4)

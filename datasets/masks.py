@@ -29,9 +29,8 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
 
 
 def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None = None) -> np.ndarray:
-    """Blend weight (h, w) float32: 0 outside the mask, rising smoothly to 1 within `width` pixels inside it.
-    open_to: (h, w) bool, places towards which the weight does not fall (an occluder: its edge stays sharp).
-    The border of the image is open too."""
+    """Blend weight (h, w) float32: 0 outside the mask, smoothly rising to 1 within `width` pixels inside it;
+    not towards open_to (h, w) bool (an occluder: its edge stays sharp) and the image's border."""
     solid = mask if open_to is None else mask | open_to
     if width < 1 or solid.all():
         return mask.astype(np.float32)

@@ -39,9 +39,8 @@ MEAN, DEVIATION = 0.5, 0.25  # of pixels in [0, 1]
 def create_llava(
     config: SmallConfig, vocabulary: Sequence[str], seed: int, numbers: Sequence[str] = ()
 ) -> LlavaForConditionalGeneration:
-    """An untrained model; the same seed gives the same weights and leaves the global state alone. numbers:
-    words of the vocabulary (which begins with SPECIAL), in order, of which neighbours mean nearly the
-    same."""
+    """An untrained model; the same seed gives the same weights. vocabulary begins with SPECIAL; numbers:
+    words of it, in order, of which neighbours mean nearly the same."""
     side = config.image // PATCH
     convolutions = transformers.ResNetConfig(
         embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
@@ -104,8 +103,7 @@ def project(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
 
 
 class LanguageTrainer(nn.Module):
-    """The model, and the readout of the vision stage, whose loss goes on while it learns to answer. `layers`
-    are those of the language model whose attention is trained."""
+    """The model, and the readout of its vision stage. layers: those whose attention is trained."""
 
     def __init__(self, model: LlavaForConditionalGeneration, read: nn.Linear, layers: Sequence[int]) -> None:
         super().__init__()

@@ -20,8 +20,7 @@ Record = dict[str, Any]  # what was measured of one mask: `scene`, and values by
 def scene_interval(
     records: Sequence[Record], names: Sequence[str], statistic: Callable[[np.ndarray], float]
 ) -> dict[str, float]:
-    """A statistic of (number of records, sum of each named value) with its 95 % interval. Whole scenes are
-    resampled, as the masks of a scene are not independent."""
+    """A statistic of (count, sums of the named values) with its 95 % interval over whole scenes."""
     scenes = {scene: row for row, scene in enumerate(dict.fromkeys(record["scene"] for record in records))}
     sums = np.zeros((len(scenes), 1 + len(names)))
     for record in records:

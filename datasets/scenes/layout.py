@@ -176,9 +176,8 @@ def choose_removed(rng: Generator, view: SceneView, options: SceneOptions) -> tu
 
 
 def solid_fractions(view: SceneView) -> tuple[list[Range], torch.Tensor]:
-    """What is seen on a coarse grid up to the border of the full view.
-    returns: of each solid its amodal fraction of the view and the visible fraction of that; depth
-             (solids + 1, m) of each solid and of the room"""
+    """On a coarse grid of the full view: each solid's amodal fraction of it and the visible fraction of that;
+    depth (solids + 1, m) of each solid and of the room."""
     packed, size = pack([view]), (COARSE_SIDE, COARSE_SIDE)
     pixel = torch.arange(COARSE_SIDE * COARSE_SIDE)
     place = torch.stack([pixel % COARSE_SIDE, pixel // COARSE_SIDE])

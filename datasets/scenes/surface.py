@@ -113,8 +113,7 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
 
 
 def _rectangle(place: Tensor, pair: Tensor, u: Tensor, v: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
-    """Coverage (n,) and colour (3, n) of a framed rectangle. place: (4, .) centre u, v, half width, half
-    height in metres; half width 0: absent."""
+    """Coverage (n,) and colour (3, n) of a framed rectangle: centre u, v, half sides in metres, 0: absent."""
     centre_u, centre_v, half_u, half_v = place
     inset = torch.minimum(half_u - (u - centre_u).abs(), half_v - (v - centre_v).abs())  # metres, inside > 0
     soft, band = width.clamp(min=0.005), 0.09 * half_v

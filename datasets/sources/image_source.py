@@ -74,8 +74,7 @@ class ImagesConfig(SourceConfig):
 
 
 class ImageSource:
-    """The items of a section, or those that an index names, in its order. options: what its examples are for,
-    which decides how small images are read; None: as they are"""
+    """The items of a section, or of an index. options: of the pairs, which decide how images are read."""
 
     options: PairOptions | None = None
 

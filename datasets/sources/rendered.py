@@ -42,9 +42,8 @@ def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray
 
 
 class RenderedScenes:
-    """All scenes of a folder. Images are read when asked for, from files that processes share. augment:
-    mirror half of the examples, and vary colours and light of some; true_depth: the hint shows the true
-    image's depth"""
+    """All scenes of a folder, read when asked for. augment: mirror half of the examples, vary colours and
+    light of some; true_depth: the hint shows the true image's depth."""
 
     dynamics = BOTH  # other lamp, often another pose
 

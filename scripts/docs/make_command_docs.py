@@ -25,8 +25,7 @@ MOST_KEYS = 150  # a longer table is left to --help
 
 
 def sections(module: str, listed: dict[type, str]) -> Iterator[tuple[str, str]]:
-    """Title and text of every verb of a module: command line, description and table. listed: settings whose
-    keys stand on the page already -> where; those of this module are added"""
+    """Title and text of every verb of a module. listed: settings on the page already -> where; grows."""
     for title, body in verbs_of(module):
         context, shown = typer.Context(body), [option for option in body.params if not option.hidden]
         records = (option.get_help_record(context) for option in shown)

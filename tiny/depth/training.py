@@ -140,8 +140,7 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
 def load_images(
     config: DepthScenes, size: int, *, held_out: bool, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (b, 3, h, w) uint8 and inverse depth (b, h, w) uint16; renders the shards that are missing.
-    Held-out scenes are always anti-aliased."""
+    """Pixels (b, 3, h, w) uint8, inverse depth (b, h, w) uint16; renders what is missing, held out smooth."""
     name, count = ("held_out", config.held_out) if held_out else ("train", config.train)
     smooth = held_out or config.smooth_edges
     settings = StoreSettings(
@@ -159,8 +158,7 @@ def load_images(
 
 def training_batch(images: tuple[np.ndarray, np.ndarray], batch: int, rng: np.random.Generator,
                    config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), min-max per
-    crop."""
+    """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), per crop too."""
     index = rng.integers(0, len(images[0]), batch)
     pixels_01 = torch.from_numpy(images[0][index]).to(device).float() / 255
     depth = torch.from_numpy(images[1][index].astype(np.float32)).to(device)

@@ -108,8 +108,7 @@ def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPT
 
 
 def train_autoencoder(config: LatentsConfig, images_u8: np.ndarray, out: Path) -> tuple[nn.Module, Stage]:
-    """Minimise the squared error on images_u8 (n, h, w, 3) and hold the latents near mean 0, deviation 1.
-    Saves `out/vae`."""
+    """Squared error on images_u8 (n, h, w, 3), latents held near mean 0, deviation 1; saves `out/vae`."""
     sizes = AutoencoderConfig("tiny", (config.width,) * 3, config.layers, config.latent_channels)
     with drawing(config.loop.seed):
         vae = create_autoencoder(sizes).to(memory_format=torch.channels_last)

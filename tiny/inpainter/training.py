@@ -142,8 +142,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
 
 def painting_loss(unet: UNet2DConditionModel, scheduler: DDIMScheduler, known: UnetInputs, embeddings: Tensor,
                   generator: torch.Generator, regions: dict[str, Any] | None = None) -> Tensor:  # fmt: skip
-    """Squared error of v, averaged over each image's masked cells, plus a little of the whole image.
-    embeddings: (b, t, width). regions: for rectified cross-attention"""
+    """Squared error of v, averaged over each image's masked cells, plus OUTSIDE times that of the image."""
     noise = torch.randn(known.latents.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
     x = torch.cat([scheduler.add_noise(known.latents, noise, t), known.mask, known.masked], dim=1)

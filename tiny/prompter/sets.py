@@ -131,8 +131,7 @@ class Sets:
 
 
 def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
-    """The first scenes of a folder of shards, as memory-mapped arrays made once in `folder`. ValueError when
-    there are fewer, or the arrays were made from other shards."""
+    """The first scenes of a folder as memory-mapped arrays, made once; ValueError for others, or too few."""
     files = shard_files(data, "tiny.prompter.scenes")
     recipe = {"format": FORMAT, "scenes": scenes, "first": [files[0].name, files[0].stat().st_size]}
 

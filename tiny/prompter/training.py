@@ -91,8 +91,7 @@ class PackedCaptions:
 
 
 def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = None) -> PackedCaptions:
-    """The published question and answer about every image, as tokens. alone: (b,) bool, images of which no
-    caption sees those before it"""
+    """The published question and answer of images, as tokens. alone: (b,) bool, captions see no other."""
     rows, captions, ends = [], [], []
     for number, drawn in enumerate(painted.masks):
         colors = [MASK_COLORS[mask] for mask in drawn.colours]
@@ -117,8 +116,7 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
 def writing_loss(trainer: llava.LanguageTrainer, painted: Painted, pixels: Tensor,
                  weights: tuple[float, float], alone: np.ndarray | None = None,
 ) -> tuple[Tensor, llava.Measures]:  # fmt: skip
-    """Loss and measures of one batch: cross-entropy of the words, and a little of the form. weights: of the
-    attention loss and of the vision loss; alone: see `pack_captions`"""
+    """Loss and measures: words, a little of the form, attention and vision by `weights`."""
     patches = llava.project(trainer.model, pixels)
     packed = pack_captions(painted, patches.shape[1], alone)
     states = llava.last_states(trainer.model, patches, packed.tokens, packed.block)
@@ -147,8 +145,7 @@ def writing_loss(trainer: llava.LanguageTrainer, painted: Painted, pixels: Tenso
 
 def evidence_loss(attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted,
 ) -> tuple[Tensor, llava.Measures]:  # fmt: skip
-    """Cross-entropy of attention against its target over the patches; measures: mass where it belongs.
-    attention: of each of ATTENTION_LAYERS"""
+    """Cross-entropy of each ATTENTION_LAYERS against its target patches; measures: mass where it belongs."""
     find, gather = (attention[layer] for layer in ATTENTION_LAYERS)
     cover = torch.from_numpy(painted.cover)[packed.row]  # (c, p, s + m)
     every = torch.arange(len(packed.row))
