@@ -233,9 +233,8 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     image = cv2.resize(image_u8, side)
     # Linear resizing of a 0/1 float mask, then 0.5, keeps the published silhouette.
     inside = (cv2.resize(mask.astype(np.float32), side) > 0.5).astype(np.uint8)
-    across, down = (
-        cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, *xy, ksize=3)) for xy in ((1, 0), (0, 1))
-    )
+    sides = ((1, 0), (0, 1))
+    across, down = (cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, *xy, ksize=3)) for xy in sides)
     strength = reduce(cv2.max, cv2.split(cv2.addWeighted(across, 0.5, down, 0.5, 0)))
     inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
     edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]

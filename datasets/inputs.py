@@ -69,9 +69,7 @@ class PairOptions:
     crop_ratio: float = setting(2.0, help="side of the crop over the region's longer side", low=1, high=8)
     reference_ratio: float = setting(1.2, help="margin of the reference view", low=1, high=4)
     dilation: float = setting(0.02, help="growth of a fine mask over the crop's size", low=0, high=0.5)
-    mask_level: str = setting(
-        AUTO, help="region to paint; auto: by mode (box, fine or exact)", choices=(AUTO, *LEVELS)
-    )
+    mask_level: str = setting(AUTO, help="region to paint; auto: box, fine or exact", choices=(AUTO, *LEVELS))
     max_stretch: float = setting(1.25, help="limit of the stretch to the box; 100: none", low=1, high=100)
     occlusion: str = setting(
         "near", choices=fusion.OCCLUSIONS,

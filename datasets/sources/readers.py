@@ -44,9 +44,7 @@ class Rules(CheckedSettings):
     area: tuple[float, float] = setting((0.01, 0.64), low=0, high=1, help="object's fraction of its image")
     min_side: float = setting(0.1, low=0, high=1, help="least side of the reference over the image's")
     max_side: float = setting(0.8, low=0, high=1, help="largest side of the target's region, likewise")
-    sides: str = setting(
-        "either", choices=("either", "both"), help="reject where a side is wrong, or both are"
-    )
+    sides: str = setting("either", choices=("either", "both"), help="reject where a side is wrong, or both")
 
     def check_reference(self, mask: np.ndarray) -> None:
         """Reject a reference object (h, w) bool that is torn, cut or of the wrong size."""
