@@ -33,8 +33,6 @@ LONG = {"steps": "1000", "n": "10"}  # a job that does not end by itself
 
 
 class Server:
-    """A server process; `client` reaches it."""
-
     def __init__(self, folder: Path) -> None:
         log = folder / "log"
         options = f"-m compose.serve --port 0 --waiting {WAITING} --devices cpu --out".split()

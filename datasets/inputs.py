@@ -24,8 +24,6 @@ SAME_SIZE = {  # these arrays have the (h, w) of those
 
 @dataclass(frozen=True)
 class Augment:
-    """Ranges of what training varies (`AugmentationParams`)."""
-
     crop_ratio: tuple[float, float] = setting((1.3, 2.9), help="side of the crop", low=1, high=8)
     reference_ratio: tuple[float, float] = setting((1.1, 1.4), help="reference margin", low=1, high=4)
     flip: float = setting(0.0, help="probability of a mirrored reference (published 0.5)", low=0, high=1)

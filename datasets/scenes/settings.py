@@ -58,8 +58,6 @@ class SceneOptions:
 
 @dataclass(frozen=True)
 class StoreSettings(SceneOptions):
-    """One render run: the options of the scenes, and which of them go where."""
-
     out: Path = setting(Path("outputs/scenes"), help="folder of the shards")
     count: int = setting(1024, help="scenes in all shards", low=1)
     first_seed: int = setting(0, help="index of the first scene within its split", low=0)

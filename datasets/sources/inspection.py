@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RejectionStats:
-    """How many examples of a source were accepted, and why the others were not."""
-
     source: str
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)

@@ -25,8 +25,6 @@ class RenderedConfig:
 
 @dataclass(frozen=True)
 class DatasetsConfig:
-    """Where every source is, and how often it is drawn."""
-
     weights: dict[str, float] = setting({}, low=0, help="fraction of each source in training, in any unit")
     indexes: dict[str, str] = setting({}, help="lists of sound items (run_dataset_debug.py --validate)")
     youtube_vos: video.YoutubeConfig | None = setting(None, help="YouTube-VOS")
