@@ -90,9 +90,9 @@ class Geometry:
         margin = max(LEAST_MARGIN, reach) * max(self.crop.padded_size) + 2
         return self.crop.narrowed([*boxes[:, :2].min(0) - margin, *boxes[:, 2:].max(0) + margin])
 
-    def fit(self, image: np.ndarray, how: str = "linear") -> np.ndarray:
+    def fit(self, image: np.ndarray) -> np.ndarray:
         """An image (h, w[, c]) of the layers of a pair in the size of the model."""
-        return self.crop.fit(image, how=how) if self.legacy else image
+        return self.crop.fit(image, how="linear") if self.legacy else image
 
     @cached_property
     def native_layers(self) -> Layers:
@@ -201,11 +201,6 @@ class Pair:
     def paste_pm1(self) -> Tensor:
         """(3, h, w): the visible cut-out on the background, what it replaces smoothed away."""
         return to_pm1(self.geometry.fit(self.layers.paste_u8))
-
-    @property
-    def visible_mask(self) -> Tensor:
-        """(1, h, w) bool: the visible cut-out."""
-        return torch.from_numpy(self.geometry.fit(self.layers.visible.astype(np.uint8), "nearest") > 0)[None]
 
 
 def model_inputs(pair: Mapping[str, Tensor]) -> dict[str, Tensor]:

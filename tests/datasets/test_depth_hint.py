@@ -51,7 +51,7 @@ def test_the_hole_is_filled_and_the_object_s_own_depth_fused(tmp_path) -> None:
     edit = fused.edit_mask[0].numpy()
     values = fused.depth_01[0].numpy()
     assert np.abs(values[~edit] - target.depth_01[0].numpy()[~edit]).max() < 0.02
-    assert values[fused.visible_mask[0].numpy()].min() >= 0.59
+    assert values[fused.layers.visible].min() >= 0.59
     ring = edit & ~fused.layers.placed.alpha_01.astype(bool)
     assert np.abs(values[ring] - 0.3).max() < 0.05  # of the filled floor
     assert np.array_equal(fused.target_u8, target.target_u8)

@@ -166,7 +166,7 @@ def test_detail_around_the_object_is_the_backgrounds_own():
     inputs = scene((0.3, 0.2, 0.8, 0.9))
     pair = build_pair(inputs, OPTIONS)
     model_u8 = noise(OPTIONS.size, 5)
-    around = pair.edit_mask[0].numpy() & ~pair.visible_mask[0].numpy()
+    around = pair.edit_mask[0].numpy() & ~pair.layers.visible
     assert around.sum() > 50
     errors = []
     for detail in (0.0, 1.0):
