@@ -58,14 +58,10 @@ def error_for_clients(text: str, job: Job) -> str:
 
 def make_queue(settings: ServeSettings) -> JobQueue:
     """The queue with a worker for each device; ValueError for a device that is not there."""
+    workers = [Networks(str(pick_device(name))) for name in settings.devices]
     return JobQueue(
-        settings.out.resolve(),
-        [Networks(str(pick_device(name))) for name in settings.devices],
-        waiting=settings.waiting,
-        keep_s=60 * settings.keep_minutes,
-        per_minute=settings.rate_limit,
-        clean=error_for_clients,
-    )
+        settings.out.resolve(), workers, waiting=settings.waiting, keep_s=60 * settings.keep_minutes,
+        per_minute=settings.rate_limit, clean=error_for_clients)  # fmt: skip
 
 
 def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI:
@@ -78,15 +74,11 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
         async with around():
             yield
 
-    app = FastAPI(
-        title="Bifrost",
-        version=__version__,
-        summary="Put objects into images, and paint regions of them",
-        lifespan=lifespan,
-        docs_url=None,  # its scripts come from elsewhere; `rest.described` is ours
-        redoc_url=None,
+    app = FastAPI(  # whose own page of documentation takes scripts from elsewhere; `rest.described` is ours
+        title="Bifrost", version=__version__, summary="Put objects into images, and paint regions of them",
+        lifespan=lifespan, docs_url=None, redoc_url=None,
         exception_handlers={QueueFull: error_answer, HTTPException: error_answer},  # type: ignore[dict-item]
-    )
+    )  # fmt: skip
     composites = anywhere(settings.compose_config)
     paintings = filled(DreamSettings, settings.paint_config, {"image": "-"})
     app.state.settings, app.state.queue = settings, queue

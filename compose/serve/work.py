@@ -19,21 +19,14 @@ from compose.serve.jobs import Job
 from compose.serve.uploads import public
 from compose.sheet import save_sheet
 from compose.sources import read_sources
+from inpainting import painting
 from inpainting.dream import DreamSettings
 from inpainting.models.text_to_image.pipeline import pair_masks
-from inpainting.painting import (
-    completed,
-    facts_of_writer,
-    load_painter,
-    load_writer,
-    paint_regions,
-    write_missing,
-)
 from ldm.denoise import Step
 from ldm.files import file_sha256
 from ldm.images import encode_png, read_image, read_mask
 from ldm.latents import LatentSpace
-from ldm.result import save_result
+from ldm.result import Samples
 from ldm.settings.config import to_plain
 from ldm.settings.resources import resources_named
 
@@ -80,21 +73,14 @@ def place_work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[
 
 
 def compose_work(
-    settings: ComposeSettings,
-    job: Job,
-    networks: Networks,
-    *,
-    page: bool = False,
-    layers: bool = False,
-    placement: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    settings: ComposeSettings, job: Job, networks: Networks, *, page: bool = False, layers: bool = False,
+    placement: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Compose as the settings say.
 
     layers: each image gets its own beside it. page: so it does; a contact sheet and the background too
     placement: record of the sentence that gave the place before
-    recipe: inputs and networks must be those of this one
-    """
+    recipe: inputs and networks must be those of this one"""
     own = replace(settings, device=networks.device)
     with resources_named(own):
         networks.models = models = load_models(own, networks.models)
@@ -129,25 +115,24 @@ def paint_work(
 ) -> dict[str, Any]:
     """Fill the masks of an image; prompts that are empty are written first.
 
-    paints: or only that is done. page: it shows the image as it was, too
-    """
+    paints: or only that is done. page: it shows the image as it was, too"""
     own, writer = replace(settings, device=networks.device), None
     with resources_named(own):
         image = read_image(own.image)
         masks = [read_mask(path, size=image.size) for path in own.masks]
-        known = completed(own.prompts, len(masks))
+        known = painting.completed(own.prompts, len(masks))
         if not all(known):
             names = ("prompter", "adapter", "device", "dtype", "precision")
-            writer = networks.once(load_writer, own, *names)
-        prompts = write_missing(image.rgb_u8, masks, known, writer, own.decoding)
+            writer = networks.once(painting.load_writer, own, *names)
+        prompts = painting.write_missing(image.rgb_u8, masks, known, writer, own.decoding)
         if not paints:
             return {"prompts": prompts.rows()}
-        pipe = networks.once(load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
+        pipe = networks.once(painting.load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
         regions = pair_masks(masks, prompts.texts, own.negatives)
         monitor = job.monitor(partial(preview, pipe.latent_space))
-        result = paint_regions(own, image, regions, pipe, monitor)
+        result = painting.paint_regions(own, image, regions, pipe, monitor)
     result = replace(result, report={**result.report, "prompts": prompts.rows()})
-    more = {} if writer is None else {"command": "dream", "prompter": facts_of_writer(writer)}
+    more = {} if writer is None else {"command": "dream", "prompter": painting.facts_of_writer(writer)}
     hashes = {"image": file_sha256(own.image), "masks": [file_sha256(path) for path in own.masks]}
     made = save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
     made["files"] += [shown_before(job, own.image)] if page else []
@@ -159,19 +144,17 @@ def shown_before(job: Job, image: Path) -> str:
     return shutil.copyfile(image, job.folder / f"before{image.suffix}").name
 
 
-def save_images(job: Job, result: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+def save_images(job: Job, result: Samples, more: Mapping[str, Any]) -> dict[str, Any]:
     """Leave 0.png, 1.png, ... with their recipes, and their reports beside them.
 
-    result: of `compose` or `paint`; more: what else belongs to the recipe
-    returns: images (file, seed, drift of each), files, recipe and report, without paths of this machine
-    """
-    recipe, report = public({**result.recipe, **more}), public(result.report)
+    more: what else belongs to the recipe
+    returns: images (file, seed, drift of each), files, recipe and report, without paths of this machine"""
+    result = replace(result, recipe=public({**result.recipe, **more}), report=public(result.report))
     images = []
-    for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-        path, drift = job.folder / f"{index}.png", report["drift"][index]
-        of_sample = {**recipe, "sample": index, "seed": seed}
-        save_result(path, image, of_sample, {**report, "seed": seed, "drift": drift}, overwrite=True)
+    for index, (seed, drift) in enumerate(zip(result.seeds, result.report["drift"], strict=True)):
+        path = job.folder / f"{index}.png"
+        result.save(index, path, overwrite=True)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         images.append({"file": path.name, "seed": seed, "drift": drift, "sha256": digest})
     files = [f"{index}.{kind}" for kind in ("png", "json") for index in range(len(images))]
-    return {"images": images, "files": files, "recipe": recipe, "report": report}
+    return {"images": images, "files": files, "recipe": result.recipe, "report": result.report}
