@@ -31,28 +31,35 @@ def measure_speeds(
     out: Out = RESULTS / "speed.json",
 ) -> None:
     """Measure cost and loss of every speed."""
+    import torch
     from tqdm.auto import tqdm
 
     from cldm.config import SPEEDS, EvaluateSettings
     from cldm.evaluate.cases import find_cases, nearest_candidate, rendered_candidates
     from cldm.evaluate.run import Measurer, SceneScores, pooled_rates
+    from cldm.pipeline import CompositorPipeline
+    from cldm.pretrained import load_compositor
     from datasets.sources.rendered import RenderedScenes
+    from ldm.denoise import Monitor
     from ldm.metrics.intervals import mean_interval
     from ldm.metrics.similarity import psnr_over
 
     measurer = Measurer(EvaluateSettings(data=data))
+    half = CompositorPipeline(load_compositor(measurer.settings.model, torch.bfloat16)[0])
+    speeds: dict[str, Any] = {**SPEEDS, "exact in bf16": {}}
     cases, _ = find_cases(RenderedScenes(data), measurer.config.pair, scenes, measurer.estimator, False)
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     orders: list[dict[str, list[bool]]] = []
     for number, case in enumerate(tqdm(cases, desc="scenes")):
         images = {}
-        for steps, guidance, (speed, shortcuts) in product(STEPS, GUIDANCE, SPEEDS.items()):
+        for steps, guidance, (speed, shortcuts) in product(STEPS, GUIDANCE, speeds.items()):
             options = {"scheduler": scheduler, "steps": steps, "guidance": guidance, "init": "noise"}
             sampling = replace(measurer.config.sampling, **options, **shortcuts)
             name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
             if not name.startswith(only):
                 continue
-            painted = measurer.paint(case.pair, sampling, SEED + number)
+            pipeline = half if speed not in SPEEDS else measurer.pipeline
+            (painted,) = pipeline.paint(case.pair, [SEED + number], sampling, monitor=Monitor(progress=False))
             values[name]["cpu_s"].append(time.process_time() - started)
             images[name] = measurer.finish(case, painted, 0.0, SceneScores())
         objects = rendered_candidates(case.seed, measurer.options, case.truth_u8)

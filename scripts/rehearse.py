@@ -76,7 +76,7 @@ NOTES = {  # row -> what the first rehearsal found, and what became of it
     "detect": "Gave NaN: PyTorch samples large maps of half precision in the wrong place on a CPU.",
     "paint": "Had PyTorch's attention and convolutions channels-first: 69 s, 11.1 s a step.",
     "metrics": "CLIP is loaded twice, as its folder stands for that of CLIP-IQA too.",
-    "kosmos": "Knew single precision only: 6.7 GiB of its own.",
+    "kosmos": "Knew single precision only: 30 s, 9.7 GiB, 6.7 of them its own.",
     "dream": "The writer leaves before the painter comes. The adapter's matrices are float32 (peft).",
     "convert": "One weight is in memory at a time.",
     "locate": "The weights are those of the mapped file: no copy. 576 tokens are the image.",
