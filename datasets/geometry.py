@@ -259,8 +259,8 @@ class Crop:
 
 def hull_box(first: Box, second: Box) -> Box:
     """The smallest box that holds two."""
-    x0, y0, x1, y1 = (*np.minimum(first[:2], second[:2]), *np.maximum(first[2:], second[2:]))
-    return int(x0), int(y0), int(x1), int(y1)
+    low = int(min(first[0], second[0])), int(min(first[1], second[1]))
+    return *low, int(max(first[2], second[2])), int(max(first[3], second[3]))
 
 
 def crop_round(region: Box, image: Size, ratio: float, size: Size, border: str, end: str) -> Crop:
