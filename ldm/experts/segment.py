@@ -51,20 +51,14 @@ class ObjectNotFound(ValueError):
 
 
 def object_mask(
-    image: LoadedImage,
-    sam: Path | str | None = None,
-    cutout: str = "auto",
-    box01: Box01 | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> tuple[np.ndarray, str]:
+    image: LoadedImage, sam: Path | str | None = None, cutout: str = "auto", box01: Box01 | None = None,
+    device: str = "auto", dtype: str = "auto",
+) -> tuple[np.ndarray, str]:  # fmt: skip
     """Find the object of an image: by its alpha channel, else SAM where given, U2-Netp, or GrabCut.
-
     sam:     folder of a SAM; device, dtype: of it
     cutout:  auto, u2netp or grabcut, see `cutout_network`
     box01:   the object lies in this box, as fractions of the image; without it in the whole image
-    returns: mask (h, w) and which of "alpha", "sam", "u2netp", "grabcut" made it
-    """
+    returns: mask (h, w) and which of "alpha", "sam", "u2netp", "grabcut" made it"""
     h, w = image.size
     inside = np.s_[0:h, 0:w]
     if box01 is not None:
@@ -206,8 +200,7 @@ def grabcut(rgb_u8: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarra
     unused_rectangle = (0, 0, 1, 1)
     labels, *_ = cv2.grabCut(
         cv2.cvtColor(rgb_u8, cv2.COLOR_RGB2BGR), start, unused_rectangle, background, foreground,
-        iterations, cv2.GC_INIT_WITH_MASK,
-    )  # fmt: skip
+        iterations, cv2.GC_INIT_WITH_MASK)  # fmt: skip
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
@@ -267,16 +260,11 @@ def load_sam(folder: str, stamps: tuple[tuple[str, int], ...], dtype: torch.dtyp
 
 @torch.inference_mode()
 def sam_mask(
-    rgb_u8: np.ndarray,
-    folder: Path | str,
-    box01: Box01 | None = None,
-    device: str = "auto",
+    rgb_u8: np.ndarray, folder: Path | str, box01: Box01 | None = None, device: str = "auto",
     dtype: str = "auto",
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """SAM prompted with the box, or with the middle of the image; the candidate it trusts most.
-
-    It is kept in memory, and on the device only while it works. device, dtype: as in `ldm.device`
-    """
+    It is kept in memory, and on the device only while it works. device, dtype: as in `ldm.device`"""
     where = pick_device(device)
     stamps = sorted((path.name, path.stat().st_mtime_ns) for path in Path(folder).glob("*"))
     kind = pick_dtype(dtype, where, folder, "fp32")

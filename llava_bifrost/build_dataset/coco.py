@@ -49,12 +49,9 @@ class CocoSource:
         dtype = pick_dtype(settings.dtype, device, network, "fp32")  # bf16 resolves 8 bits
         self.depth = DepthEstimator.load(network, device=str(device), dtype=dtype)
         self.recipe = {
-            "source": "coco",
-            "annotations": path.name,
-            "eraser": self.eraser.identity,
-            "depth": weights_of_depth(network) or network.as_posix(),
-            **{key: plain[key] for key in DECISIVE},
-        }
+            "source": "coco", "annotations": path.name, "eraser": self.eraser.identity,
+            "depth": weights_of_depth(network) or network.as_posix(), **{key: plain[key] for key in DECISIVE},
+        }  # fmt: skip
 
     def prepare(self, indices: Sequence[int]) -> list[PreparedPhotograph]:
         threads = self.settings.workers if self.eraser.kind == "opencv" else 1

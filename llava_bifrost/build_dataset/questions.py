@@ -35,11 +35,9 @@ Fact = tuple[str, tuple[str, ...]]
 
 
 def true_facts(
-    targets: Sequence[Place],
-    anchors: Mapping[str, Place],
-    rules: RelationRules,
+    targets: Sequence[Place], anchors: Mapping[str, Place], rules: RelationRules,
     known: Mapping[str, frozenset[str]] | None = None,
-) -> list[Fact]:
+) -> list[Fact]:  # fmt: skip
     """Everything that holds for an object, in a fixed order.
 
     targets: the object with each depth that may stand for it (centre, median); a fact must hold for all

@@ -148,9 +148,7 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
     phrases = [phrase for request in clauses for phrase, _ in request]
     boxes = [meta["box01_xyxy"] for meta in metas]
     return {
-        "items": items,
-        "images": len({record["image"] for record in records}),
-        "samples": len(records),
+        "items": items, "images": len({record["image"] for record in records}), "samples": len(records),
         "kinds": _counted(Counter(meta["kind"] for meta in metas)),
         "relations per sample": _counted(Counter(str(len(request)) for request in clauses)),
         "relations": _counted(Counter(PHRASES[phrase] for phrase in phrases)),
@@ -158,8 +156,7 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
         "targets": _counted(Counter(meta["request"]["target"] for meta in metas)),
         "area of the box up to": _binned([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], AREAS),
         "depth up to": _binned([meta["depth"] for meta in metas], DEPTHS),
-        "dropped": _counted(Counter(reason.partition(":")[0] for reason in dropped)),
-    }
+        "dropped": _counted(Counter(reason.partition(":")[0] for reason in dropped))}  # fmt: skip
 
 
 def _counted(counts: Counter[str]) -> dict[str, int]:
