@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
 from benchmarks.placer_photographs import PARTS, SENTENCES, judge
-from compose.benchmark.seam import seam_contrast
+from compose.benchmark.score import seam_contrast
 from compose.models import load_models
 from compose.pipeline import Result, compose
 from compose.settings import ComposeSettings
