@@ -1,9 +1,7 @@
 """An open benchmark of composites: objects of DreamBooth in images of COCO, as a list of cases.
-
 The manifest names files and says where each object goes, relative to a named object in the image. It has
 no images and no depth: how far follows from the relation and from the depth map of whatever is evaluated
-(`BenchmarkCase.depth_in`). The same settings and annotation file give the same bytes on every machine.
-"""
+(`BenchmarkCase.depth_in`). The same settings and annotation file give the same bytes on every machine."""
 
 import hashlib
 import json

@@ -1,5 +1,4 @@
 """The examples of a training run: bounded rejection, the deterministic order of training, collation.
-
 Example number k of a run with seed s is the same whatever the workers, the batch size, the number of devices
 or an interruption."""
 

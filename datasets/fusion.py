@@ -4,8 +4,7 @@ h w   pixels of the frame (the whole background or a crop of it)
 modes place        the object stands in the scene, nearer objects hide it
       replace      the same after the depth of what stood there has been filled in
       id-transfer  another identity in the silhouette of the one there; the depth stays
-      inpaint      a coarse region is painted anew; the depth stays (published name: draw)
-"""
+      inpaint      a coarse region is painted anew; the depth stays (published name: draw)"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """What a pair is made from: the options of the pre-processing, random decisions, images with a place.
-
-Training draws the random decisions and inference fixes them; the pre-processing itself draws nothing.
-"""
+Training draws the random decisions and inference fixes them; the pre-processing itself draws nothing."""
 
 from dataclasses import dataclass, replace
 from math import ceil

@@ -1,5 +1,4 @@
 """Pre-processing, once, for training and inference: images become what the compositor reads.
-
 `Geometry` decides once per composite where the object goes: box, region, crop, cut-out. Its `layers` say what
 lies where in a frame: `pair_of` reads them at the size of the model, `datasets.pasteback.stitch` at that of
 the background. Training gives the true image as target and the counterfactual (the scene without the object)

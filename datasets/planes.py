@@ -1,5 +1,4 @@
 """What is behind an erased object in depth: the planes of its surroundings, continued.
-
 Inverse depth is affine in the image coordinates of a plane. Where floor and wall meet, the
 nearer one is seen (the larger inverse depth); where one ends in front of the other, as at a table,
 it is the lesser of both. Legend: h w pixels, k points round the hole, p planes."""

@@ -1,5 +1,4 @@
 """Spatial relations between objects, decided in 2.5D: a box in the image and an extent in depth.
-
 One set of rules serves a single pair (`holds`, `relation`) and many pairs at once (`relation_margins`). Each
 rule is a list of inequalities. Its margin is the smallest slack among them, each in units of its scale, and
 the relation holds where the margin is positive. Depth is relative inverse depth, 1 = nearest. The thresholds

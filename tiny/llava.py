@@ -1,10 +1,8 @@
 """A small LLaVA of stock parts (hybrid vision transformer, projector, Llama) and the stages that train it.
-
 The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
 on patches needs several times as many images. The initial weights matter at this size: with the library's
 standard deviation of 0.02 attention stays flat.
-Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w pixels.
-"""
+Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w pixels."""
 
 import copy
 import logging

@@ -1,5 +1,4 @@
 """Rendered scenes as inpainting examples: boxes over solids, each with the words for what stands there.
-
 Masks are boxes, as in the paper's data. Furniture is never masked: it fills too much of the image.
 Legend: n scenes, b batch, r regions, h w pixels."""
 

@@ -1,5 +1,4 @@
 """Random contents of a scene: the room and its colours, the lamp, furniture, one solid at a given place.
-
 The ranges are chosen for variety, not measured."""
 
 from collections.abc import Sequence
@@ -38,7 +37,8 @@ COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] 
     "tree": (("cylinder", (0.16, 0.16, 0.3), 0.3), ("cone", (0.62, 0.62, 0.42), 0.9),
              ("cone", (0.46, 0.46, 0.38), 1.4)),
     "stack": (("torus", (0.5, 0.5, 0.5), 0.19), ("torus", (0.4, 0.4, 0.4), 0.53),
-              ("torus", (0.3, 0.3, 0.3), 0.79))}  # fmt: skip
+              ("torus", (0.3, 0.3, 0.3), 0.79)),
+}  # fmt: skip
 
 
 def linear(srgb: np.ndarray) -> np.ndarray:
@@ -76,7 +76,8 @@ def room(rng: Generator) -> Room:
         angle=rng.uniform(-0.5, 0.5), phase=rng.random(), skirting=has_skirting * rng.uniform(0.08, 0.14),
         skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)), rug=rug,
         rug_rgb=np.stack([linear(inside), linear(border)]), picture=picture,
-        picture_rgb=np.stack([linear(motif), linear(frame)]))  # fmt: skip
+        picture_rgb=np.stack([linear(motif), linear(frame)]),
+    )  # fmt: skip
 
 
 def lamp(rng: Generator, place: Room) -> Light:

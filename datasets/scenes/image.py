@@ -1,5 +1,4 @@
 """Views -> pixels: light on surfaces, the image, the image without one solid, owner and depth of each pixel.
-
 Every quantity that the removed solid can change (lamp and sky visibility) is computed twice from the same ray
 casts, with it and without it; where both agree the two images agree to the last bit.
 Legend: b views, h w pixels, p part slots per view; m n rays or pixels of a flat list."""

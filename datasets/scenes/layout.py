@@ -1,8 +1,6 @@
 """Seed -> Scene: room, light, camera, solids by rejection sampling, and which solid is removed.
-
 Everything random comes from one numpy Generator made of (seed, attempt), so a seed is one scene everywhere.
-The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid.
-"""
+The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,5 +1,4 @@
 """Canonical solids: where a ray enters and leaves them, and their normal.
-
 Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays
 are moved there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an
 empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,)."""

@@ -1,5 +1,4 @@
 """Which surface each ray meets, and what stands between a point and the lamp.
-
 Rays are a flat list over all packed views. Ray directions are scaled so that the ray parameter t *is* the
 depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first."""
 

@@ -1,5 +1,4 @@
 """Annotation files in the format of COCO, which LVIS, SA-1B, UVO, YouTube-VIS and annotation tools use too.
-
 A record that cannot be used is left out, and one warning names file, ids and count; a file with many of them
 is refused. Ids are compared as text: tools write the same id as 7 and as "7". pycocotools decodes polygons;
 damaged ones crash it, and short run lengths leave it with uninitialised pixels, so all are checked before.

@@ -1,9 +1,7 @@
 """A source of images in files, declared by one section of the settings.
-
 A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and orders
 its pairs of reference and target at random (`draws`), of which the first acceptable one is taken.
-`ImageSource` makes a `datasets.base.ExampleSource` of any section.
-"""
+`ImageSource` makes a `datasets.base.ExampleSource` of any section."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

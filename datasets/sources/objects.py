@@ -1,5 +1,4 @@
 """Objects with images of their own, and places for them: garments on persons, the DreamBooth test set.
-
 Garments (VITON-HD, DressCode, FashionTryon): the target is a person who wears the garment. A garment may fill
 its image, so the target's size is not limited. The backgrounds of the DreamBooth test set show something else
 where the object goes, so there is no ground truth to train on: the source serves tests and evaluation."""

@@ -1,9 +1,7 @@
 """Files of sources: views of objects, the published rejection rules, images of masks and ids.
-
 Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
-Messages of Rejected start with a short reason and a colon, which is what tables count.
-"""
+Messages of Rejected start with a short reason and a colon, which is what tables count."""
 
 import contextlib
 from collections.abc import Callable

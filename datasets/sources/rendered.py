@@ -1,9 +1,7 @@
 """Rendered scenes as a source: the only one whose background under the object is known (a counterfactual).
-
 One example: background = the scene without the object, target = the scene with it, reference = the object
 alone under another lamp, box and depth range = the true ones.  The depth hint is the background's depth fused
-with the reference's, as at inference; the target's own depth is shown only by option.
-"""
+with the reference's, as at inference; the target's own depth is shown only by option."""
 
 import math
 from bisect import bisect_right

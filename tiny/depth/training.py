@@ -1,8 +1,6 @@
 """The small depth network, its training on rendered scenes, and its held-out measures.
-
 A DPT with a Swin v2 backbone: both are stock transformers classes. Relative position biases let it run at any
-size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative inverse depth, 1 = nearest.
-"""
+size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative inverse depth, 1 = nearest."""
 
 import logging
 from pathlib import Path

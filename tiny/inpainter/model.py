@@ -1,11 +1,9 @@
 """The networks of the small inpainter, created from sizes, in Stable Diffusion's inpainting layout.
-
 UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked image), CLIP text encoder and tokenizer,
 scheduler with v-prediction and zero terminal SNR (Lin et al. 2024), and a first stage of its own:
 AutoencoderTiny, f4, 4 latent channels. Stable Diffusion's pipelines know one scaling factor for all channels,
 so the latents are held near zero mean and equal deviation while the autoencoder learns. For the evaluation
-only: a classifier of crops, which colour and which shape stands here?
-"""
+only: a classifier of crops, which colour and which shape stands here?"""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,4 @@
 """The small locator: what it sees, and its stages: seeing, finding a named solid, placing a new one.
-
 Each scene gives two images: 0 as rendered, 1 without its removed solid.
 Legend: n scenes, v the two images, b images of a batch, h w pixels, p patches (row-major), s solids (padded),
 c channels, k questions, j names in questions."""

@@ -1,7 +1,5 @@
 """Scenes whose solids come in sets: words, then a geometry that fits; arrays and painted masks of them.
-
-Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major).
-"""
+Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major)."""
 
 from collections import Counter
 from collections.abc import Sequence
