@@ -56,8 +56,7 @@ class Stage:
         self.peaks = [lr for _, lr in groups if lr > 0]
         self.optimizer = torch.optim.AdamW(
             [{"params": parameters, "lr": lr} for parameters, lr in groups if lr > 0],
-            betas=settings.betas, weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
+            betas=settings.betas, weight_decay=settings.weight_decay, fused=True)  # fmt: skip
         self.scheduler = self.schedule(self.optimizer) if self.schedule else None
         self.average = WarmAverage(self.weights.values(), decay=settings.ema) if settings.ema else None
         self.step, self.seconds, self.recent = 0, 0.0, list[dict[str, float]]()  # measures since the last row
@@ -110,8 +109,7 @@ class Stage:
             "settings": dict(self.same),
             "weights": {name: v for name, v in self.module.state_dict().items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step, "seconds": self.seconds, "recent": self.recent,
-        }  # fmt: skip
+            "step": self.step, "seconds": self.seconds, "recent": self.recent}  # fmt: skip
         if self.average is not None:
             state["average"] = dict(zip(self.weights, self.average.shadow_params, strict=True))
         if self.scheduler is not None:

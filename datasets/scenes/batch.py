@@ -102,8 +102,7 @@ def _render(
     return SceneBatch(
         main.image, main.without, relative(main.inverse), relative(main.inverse_without), main.owner + 1,
         amodal, reference.image, mask, torch.where(mask, own_depth, 0.0),
-        _facts(scenes, amodal, main.owner, depth),
-    )  # fmt: skip
+        _facts(scenes, amodal, main.owner, depth))  # fmt: skip
 
 
 def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor) -> tuple[SceneFacts, ...]:
@@ -142,6 +141,5 @@ def _facts(scenes: Sequence[Scene], amodal: Tensor, owner: Tensor, depth: Tensor
             tuple(solid.movable for solid in scene.solids), supports, tuple(boxes), tuple(depths),
             tuple(visible), tuple(area), relations,
             tuple(f"{names[a]} {sides.get(word, word)} {names[b]}" for a, word, b in ordered),
-            scene.camera.window01_xyxy, scene.same_pose,
-        ))  # fmt: skip
+            scene.camera.window01_xyxy, scene.same_pose))  # fmt: skip
     return tuple(facts)

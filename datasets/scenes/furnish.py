@@ -37,8 +37,7 @@ COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] 
     "tree": (("cylinder", (0.16, 0.16, 0.3), 0.3), ("cone", (0.62, 0.62, 0.42), 0.9),
              ("cone", (0.46, 0.46, 0.38), 1.4)),
     "stack": (("torus", (0.5, 0.5, 0.5), 0.19), ("torus", (0.4, 0.4, 0.4), 0.53),
-              ("torus", (0.3, 0.3, 0.3), 0.79)),
-}  # fmt: skip
+              ("torus", (0.3, 0.3, 0.3), 0.79))}  # fmt: skip
 
 
 def linear(srgb: np.ndarray) -> np.ndarray:
@@ -76,8 +75,7 @@ def room(rng: Generator) -> Room:
         angle=rng.uniform(-0.5, 0.5), phase=rng.random(), skirting=has_skirting * rng.uniform(0.08, 0.14),
         skirting_rgb=linear(np.clip(paint * 1.1, 0, 1)), rug=rug,
         rug_rgb=np.stack([linear(inside), linear(border)]), picture=picture,
-        picture_rgb=np.stack([linear(motif), linear(frame)]),
-    )  # fmt: skip
+        picture_rgb=np.stack([linear(motif), linear(frame)]))  # fmt: skip
 
 
 def lamp(rng: Generator, place: Room) -> Light:

@@ -147,9 +147,8 @@ class UvoConfig(VideoConfig):
     """UVO, and YouTube-VIS as published: a JSON file with the segmentations of every object by frame."""
 
     video_json: Path = setting(help="annotations with one segmentation per frame")
-    image_json: Path | None = setting(
-        None, help="frames by video (python -m datasets.uvo_process); not set: those of video_json"
-    )
+    image_json: Path | None = setting(None,
+        help="frames by video (python -m datasets.uvo_process); not set: those of video_json")  # fmt: skip
 
     def read(self) -> list[Item]:
         document, path = read_json(self.video_json), self.video_json
