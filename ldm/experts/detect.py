@@ -95,10 +95,8 @@ class Detector:
         found = {name: self.find_all(rgb_u8, name) for name in names}
         if absent := [name for name, boxes in found.items() if not boxes]:
             listed = " and nothing like ".join(map(repr, absent))
-            raise ValueError(
-                f"nothing like {listed} was found in the background (least score {self.least_score:g}); name "
-                "it with --anchors FILE.json, or a visible object, or give --box"
-            )
+            wrong = f"nothing like {listed} was found in the background (least score {self.least_score:g});"
+            raise ValueError(f"{wrong} name it with --anchors FILE.json, or a visible object, or give --box")
         return {name: boxes[0] for name, boxes in found.items()}
 
 

@@ -75,10 +75,8 @@ class Eraser:
         if (path / "model_index.json").is_file():
             hashes = sorted(hash_folder(path).items())
             return cls("diffusion", f"diffusion {hashes} {PROMPT!r} {STEPS}", _diffusion(path, device, dtype))
-        raise ValueError(
-            f"eraser {source}: neither a TorchScript file (LaMa) nor a diffusers folder (model_index.json); "
-            "auto, exemplar and opencv need no weights"
-        )
+        wrong = f"eraser {source}: neither a TorchScript file (LaMa) nor a diffusers folder"
+        raise ValueError(f"{wrong} (model_index.json); auto, exemplar and opencv need no weights")
 
     def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
         """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled, all others as given.

@@ -80,9 +80,8 @@ class FolderPainter:
         given = {name: value for name, value in wished.items() if value is not None}
         if unknown := [name for name in given if name not in takes]:
             kind = type(self.pipeline).__name__
-            raise ValueError(
-                f"painter {kind} does not know {', '.join(unknown)}; it takes {', '.join(takes)}"
-            )
+            wrong = f"painter {kind} does not know {', '.join(unknown)}; it takes {', '.join(takes)}"
+            raise ValueError(wrong)
         if "strength" in takes and "image_reference" not in takes:
             given.setdefault("strength", STRENGTH)
         extra = {"height": self.size, "width": self.size, "output_type": "np"}

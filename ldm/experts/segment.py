@@ -78,10 +78,8 @@ def object_mask(
         mask[inside], way = grabcut_mask(image.rgb_u8[inside]), "grabcut"
     fraction, (least, most) = float(mask[inside].mean()), PLAUSIBLE
     if not least <= fraction <= most:
-        raise ObjectNotFound(
-            f"the object was not found in its image: the mask found covers {fraction:.1%}, "
-            f"expected {least:.0%} to {most:.0%}; pass --object-mask or --object-box"
-        )
+        wrong = f"the object was not found in its image: the mask found covers {fraction:.1%}, expected"
+        raise ObjectNotFound(f"{wrong} {least:.0%} to {most:.0%}; pass --object-mask or --object-box")
     return mask, way
 
 

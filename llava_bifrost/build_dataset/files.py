@@ -66,10 +66,8 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
     known = read_json(settings.out / RECIPE)
     different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
     if different:
-        raise ValueError(
-            f"{settings.out} holds a data set that was begun with other settings ({', '.join(different)}); "
-            f"choose another --out or remove it"
-        )
+        wrong = f"{settings.out} holds a data set that was begun with other settings"
+        raise ValueError(f"{wrong} ({', '.join(different)}); choose another --out or remove it")
     lines = SharedLines(settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl")
     mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
     parts, count = [mine[at : at + TAKEN] for at in range(0, len(mine), TAKEN)], 0

@@ -139,9 +139,8 @@ class PreparedPhotograph:
             true = true_facts([centre, median], anchors, options.relations)
             true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
             if not true:
-                raise Rejected(
-                    "no relation: nothing can be stated of the target and an object that has a name"
-                )
+                wrong = "no relation: nothing can be stated of the target and an object that has a name"
+                raise Rejected(wrong)
             chosen = choose_facts(true, options.relations.most, self.rng)
             request = word_request(target.category, chosen, self.rng)
             location = centre if options.format == "center" else median

@@ -112,10 +112,8 @@ def read_records(path: Path) -> list[LocatorRecord]:
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise ValueError("needs id, image and two conversations (human, gpt)") from None
             if question.count(IMAGE) != 1:
-                raise ValueError(
-                    f"its question holds {question.count(IMAGE)} {IMAGE}, it needs one, "
-                    "or the model would learn to answer without looking"
-                )
+                wrong = f"its question holds {question.count(IMAGE)} {IMAGE}, it needs one,"
+                raise ValueError(f"{wrong} or the model would learn to answer without looking")
             folders = (path.parent / "images", path.parent)
             files = [file for folder in folders if (file := same_file(folder / image)).is_file()]
             if not files:
