@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.together [--out FILE]
 
-What they leave is compared, as in `benchmarks.campaign`. Files hold 16 scenes here: there are several.
-"""
+What they leave is compared, as in `benchmarks.campaign`. Files hold 16 scenes here: there are several."""
 
 import json
 import os
@@ -50,9 +49,8 @@ def measure_together(out: Out = RESULTS / "together.json") -> dict[str, Any]:
     store.SCENES_PER_SHARD = 16
     with tempfile.TemporaryDirectory() as folder:
         data, names = Path(folder, "data"), {"object": "object.png", "background_depth": "room_depth.png"}
-        job = {
-            key: str(ROOMS[0].with_name(name)) for key, name in {**names, "background": "room.png"}.items()
-        }
+        job = {key: str(ROOMS[0].with_name(name)) for key, name in names.items()}
+        job["background"] = str(ROOMS[0])
         lines = [{**job, "model": "assets/tiny/compositor", "box": BOX, "seed": seed} for seed in range(24)]
         noise_u8 = np.random.default_rng(0).integers(0, 256, (192, 72, 96, 3), np.uint8)
         (data / "images").mkdir(parents=True)
