@@ -61,14 +61,12 @@ def measure_row(
         **images, "reference_u8": draw((batch, 3, REFERENCE, REFERENCE)),
         "regions": (draw((batch, 1, SIDE, SIDE)) > 127).char(),
         "scene_depth_01": draw((batch, 1, SIDE, SIDE)) / 255,
-        "dynamics": torch.zeros(batch, dtype=torch.int64),
-    }  # fmt: skip
+        "dynamics": torch.zeros(batch, dtype=torch.int64)}  # fmt: skip
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else device, devices=1, max_steps=steps,
         precision=precision,  # type: ignore[arg-type]
         callbacks=[clock], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
+        enable_model_summary=False)  # fmt: skip
     trainer.fit(module, DataLoader([noise] * steps, batch_size=None))  # type: ignore[arg-type]
     seconds = np.diff(times)
     step = float(np.quantile(seconds[1:] if steps > 1 else seconds, 0.5, method="higher"))
@@ -79,8 +77,7 @@ def measure_row(
         "step_s": round(step, 3), "images_per_s": round(batch / step, 3), "peak_gib": round(peak / GIB, 2),
         "states_gib": 0 if states else round(trained * 2 * 4 / GIB, 2), "trained_parameters": trained,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "loss": round(float(module.last_loss), 4),
-    }  # fmt: skip
+        "loss": round(float(module.last_loss), 4)}  # fmt: skip
 
 
 def measure_training_steps(

@@ -1,7 +1,6 @@
 """A measurement of `benchmarks.published`, in the folder of this or an earlier revision.
 
-published STEPS | paint STEPS RUN SPEED: networks of true size with random weights, 512 px, one image.
-"""
+published STEPS | paint STEPS RUN SPEED: networks of true size with random weights, 512 px, one image."""
 
 import json
 import resource
@@ -66,8 +65,7 @@ def run_painter(steps: int, whole: int, speed: str) -> dict[str, Any]:
     edit[:, 100:400, 100:400] = True
     pair = SimpleNamespace(
         reference_01=draw(3, REFERENCE, REFERENCE), detail_pm1=draw(4, SIDE, SIDE),
-        depth_01=draw(3, SIDE, SIDE), background_pm1=draw(3, SIDE, SIDE), edit_mask=edit,
-    )  # fmt: skip
+        depth_01=draw(3, SIDE, SIDE), background_pm1=draw(3, SIDE, SIDE), edit_mask=edit)  # fmt: skip
     ticks: list[float] = []
 
     def on_step(step: Any) -> None:

@@ -50,8 +50,7 @@ def measure_regions(
         "model": "assets/tiny/inpainter", "steps": 20, "pixels": side,
         "cpu_s": {name: round(value, 3) for name, value in seconds.items()},
         "regions_to_one": round(whole / seconds["1 regions"], 3),
-        "passes_to_regions": round(seconds[f"{PASSES} passes"] / whole, 2),
-    }  # fmt: skip
+        "passes_to_regions": round(seconds[f"{PASSES} passes"] / whole, 2)}  # fmt: skip
     write_results(out, body)
     return body
 

@@ -125,8 +125,7 @@ def killed(folder: Path) -> dict[str, Any]:
             uploads, states = list((folder / "jobs").rglob("*uploads*/*")), [each["state"] for each in others]
             return {
                 "finished_result_kept": image == expected, "unfinished_jobs": states,
-                "reason": others[0]["error"], "uploads_left": len(uploads),
-            }  # fmt: skip
+                "reason": others[0]["error"], "uploads_left": len(uploads)}  # fmt: skip
 
 
 def measure(

@@ -144,8 +144,7 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 def where_it_covers(cut: np.ndarray, target: np.ndarray, box01: geometry.Box01) -> geometry.Box01:
     """The box of an object (h, w) that its image cuts off below, in the place of a target (H, W) in a box.
 
-    Such an object does not stand on its lowest edge: it goes where it covers most of what it replaces.
-    """
+    Such an object does not stand on its lowest edge: it goes where it covers most of what it replaces."""
     (h, w), (x0, y0, x1, y1), (left, top, right, bottom) = target.shape, box01, geometry.bbox_of_mask(cut)
     high = (x1 - x0) * w * (bottom - top) / (right - left) / h  # its height in the width of the box
     if bottom < len(cut) or high >= y1 - y0:

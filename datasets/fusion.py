@@ -165,8 +165,7 @@ def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion:
 def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Depth (h, w) without what stands in region (h, w) bool: each row interpolated across its gaps.
 
-    A gap at a border takes the side that it has, a row without any the end of the row before it.
-    """
+    A gap at a border takes the side that it has, a row without any the end of the row before it."""
     if not region.any() or region.all():
         return depth_01
     w, result, whole = region.shape[1], depth_01.copy(), np.asarray(region.all(axis=1))
@@ -222,8 +221,7 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     mode      zero: nothing, what the released compositor weights were trained with; gray255: strength of the
               edges; color: edges times colours, what the released AnyDoor weights were trained with; cutout:
               the object's own pixels
-    threshold 0 to 255, weaker edges are left out
-    """
+    threshold 0 to 255, weaker edges are left out"""
     if mode not in HF_MODES:
         raise ValueError(f"unknown hf_mode {mode!r}; allowed: {', '.join(HF_MODES)}")
     if mode in ("zero", "cutout"):

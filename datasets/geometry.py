@@ -78,8 +78,7 @@ def whole_box(box_xyxy: Sequence[float]) -> Box:
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
     """Tight box of mask (h, w) bool.
 
-    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published).
-    """
+    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published)."""
     x, y, w, h = cv2.boundingRect((mask if mask.dtype == bool else mask != 0).view(np.uint8))
     if end == "legacy":
         return (0, 0, *mask.shape[::-1]) if np.count_nonzero(mask) < 10 else (x, y, x + w - 1, y + h - 1)
@@ -266,8 +265,7 @@ def hull_box(first: Box, second: Box) -> Box:
 def crop_round(region: Box, image: Size, ratio: float, size: Size, border: str, end: str) -> Crop:
     """The crop of an image whose side is `ratio` times the longer side of a region.
 
-    size: that it is resized to. border, end: `PairOptions.border`, `.bbox_end`
-    """
+    size: that it is resized to. border, end: `PairOptions.border`, `.bbox_end`"""
     if border == "shift":  # context gives way before the crop would need padding
         longest = max(region[2] - region[0], region[3] - region[1])
         ratio = min(ratio, max(LEAST_CONTEXT, min(image) / longest))

@@ -31,9 +31,8 @@ class Augment:
     relit: float = setting(1.0, help="probability of other light and colour (published 0.5)", low=0, high=1)
     whole_view: bool = setting(False, help="they change the white margin of the reference too (published)")
     ratio_step: float = setting(0.0, help="ratios are multiples of it (published 0.1); 0: any", low=0, high=1)
-    levels: tuple[float, float, float, float, float] = setting(
-        (0.1, 0.15, 0.15, 0.1, 0.5), help=f"weights of the mask levels {' '.join(LEVELS)}", low=0
-    )
+    levels: tuple[float, float, float, float, float] = setting((0.1, 0.15, 0.15, 0.1, 0.5), low=0,
+        help=f"weights of the mask levels {' '.join(LEVELS)}")  # fmt: skip
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -55,10 +54,8 @@ class PairOptions:
 
     size: tuple[int, int] = setting((512, 512), help="(h, w) of the model's image, square", low=16)
     reference_size: int = setting(224, help="side of the reference view, pixels", low=14)
-    hf_mode: str = setting(
-        "gray255", help="detail hint; zero: released compositor, color: AnyDoor weights",
-        choices=fusion.HF_MODES,
-    )  # fmt: skip
+    hf_mode: str = setting("gray255", choices=fusion.HF_MODES,
+        help="detail hint; zero: released compositor, color: AnyDoor weights")  # fmt: skip
     hf_threshold: int = setting(50, help="edges weaker than this are left out", low=0, high=255)
     show_background: bool = setting(False, help="hint shows the background behind the object")
     box_ratio: float = setting(1.1, help="region round the object over its box", low=1, high=4)
@@ -67,11 +64,9 @@ class PairOptions:
     dilation: float = setting(0.02, help="growth of a fine mask over the crop's size", low=0, high=0.5)
     mask_level: str = setting(AUTO, help="region to paint; auto: box, fine or exact", choices=(AUTO, *LEVELS))
     max_stretch: float = setting(1.25, help="limit of the stretch to the box; 100: none", low=1, high=100)
-    occlusion: str = setting(
-        "near", choices=fusion.OCCLUSIONS,
+    occlusion: str = setting("near", choices=fusion.OCCLUSIONS,
         help="depth test; pixel: published test, but what is in front of the object is never painted; "
-        "published: it may be, close to the object; none: nothing hides the object (AnyDoor)",
-    )  # fmt: skip
+        "published: it may be, close to the object; none: nothing hides the object (AnyDoor)")  # fmt: skip
     region_of: str = one_of(
         "box", "visible", "mode place paints round the box; visible: the object's visible part (published)"
     )
@@ -79,8 +74,7 @@ class PairOptions:
     depth_hint: str = one_of(
         "fused", "target",
         "depth that training on photographs shows; fused: as at inference, its hole filled and "
-        "the object's own depth fused; target: the image's (published)",
-    )  # fmt: skip
+        "the object's own depth fused; target: the image's (published)")  # fmt: skip
     depth_fill: str = one_of("bulge", "flat", "object's shape without a depth map")
     border: str = one_of("shift", "clip", "a crop over the border; clip: cut and padded (published)")
     collage: str = one_of("mask", "box", "where the hint hides the background; box: published training")
@@ -149,8 +143,7 @@ class AugmentationParams:
         params = cls(
             ratio(*ranges.crop_ratio), ratio(*ranges.reference_ratio), bool(rng.random() < ranges.flip),
             float(rng.uniform(-ranges.brightness, ranges.brightness)), tuple(gain.tolist()),
-            LEVELS[int(rng.choice(len(LEVELS), p=weights))], int(rng.integers(2**31)),
-        )  # fmt: skip
+            LEVELS[int(rng.choice(len(LEVELS), p=weights))], int(rng.integers(2**31)))  # fmt: skip
         same = rng.random() >= ranges.relit
         return replace(params, brightness=0.0, gain=(1.0, 1.0, 1.0)) if same else params
 
@@ -159,12 +152,10 @@ PUBLISHED_TRAINING = PairOptions(
     hf_mode="zero", max_stretch=100.0, occlusion="pixel", border="clip", collage="box", bbox_end="legacy",
     fusion_norm="legacy", resample="legacy", depth_hint="target",
     augment=Augment(flip=0.5, brightness=0.2, colour=0.0, relit=0.5, whole_view=True, ratio_step=0.1,
-                    levels=(0.0, 0.0, 0.7, 0.0, 0.3)),
-)  # fmt: skip
+                    levels=(0.0, 0.0, 0.7, 0.0, 0.3)))  # fmt: skip
 PUBLISHED_INFERENCE = replace(
     PUBLISHED_TRAINING, collage="mask", mask_pad=1, mask_resize="linear", mask_level="fine",
-    occlusion="published", region_of="visible", depth_file=True,
-)  # fmt: skip
+    occlusion="published", region_of="visible", depth_file=True)  # fmt: skip
 
 
 def check_object(mask: np.ndarray, where: str = "the object") -> None:

@@ -58,8 +58,7 @@ class LoadedImage:
     def is_photograph(self) -> bool:
         """Whether the small networks of rendered scenes are of no use for it.
 
-        Where its file does not say so, every image of more than SCENE_SIDE pixels a side is a photograph.
-        """
+        Where its file does not say so, every image of more than SCENE_SIDE pixels a side is a photograph."""
         return max(self.size) > SCENE_SIDE if self.photograph is None else self.photograph
 
     @property

@@ -4,8 +4,7 @@
 
 The folders are written in bfloat16, tensor by tensor, and deleted after their commands. A command runs in a
 process of its own. NAME: image, sam, detect, paint, metrics, kosmos (8 GB of disk), dream (20), locate (30);
-the last two want 18 GB of memory. Rows of earlier runs stay.
-"""
+the last two want 18 GB of memory. Rows of earlier runs stay."""
 
 import json
 import logging
@@ -67,8 +66,7 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {  # name -> folders that it needs
         "convert": """-m llava_bifrost.model convert --adapter MODELS/adapter --base MODELS/llava
  --out MODELS/locator""",
         "locate": f"{LOCATE} --locator MODELS/locator",
-    }),
-}  # fmt: skip
+    })}  # fmt: skip
 LEAST = 0.01  # of the CPU seconds of its command: shorter calls are not shown
 NOTES = {  # row -> what the first rehearsal found, and what became of it
     "image": "Convolutions are copied to lie channels-last: half of the brackets.",

@@ -1,7 +1,6 @@
 """Model folders of true size with random weights, in bfloat16, written tensor by tensor.
 
-SIZES are those of the published networks; what is not named is the default of the library's class.
-"""
+SIZES are those of the published networks; what is not named is the default of the library's class."""
 
 import json
 import math
@@ -62,8 +61,7 @@ SIZES: dict[str, Any] = {
         "model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
         "window_size": 7, "out_indices": [2, 3, 4],
     }},
-    "words": 32000, "rank": {"rca": 16, "locator": 128, "multimask": 16},
-}  # fmt: skip
+    "words": 32000, "rank": {"rca": 16, "locator": 128, "multimask": 16}}  # fmt: skip
 
 
 @cache
@@ -86,8 +84,7 @@ def random_entry(shape: tuple[int, ...], norm: bool = False) -> Entry:
 def write_network(model: nn.Module, folder: Path, prefix: str = "") -> None:
     """config.json, and weights in files of at most SHARD bytes with their index; buffers keep their values.
 
-    prefix: of the names, where there is no config
-    """
+    prefix: of the names, where there is no config"""
     known = hasattr(model, "config")
     folder.mkdir(parents=True, exist_ok=True)
     file = save_model_config(model, folder) if known else folder / "model.safetensors"

@@ -2,8 +2,7 @@
 
     python -m scripts.rehearse_process REPORT.json (-m MODULE | FILE.py) OPTIONS ...
 
-REPORT: CPU seconds and type of every network that was loaded, CPU seconds of its calls, of stages.
-"""
+REPORT: CPU seconds and type of every network that was loaded, CPU seconds of its calls, of stages."""
 
 import json
 import runpy
@@ -68,8 +67,7 @@ class Watch:
                     "types": self.types[name], "load_s": [round(value, 2) for value in self.loads[name]],
                     "calls": len(spent), "calls_s": round(sum(spent), 2), "tokens": self.tokens[name][:2],
                     "first_s": round(spent[0], 2) if spent else None,
-                    "later_s": round(median(spent[1:]), 3) if spent[1:] else None,
-                }  # fmt: skip
+                    "later_s": round(median(spent[1:]), 3) if spent[1:] else None}  # fmt: skip
         return {"networks": rows, "stages_s": {name: round(spent, 2) for name, spent in self.stages.items()}}
 
 

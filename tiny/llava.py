@@ -42,26 +42,22 @@ def create_llava(
     side = config.image // PATCH
     convolutions = transformers.ResNetConfig(
         embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
-        layer_type="basic", out_features=["stage1", "stage2", "stage3"],
-    )  # fmt: skip
+        layer_type="basic", out_features=["stage1", "stage2", "stage3"])  # fmt: skip
     vision = transformers.DPTConfig(
         is_hybrid=True, backbone_config=convolutions, image_size=config.image, patch_size=PATCH,
         backbone_featmap_shape=[1, config.stages[2], side, side], hidden_size=config.width,
         intermediate_size=4 * config.width, num_hidden_layers=config.vision_layers,
         num_attention_heads=config.heads, hidden_act="gelu", hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        attention_probs_dropout_prob=0.0)  # fmt: skip
     text = transformers.LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=config.width, intermediate_size=config.hidden,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.heads,
         max_position_embeddings=512, rope_theta=10000.0, tie_word_embeddings=False,
-        initializer_range=config.width**-0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        initializer_range=config.width**-0.5, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
     whole = transformers.LlavaConfig(  # last vision layer, class token dropped
         vision_config=vision, text_config=text, image_token_index=vocabulary.index(IMAGE),
         image_seq_length=config.patches, vision_feature_layer=-1, vision_feature_select_strategy="default",
-        projector_hidden_act="gelu", tie_word_embeddings=False,
-    )  # fmt: skip
+        projector_hidden_act="gelu", tie_word_embeddings=False)  # fmt: skip
     with drawing(seed), torch.no_grad():
         model = LlavaForConditionalGeneration(whole)
         projector, language = model.model.multi_modal_projector, model.model.language_model
@@ -186,18 +182,15 @@ def save_llava(config: LlavaTraining, model: LlavaForConditionalGeneration, long
     side = {"height": config.model.image, "width": config.model.image}
     pixels = LlavaImageProcessorPil(  # pads an image to a square with the mean colour
         do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,
-        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3,
-    )  # fmt: skip
+        image_mean=[MEAN] * 3, image_std=[DEVIATION] * 3)  # fmt: skip
     processor = transformers.LlavaProcessor(
         image_processor=pixels, tokenizer=tokenizer, patch_size=PATCH,
         vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
-    )  # fmt: skip
+        chat_template=tokenizer.chat_template)  # fmt: skip
     half = copy.deepcopy(model).to(torch.float16)
     half.generation_config.update(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, max_new_tokens=longest,
-    )  # fmt: skip
+        pad_token_id=tokenizer.pad_token_id, max_new_tokens=longest)  # fmt: skip
     with folder_written_whole(config.out / "model") as partial:
         half.save_pretrained(partial)
         processor.save_pretrained(partial)

@@ -31,19 +31,16 @@ class SceneOptions:
     smooth_edges: bool = setting(True, help="at supersample 1, four rays in the pixels that need them")
     objects: tuple[int, int] = setting((2, 6), help="least,most solids, tables not counted", low=2, high=8)
     window: str = setting("full", help="full view, or a square round the solid", choices=("full", "object"))
-    reference_size: tuple[int, int] = setting(
-        (112, 112), help="height,width of the reference view, equal", low=16, high=4096
-    )
+    reference_size: tuple[int, int] = setting((112, 112), low=16, high=4096,
+        help="height,width of the reference view, equal")  # fmt: skip
     reference_pose: str = setting(
         "mixed", choices=("same", "other", "mixed"),
         help="pose of the reference: as in the scene, another within 30 degrees, or half and half",
     )  # fmt: skip
     furniture: float = setting(0.45, help="fraction of scenes with a table or a low platform", low=0, high=1)
     occluded: float = setting(0.42, help="fraction of scenes that hide the object partly", low=0, high=1)
-    world: str = setting(
-        "plain", choices=("plain", "wide"),
-        help="wide: also solids of several parts and further patterns, for the compositor",
-    )  # fmt: skip
+    world: str = setting("plain", choices=("plain", "wide"),
+        help="wide: also solids of several parts and further patterns, for the compositor")  # fmt: skip
     chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
 
     def __post_init__(self) -> None:

@@ -85,8 +85,7 @@ class RenderedScenes:
             target_u8=shard.array("image_u8", row),
             target_depth_01=depth_01(shard.array("depth_u16", row)) if self.true_depth else None,
             reference_depth_01=depth_01(shard.array("reference_depth_u16", row)) if own_depth else None,
-            target_mask=self.silhouette(index) if silhouette else None,
-        )  # fmt: skip
+            target_mask=self.silhouette(index) if silhouette else None)  # fmt: skip
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         """Inputs with random decisions: outline of the cut-out or the true one, symmetries of the whole."""

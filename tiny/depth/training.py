@@ -44,8 +44,7 @@ def build_network(config: DepthNetwork, seed: int) -> DPTForDepthEstimation:
     backbone = Swinv2Config(
         image_size=config.size, patch_size=4, embed_dim=config.width, depths=list(config.depths),
         num_heads=list(config.heads), window_size=config.window, drop_path_rate=0.0,
-        out_features=[f"stage{level}" for level in range(1, LEVELS + 1)],
-    )  # fmt: skip
+        out_features=[f"stage{level}" for level in range(1, LEVELS + 1)])  # fmt: skip
     widths = [config.width * 2**level for level in range(LEVELS)]
     settings = DPTConfig(backbone_config=backbone, neck_hidden_sizes=widths, fusion_hidden_size=config.fusion)
     with drawing(seed):
@@ -128,8 +127,7 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
         "image_processor_type": "DPTImageProcessor", "do_resize": True,
         "size": {"height": size, "width": size}, "keep_aspect_ratio": True, "ensure_multiple_of": MULTIPLE,
         "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": [MEAN] * 3, "image_std": [STD] * 3,
-    }  # fmt: skip
+        "image_mean": [MEAN] * 3, "image_std": [STD] * 3}  # fmt: skip
     write_json(folder / "preprocessor_config.json", preprocessing)
     write_json(folder / NOTICE_FILE, {"notice": NOTICE})
     write_json(folder / "manifest.json", manifest)
@@ -144,8 +142,7 @@ def load_images(
     settings = StoreSettings(
         out=config.folder / f"{name}-{size}{'-smooth' if smooth else ''}", count=count, device=str(device),
         split="eval" if held_out else "train", size=(size, size), reference_size=(16, 16),  # not needed here
-        smooth_edges=smooth,
-    )  # fmt: skip
+        smooth_edges=smooth)  # fmt: skip
     shards = [OpenShard(path) for path in render_shards(settings)]
     rgb, depth = (
         np.concatenate([np.stack([shard.array(one), shard.array(f"without{other}")], 1) for shard in shards])

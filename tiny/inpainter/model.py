@@ -71,8 +71,7 @@ def create_scheduler() -> DDIMScheduler:
     spends half of its steps where a region of a few cells is all noise."""
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", rescale_betas_zero_snr=True,
-        timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1,
-    )  # fmt: skip
+        timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1)  # fmt: skip
 
 
 def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPTokenizer]:
@@ -86,16 +85,14 @@ def create(config: InpainterNetworks, seed: int) -> tuple[PainterNetworks, CLIPT
             block_out_channels=config.block_channels, layers_per_block=1,
             cross_attention_dim=config.text_width,
             attention_head_dim=config.heads,  # diffusers reads this as the number of heads
-            norm_num_groups=config.norm_groups, use_linear_projection=True,
-        )  # fmt: skip
+            norm_num_groups=config.norm_groups, use_linear_projection=True)  # fmt: skip
         unet.set_attn_processor(AttnProcessor())
         words = CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=3 * config.text_width,
             projection_dim=config.text_width, num_hidden_layers=config.text_layers,
             num_attention_heads=config.text_heads, max_position_embeddings=LENGTH,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, attn_implementation="eager",
-        )  # fmt: skip
+            pad_token_id=tokenizer.pad_token_id, attn_implementation="eager")  # fmt: skip
         text_encoder = CLIPTextModel(words)
         # Embeddings start far apart: with the library's deviation of 0.02 the words are told apart only late.
         nn.init.normal_(text_encoder.get_input_embeddings().weight, std=0.5)

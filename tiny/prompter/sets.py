@@ -148,8 +148,7 @@ def open_sets(data: Path, folder: Path, scenes: int) -> Sets:
                 pixels[i, j], boxes[i, j] = mask.sum(), bbox_of_mask(mask) if mask.any() else 0
         return {
             "images_u8": shard.image_u8, "instances_u8": shard.instances_u8,
-            "kind": kind, "colour": colour, "side": side, "boxes": boxes, "pixels": pixels,
-        }  # fmt: skip
+            "kind": kind, "colour": colour, "side": side, "boxes": boxes, "pixels": pixels}  # fmt: skip
 
     return cached_arrays(Sets, folder, recipe, scenes, files, arrays_of)
 
@@ -226,5 +225,4 @@ def paint_scenes(sets: Sets, index: np.ndarray, flip: np.ndarray, masks: Sequenc
     place = np.concatenate([(low + high) / 2, high - low], -1)
     return Painted(
         images, cover.astype(np.float32), sets.kind[index].astype(np.int64),
-        sets.colour[index].astype(np.int64), side, place.astype(np.float32), tuple(masks),
-    )  # fmt: skip
+        sets.colour[index].astype(np.int64), side, place.astype(np.float32), tuple(masks))  # fmt: skip
