@@ -72,7 +72,7 @@ NOTES = {  # row -> what the first rehearsal found, and what became of it
     "image": "Convolutions are copied to lie channels-last: half of the brackets.",
     "sam": "Was loaded at every call, in single precision: 89 s and 5.2 GiB.",
     "detect": "Gave NaN: PyTorch samples large maps of half precision in the wrong place on a CPU.",
-    "paint": "Had PyTorch's attention and convolutions channels-first: 69 s, 11.1 s a step.",
+    "paint": "Had PyTorch's attention and convolutions channels-first: 69 s, a step 11.1.",
     "metrics": "CLIP is loaded twice, as its folder stands for that of CLIP-IQA too.",
     "kosmos": "Knew single precision only: 30 s, 9.7 GiB, 6.7 of them its own.",
     "dream": "The writer leaves before the painter comes. The adapter's matrices are float32 (peft).",
@@ -182,7 +182,8 @@ def run_command(command: str, models: Path) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(full, cwd=ROOT, stdout=said, stderr=said)  # noqa: S603
         while not (done := os.wait4(process.pid, os.WNOHANG))[0]:  # resources of this process alone
-            held = Path(f"/proc/{process.pid}/status").read_text().partition("RssAnon:")[2].split()
+            place = Path(f"/proc/{process.pid}/status")  # of Linux
+            held = place.read_text().partition("RssAnon:")[2].split() if place.is_file() else []
             own = max(own, int(held[0]) if held else 0)
             time.sleep(0.1)
         _, status, spent = done
@@ -192,7 +193,8 @@ def run_command(command: str, models: Path) -> dict[str, Any]:
     return {
         "command": " ".join(command.split()).replace("MODELS", "models"),
         "cpu_s": round(spent.ru_utime + spent.ru_stime, 1), "peak_gib": round(spent.ru_maxrss / 2**20, 2),
-        "own_gib": round(own / 2**20, 2), **watched, "result": "done" if not status else lines[-1],
+        "own_gib": round(own / 2**20, 2), **watched,
+        "result": (lines or ["failed"])[-1] if status else "done",
     }  # fmt: skip
 
 

@@ -16,13 +16,6 @@ import torch
 import transformers as hub
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import (
-    GroundingDinoImageProcessorPil,
-)
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from cldm.config import CONFIG_FILE, CompositorConfig, NetworkConfig
 from cldm.convert.plan import empty_networks
@@ -83,7 +76,6 @@ def random_entry(shape: tuple[int, ...], norm: bool = False) -> Entry:
 
 def write_network(model: nn.Module, folder: Path, prefix: str = "") -> None:
     """config.json, and weights in files of at most SHARD bytes with their index; buffers keep their values.
-
     prefix: of the names, where there is no config"""
     known = hasattr(model, "config")
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +96,7 @@ def write_network(model: nn.Module, folder: Path, prefix: str = "") -> None:
         shards[-1][name] = entry
     if len(shards) == 1:
         return write_safetensors(file, shards[0])
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         part = file.with_name(f"{file.stem}-{number:05d}-of-{len(shards):05d}{file.suffix}")
         write_safetensors(part, shard)
@@ -148,7 +140,7 @@ def make_depth(folder: Path) -> None:
 def make_sam(folder: Path) -> None:
     vision = build(hub.SamModel, hub.SamConfig(**SIZES["sam"]), folder).config.vision_config
     side, mask = vision.image_size, 4 * vision.image_size // vision.patch_size  # enlarged by the decoder
-    SamImageProcessorPil(
+    hub.SamImageProcessorPil(
         size={"longest_edge": side}, pad_size={"height": side, "width": side},
         mask_size={"longest_edge": mask}, mask_pad_size={"height": mask, "width": mask},
     ).save_pretrained(folder)  # fmt: skip
@@ -196,14 +188,14 @@ def make_mllm(folder: Path, family: str, template: str, **options: Any) -> Any:
     sizes = {**SIZES["llava"], "image_token_index": words.convert_tokens_to_ids("<image>")}
     kind, config = (getattr(hub, f"{family}{part}") for part in ("ForConditionalGeneration", "Config"))
     network = build(kind, config(**sizes), folder)
-    vision, made = network.config.vision_config, {"Llava": LlavaImageProcessorPil}
+    vision = network.config.vision_config
     side = {"height": vision.image_size, "width": vision.image_size}
-    images = made.get(family, LlavaNextImageProcessorPil)
-    getattr(hub, f"{family}Processor")(
+    images = getattr(hub, f"{family}ImageProcessorPil")
+    processor = getattr(hub, f"{family}Processor")(
         images(size={"shortest_edge": vision.image_size}, crop_size=side, **options), words,
         patch_size=vision.patch_size, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=TEMPLATES[template],
-    ).save_pretrained(folder)  # fmt: skip
+        num_additional_image_tokens=1, chat_template=TEMPLATES[template])  # fmt: skip
+    processor.save_pretrained(folder)
     return network
 
 
@@ -236,7 +228,7 @@ def make_kosmos(folder: Path) -> None:
     config = hub.Kosmos2Config(**SIZES["kosmos"])
     build(hub.Kosmos2ForConditionalGeneration, config, folder)
     size = dict.fromkeys(("height", "width"), config.vision_config.image_size)
-    images = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
+    images = hub.CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
     hub.Kosmos2Processor(images, hub.CLIPTokenizer.from_pretrained(SMALL / "tokenizer")).save_pretrained(
         folder
     )
@@ -250,7 +242,7 @@ def make_grounding_dino(folder: Path) -> None:
     named |= {number + 26: f"##{letter}" for number, letter in enumerate(string.ascii_lowercase, 1037)}
     vocabulary = {named.get(k, f"[unused{k}]"): k for k in range(config.text_config.vocab_size)}
     words = hub.BertTokenizerFast(vocab=vocabulary)
-    hub.GroundingDinoProcessor(GroundingDinoImageProcessorPil(), words).save_pretrained(folder)
+    hub.GroundingDinoProcessor(hub.GroundingDinoImageProcessorPil(), words).save_pretrained(folder)
 
 
 def make_judges(folder: Path) -> None:
