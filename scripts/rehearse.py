@@ -198,7 +198,7 @@ def run_command(command: str, models: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-build_app = single_app(rehearse)
+build_app = single_app(rehearse, bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -27,7 +27,12 @@ SETTINGS_OF = {"docs/prompts.md": PromptTraining}  # whose keys a page names; ot
 OURS = ("ldm", "datasets", "cldm", "llava_bifrost", "inpainting")
 # Folders that running the code makes, and weights, which have tests of their own.
 MADE = ("outputs", "runs", "models", "data", "assets/tiny", ".venv")
-EVALUATIONS = ("tiny.inpainter.evaluate", "tiny.prompter.evaluate", "tiny.prompter.scenes")
+EVALUATIONS = (
+    "tiny.inpainter.evaluate",
+    "tiny.prompter.evaluate",
+    "tiny.prompter.scenes",
+    "scripts.rehearse",
+)
 
 COMMANDS = [(page, command) for page in pages.PAGES for command in pages.commands(page)]
 CODE = [(page, code) for page in pages.PAGES for code in pages.blocks(page, "python")]
@@ -239,7 +244,7 @@ def test_no_long_work_starts_without_an_argument():
     lines = re.findall(r"^## (.*)\n\n`python (.*?)`: ", page, re.MULTILINE)
     assert len(lines) >= 70
     bare = {title.replace(" ", "_") for title, line in lines if line.removeprefix("-m ") == title}
-    evaluations = {name for name in bare if name.endswith((".evaluate", ".scenes"))}
+    evaluations = {name for name in bare if name.endswith((".evaluate", ".scenes", ".rehearse"))}
     assert bare - evaluations <= set(BARE.split())
     for module in ("cldm.evaluate.__main__", "llava_bifrost.evaluate.__main__", *EVALUATIONS):
         body = typer.main.get_command(importlib.import_module(module).build_app())
