@@ -34,10 +34,8 @@ def run_published(steps: int, whole: int) -> dict[str, Any]:
     tokens, null = map(identity, references)
     encode_s, identity = time.process_time() - started, torch.nn.Module()  # its memory is free again
     unet, *nets = (
-        create.create_unet(CONFIG),
-        create.create_control(CONFIG, 4),
-        create.create_control(CONFIG, 3),
-    )
+        create.create_unet(CONFIG), create.create_control(CONFIG, 4), create.create_control(CONFIG, 3),
+    )  # fmt: skip
     space = latents.LatentSpace(create.create_autoencoder(CONFIG.autoencoder))
     detail, depth = map(model_of.ControlBranch, nets)
     model = SimpleNamespace(unet=unet, detail=detail, depth=depth, latent_space=space)

@@ -65,8 +65,7 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {  # name -> folders that it needs
     "locate": ("llava", {
         "convert": """-m llava_bifrost.model convert --adapter MODELS/adapter --base MODELS/llava
  --out MODELS/locator""",
-        "locate": f"{LOCATE} --locator MODELS/locator",
-    })}  # fmt: skip
+        "locate": f"{LOCATE} --locator MODELS/locator"})}  # fmt: skip
 LEAST = 0.01  # of the CPU seconds of its command: shorter calls are not shown
 NOTES = {  # row -> what the first rehearsal found, and what became of it
     "image": "Convolutions are copied to lie channels-last: half of the brackets.",
@@ -194,8 +193,7 @@ def run_command(command: str, models: Path) -> dict[str, Any]:
         "command": " ".join(command.split()).replace("MODELS", "models"),
         "cpu_s": round(spent.ru_utime + spent.ru_stime, 1), "peak_gib": round(spent.ru_maxrss / 2**20, 2),
         "own_gib": round(own / 2**20, 2), **watched,
-        "result": (lines or ["failed"])[-1] if status else "done",
-    }  # fmt: skip
+        "result": (lines or ["failed"])[-1] if status else "done"}  # fmt: skip
 
 
 build_app = single_app(rehearse, bare=False)

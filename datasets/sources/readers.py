@@ -25,11 +25,9 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Turn = Callable[[np.ndarray], np.ndarray]
 # EXIF orientation that exchanges height and width -> from upright to stored pixels.
 TO_STORED: dict[int, Turn] = {
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels),
-    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels, -1),
-}
+    5: lambda pixels: pixels.swapaxes(0, 1), 6: lambda pixels: np.rot90(pixels),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: lambda pixels: np.rot90(pixels, -1),
+}  # fmt: skip
 TARGET_MARGIN = 1.1  # the region round the target object over its box, as published
 
 
