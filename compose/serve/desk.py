@@ -15,7 +15,7 @@ import numpy as np
 
 from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
-from compose.serve.jobs import Job
+from compose.serve.jobs import ENDED, Job
 from compose.serve.settings import COMPOSE_FIELDS, anywhere, filled
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sources import Sources, depth_of
@@ -33,6 +33,7 @@ CARRIED = {*COMPOSE_FIELDS, "invert_target_mask"} - {"box", "box_px", "depth", "
 PLACE, NAME, MASK = "place the object", "name a thing", "paint the target mask"
 FIXES = {"add by click": (True, True), "remove by click": (False, True)}  # adds, finds what is alike
 FIXES |= {"paint in": (True, False), "rub out": (False, False)}
+DEPTH = "depth"  # kind of the job that nobody asks for
 CLICK = 0.012  # radius of a click, of the longer side; chosen: a fingertip on a phone
 LEAST_BOX = 0.06  # side of a box round a click at which little was found; chosen
 
@@ -48,12 +49,12 @@ def stroke_mask(size: tuple[int, int], points: Sequence[Sequence[float]], radius
 
 
 class Visit:
-    """What one visitor has: a folder, files, the job that may be cancelled."""
+    """What one visitor has: a folder, files, jobs."""
 
     def __init__(self) -> None:
         self.own, self.lock = own_folder(FOLDER), RLock()  # events come in several threads
-        self.given: list[Path] = []
-        self.job: Job | None = None
+        self.client, self.text, self.answers = "", "", 0  # its address, what its tab says, how many times
+        self.jobs: dict[str, Job] = {}  # kind -> the last one
         self.done = Counter[str]()  # surface -> number of the last act on it
 
     def catch_up(self, log: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -66,6 +67,11 @@ class Visit:
 
     def act(self, surface: str, act: Mapping[str, Any]) -> None:
         """An act of the visitor."""
+
+    @property
+    def work(self) -> list[str]:
+        """What the server does for the visitor: kinds of jobs."""
+        return [kind for kind, job in self.jobs.items() if job.state not in ENDED]
 
 
 class Desk(Visit):
@@ -82,20 +88,32 @@ class Desk(Visit):
         self.item: LoadedImage | None = None
         self.cut = self.marks = np.zeros((0, 0), np.uint8)  # (h, w) the object; 1 painted in, 2 rubbed out
         self.object_depth_01: np.ndarray | None = None  # (h, w)
+        self.note, self.back = "", list[Any]()  # of an earlier result: text, values of the controls
         self.clear()
 
     def clear(self) -> None:
         """Forget what belongs to one background."""
+        self.jobs.pop(DEPTH, None)
         self.files = {name: path for name, path in self.files.items() if name.startswith("object")}
         self.carried: dict[str, Any] = {}  # settings of a recipe
         self.depth_01: np.ndarray | None = None  # (H, W)
         self.target: np.ndarray | None = None  # (H, W) bool
         self.box: Box01 | None = None
         self.depth: tuple[float, ...] | None = None  # None: that of the ground at the foot of the box
-        self.named: dict[str, Box01] = {}
-        self.pending: Box01 | None = None  # has no name yet
+        self.forget()
         self.records: list[dict[str, Any]] = []  # the locator's answer, with each place chosen in turn
         self.small: tuple[Sources, np.ndarray] | None = None
+
+    @property
+    def work(self) -> list[str]:
+        """So is the depth of a background that has none, unless its job has failed."""
+        lacks = DEPTH not in self.jobs and self.background is not None and self.depth_01 is None
+        return super().work + [DEPTH] * lacks
+
+    def forget(self) -> None:
+        """No names any more."""
+        self.named: dict[str, Box01] = {}
+        self.pending: Box01 | None = None  # has no name yet
 
     def take(self, name: str, path: Path) -> str:
         """Use a file as this setting of a composite; returns what the visitor should know."""
@@ -236,9 +254,8 @@ class Desk(Visit):
     def preview(self, mode: str) -> Occlusion | None:
         """The object in its place; None where something is missing for that."""
         target = None if mode == "place" else self.target
-        if self.background is None or self.item is None or self.depth_01 is None or not self.cut.any():
-            return None
-        if self.box is None and target is None:  # that is, no place
+        placed = (self.box is not None or target is not None) and self.cut.any()
+        if self.background is None or self.item is None or self.depth_01 is None or not placed:
             return None
         if self.small is None:
             box01 = None if self.target is None else box_to_01(bbox_of_mask(self.target), self.target.shape)
@@ -255,10 +272,6 @@ class Desk(Visit):
         """The depth (H, W) of a background, if it is still there and has none."""
         if self.background is background and self.depth_01 is None:
             self.depth_01, self.small = depth_01, None
-
-    def forget(self) -> None:
-        """No names any more."""
-        self.named, self.pending = {}, None
 
     def centre(self) -> float:
         """The depth that a slider shows."""
@@ -282,8 +295,7 @@ class Desk(Visit):
                 file = Path(plain[name]).name.removeprefix(IN_MEMORY)
                 missing.append(f"{name.replace('_', ' ')} ({file})")
         self.box, self.depth = settings.box, settings.depth
-        placement = recipe.get("placement")
-        if placement:
+        if placement := recipe.get("placement"):
             count = range(len(placement["candidates"]))
             self.records = [{**placement, "chosen": index, "satisfied": {}} for index in count]
             self.records[placement["chosen"]] = placement

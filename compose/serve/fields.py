@@ -35,13 +35,10 @@ FIELDS = {
 }
 NEEDED = {
     "paint": {"image": "the image to edit"},
-    "place": {
-        "image": "the image to look at",
-        "reference_image": "the object to place",
-        "instruction": "the sentence that says where",
-    },
+    "place": {"image": "the image to look at", "reference_image": "the object to place"},
     "replay": {"result": "the PNG to paint again"},
 }
+NEEDED["place"]["instruction"] = "the sentence that says where"
 
 
 def field_schemas(*kinds: str) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""What the tabs of the page share: drawing surfaces, errors in words, controls, files, jobs, results.
+"""What the tabs of the page share: drawing surfaces, controls, files, jobs, results.
 
 Images for the screen are JPEG; files are used as they come, and results leave as PNG. No file passes through
 Gradio, whose addresses name folders of the server: `Site.receive` takes those of visitors, and results have
 the addresses of the HTTP API.
 """
 
-import asyncio
 import base64
 import contextlib
 import html
@@ -15,7 +14,7 @@ import secrets
 import shutil
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,10 +24,10 @@ import numpy as np
 from fastapi import UploadFile
 from tqdm.auto import tqdm
 
-from compose.serve.desk import Visit
+from compose.serve.desk import DEPTH, Visit
 from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull, Work
 from compose.serve.settings import ServeSettings
-from compose.serve.uploads import check_image, store, without_paths
+from compose.serve.uploads import check_image, store
 from ldm.decode import LoadedImage
 from ldm.files import read_text
 from ldm.images import encode_image
@@ -50,80 +49,15 @@ RESULT = """.pair {position: relative}
 .pair input {width: 100%}
 .samples img {height: 6em; display: inline-block; margin: 4px; cursor: pointer}
 .downloads a {margin-right: 1em}"""
-POLL = 0.2  # seconds between two looks at a job; chosen
 WAITS = 600  # seconds in which the page names a file that was sent; chosen
 UNTAKEN = 2000, 16  # files that no page has named yet: their number, their bytes in largest requests; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen
 IMAGE_FILES = "accept='image/*'"
-EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-# The second event of a click: of two in its queue Gradio now and then sends one to a closed connection.
-APART = {**EVENT, "queue": False}
-FREQUENT = {"queue": False, "trigger_mode": "always_last"}  # of Gradio's queue, which shows errors, not ours
-# For a tab: its second input becomes what was done on its surfaces, each act with the two inputs after it,
-# which say what a stroke does. Data of the events would not do: "always_last" of Gradio 6.31 sends old ones.
-LOG = """(...values) => {
-  values[1] = {};
-  for (const name of NAMES) {
-    values[1][name] = document.querySelector(`#${name}-canvas canvas`).acts;
-    for (const act of values[1][name]) act.means ??= values.slice(2, 4);
-  }
-  return values;
-}"""
 
 
 def as_url(image_u8: np.ndarray) -> str:
     """An image (h, w, 3) for the screen."""
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(LoadedImage(image_u8), ".jpg")).decode()
-
-
-@contextlib.contextmanager
-def in_words(
-    visit: Visit | None, log: Mapping[str, Sequence[dict[str, Any]]] | None = None
-) -> Iterator[None]:
-    """Errors inside become ones that a visitor can read; one event of a visit at a time.
-
-    log: what was done on surfaces until this event, see canvas.js; it is done first
-    """
-    if visit is None:
-        raise gr.Error("not ready yet, or this visit has ended: try again, or load the page again")
-    try:
-        with visit.lock:
-            visit.catch_up(log or {})
-            yield
-    except (ValueError, QueueFull) as error:
-        raise gr.Error(html.escape(without_paths(str(error), {}))) from error
-
-
-def connect(
-    event: Callable[..., Any],
-    act: Callable[..., Any],
-    show: Callable[..., Any],
-    looks: list[Any],
-    outputs: list[Any],
-    *more: Any,
-    **how: Any,
-) -> Any:
-    """At an event do act(visit, event, looks, values of more), then show(visit, *looks) in the outputs.
-
-    looks: components, the visit and its log first. how: for Gradio
-    """
-    count = len(looks) - 2
-
-    def handler(visit: Any, log: Any, event: gr.EventData, *values: Any) -> Any:
-        with in_words(visit, log):
-            act(visit, event, values[:count], *values[count:])
-            return show(visit, *values[:count])
-
-    return event(handler, [*looks, *more], outputs, **{**EVENT, **how})
-
-
-def nothing(visit: Visit, event: gr.EventData, looks: Sequence[Any]) -> None:
-    """For `connect`: only show what there is."""
-
-
-def log_of(*names: str) -> str:
-    """For `js` of the events of a tab with these surfaces."""
-    return LOG.replace("NAMES", json.dumps(names))
 
 
 def controls_of(schema: type, names: Sequence[str]) -> list[Any]:
@@ -224,49 +158,55 @@ class Site:
         return paths
 
     def begin(
-        self, visit: Visit, kind: str, request: gr.Request, files: Mapping[str, Path]
-    ) -> tuple[Job, dict[str, Any]]:
-        """A job of this visitor, who may cancel it, and copies of the files in its folder."""
-        visit.job = job = self.queue.open(kind, request.client.host if request.client else "")
+        self, visit: Visit, kind: str, files: Mapping[str, Path], work: Callable[[dict[str, Any]], Work]
+    ) -> bool:
+        """A new job of this visitor; False where one of its kind is not done yet. QueueFull
+
+        work: made of the copies of the files in its folder
+        """
+        if (last := visit.jobs.get(kind)) is not None and last.state not in ENDED:
+            return False
+        job = self.queue.open(kind, visit.client)
         try:
             copies = ((name, path.read_bytes()) for name, path in files.items())
-            return job, {name: store(job, name, data, self.settings) for name, data in copies}
+            own = work({name: store(job, name, data, self.settings) for name, data in copies})
         except (OSError, ValueError):
             self.queue.cancel(job)
             raise
+        visit.jobs.pop(kind, None)
+        visit.jobs[kind] = self.queue.submit(job, own)  # the newest is the last
+        return True
 
     def cancel(self, visit: Visit) -> None:
-        """End the visitor's job before its next step."""
-        if visit.job is not None and visit.job.state not in ENDED:
-            self.queue.cancel(visit.job)
+        """End the visitor's jobs before their next step."""
+        for kind in set(visit.work) & visit.jobs.keys() - {DEPTH}:
+            self.queue.cancel(visit.jobs[kind])
 
-    async def follow(
-        self, job: Job, work: Work, words: Callable[[Any], list[str]] | None = None
-    ) -> AsyncIterator[str]:
-        """HTML while a job goes on: what it does, the time left, its newest preview; gr.Error where it fails.
+    def told(self, words: Callable[[Any], list[str]], visit: Visit) -> str:
+        """HTML of the newest job: what it does, the time left and its newest preview, or what came of it.
 
         words: of its report, for people; then its images and files are shown
         """
-        self.queue.submit(job, work)
-        while job.state not in ENDED:
-            text = f"Waiting, {self.queue.position(job)} before this one"
-            text = "Preparing" if job.state == "running" else text
-            if job.total:
-                left = "" if job.seconds_left is None else f", {tqdm.format_interval(job.seconds_left)} left"
-                text = f"Step {job.step} of {job.total}{left}"
-                text += f"<progress max={job.total} value={job.step} style='width: 100%'></progress>"
-            if preview := job.look():
-                data = base64.b64encode(preview).decode()
-                text += f"<img alt='preview' style='height: 10em' src='data:image/png;base64,{data}'>"
-            yield text
-            await asyncio.sleep(POLL)
-        if job.state == "failed":
-            yield ""
-            raise gr.Error(html.escape(job.error or ""))
-        if job.state == "cancelled":
-            yield f"Cancelled after {job.step} of {job.total} steps"
-        else:
-            yield "" if words is None or job.result is None else self.shown(job, words(job.result["report"]))
+        jobs = [job for kind, job in visit.jobs.items() if kind != DEPTH]
+        if not jobs:
+            return ""
+        job, state = jobs[-1], jobs[-1].state
+        if state == "done":
+            assert job.result is not None
+            return self.shown(job, words(job.result["report"])) if "report" in job.result else ""
+        if state == "failed":
+            return f"<p role='alert'>{html.escape(job.error or '')}</p>"
+        if state == "cancelled":
+            return f"Cancelled after {job.step} of {job.total} steps"
+        text = f"Waiting, {self.queue.position(job)} before this one" if state == "queued" else "Preparing"
+        if job.total:
+            left = "" if job.seconds_left is None else f", {tqdm.format_interval(job.seconds_left)} left"
+            text = f"Step {job.step} of {job.total}{left}"
+            text += f"<progress max={job.total} value={job.step} style='width: 100%'></progress>"
+        if preview := job.look():
+            data = base64.b64encode(preview).decode()
+            text += f"<img alt='preview' style='height: 10em' src='data:image/png;base64,{data}'>"
+        return text
 
     def link(self, job: Job, name: str, save_as: str) -> str:
         """A file of a job, to be downloaded."""

@@ -8,11 +8,12 @@ import gradio as gr
 from cldm.config import load_compositor_config
 from cldm.model import Compositor
 from compose.models import compositor_folder
-from compose.serve.desk import Desk, Visit
+from compose.serve.desk import Desk
+from compose.serve.events import EVENT
 from compose.serve.jobs import JobQueue
-from compose.serve.page import EVENT, Site
+from compose.serve.page import Site
 from compose.serve.page_compose import ComposeTab
-from compose.serve.page_jobs import jobs_tab
+from compose.serve.page_jobs import JobsDesk, jobs_tab
 from compose.serve.page_regions import RegionsDesk, RegionsTab
 from compose.serve.settings import ServeSettings, anywhere, filled
 from compose.serve.uploads import public, without_paths
@@ -76,5 +77,7 @@ def build_page(site: Site) -> gr.Blocks:
             text = gr.Markdown()
         tab.select(about, None, text, **EVENT)
         known, ready = visits + site.surfaces, [dict[str, Any]()] * len(site.surfaces)
-        blocks.load(lambda: [Desk(below, config.pair), RegionsDesk(), Visit(), *ready], None, known, **EVENT)
+        blocks.load(
+            lambda: [Desk(below, config.pair), RegionsDesk(), JobsDesk(), *ready], None, known, **EVENT
+        )
     return blocks

@@ -1,7 +1,8 @@
 """The tab of the page that puts an object into a background."""
 
+import contextlib
 import html
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ import numpy as np
 from compose import load_models
 from compose.preview import SIDE
 from compose.serve import page
-from compose.serve.desk import FIXES, MASK, NAME, PLACE, Desk
-from compose.serve.jobs import Job
+from compose.serve.desk import DEPTH, FIXES, MASK, NAME, PLACE, Desk
+from compose.serve.events import EVENT, Events, nothing, status_of_work
+from compose.serve.jobs import Job, QueueFull
 from compose.serve.settings import anywhere
 from compose.serve.uploads import public
 from compose.serve.work import Networks, compose_work, places_of
@@ -29,15 +31,17 @@ NAMED, EDGE = "#2b6cb0", (232, 64, 42)
 CONTROLS: tuple[str, ...] = ("mode", "num_samples", "seed", "steps", "guidance", "detail", "strength", "init")
 CONTROLS += ("scheduler", "detail_weight", "depth_weight", "compat")
 PROPOSED = 5  # places; chosen
-DEPTH = """(d, low) =>
+DEPTH_ACT = """(d, low) =>
   document.querySelector('#background-canvas canvas').act('drag', {depth: low ? null : d}, 'depth')"""
 
 
 def scene(desk: Desk, tool: str, fix: str, view: str, mode: str) -> list[Any]:
     """Values of the surface, of the preview in words, of the depth slider, and whether it is the ground's."""
-    value, words = dict[str, Any](done=desk.done["background"]), ""
+    value, words, goes_on = dict[str, Any](done=desk.done["background"]), "", DEPTH in desk.work
     if desk.background is not None:
-        words = "The depth is being estimated" if desk.depth_01 is None else ""
+        if desk.depth_01 is None:
+            words = "The depth is being estimated" if goes_on else "The depth could not be estimated: "
+            words += "" if goes_on else html.escape(desk.jobs[DEPTH].error or "")
         size = fitted(desk.background.size, SIDE)
         if view == "depth" and desk.depth_01 is not None:
             gray_u8 = (255 * resize(desk.depth_01, size)).astype(np.uint8)
@@ -89,9 +93,9 @@ def composite_in_words(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def both(desk: Desk, tool: str, fix: str, view: str, mode: str) -> list[Any]:
+def both(desk: Desk, *looks: str) -> list[Any]:
     """Values of both surfaces and what belongs to them."""
-    return [cutout(desk, fix), *scene(desk, tool, fix, view, mode)]
+    return [cutout(desk, looks[1]), html.escape(desk.note), *scene(desk, *looks)]
 
 
 class ComposeTab:
@@ -112,7 +116,7 @@ class ComposeTab:
                     about = "What the box shows; then press Enter"
                     self.name = gr.Textbox(label=about, placeholder="sofa", scale=3, elem_id="name")
                     self.forget = gr.Button("Forget all names", scale=1)
-                self.note, self.status = gr.HTML(elem_id="note"), gr.HTML(elem_id="status")
+                self.note, self.status = gr.HTML(elem_id="note"), status_of_work("status")
             with gr.Column(scale=2, min_width=320):
                 inputs = {"object": "Object", "object_mask": "Its mask", "object_depth": "Its depth"}
                 self.item = site.surface(inputs, "an object", 0.4)
@@ -127,114 +131,88 @@ class ComposeTab:
                 with gr.Row():
                     self.go = gr.Button("Compose", variant="primary", elem_id="compose")
                     self.cancel = gr.Button("Cancel", elem_id="cancel")
-        self.own = [desk, gr.JSON(visible=False), self.tool, self.fix]
-        self.looks = [*self.own, self.view, self.controls[0]]
-        self.scene = [self.place, self.words, self.depth, self.ground]
+        self.looks = [desk, self.tool, self.fix, self.view, self.controls[0]]
         self.wire()
 
     def wire(self) -> None:
         """What happens at which event."""
+        events = Events(self.status, self.looks, ["background", "object"], self.go_on)
+        scene_of = [self.place, self.words, self.depth, self.ground]
+        shown = [self.item, self.note, *scene_of]
 
-        log = {"js": page.log_of("background", "object")}
+        def on(event: Any, act: Callable[..., Any], *more: Any) -> None:
+            events.on(event, act, both, shown, *more)
 
-        def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> Any:
-            return page.connect(event, act, both, self.looks, [self.item, *self.scene], *more, **log, **how)
-
-        def estimated(event: Any) -> None:
-            on(event.success(self.estimate, self.desk, self.status, **page.EVENT).success, page.nothing)
-
-        frequent = {**log, **page.FREQUENT}  # and leaves the object as it is
-        page.connect(self.place.drag, page.nothing, scene, self.looks, self.scene, **frequent)
-        for surface in (self.place, self.item):
-            on(surface.draw, page.nothing, trigger_mode="multiple")
-        self.depth.input(None, self.depth, js=DEPTH, api_visibility="private")
-        self.ground.input(None, [self.depth, self.ground], js=DEPTH, api_visibility="private")
-        named = on(self.name.submit, lambda desk, event, looks, text: desk.name(text), self.name)
-        named.success(lambda: "", None, self.name, **page.APART)
-        on(self.forget.click, lambda desk, event, looks: desk.forget())
+        events.on(self.place.drag, nothing, scene, scene_of, trigger_mode="always_last")
+        for event in (self.place.draw, self.item.draw, self.status.ask):
+            on(event, nothing)
+        self.depth.input(None, self.depth, js=DEPTH_ACT, api_visibility="private")
+        self.ground.input(None, [self.depth, self.ground], js=DEPTH_ACT, api_visibility="private")
+        name, named = (lambda desk, event, text: desk.name(text)), (lambda *looks: [*both(*looks), ""])
+        events.on(self.name.submit, name, named, [*shown, self.name], self.name)
+        on(self.forget.click, lambda desk, event: desk.forget())
         for part in (self.tool, self.view, self.fix, self.controls[0]):
-            on(part.input, page.nothing)
-        self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **page.APART)
-        for name in INPUT_FILES:
-            surface = self.item if name.startswith("object") else self.place
-            given = on(getattr(surface, name), partial(self.take, name), trigger_mode="multiple")
-            if name == "background":
-                estimated(given)
-        back = [self.note, self.sentence, *self.controls]
-        estimated(self.place.replay(self.replayed, [self.desk], back, **page.EVENT))
-        given, how = [*self.own, self.sentence, *self.controls], {**page.EVENT, **log}
-        on(self.ask.click(self.propose, given, self.status, **how).success, page.nothing)
-        self.go.click(self.compose, given, self.status, scroll_to_output=True, **how)
-        self.go.click(lambda: "", None, self.note, **page.APART)
-        self.cancel.click(self.site.cancel, self.desk, **page.EVENT)
+            on(part.input, nothing)
+        self.tool.input(lambda tool: gr.Row(visible=tool == NAME), self.tool, self.naming, **EVENT)
+        for setting in INPUT_FILES:
+            surface = self.item if setting.startswith("object") else self.place
+            on(getattr(surface, setting), partial(self.take, setting))
+        given = [self.sentence, *self.controls]
+        back = lambda desk, *looks: [*both(desk, *looks[:-1], desk.back[1]), *desk.back]  # noqa: E731
+        events.on(self.place.replay, self.replay, back, [*shown, *given])
+        on(self.ask.click, self.propose, *given)
+        note = lambda desk, *looks: [html.escape(desk.note)]  # noqa: E731
+        events.on(self.go.click, self.compose, note, [self.note], *given, scroll_to_output=True)
+        on(self.cancel.click, lambda desk, event: self.site.cancel(desk))
 
-    def take(self, name: str, desk: Desk, event: gr.EventData, looks: Sequence[str]) -> None:
+    def go_on(self, desk: Desk) -> str:
+        """Begin the depth of a background that has none, once the queue takes it; HTML of what goes on."""
+        if (background := desk.background) is not None and DEPTH in desk.work:
+            settings = anywhere(desk.config)
+
+            def work(job: Job, networks: Networks) -> dict[str, Any]:
+                networks.models = load_models(replace(settings, device=networks.device), networks.models)
+                desk.estimated(background, networks.models.depth.estimate(background.rgb_u8))
+                return {}
+
+            with contextlib.suppress(QueueFull):
+                self.site.begin(desk, DEPTH, {}, lambda files: work)
+        return self.site.told(composite_in_words, desk)
+
+    def take(self, name: str, desk: Desk, event: gr.EventData) -> str:
         """A file for a setting."""
-        if note := desk.take(name, self.site.files_of(desk, event)[0]):
-            gr.Info(note)
+        return desk.take(name, self.site.files_of(desk, event)[0])
 
-    def replayed(self, desk: Desk, event: gr.EventData) -> list[Any]:
+    def replay(self, desk: Desk, event: gr.EventData) -> None:
         """All settings of an earlier result."""
-        with page.in_words(desk):
-            values, missing = desk.replay(self.site.files_of(desk, event)[0])
+        values, missing = desk.replay(self.site.files_of(desk, event)[0])
         desk.carried = {name: value for name, value in desk.carried.items() if name not in CONTROLS}
-        text = "All settings of the image are back."
+        desk.note = "All settings of the image are back."
         if missing:
-            text += f" Its {' and '.join(missing)} must be given again: drop the same file."
-        shown = ["" if (value := values.get(name)) is None else value for name in CONTROLS]
-        return [html.escape(text), values["instruction"] or "", *shown]
+            desk.note += f" Its {' and '.join(missing)} must be given again: drop the same file."
+        desk.back = [
+            "" if (value := values.get(name)) is None else value for name in ("instruction", *CONTROLS)
+        ]
 
-    async def estimate(self, desk: Desk, request: gr.Request) -> AsyncIterator[Any]:
-        """The depth of a background that has none yet."""
-        if (background := desk.background) is None or desk.depth_01 is not None:
-            yield gr.skip()  # else what is shown would go
-            return
-        settings = anywhere(desk.config)
-
-        def work(job: Job, networks: Networks) -> dict[str, Any]:
-            networks.models = load_models(replace(settings, device=networks.device), networks.models)
-            desk.estimated(background, networks.models.depth.estimate(background))
-            return {}
-
-        with page.in_words(desk):
-            job, _ = self.site.begin(desk, "depth", request, {})
-        async for text in self.site.follow(job, work):
-            yield text
-
-    def begin(
-        self, desk: Desk, kind: str, request: gr.Request, sentence: str, controls: Sequence[Any]
-    ) -> tuple[Job, ComposeSettings]:
-        """A job with the visitor's files."""
-        with page.in_words(desk):
-            given = page.values_of(ComposeSettings, CONTROLS, controls)
-            settings = desk.settings(given, sentence)
-            job, files = self.site.begin(desk, kind, request, settings.input_files)
-            return job, replace(settings, **files)
-
-    async def propose(self, desk: Desk, log: Any, request: gr.Request, *values: Any) -> AsyncIterator[str]:
+    def propose(self, desk: Desk, event: gr.EventData, sentence: str, *controls: Any) -> None:
         """Places for the sentence, drawn on the scene."""
-        _, _, sentence, *controls = values
-        with page.in_words(desk, log):
-            pass  # the boxes of things
-        job, settings = self.begin(desk, "place", request, sentence or " ", controls)
-        settings = replace(settings, candidates=PROPOSED)
+        settings = desk.settings(page.values_of(ComposeSettings, CONTROLS, controls), sentence or " ")
 
-        def work(job: Job, networks: Networks) -> dict[str, Any]:
-            found = places_of(settings, networks, desk.depth_01)
+        def work(own: ComposeSettings, job: Job, networks: Networks) -> dict[str, Any]:
+            found = places_of(own, networks, desk.depth_01)
             desk.records = [public(found.record(index)) for index in range(len(found.candidates))]
             desk.choose(0)
             return {}
 
-        async for text in self.site.follow(job, work):
-            yield text
+        own = replace(settings, candidates=PROPOSED)
+        self.site.begin(desk, "place", own.input_files, lambda files: partial(work, replace(own, **files)))
 
-    async def compose(self, desk: Desk, log: Any, request: gr.Request, *values: Any) -> AsyncIterator[str]:
+    def compose(self, desk: Desk, event: gr.EventData, sentence: str, *controls: Any) -> None:
         """The composite, at the place that is shown, or where the sentence says."""
-        _, _, sentence, *controls = values
-        with page.in_words(desk, log):
-            placed = desk.box is not None or desk.target is not None
-            placement = desk.record
-        job, settings = self.begin(desk, "compose", request, "" if placed else sentence, controls)
-        work = partial(compose_work, settings, page=True, placement=placement)
-        async for text in self.site.follow(job, work, composite_in_words):
-            yield text
+        placed = desk.box is not None or desk.target is not None
+        given = page.values_of(ComposeSettings, CONTROLS, controls)
+        settings = desk.settings(given, "" if placed else sentence)
+        work = partial(compose_work, page=True, placement=desk.record)
+        begun = self.site.begin
+        begun(desk, "compose", settings.input_files, lambda files: partial(work, replace(settings, **files)))
+        desk.note = ""

@@ -1,22 +1,21 @@
 """The tab of the page that composes a file of jobs."""
 
-import asyncio
-import contextlib
 import html
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 import gradio as gr
 
 from compose import batch
 from compose.serve import page
 from compose.serve.desk import Visit
-from compose.serve.jobs import ENDED, Job, QueueFull
+from compose.serve.events import Events, nothing, status_of_work
+from compose.serve.jobs import Job, QueueFull
 from compose.serve.page_compose import composite_in_words
 from compose.serve.settings import COMPOSE_FIELDS, ServeSettings
 from compose.serve.work import compose_work
@@ -48,6 +47,20 @@ def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> lis
     return batch.read_jobs(lists[0], settings.compose_config, folder)
 
 
+class JobsDesk(Visit):
+    """The file of jobs of one visitor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Path] = []
+        self.listed: list[batch.BatchJob] = []  # `jobs` has those that were sent
+
+    @property
+    def work(self) -> list[str]:
+        """So is what was not sent yet."""
+        return super().work + [job.name for job in self.listed[len(self.jobs) :]]
+
+
 def row_of(name: str, job: Job | None) -> list[str]:
     """Name, state and result of a job."""
     if job is None:
@@ -63,45 +76,46 @@ def jobs_tab(site: page.Site, visit: gr.State) -> None:
     surface = site.surface({"jobs": "Jobs (.jsonl) and their images"}, "jobs and images", 0.2, "multiple")
     with gr.Row():
         go, cancel = gr.Button("Compose all", variant="primary", elem_id="all"), gr.Button("Cancel")
-    table = gr.HTML(elem_id="states")
+    status = status_of_work("states")
 
-    def shown(jobs: Sequence[batch.BatchJob], sent: Sequence[Job]) -> str:
-        """The table of states, with the images that are done."""
+    def go_on(visit: JobsDesk) -> str:
+        """Send jobs as the queue takes them; the table of states, or the files of the next run."""
+        try:
+            for number, listed in enumerate(visit.listed[len(visit.jobs) :], len(visit.jobs)):
+                work = lambda files, own=listed.settings: partial(compose_work, replace(own, **files))  # noqa: E731
+                site.begin(visit, f"compose {number}", listed.settings.input_files, work)
+        except QueueFull:
+            pass  # the page asks again
+        except ValueError:
+            end(visit)
+            raise
         rows = []
-        for job, state in zip_longest(jobs, sent):
-            cells = [f"<td>{html.escape(text)}</td>" for text in row_of(job.name, state)]
-            for image in (state and state.result or {}).get("images", ()):
-                name = f"{job.name}_{image['file']}"
-                cells.append(f"<td class='downloads'>{site.link(state, image['file'], name)}</td>")
+        for listed, job in zip_longest(visit.listed, visit.jobs.values()):
+            cells = [f"<td>{html.escape(text)}</td>" for text in row_of(listed.name, job)]
+            for image in (job and job.result or {}).get("images", ()):
+                name = f"{listed.name}_{image['file']}"
+                cells.append(f"<td class='downloads'>{site.link(job, image['file'], name)}</td>")
             rows.append(f"<tr>{''.join(cells)}</tr>")
-        return f"<table><tr><th>job<th>state<th>result</tr>{''.join(rows)}</table>"
+        table = f"<table><tr><th>job<th>state<th>result</tr>{''.join(rows)}</table>"
+        return table if rows else html.escape(", ".join(path.name for path in visit.given))
 
-    async def run(visit: Visit, request: gr.Request) -> AsyncIterator[str]:
-        """Send the jobs as the queue takes them."""
-        sent: list[Job] = []
-        with TemporaryDirectory() as folder:
-            with page.in_words(visit):
-                jobs = jobs_of(visit.given, Path(folder), site.settings)
-            try:
-                while len(sent) < len(jobs) or any(job.state not in ENDED for job in sent):
-                    with contextlib.suppress(QueueFull):
-                        while len(sent) < len(jobs):
-                            own = jobs[len(sent)].settings
-                            job, files = site.begin(visit, "compose", request, own.input_files)
-                            sent.append(site.queue.submit(job, partial(compose_work, replace(own, **files))))
-                    yield shown(jobs, sent)
-                    await asyncio.sleep(page.POLL)
-            finally:
-                for job in sent:
-                    if job.state not in ENDED:
-                        site.queue.cancel(job)
-        yield shown(jobs, sent)
+    def run(visit: JobsDesk, event: gr.EventData) -> None:
+        """The jobs of the files, unless some are not done yet."""
+        if not visit.work:
+            visit.listed, visit.jobs = jobs_of(visit.given, Path(visit.own.name), site.settings), {}
 
-    def take(visit: Visit, event: gr.EventData) -> str:
+    def end(visit: JobsDesk, event: Any = None) -> None:
+        """Cancel what is not done."""
+        visit.listed = visit.listed[: len(visit.jobs)]
+        site.cancel(visit)
+
+    def take(visit: JobsDesk, event: gr.EventData) -> None:
         """Files for the next run; their names."""
-        with page.in_words(visit):
-            visit.given = site.files_of(visit, event)
-        return html.escape(", ".join(path.name for path in visit.given))
+        visit.given = site.files_of(visit, event)
+        if not visit.work:
+            visit.listed, visit.jobs = [], {}
 
-    surface.jobs(take, visit, table, trigger_mode="multiple", **page.EVENT)
-    cancel.click(None, cancels=[go.click(run, visit, table, **page.EVENT)])
+    events = Events(status, [visit], [], go_on)
+    acts = {surface.jobs: take, status.ask: nothing, go.click: run, cancel.click: end}
+    for event, act in acts.items():
+        events.on(event, act, lambda *looks: [], [])

@@ -3,7 +3,7 @@
 Legend: h w pixels of the image.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,8 @@ import numpy as np
 from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import Visit, stroke_mask
+from compose.serve.events import Events, nothing, status_of_work
+from compose.serve.jobs import Work
 from compose.serve.settings import filled
 from compose.serve.work import paint_work
 from inpainting.dream import DreamSettings
@@ -42,6 +44,7 @@ class RegionsDesk(Visit):
         self.path = Path()
         self.image: LoadedImage | None = None
         self.masks: list[np.ndarray] = []  # (h, w) bool each
+        self.lacking: dict[str, list[str]] = {}  # job -> its regions, "" for those that had a prompt
 
     def take(self, path: Path) -> None:
         """A new image; masks of another size are forgotten."""
@@ -79,8 +82,13 @@ class RegionsDesk(Visit):
         """Of the regions, and of the next one."""
         return [f"{number} {name}" for number, name in enumerate(palette(len(self.masks) + 1), 1)]
 
-    def rows(self, **prompts: str) -> dict[str, Any]:
-        """For `ROWS`. prompts: name of a region -> what was written for it"""
+    def rows(self, written: bool = False) -> dict[str, Any]:
+        """For `ROWS`. written: with what the last job has written"""
+        prompts = dict[str, str]()
+        for kind in self.lacking if written else ():
+            result = self.jobs[kind].result or {"prompts": []}
+            rows = zip(self.lacking[kind], result.get("report", result)["prompts"], strict=False)
+            prompts |= {name: row["prompt"] for name, row in rows if name}
         return {"names": self.names[: max(1, len(self.masks))], "prompts": prompts}
 
     def files(self) -> dict[str, Path]:
@@ -124,7 +132,7 @@ class RegionsTab:
                 several = f"{page.IMAGE_FILES} multiple"
                 self.canvas = site.surface({"painting": "Image", "masks": "Masks"}, "an image", more=several)
                 clear = gr.Button("No masks", size="sm")
-                status = gr.HTML()
+                status = status_of_work()
             with gr.Column(scale=2, min_width=320):
                 about = "The brush paints region"
                 self.region = gr.Dropdown([("1 red", 0)], value=0, label=about, elem_id="region")
@@ -141,25 +149,25 @@ class RegionsTab:
                     go = gr.Button("Paint", variant="primary", elem_id="paint")
                     cancel = gr.Button("Cancel")
 
-        def on(event: Any, act: Callable[..., Any], *more: Any, **how: Any) -> None:
-            outputs = [self.canvas, self.region, rows]
-            filled_in(page.connect(event, act, self.show, own, outputs, *more, **log, **how))
+        looks, rows = [painting, self.region, adds], gr.JSON(visible="hidden")  # for `ROWS`
+        events = Events(status, looks, ["painting"], partial(site.told, painting_in_words))
+
+        def on(event: Any, act: Callable[..., Any]) -> None:
+            filled_in(events.on(event, act, self.show, [self.canvas, self.region, rows]))
 
         def filled_in(event: Any) -> None:
             event.success(None, [rows, self.table], self.table, js=ROWS, api_visibility="private")
 
-        own, log = [painting, gr.JSON(visible=False), self.region, adds], {"js": page.log_of("painting")}
-        rows = gr.JSON(visible="hidden")  # for `ROWS`
-        on(self.canvas.draw, page.nothing, trigger_mode="multiple")
-        on(self.region.input, page.nothing)
-        on(self.canvas.painting, self.take, trigger_mode="multiple")
-        on(self.canvas.masks, self.load, trigger_mode="multiple")
-        on(clear.click, lambda painting, event, looks: painting.masks.clear())
-        given = [*own, self.table, *controls]
-        for button in (write, go):
-            how = {**page.EVENT, **log, "scroll_to_output": button is go}
-            filled_in(button.click(self.run, given, [status, rows], **how))
-        cancel.click(site.cancel, painting, **page.EVENT)
+        for event in (self.canvas.draw, self.region.input):
+            on(event, nothing)
+        on(self.canvas.painting, lambda painting, event: painting.take(site.files_of(painting, event)[0]))
+        on(self.canvas.masks, self.load)
+        on(clear.click, lambda painting, event: painting.masks.clear())
+        for kind, button in {"write": write, "paint": go}.items():
+            act, how = partial(self.run, kind), {"scroll_to_output": button is go}
+            events.on(button.click, act, lambda *looks: [], [], self.table, *controls, **how)
+        filled_in(events.on(status.ask, nothing, lambda painting, *looks: [painting.rows(True)], [rows]))
+        events.on(cancel.click, lambda painting, event: site.cancel(painting), lambda *looks: [], [])
 
     def show(self, painting: RegionsDesk, region: int, adds: bool) -> list[Any]:
         """Values of surface, choice of regions, which stays if it can, and their rows."""
@@ -168,42 +176,27 @@ class RegionsTab:
         own: dict[str, Any] = {"value": most} if region > most else {}
         return [canvas(painting, min(region, most)), gr.update(choices=choices, **own), painting.rows()]
 
-    def take(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
-        """An image from a file."""
-        painting.take(self.site.files_of(painting, event)[0])
-
-    def load(self, painting: RegionsDesk, event: gr.EventData, looks: Sequence[Any]) -> None:
+    def load(self, painting: RegionsDesk, event: gr.EventData) -> None:
         """Masks from files."""
         for path in self.site.files_of(painting, event):
             painting.load(path)
 
-    async def run(
-        self,
-        painting: RegionsDesk,
-        log: Any,
-        event: gr.EventData,
-        request: gr.Request,
-        *values: Any,
-    ) -> AsyncIterator[list[Any]]:
-        """All regions in one pass, and prompts for those that have none; the button "write": only these."""
-        _, _, table, *controls = values
-        paints = event.target is not None and event.target.elem_id == "paint"
-        with page.in_words(painting, log):
-            given = page.values_of(DreamSettings, CONTROLS, controls)
-            names, typed = painting.names[:-1], {name: texts for name, *texts in table}
-            texts = [typed.get(name, ["", ""]) for name in names]
-            given["prompts"] = [prompt for prompt, _ in texts]
-            given |= {"negatives": [text for _, text in texts]} if any(text for _, text in texts) else {}
-            files = painting.files()
-            image, *masks = files.values()
-            given |= {"image": image, "masks": masks}
-            settings = filled(DreamSettings, self.site.settings.paint_config, to_plain(given))
-            job, stored = self.site.begin(painting, "paint", request, files)
-            image, *masks = stored.values()
-            own = replace(settings, image=image, masks=tuple(masks))
-            work = partial(paint_work, own, paints=paints, page=True)
-        async for text in self.site.follow(job, work, painting_in_words if paints else None):
-            result = job.result or {"prompts": []}
-            rows = zip(names, texts, result.get("report", result)["prompts"], strict=False)
-            written = {name: row["prompt"] for name, (prompt, _), row in rows if not prompt}
-            yield [text, painting.rows(**written)]
+    def run(self, kind: str, painting: RegionsDesk, event: Any, table: Table, *controls: Any) -> None:
+        """All regions in one pass, and prompts for those that have none; kind "write": only these."""
+        given = page.values_of(DreamSettings, CONTROLS, controls)
+        typed = {name: texts for name, *texts in table}
+        texts = {name: typed.get(name, ["", ""]) for name in painting.names[:-1]}
+        given["prompts"], negatives = map(list, zip(*texts.values(), strict=True)) if texts else ([], [])
+        given |= {"negatives": negatives} if any(negatives) else {}
+        files = painting.files()
+        image, *masks = files.values()
+        given |= {"image": image, "masks": masks}
+        settings = filled(DreamSettings, self.site.settings.paint_config, to_plain(given))
+        work = partial(paint_work, paints=kind == "paint", page=True)
+
+        def begun(own: dict[str, Path]) -> Work:
+            image, *masks = own.values()
+            return partial(work, replace(settings, image=image, masks=tuple(masks)))
+
+        if self.site.begin(painting, kind, files, begun):
+            painting.lacking[kind] = ["" if prompt else name for name, (prompt, _) in texts.items()]

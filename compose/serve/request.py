@@ -84,10 +84,8 @@ class EditRequest:
         if len(values := self.given[name]) > 1 and name != "mask":
             more = "; the object goes into reference_image" if name == "image" else ""
             raise ValueError(f"{name} must be one image, got {len(values)}{more}")
-        loaded = [
-            named_bytes(name, value, self.settings) if isinstance(value, str) else value.file.read()
-            for value in values
-        ]
+        texts = lambda text: named_bytes(name, text, self.settings)  # noqa: E731
+        loaded = [texts(value) if isinstance(value, str) else value.file.read() for value in values]
         return [store(self.job, name, data, self.settings) for data in loaded]
 
     def read_values(self, schema: type) -> dict[str, Any]:
@@ -141,8 +139,8 @@ class EditRequest:
         elif not read:
             read = [entry for entry in [white_is_edit(self.job, image, "image")] if entry[0] != image]
             if not read:
-                where = "(or regions, or a transparent part of the image)"
-                raise ValueError(f"mask is missing: where to paint {where}")
+                where = "where to paint (or regions, or a transparent part of the image)"
+                raise ValueError(f"mask is missing: {where}")
         free, masks = iter(read), []
         for region in regions:
             if "box" in region:
@@ -154,8 +152,8 @@ class EditRequest:
                 masks.append(entry[0])
         if len(masks) < len(regions) or next(free, None) is not None:
             boxes = sum("box" in region for region in regions)
-            wrong = f"{len(regions)} regions, {boxes} of them with a box, do not fit {len(read)} masks"
-            raise ValueError(wrong)
+            own = f"{len(regions)} regions, {boxes} of them with a box,"
+            raise ValueError(f"{own} do not fit {len(read)} masks")
         self.values |= {"image": image.as_posix(), "masks": [mask.as_posix() for mask in masks]}
         self.values["prompts"] = [region.get("prompt", "") for region in regions]
         if any(region.get("negative") for region in regions):

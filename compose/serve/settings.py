@@ -12,14 +12,8 @@ from ldm.settings.config import CheckedSettings, Layer, merge_layers, setting, y
 from ldm.settings.schema import flat_settings
 
 # Field of a request -> the image setting that it fills.
-COMPOSE_IMAGES = {
-    "image": "background",
-    "reference_image": "object",
-    "reference_mask": "object_mask",
-    "mask": "target_mask",
-    "depth_map": "background_depth",
-    "reference_depth": "object_depth",
-}
+COMPOSE_IMAGES = {"image": "background", "reference_image": "object", "reference_mask": "object_mask"}
+COMPOSE_IMAGES |= {"mask": "target_mask", "depth_map": "background_depth", "reference_depth": "object_depth"}
 FLAT = {**flat_settings(DreamSettings), **flat_settings(CompositeSettings)}
 PATHS = {name for name, (_, hint) in FLAT.items() if "Path" in str(hint)} | {"locator", "folder"}
 SERVERS = {  # what the server's owner decides, besides all paths: networks, devices, results
@@ -55,16 +49,10 @@ class ServeSettings(CheckedSettings):
 
     host: str = setting("127.0.0.1", help="address to listen on; 0.0.0.0: all, then give --auth")
     port: int = setting(7860, low=0, high=65535, help="port to listen on; 0: a free one")
-    root_path: str = setting(
-        "", help="path below which a reverse proxy serves this, such as /bifrost; the proxy takes it off"
-    )
-    auth: str | None = setting(
-        None, help="USER:PASSWORD, asked for on every address; as a bearer token too: the same text"
-    )
+    root_path: str = setting("", help="path below which a proxy serves this: /bifrost; it takes that off")
+    auth: str | None = setting(None, help="USER:PASSWORD, asked for everywhere; as a bearer token: the same")
     open: bool = setting(False, help="open the page in the browser")
-    share: str = setting(
-        "off", choices=("off",), help="public tunnels are not offered; use --host, or ssh -L"
-    )
+    share: str = setting("off", choices=("off",), help="no public tunnels: use --host, or ssh -L")
     allow: tuple[Path, ...] = setting(
         (), help="folder whose images requests may name by their path; agents may have new ones written there"
     )
@@ -79,9 +67,7 @@ class ServeSettings(CheckedSettings):
     compose_config: Path | None = setting(
         DEFAULTS, help="YAML file of defaults of composites, as for run_inference.py: networks, locator, ..."
     )
-    paint_config: Path | None = setting(
-        None, help="YAML file of defaults of paintings, as for inpainting.dream"
-    )
+    paint_config: Path | None = setting(None, help="YAML file of defaults, as for inpainting.dream")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import Any
 
@@ -76,26 +77,22 @@ class Scripted:
             for act in (act for acts in given[1].values() for act in acts):
                 act.setdefault("means", given[2:4])
         body = {"data": given, "event_data": data, "fn_index": function["id"], "trigger_id": part}
-        joined = self.client.post("gradio_api/queue/join", json={**body, "session_hash": self.session})
-        self.answers.append(joined.text)
-        assert joined.status_code == 200, joined.text
-        where = {"session_hash": self.session}
-        with self.client.stream("GET", "gradio_api/queue/data", params=where) as stream:
-            for line in stream.iter_lines():
-                self.answers.append(line)
-                if line.startswith("data:") and '"process_completed"' in line:
-                    output = json.loads(line[5:])
-                    break
-        if not output["success"]:
-            return str(output["output"].get("error"))
-        for number, value in zip(function["outputs"], output["output"]["data"], strict=False):
+        answer = self.client.post("gradio_api/run/predict", json={**body, "session_hash": self.session})
+        self.answers.append(answer.text)
+        assert answer.status_code == 200, answer.text
+        for number, value in zip(function["outputs"], answer.json()["data"], strict=False):
             is_update = isinstance(value, dict) and value.get("__type__") == "update"
             if not is_update or "value" in value:
                 self.values[number] = value["value"] if is_update else value
-        for after in self.config["dependencies"]:
-            if after.get("trigger_after") == function["id"] and after["backend_fn"]:
-                self.run(after, part, {})
-        return ""
+        told = answer.json()["data"][-1]  # of a status
+        if not isinstance(told, dict) or "work" not in told:
+            return ""
+        if told["work"] and "error" not in told:
+            time.sleep(0.05)
+            number = function["outputs"][-1]
+            [ask] = [one for one in self.config["dependencies"] if [number, "ask"] in one["targets"]]
+            return self.run(ask, number, {"work": told["work"]})
+        return told.get("error", "")
 
     def value(self, name: str) -> Any:
         return self.values[self.names[name]]

@@ -76,7 +76,7 @@ def test_a_visit_sees_no_folder_of_the_server(address):
     visit = prepared(address)
     assert "% visible" in visit.value("visible")
     assert visit.fire("compose", "click") == ""
-    shown = visit.value("status")
+    shown = visit.value("status")["text"]
     links = re.findall(r"(?:href|src)=['\"]([^'\"]+)", shown)
     assert [link.rpartition("/")[2] for link in links][-4:] == [
         "0.png",
@@ -106,7 +106,7 @@ def test_a_visit_sees_no_folder_of_the_server(address):
     jobs = ("jobs.jsonl", json.dumps(job).encode())
     assert visit.give("jobs-canvas", "jobs", jobs, file("room.png"), file("object.png")) == ""
     assert visit.fire("all", "click") == ""
-    assert "0 pixels changed outside" in visit.value("states")
+    assert "0 pixels changed outside" in visit.value("states")["text"]
     assert visit.give("painting-canvas", "painting", file("room.png")) == ""
     visit.draw("painting", box=None, points=[[0.4, 0.4], [0.5, 0.5]], radius=0.05)
     assert visit.fire("paint", "click") == ""
