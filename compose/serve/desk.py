@@ -15,7 +15,7 @@ import numpy as np
 
 from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
-from compose.serve.jobs import ENDED, Job
+from compose.serve.jobs import DEPTH, ENDED, Job
 from compose.serve.settings import COMPOSE_FIELDS, anywhere, filled
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sources import Sources, depth_of
@@ -33,7 +33,6 @@ CARRIED = {*COMPOSE_FIELDS, "invert_target_mask"} - {"box", "box_px", "depth", "
 PLACE, NAME, MASK = "place the object", "name a thing", "paint the target mask"
 FIXES = {"add by click": (True, True), "remove by click": (False, True)}  # adds, finds what is alike
 FIXES |= {"paint in": (True, False), "rub out": (False, False)}
-DEPTH = "depth"  # kind of the job that nobody asks for
 CLICK = 0.012  # radius of a click, of the longer side; chosen: a fingertip on a phone
 LEAST_BOX = 0.06  # side of a box round a click at which little was found; chosen
 
@@ -239,8 +238,7 @@ class Desk(Visit):
             raise ValueError("drag a box on the background, or say in a sentence where the object goes")
         values = {**self.carried, **self.files, **given}
         if sentence:
-            values.pop("target_mask", None)
-            values["instruction"] = sentence
+            values |= {"instruction": sentence, "target_mask": None}
             if self.named:
                 values["anchors"] = Path(self.own.name) / "anchors.json"
                 write_json(values["anchors"], {name: {"box": list(box)} for name, box in self.named.items()})

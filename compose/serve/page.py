@@ -24,8 +24,8 @@ import numpy as np
 from fastapi import UploadFile
 from tqdm.auto import tqdm
 
-from compose.serve.desk import DEPTH, Visit
-from compose.serve.jobs import ENDED, Job, JobQueue, QueueFull, Work
+from compose.serve.desk import Visit
+from compose.serve.jobs import DEPTH, ENDED, Job, JobQueue, QueueFull, Work
 from compose.serve.settings import ServeSettings
 from compose.serve.uploads import check_image, store
 from ldm.decode import LoadedImage
@@ -160,10 +160,7 @@ class Site:
     def begin(
         self, visit: Visit, kind: str, files: Mapping[str, Path], work: Callable[[dict[str, Any]], Work]
     ) -> bool:
-        """A new job of this visitor; False where one of its kind is not done yet. QueueFull
-
-        work: made of the copies of the files in its folder
-        """
+        """A new job, False where one of its kind is not done yet. work: made of the copies of the files"""
         if (last := visit.jobs.get(kind)) is not None and last.state not in ENDED:
             return False
         job = self.queue.open(kind, visit.client)
@@ -183,17 +180,14 @@ class Site:
             self.queue.cancel(visit.jobs[kind])
 
     def told(self, words: Callable[[Any], list[str]], visit: Visit) -> str:
-        """HTML of the newest job: what it does, the time left and its newest preview, or what came of it.
-
-        words: of its report, for people; then its images and files are shown
-        """
+        """HTML of the newest job: steps, time left and preview, or what came of it. words: of its report"""
         jobs = [job for kind, job in visit.jobs.items() if kind != DEPTH]
         if not jobs:
             return ""
         job, state = jobs[-1], jobs[-1].state
         if state == "done":
-            assert job.result is not None
-            return self.shown(job, words(job.result["report"])) if "report" in job.result else ""
+            report = (job.result or {}).get("report")
+            return self.shown(job, words(report)) if report else ""
         if state == "failed":
             return f"<p role='alert'>{html.escape(job.error or '')}</p>"
         if state == "cancelled":

@@ -14,9 +14,9 @@ import numpy as np
 from compose import load_models
 from compose.preview import SIDE
 from compose.serve import page
-from compose.serve.desk import DEPTH, FIXES, MASK, NAME, PLACE, Desk
+from compose.serve.desk import FIXES, MASK, NAME, PLACE, Desk
 from compose.serve.events import EVENT, Events, nothing, status_of_work
-from compose.serve.jobs import Job, QueueFull
+from compose.serve.jobs import DEPTH, Job, QueueFull
 from compose.serve.settings import anywhere
 from compose.serve.uploads import public
 from compose.serve.work import Networks, compose_work, places_of
@@ -161,8 +161,8 @@ class ComposeTab:
         back = lambda desk, *looks: [*both(desk, *looks[:-1], desk.back[1]), *desk.back]  # noqa: E731
         events.on(self.place.replay, self.replay, back, [*shown, *given])
         on(self.ask.click, self.propose, *given)
-        note = lambda desk, *looks: [html.escape(desk.note)]  # noqa: E731
-        events.on(self.go.click, self.compose, note, [self.note], *given, scroll_to_output=True)
+        note, below = (lambda desk, *looks: [html.escape(desk.note)]), {"scroll_to_output": True}
+        events.on(self.go.click, self.compose, note, [self.note], *given, **below)
         on(self.cancel.click, lambda desk, event: self.site.cancel(desk))
 
     def go_on(self, desk: Desk) -> str:
@@ -196,15 +196,15 @@ class ComposeTab:
 
     def propose(self, desk: Desk, event: gr.EventData, sentence: str, *controls: Any) -> None:
         """Places for the sentence, drawn on the scene."""
-        settings = desk.settings(page.values_of(ComposeSettings, CONTROLS, controls), sentence or " ")
+        given = page.values_of(ComposeSettings, CONTROLS, controls)
+        own = replace(desk.settings(given, sentence or " "), candidates=PROPOSED)
 
-        def work(own: ComposeSettings, job: Job, networks: Networks) -> dict[str, Any]:
-            found = places_of(own, networks, desk.depth_01)
+        def work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[str, Any]:
+            found = places_of(settings, networks, desk.depth_01)
             desk.records = [public(found.record(index)) for index in range(len(found.candidates))]
             desk.choose(0)
             return {}
 
-        own = replace(settings, candidates=PROPOSED)
         self.site.begin(desk, "place", own.input_files, lambda files: partial(work, replace(own, **files)))
 
     def compose(self, desk: Desk, event: gr.EventData, sentence: str, *controls: Any) -> None:

@@ -146,8 +146,7 @@ class EditRequest:
             if "box" in region:
                 with opened(image) as decoded:
                     size = decoded.height, decoded.width
-                mask = mask_of_box(box_to_pixels(region["box"], size), size)
-                masks.append(written_mask(self.job, mask))
+                masks.append(written_mask(self.job, mask_of_box(box_to_pixels(region["box"], size), size)))
             elif (entry := next(free, None)) is not None:
                 masks.append(entry[0])
         if len(masks) < len(regions) or next(free, None) is not None:

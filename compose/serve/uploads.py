@@ -68,8 +68,9 @@ def named_bytes(field: str, name: str, settings: ServeSettings) -> bytes:
             raise ValueError(f"{field}: addresses are not fetched here (--allow-urls allows it)")
         return fetch(field, name, most)
     if not settings.allow:
-        text = "must be a file; paths on the server are not read (--allow allows a folder)"
-        raise ValueError(f"{field} {text}")
+        raise ValueError(
+            f"{field} must be a file; paths on the server are not read (--allow allows a folder)"
+        )
     for folder in (folder.resolve() for folder in settings.allow):
         try:
             path = Path(os.path.realpath(folder / name, strict=True))

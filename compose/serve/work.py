@@ -96,7 +96,8 @@ def compose_work(
         made["files"] += [image["layers"] for image in made["images"]]
     if page:
         sheet = save_sheet(result, job.folder / "0.png", overwrite=True)
-        made["files"] += [sheet.name, shown_before(job, own.background)]
+        before = shutil.copyfile(own.background, job.folder / f"before{own.background.suffix}")
+        made["files"] += [sheet.name, before.name]  # the upload stays as long as the results
     return made
 
 
@@ -135,13 +136,9 @@ def paint_work(
     more = {} if writer is None else {"command": "dream", "prompter": painting.facts_of_writer(writer)}
     hashes = {"image": file_sha256(own.image), "masks": [file_sha256(path) for path in own.masks]}
     made = save_images(job, result, {**more, "settings": to_plain(own), "inputs": hashes})
-    made["files"] += [shown_before(job, own.image)] if page else []
+    if page:
+        made["files"].append(shutil.copyfile(own.image, job.folder / f"before{own.image.suffix}").name)
     return made
-
-
-def shown_before(job: Job, image: Path) -> str:
-    """Keep an upload for the page as long as the results; returns its name."""
-    return shutil.copyfile(image, job.folder / f"before{image.suffix}").name
 
 
 def save_images(job: Job, result: Samples, more: Mapping[str, Any]) -> dict[str, Any]:
