@@ -172,7 +172,7 @@ class ComposeTab:
 
             def work(job: Job, networks: Networks) -> dict[str, Any]:
                 networks.models = load_models(replace(settings, device=networks.device), networks.models)
-                desk.estimated(background, networks.models.depth.estimate(background.rgb_u8))
+                desk.estimated(background, networks.models.depth.estimate(background))
                 return {}
 
             with contextlib.suppress(QueueFull):

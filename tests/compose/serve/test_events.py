@@ -111,11 +111,11 @@ def tab(tmp_path, monkeypatch):
         tab = page_compose.ComposeTab(page.Site(queue, ServeSettings()), gr.State())
     tab.may, tab.error = threading.Event(), None
 
-    def estimate(rgb_u8):
+    def estimate(background):
         assert tab.may.wait(20)
         if tab.error:
             raise tab.error
-        return np.full(rgb_u8.shape[:2], rgb_u8.mean() / 255)
+        return np.full(background.size, background.rgb_u8.mean() / 255)
 
     models = SimpleNamespace(depth=SimpleNamespace(estimate=estimate))
     monkeypatch.setattr(page_compose, "load_models", lambda settings, before: models)
