@@ -73,7 +73,7 @@ def composite_scores(out: Path, number: int, overwrite: bool = False) -> None:
 
 
 def evaluation_files(out: Path, number: int) -> None:
-    evaluation.write_evaluation(out, {"a": number}, [str(number)], [[GRAY + number]], ["a"], ["b"], 8)
+    evaluation.write_evaluation(out, {"a": number}, [str(number)], GRAY + number)
 
 
 def manifest(out: Path, number: int) -> None:
