@@ -1,7 +1,6 @@
 """The tab of the page that fills masks of an image, each with its own prompt.
 
-Legend: h w pixels of the image.
-"""
+Legend: h w pixels of the image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -140,8 +139,7 @@ class RegionsTab:
                 self.table = gr.Dataframe(
                     [["1 red", "", ""]], interactive=True, type="array", wrap=True, static_columns=[0],
                     headers=["region", "prompt", "negative"], elem_id="prompts",
-                    label="A prompt that is empty is written by the model",
-                )  # fmt: skip
+                    label="A prompt that is empty is written by the model")  # fmt: skip
                 with gr.Accordion("Settings", open=False):
                     controls = page.controls_of(DreamSettings, CONTROLS)
                 write = gr.Button("Write the empty prompts", elem_id="write")

@@ -28,8 +28,6 @@ from compose.serve.request import EditRequest
 from compose.serve.settings import MOST_IMAGES
 from ldm import __version__
 
-log = logging.getLogger(__name__)
-
 UPLOAD_S = 300  # seconds in which a request must have arrived; chosen
 POLL_S = 0.2  # seconds between two looks at a job; chosen
 KINDS = {"edits": "", "places": "place", "replays": "replay"}  # end of an address -> its kind of work
@@ -101,7 +99,7 @@ async def begin(
         if isinstance(error, TimeoutError):
             raise HTTPException(408, f"the request did not arrive within {UPLOAD_S} s") from None
         if isinstance(error, OSError):
-            log.exception("job %s", job.id)
+            logging.getLogger(__name__).exception("job %s", job.id)
             raise HTTPException(507, "the server could not store the request; its log says why") from None
         raise
 
