@@ -17,11 +17,9 @@ from PIL import Image
 
 from benchmarks.campaign import Campaign
 from benchmarks.harness import RESULTS, Out, write_results
-from benchmarks.small_models import ROOMS
-from datasets.scenes import store
 from ldm.settings.cli import run_module, single_app
 
-BOX = [0.3, 0.3, 0.7, 0.8]
+ROOM, BOX = Path("assets/examples/cone/room.png"), [0.3, 0.3, 0.7, 0.8]
 VIEWS = "--size 64,64 --reference-size 16,16 --no-smooth-edges"
 COMMANDS = {  # the first renders the scenes of the last
     "scenes": ("datasets.scenes.__main__", f"render --out {{out}} --count 128 {VIEWS}"),
@@ -45,12 +43,14 @@ def run_once(campaign: Campaign, processes: int) -> dict[str, Any]:
 
 def measure_together(out: Out = RESULTS / "together.json") -> dict[str, Any]:
     """Three times in turn one process and two at once, over 24 small composites, 192 images, 128 scenes."""
+    from datasets.scenes import store
+
     rows: dict[str, Any] = {}
     store.SCENES_PER_SHARD = 16
     with tempfile.TemporaryDirectory() as folder:
         data, names = Path(folder, "data"), {"object": "object.png", "background_depth": "room_depth.png"}
-        job = {key: str(ROOMS[0].with_name(name)) for key, name in names.items()}
-        job["background"] = str(ROOMS[0])
+        job = {key: str(ROOM.with_name(name)) for key, name in names.items()}
+        job["background"] = str(ROOM)
         lines = [{**job, "model": "assets/tiny/compositor", "box": BOX, "seed": seed} for seed in range(24)]
         noise_u8 = np.random.default_rng(0).integers(0, 256, (192, 72, 96, 3), np.uint8)
         (data / "images").mkdir(parents=True)

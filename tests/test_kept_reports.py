@@ -147,7 +147,7 @@ def test_a_table_that_a_person_wrote_is_kept(tmp_path: Path) -> None:
 def test_descriptions_that_a_person_changed_are_kept(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(encode_png(GRAY))
-    monkeypatch.setattr(describe, "open_model", lambda *given: None)
+    monkeypatch.setattr(describe, "open_model", lambda *given, **named: None)
     entry = {"description": "a", "entities": {}}
     monkeypatch.setattr(describe, "describe_paintings", lambda model, images, longest: [entry] * len(images))
     settings = describe.AnnotateSettings(image_dir=tmp_path / "images", out=tmp_path / "out" / "b.json")
