@@ -23,9 +23,6 @@ import yaml
 
 from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
 from benchmarks.placer_photographs import PARTS, SENTENCES, judge
-from compose.benchmark.score import seam_contrast
-from compose.models import load_models
-from compose.pipeline import Result, compose
 from compose.settings import ComposeSettings
 from datasets.relations import Place
 from ldm.files import read_json, read_text
@@ -33,7 +30,6 @@ from ldm.images import encode_png, read_mask
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
 from ldm.sheet import grid
-from llava_bifrost.propose import read_anchors
 
 EXPECTED = Path(__file__).with_suffix(".yaml")
 CELL = 512  # pixels of the sheet
@@ -44,6 +40,8 @@ def measure_photographs(
     data: Photographs = None, sheet: SheetOption = None, out: Out = RESULTS / "photographs.json"
 ) -> None:
     """Compose the cases of the test data by sentence and by box, without and with U2-Netp."""
+    from compose import compose, load_models
+
     folder, table = photographs(data), yaml.safe_load(read_text(SENTENCES))
     sentences = {(row["photograph"], row["text"]): row for part in PARTS for row in table[part]}
     ways = list(product(("sentence", "box"), ("grabcut", "u2netp")))
@@ -86,17 +84,15 @@ def settings_of(
         return ComposeSettings(**given, instruction=about["text"], anchors=anchors)
     depth, mode = {}, "place" if case["mode"] == "place" else "replace"
     if case["background_depth"] is not None:
-        depth = {
-            "background_depth": folder / case["background_depth"],
-            "depth": tuple(case["depth_range"]),
-        }
+        depth = {"background_depth": folder / case["background_depth"], "depth": tuple(case["depth_range"])}
     return ComposeSettings(**given, **depth, mode=mode, box=tuple(case["box_xyxy"]))
 
 
-def measures(
-    result: Result, case: Mapping[str, Any], about: Mapping[str, Any], folder: Path
-) -> dict[str, Any]:
+def measures(result: Any, case: Mapping[str, Any], about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What can be counted of a composite."""
+    from compose.benchmark.score import seam_contrast
+    from llava_bifrost.propose import read_anchors
+
     (h, w), geometry, report = result.edit_mask.shape, result.geometry, result.report
     cut, true = geometry.inputs.reference_mask, read_mask(folder / case["object_mask"])
     changed = (result.images_u8[0] != result.background.own_u8).any(axis=2)
