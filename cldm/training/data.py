@@ -14,6 +14,7 @@ from datasets.base import ExampleSource
 from datasets.examples import PairDataset, RunBatches, TrainingSample, collate_pairs
 from datasets.sources.image_source import ImageSource
 from ldm.settings.schema import flat, to_plain
+from ldm.training.signals import shield_loader
 
 
 class RunLoader(DataLoader[TrainingSample]):
@@ -84,12 +85,13 @@ class PairData(pl.LightningDataModule):
             batch_sampler=RunBatches(self.batches, self.config.batch, self.stands_at, rank, world),
             collate_fn=self.collate, num_workers=workers, persistent_workers=workers > 0,
             generator=torch.Generator(),  # the loader draws from it, no example does
-            worker_init_fn=one_thread, pin_memory=torch.cuda.is_available())  # fmt: skip
+            worker_init_fn=start_worker, pin_memory=torch.cuda.is_available())  # fmt: skip
 
 
-def one_thread(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """OpenCV takes every core in each worker otherwise, as torch does not.
     The process that forks them has one thread already: to end those of its parent, a fork waits for ever."""
+    shield_loader(worker)
     if cv2.getNumThreads() > 1:  # started anew
         cv2.setNumThreads(1)
 

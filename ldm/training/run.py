@@ -27,6 +27,7 @@ from ldm.files import full_disk_named, write_atomic
 from ldm.loading import drawing, in_precision, loading
 from ldm.seeds import seed_of
 from ldm.training.settings import FitConfig
+from ldm.training.signals import shield_loader
 
 STATE, AVERAGE = "state.pt", "average.safetensors"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -210,7 +211,7 @@ class Task:
         return DataLoader(
             data, batch_sampler=batches, collate_fn=self.collate, num_workers=min(workers, len(batches)),
             generator=torch.Generator().manual_seed(0),  # the loader draws from it, no example does
-        )  # fmt: skip
+            worker_init_fn=shield_loader)  # fmt: skip
 
     def optimizer(self, config: FitConfig, weights: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         """AdamW over weights by name, grouped by learning rate."""

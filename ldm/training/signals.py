@@ -46,3 +46,18 @@ def signals_noted() -> Iterator[list[int]]:
         restore()
     if came:
         signal.raise_signal(came[0])
+
+
+def shield_loader(worker: int) -> None:
+    """The `worker_init_fn` of a loader: SIGTERM ends its processes only where their owner sends it. torchrun
+    and SLURM signal all processes, while the owner still reads from these to finish its step."""
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:
+            pass
+        os._exit(0)  # as torch's own handler does
+
+    if hasattr(signal, "sigwaitinfo"):  # neither on Windows nor on macOS
+        owner = os.getppid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=wait, daemon=True).start()

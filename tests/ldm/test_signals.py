@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from cldm.training.data import start_worker
 from cldm.training.run import train as train_compositor
 from ldm.settings.config import load_config
 from ldm.training.fit import Task, fit
@@ -82,6 +86,34 @@ def test_what_is_ignored_stays_ignored() -> None:
     with signals_noted() as came:
         signal.raise_signal(signal.SIGINT)
     assert came == []
+
+
+def loader_of_fit() -> DataLoader:
+    return Task(loss, Numbers(6)).loader(Numbers(6), [[index] for index in range(6)], 1)
+
+
+def loader_of_compositor() -> DataLoader:
+    return DataLoader(Numbers(6), num_workers=1, worker_init_fn=start_worker)
+
+
+@pytest.mark.parametrize("make", [loader_of_fit, loader_of_compositor])
+def test_loader_processes_outlive_a_signal_to_all_and_end_with_their_owner(make) -> None:
+    """torchrun and SLURM signal all processes, while the owner still reads the examples of its step."""
+    loader = iter(make())
+    torch.testing.assert_close(next(loader)["x"], Numbers(6)[0]["x"][None])
+    (process,) = loader._workers
+    subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
+    assert len(list(loader)) == 5
+    process.join(10)
+    assert process.exitcode == 0
+
+
+def test_a_loader_process_that_hangs_is_ended_by_its_owner() -> None:
+    (process,) = iter(Task(loss, Numbers(pause=60)).loader(Numbers(pause=60), [[0]], 1))._workers  # type: ignore
+    time.sleep(0.3)
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 0
 
 
 def contents(folder: Path) -> dict[str, object]:
