@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from graphlib import TopologicalSorter
 
 # A file imports only from lower ranks. What is not named here has rank 3: top-level files, scripts, tests ...
@@ -16,6 +17,8 @@ EFFECTS = {"from_pretrained", "load", "load_file", "mkdir", "makedirs", "basicCo
 EFFECTS |= {"seed", "manual_seed", "seed_everything", "set_num_threads", "insert"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home/\w+|Users/\w+|opt/wheels)/|\.\./shared")
 FILE_LINES, FUNCTION_LINES = 300, 80
+
+parsed = lru_cache(maxsize=1)(ast.parse)  # one source, which every rule looks through
 
 
 def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -44,7 +47,7 @@ def wrong_ranks(path: str, source: str, ours: set[str]) -> list[str]:
     home = path.split("/")[0].removesuffix(".py")
     rank = RANKS.get(home, TOP)
     found = []
-    for line, module in imports_of(ast.parse(source)):
+    for line, module in imports_of(parsed(source)):
         target = module.split(".")[0]
         if target not in ours or target == home:
             continue
@@ -59,7 +62,7 @@ def wrong_ranks(path: str, source: str, ours: set[str]) -> list[str]:
 
 def early_extras(path: str, source: str) -> list[str]:
     """Module-level imports of a library that is not in the core requirements."""
-    nodes = [node for node in at_import(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    nodes = [node for node in at_import(parsed(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
     found = [(line, name) for node in nodes for line, name in imports_of(node)]
     return [f"{path}:{line}: imports {name} early" for line, name in found if name.split(".")[0] in EXTRAS]
 
@@ -67,7 +70,7 @@ def early_extras(path: str, source: str) -> list[str]:
 def import_effects(path: str, source: str) -> list[str]:
     """What runs at import: a change of the process, a loaded file; in packages, any call as a statement."""
     found = []
-    for node in at_import(ast.parse(source)):
+    for node in at_import(parsed(source)):
         name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
         called = node.func if isinstance(node, ast.Call) else None
         verb = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
@@ -81,7 +84,7 @@ def import_effects(path: str, source: str) -> list[str]:
 def bare_datasets(path: str, source: str, modules: set[str]) -> list[str]:
     """`import datasets`, or a name taken from the package itself. modules: what `datasets` really holds."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         plain = isinstance(node, ast.Import) and any(name.split(".")[0] == "datasets" for name in names)
         direct = isinstance(node, ast.ImportFrom) and node.module == "datasets" and not set(names) <= modules
@@ -94,7 +97,7 @@ def too_long(path: str, source: str) -> list[str]:
     """Files above 300 lines and functions above 80."""
     count = source.count("\n")
     found = [f"{path}: {count} lines, at most {FILE_LINES}"] if count > FILE_LINES else []
-    for node in ast.walk(ast.parse(source)) if path.endswith(".py") else ():
+    for node in ast.walk(parsed(source)) if path.endswith(".py") else ():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > FUNCTION_LINES:
@@ -104,7 +107,7 @@ def too_long(path: str, source: str) -> list[str]:
 
 def prints(path: str, source: str) -> list[str]:
     """Calls of print; messages go through logging, results through typer.echo."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(parsed(source)) if isinstance(node, ast.Call)]
     return [f"{path}:{call.lineno}: print" for call in calls if getattr(call.func, "id", "") == "print"]
 
 
@@ -127,7 +130,7 @@ def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
     for path, source in sources.items():
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         named = set()
-        for node in ast.walk(ast.parse(source)):
+        for node in ast.walk(parsed(source)):
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -154,7 +157,7 @@ OUTPUTS = {"out", "report", "table", "failures", "index", "sheet"}
 def replaced_results(path: str, source: str) -> list[str]:
     """Writers that replace the very file that a user named; `write_result` keeps what was there."""
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         called = node.func if isinstance(node, ast.Call) else None
         verb = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
         if not isinstance(node, ast.Call) or verb not in WRITERS:

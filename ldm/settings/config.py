@@ -3,11 +3,13 @@ A *layer* is one source of values: a file, one override, the flags of a command.
 are merged, lists and tuples are replaced. A YAML file may name by `base:` (relative to itself) a file that it
 changes."""
 
+import copy
 import io
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -35,6 +37,8 @@ __all__ = ["CheckedSettings", "Layer", "check_settings", "dump_yaml", "flag_name
 __all__ += ["merge_layers", "nearest", "read_config", "setting", "to_plain", "write_config", "yaml_layers"]
 
 T = TypeVar("T")
+defaults = cache(OmegaConf.structured)  # of a schema; not to be changed
+MISTAKES = (OmegaConfBaseException, TypeError, OverflowError)
 log = logging.getLogger(__name__)
 
 
@@ -110,20 +114,22 @@ def yaml_layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
 
 def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T:
     """Merge layers over the defaults; errors name layer and key, or begin with `where` for missing ones."""
-    config = OmegaConf.structured(schema)
+    config = copy.deepcopy(defaults(schema))  # type: ignore[arg-type]
     if split := getattr(schema, "layers", None):  # a value that stands for several
         layers = [replace(layer, values=part) for layer in layers for part in split(layer.values)]
     for layer in layers:
-        for key, hint, value in _leaves(schema, layer, layer.values):
-            try:
-                if isinstance(value, bool) and not {bool, str} & set(members(hint)):
-                    raise TypeError  # OmegaConf would read true as the number 1.
-                plain = value if layer.references else _literal(value)
-                config = OmegaConf.unsafe_merge(config, nested(key, plain))  # type: ignore[assignment]
-            except (OmegaConfBaseException, TypeError, OverflowError) as error:
-                shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
-                wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
-                raise ValueError(f"{layer.source}{wrong}") from error
+        leaves = list(_leaves(schema, layer, layer.values))
+        try:
+            config = _laid(config, layer, leaves)
+        except MISTAKES:
+            for leaf in leaves:  # one by one, to name the wrong one
+                try:
+                    config = _laid(config, layer, [leaf])
+                except MISTAKES as error:
+                    key, hint, value = leaf
+                    shown = ",".join(map(str, value)) if isinstance(value, list) else repr(value)
+                    wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
+                    raise ValueError(f"{layer.source}{wrong}") from error
         try:
             check_values(schema, config, layer.spell)
         except (ValueError, OmegaConfBaseException) as error:
@@ -137,21 +143,33 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
                 about[positional[0] if positional else last.spell(key)] = rule.get("help")
             listed = "; ".join(f"{name}: {text}" for name, text in about.items())
             raise ValueError(f"missing {', '.join(about)} ({listed})")
+        places = []
         for key in flat_settings(schema) if Path.cwd() != ROOT else ():  # there names are right as they are
             value = OmegaConf.select(config, key)
             if isinstance(value, str | Path) and (place := located(value)) != Path(value):
-                plain = _literal(place.as_posix())
-                config = OmegaConf.unsafe_merge(config, nested(key, plain))  # type: ignore[assignment]
-        settings = OmegaConf.to_object(config)
+                places.append((key, Path, place.as_posix()))
+        settings = OmegaConf.to_object(_laid(config, Layer({}), places) if places else config)
         check_settings(settings)
     except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(f"{where}{_one_line(error)}") from error
     return settings  # type: ignore[return-value]
 
 
+def _laid(config: Any, layer: Layer, leaves: Iterable[tuple[str, Any, Any]]) -> Any:
+    """The configuration with (key, type, value) of a layer, in one merge: each is as dear as the whole."""
+    values: dict[str, Any] = {}
+    for key, hint, value in leaves:
+        if isinstance(value, bool) and not {bool, str} & set(members(hint)):
+            raise TypeError  # OmegaConf would read true as the number 1.
+        *sections, name = key.split(".")
+        part = reduce(lambda above, section: above.setdefault(section, {}), sections, values)
+        part[name] = value if layer.references else _literal(value)
+    return OmegaConf.unsafe_merge(config, values)
+
+
 def layer_merger(schema: type[T], below: Sequence[Layer]) -> Callable[[Layer], T]:
     """layer -> `merge_layers(schema, [*below, layer])`, the same settings and errors, for many layers.
-    OmegaConf copies the whole configuration for every value. So what has its type already, in a layer without
+    A merge goes through the whole configuration. So what has its type already, in a layer without
     a mistake, is laid over the values of the lower layers, which earlier merges have shown."""
     hints, shown = type_hints(schema), dict[str, Any]()  # type: ignore[arg-type]
 
