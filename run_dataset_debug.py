@@ -6,7 +6,8 @@
 
 The first two write a contact sheet and a table of rejections, the third checks all files and writes a report
 and a list of the sound items, which `indexes.mose=FILE` makes the loader use. A check that was interrupted
-goes on with the same command."""
+goes on with the same command.
+"""
 
 import json
 import logging
@@ -46,8 +47,9 @@ class DebugSettings(CheckedSettings):
     seed: int = setting(0, low=0, help="seed of the draws")
     size: int = setting(256, low=16, help="side of the model's image, pixels")
     validate: bool = setting(False, help="check all files instead")
-    overrides: tuple[str, ...] = setting((), aliases=("[KEY=VALUE]...",),
-        help="key=value settings of the sources")  # fmt: skip
+    overrides: tuple[str, ...] = setting(
+        (), aliases=("[KEY=VALUE]...",), help="key=value settings of the sources"
+    )
     overwrite: bool = overwrite_setting()
 
     def __post_init__(self) -> None:

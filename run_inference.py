@@ -11,7 +11,8 @@
     python run_inference.py dreambooth --objects FOLDER --backgrounds FOLDER --out outputs/dreambooth
     python run_inference.py schema image
 
-Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything."""
+Defaults come from configs/inference.yaml; flags override them.  `--help` after a verb lists everything.
+"""
 
 from compose.batch_settings import BatchSettings, DreamBoothSettings
 from compose.job import EditSettings, JobSettings

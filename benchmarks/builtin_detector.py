@@ -4,7 +4,8 @@
 
 Boxes and sentences are those of placer_photographs.yaml, drawn by hand. A box is right when it overlaps the
 drawn one with an IoU of 0.5, roughly right when its middle lies in the drawn one and the IoU is 0.25. The
-control asks every photograph for things that none of them shows: there only a refusal is right."""
+control asks every photograph for things that none of them shows: there only a refusal is right.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -9,7 +9,8 @@ row. `at renames`: SIGKILL just before the n-th. `together`: two processes, at o
 a small file system, or small files where none may be mounted. `threads`: twice in one process. Then the
 command runs once more, and what it leaves is compared with a run alone, without times. wrong: a file differs
 or is missing; refused: the command cannot go on; left over: a file that a run alone does not leave;
-traceback: an error of several lines; exit: an unexpected exit code, or an orphan."""
+traceback: an error of several lines; exit: an unexpected exit code, or an orphan.
+"""
 
 import contextlib
 import importlib
@@ -75,7 +76,8 @@ class Campaign:
 
     def start(self, argv: str = "", rename: int = 0, size: int = 0, beside: Path | None = None) -> int:
         """Fork a child that runs `argv`, by default the job's; returns its process id. rename: before which
-        it kills itself; size: largest file, bytes; beside: where a second thread runs the same"""
+        it kills itself; size: largest file, bytes; beside: where a second thread runs the same
+        """
         if child := os.fork():
             return child
         code, argv = 1, argv or self.job["argv"]

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.candidates [--locator FOLDER] [--out FILE]
 
-CPU seconds for 1, 4, 16 and 64 candidates on an image of the examples, the fastest of five runs in turn."""
+CPU seconds for 1, 4, 16 and 64 candidates on an image of the examples, the fastest of five runs in turn.
+"""
 
 from functools import partial
 from pathlib import Path

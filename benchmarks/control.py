@@ -3,7 +3,8 @@
     python -m benchmarks.control            (reduced width, seconds)
 
 One guided sampling step for n samples. Stock: both ControlNets on all 2n latents, hint embedding included.
-Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same."""
+Ours: the branches once for the two halves of guidance, hint embedding not repeated. The UNet is the same.
+"""
 
 from functools import partial
 from typing import Annotated

@@ -4,7 +4,8 @@
     python -m benchmarks.convert --width 32       (seconds)
 
 The file is made by one process and converted by another. Anonymous memory is what the conversion needs; pages
-of the mapped file count into the resident peak as well, but the system may drop them at any time."""
+of the mapped file count into the resident peak as well, but the system may drop them at any time.
+"""
 
 import shutil
 import tempfile

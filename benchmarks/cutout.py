@@ -4,7 +4,8 @@
 
 Ground truth are the masks of the test data. Most were made from colours, which favours what reads colours; so
 five are also corrected by hand (cutout.yaml). On these the mean distance of the outlines is measured as well,
-both ways, in percent of the diagonal."""
+both ways, in percent of the diagonal.
+"""
 
 import time
 from itertools import chain, product

@@ -4,7 +4,8 @@
 
 Measured on four photographs with a depth map (three from DPT-Large, the garage from stereo cameras), as the
 fraction of random pixel pairs, more than a tenth of the range apart, in the right order; and on pairs that
-depth_photographs.yaml marks, with Wilson's 95 % interval."""
+depth_photographs.yaml marks, with Wilson's 95 % interval.
+"""
 
 import time
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """A measurement of `benchmarks.size` or `.training_data`, in the folder of this or an earlier revision.
-image | jobs COUNT | examples DATASETS.yaml COUNT (of each source)"""
+
+image | jobs COUNT | examples DATASETS.yaml COUNT (of each source)
+"""
 
 import json
 import os

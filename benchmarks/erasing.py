@@ -6,7 +6,8 @@ Holes have the outlines of the objects of the test data and 6 to 12 % of the are
 energy: mean square of the Laplacian of the gray values, over that of the truth; `coarser` is the same of what
 a Gaussian of SIGMA pixels takes away.
 Feature distance: of unit vectors of EfficientNet-Lite0 at two of its levels, over the places that the hole
-touches. Gains over OpenCV are paired, with 95 % intervals."""
+touches. Gains over OpenCV are paired, with 95 % intervals.
+"""
 
 import time
 from typing import Any

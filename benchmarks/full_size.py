@@ -7,7 +7,8 @@
 The step is that of run_train_bifrost.py with the published settings: UNet encoder and DINOv2-g are frozen;
 control branches, UNet decoder and projector train; AdamW. Every row runs in a process of its own, without and
 with gradient checkpointing; a row that runs out of memory says so. Without states the step is that of plain
-gradient descent: its peak lacks AdamW's two numbers for each trained weight, which `states_gib` counts."""
+gradient descent: its peak lacks AdamW's two numbers for each trained weight, which `states_gib` counts.
+"""
 
 import resource
 import sys

@@ -4,7 +4,8 @@
     python -m benchmarks.fuzz --first 4711 --count 1    item 4711 again
 
 A refusal is a plain ValueError, or one of ours; any other exception is foreign. Forked processes run 200
-items each: one that crashes a library costs itself alone."""
+items each: one that crashes a library costs itself alone.
+"""
 
 import importlib
 import io

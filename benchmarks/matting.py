@@ -3,7 +3,8 @@
     BIFROST_TEST_DATA=FOLDER python -m benchmarks.matting [--out FILE]
 
 Each way is given the exact mask (alpha above one half). Errors are mean absolute ones, in [0, 1]: of alpha
-within BAND pixels of the outline, and of the object's colours where alpha lies in RIM."""
+within BAND pixels of the outline, and of the object's colours where alpha lies in RIM.
+"""
 
 import time
 

@@ -4,7 +4,8 @@
 
 photographs.yaml says what the 11 cases of the test data must show; the rest is in their cases.json. No mask
 is given. By sentence the depth is estimated; by box the case's depth map and range are given if it has them.
-Without and with U2-Netp. Whether a viewer accepts an image is judged by eye, on the sheet."""
+Without and with U2-Netp. Whether a viewer accepts an image is judged by eye, on the sheet.
+"""
 
 import json
 import os

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.placer [--scenes 512] [--out FILE]
 
 Questions and measures are those of llava_bifrost.evaluate. The placer is given the depth map, the places of
-the objects and the object's aspect; a locator has to see all that, so the numbers are not comparable."""
+the objects and the object's aspect; a locator has to see all that, so the numbers are not comparable.
+"""
 
 import time
 from collections.abc import Iterator

@@ -4,7 +4,8 @@
 
 placer_photographs.yaml holds boxes, sentences and the right answers, drawn by hand. An answer is right when
 its contact point lies in the region drawn for its sentence and the plain meaning of every relation is true of
-it (`agrees`; none of the placer's thresholds is used). The size is judged apart."""
+it (`agrees`; none of the placer's thresholds is used). The size is judged apart.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -37,11 +38,15 @@ def agrees(word: str, place: Place, anchors: Sequence[Place]) -> bool:
     across = max(place.x0, first.x0) - min(place.x1, first.x1)  # negative: the boxes share columns
     middles = sorted((first.middle, last.middle))
     return {
-        "left of": place.middle < first.middle, "right of": place.middle > first.middle,
-        "in front of": place.d > first.d, "behind": place.d < first.d,
-        "next to": across < max(place.width, first.width) / 2, "on": across < 0, "under": across < 0,
+        "left of": place.middle < first.middle,
+        "right of": place.middle > first.middle,
+        "in front of": place.d > first.d,
+        "behind": place.d < first.d,
+        "next to": across < max(place.width, first.width) / 2,
+        "on": across < 0,
+        "under": across < 0,
         "between": middles[0] < place.middle < middles[1],
-    }[word]  # fmt: skip
+    }[word]
 
 
 def judge(sentence: Mapping[str, Any], place: Place, places: Mapping[str, Place]) -> dict[str, bool]:

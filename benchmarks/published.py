@@ -4,7 +4,8 @@
 
 CPU seconds of one thread at 512 px, random weights. The published way (`published_model`), the earlier
 revision and `exact` have steps of one kind: a few are measured and stand for all; --whole runs the published
-50. The others are run whole."""
+50. The others are run whole.
+"""
 
 import logging
 from pathlib import Path

@@ -2,7 +2,8 @@
 
 Single precision, attention with the whole matrix of logits, the hint embedded again at every step, guidance
 in two passes that both run both control branches, DDIM.
-Legend: b images, c latent channels, h w latent pixels, H W pixels, t tokens."""
+Legend: b images, c latent channels, h w latent pixels, H W pixels, t tokens.
+"""
 
 from collections.abc import Iterator, Sequence
 

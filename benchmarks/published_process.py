@@ -1,6 +1,7 @@
 """A measurement of `benchmarks.published`, in the folder of this or an earlier revision.
 
-published STEPS | paint STEPS RUN SPEED: networks of true size with random weights, 512 px, one image."""
+published STEPS | paint STEPS RUN SPEED: networks of true size with random weights, 512 px, one image.
+"""
 
 import json
 import resource
@@ -34,8 +35,10 @@ def run_published(steps: int, whole: int) -> dict[str, Any]:
     tokens, null = map(identity, references)
     encode_s, identity = time.process_time() - started, torch.nn.Module()  # its memory is free again
     unet, *nets = (
-        create.create_unet(CONFIG), create.create_control(CONFIG, 4), create.create_control(CONFIG, 3),
-    )  # fmt: skip
+        create.create_unet(CONFIG),
+        create.create_control(CONFIG, 4),
+        create.create_control(CONFIG, 3),
+    )
     space = latents.LatentSpace(create.create_autoencoder(CONFIG.autoencoder))
     detail, depth = map(model_of.ControlBranch, nets)
     model = SimpleNamespace(unet=unet, detail=detail, depth=depth, latent_space=space)

@@ -7,7 +7,8 @@ dropout and product as separate arrays. Ours: scaled_dot_product_attention with 
 one array for all heads, layers and steps. "none" is the fused call without any bias, the floor of both.
 Peak memory is what a call allocates on top of its inputs.
 
-Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head."""
+Legend: b images, r regions, h heads, n latent cells, t tokens, d channels of a head.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Scenes per second of the renderer: description, full view, counterfactual and reference view together.
 
-OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]"""
+OMP_NUM_THREADS=1 python -m benchmarks.scenes [--count 40] [--out FILE]
+"""
 
 import time
 from itertools import product

@@ -4,7 +4,8 @@
 
 A server of its own on this machine, with the small networks. Requests of different users and seeds are sent
 one by one, then all at once, and the bytes compared; who is told 429 comes again after that time. Then one
-request after the other, with the server's resident memory; then SIGKILL during a job."""
+request after the other, with the server's resident memory; then SIGKILL during a job.
+"""
 
 import base64
 import contextlib

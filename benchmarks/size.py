@@ -4,7 +4,8 @@
 
 Every measurement is a process of its own: CPU seconds, and the most memory that it held. The reading of files
 and the loading of networks do not count. Jobs count up to the first composite, with and without imports; the
-earlier revision reads a short file of jobs, as it takes as long for every line."""
+earlier revision reads a short file of jobs, as it takes as long for every line.
+"""
 
 import json
 import logging

@@ -1,5 +1,6 @@
 """Random networks of published kinds, a few hundred thousand weights each, in their publishers' folders; and
-the other inputs of the commands of the campaign: jobs, images and paintings, the same at every call."""
+the other inputs of the commands of the campaign: jobs, images and paintings, the same at every call.
+"""
 
 import csv
 import json

@@ -5,7 +5,8 @@
 Two fabricated sources of frame pairs, 640 x 480 and 1280 x 720; with a settings file also every source in it
 whose data are there. CPU seconds per accepted example, so rejections count and a busy machine does not.
 `published` does what the published loader does to the same files, in plain OpenCV and NumPy: an augmentation
-that is then thrown away, the mask deformed on the whole crop, resizing at the end, float64 arrays."""
+that is then thrown away, the mask deformed on the whole crop, resizing at the end, float64 arrays.
+"""
 
 import logging
 import time

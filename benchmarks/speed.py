@@ -4,7 +4,8 @@
     python -m benchmarks.speed                                    (200 scenes: half an hour on one core)
 
 For steps, guidance and speed: CPU seconds of an image; over the visible object its PSNR to the image of
-`exact` and, paired with `exact`, what PSNR to the truth, identity among eight objects and order lose."""
+`exact` and, paired with `exact`, what PSNR to the truth, identity among eight objects and order lose.
+"""
 
 import time
 from collections import defaultdict

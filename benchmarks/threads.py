@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.threads [--requests 200] [--threads 4] [--out FILE]
 
 Composites, paintings, answers of the locator and depth maps take turns, in images of mixed sizes; the small
-networks of composites and answers are loaded by the threads themselves."""
+networks of composites and answers are loaded by the threads themselves.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator

@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.together [--out FILE]
 
-What they leave is compared, as in `benchmarks.campaign`. Files hold 16 scenes here: there are several."""
+What they leave is compared, as in `benchmarks.campaign`. Files hold 16 scenes here: there are several.
+"""
 
 import json
 import os

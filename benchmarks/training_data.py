@@ -4,7 +4,8 @@
 
 The sources are the samples of the test data; SA-1B is made at its true size of 2250 x 1500 of them, with the
 hundred segments that its images have. Every side reads depth maps as its `precompute_depth` writes them: of
-the size of the image before, of the size of the network now. What is rejected on the way counts."""
+the size of the image before, of the size of the network now. What is rejected on the way counts.
+"""
 
 import logging
 from collections import defaultdict

@@ -1,5 +1,6 @@
 """What must be known of a compositor besides its weights: how images were prepared in training, which sampler
-settings suit it, how large its networks are; and the pre-processing of the published systems."""
+settings suit it, how large its networks are; and the pre-processing of the published systems.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,16 +33,21 @@ class Sampling(CheckedSettings):
     strength: float = setting(1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to it")
     detail: float = setting(0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out")
     detail_scale: float = setting(DETAIL_SCALE, low=0.01, high=1.0, help="fine detail relative to the object")
-    control_evaluations: int = setting(0, low=0, high=100,
-        help="evaluations of the control branches, interpolated between; 0 = every step")  # fmt: skip
-    guidance_interval: tuple[float, float] = setting((0.0, 1.0), low=0, high=1,
-        help="noise levels t/T at which guidance acts; elsewhere one pass")  # fmt: skip
-    guidance_every: int = setting(1, low=1, high=10,
-        help="the unconditional half is computed at every n-th step, its difference kept")  # fmt: skip
-    reuse_every: int = setting(1, low=1, high=10,
-        help="deep features of the UNet are computed at every n-th step only; 1 = at all")  # fmt: skip
-    reuse_layers: int = setting(0, low=0, high=10,
-        help="last layers of the UNet that run at the steps between; 0 = its first level")  # fmt: skip
+    control_evaluations: int = setting(
+        0, low=0, high=100, help="evaluations of the control branches, interpolated between; 0 = every step"
+    )
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), low=0, high=1, help="noise levels t/T at which guidance acts; elsewhere one pass"
+    )
+    guidance_every: int = setting(
+        1, low=1, high=10, help="the unconditional half is computed at every n-th step, its difference kept"
+    )
+    reuse_every: int = setting(
+        1, low=1, high=10, help="deep features of the UNet are computed at every n-th step only; 1 = at all"
+    )
+    reuse_layers: int = setting(
+        0, low=0, high=10, help="last layers of the UNet that run at the steps between; 0 = its first level"
+    )
     reimpose: bool = setting(True, help="known background is put back at every step; published: false")
     step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
@@ -123,8 +129,9 @@ class NetworkConfig:
     layers_per_block: int = setting(2, low=1, help="residual blocks per level")
     norm_groups: int = setting(32, low=1, help="GroupNorm groups")
     token_width: int = setting(1024, low=1, help="width of the identity tokens")
-    hint_channels: tuple[int, ...] = setting((16, 32, 96, 256),
-        help="hint stack widths; must downsample like the autoencoder")  # fmt: skip
+    hint_channels: tuple[int, ...] = setting(
+        (16, 32, 96, 256), help="hint stack widths; must downsample like the autoencoder"
+    )
     identity_width: int = setting(1536, low=1, help="DINOv2 width")
     identity_layers: int = setting(40, low=1, help="DINOv2 depth")
     identity_heads: int = setting(24, low=1, help="DINOv2 attention heads")
@@ -176,8 +183,9 @@ class EvaluateSettings(CheckedSettings):
     model: Path = setting(Path("assets/tiny/compositor"), help="compositor folder")
     scenes: int = setting(300, low=2, help="scenes to measure")
     data: Path = setting(Path("data/scenes/eval"), help="folder of scene shards of the eval split")
-    depth_model: Path | None = setting(None,
-        help=f"depth network for backgrounds and results; {DEFAULT_DEPTH}")  # fmt: skip
+    depth_model: Path | None = setting(
+        None, help=f"depth network for backgrounds and results; {DEFAULT_DEPTH}"
+    )
     given_depth: bool = setting(False, help="give the scene's true depths instead of what users have")
     strengths: tuple[float, ...] = setting((0.2, 0.4, 0.6, 1.0), help="strengths of init paste")
     details: tuple[float, ...] = setting((0.0, 1.0), help="fractions of the relit cut-out in the result")

@@ -30,8 +30,10 @@ def create_unet(config: NetworkConfig) -> UNet2DConditionModel:
 
 def create_control(config: NetworkConfig, hint_channels: int) -> ControlNetModel:
     net = ControlNetModel(
-        **backbone(config), conditioning_channels=hint_channels,
-        conditioning_embedding_out_channels=config.hint_channels)  # fmt: skip
+        **backbone(config),
+        conditioning_channels=hint_channels,
+        conditioning_embedding_out_channels=config.hint_channels,
+    )
     if config.zero_conv_std:
         last = net.controlnet_cond_embedding.conv_out
         for convolution in (*net.controlnet_down_blocks, net.controlnet_mid_block, last):

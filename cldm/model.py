@@ -1,8 +1,10 @@
 """The compositor: SD UNet, a detail and a depth control branch, DINOv2 identity tokens, an autoencoder.
+
 All networks are stock diffusers / transformers objects. What the papers add is small: the control branches
 never see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
 Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, r side of the
-reference, t tokens (CLS first, then patches)."""
+reference, t tokens (CLS first, then patches).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +25,11 @@ from ldm.reuse import attended
 
 
 class IdentityEncoder(nn.Module):
-    """Reference image on white -> tokens that the UNet and both control branches attend to (section 3.2). The
-    DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16 position
-    embeddings, interpolated once at conversion), so nothing is interpolated here."""
+    """Reference image on white -> tokens that the UNet and both control branches attend to (section 3.2).
+
+    The DINOv2 folder must be made for the reference size itself (full size: 224 px, patch 14, 16 x 16
+    position embeddings, interpolated once at conversion), so nothing is interpolated here.
+    """
 
     mean: Tensor
     std: Tensor
@@ -76,8 +80,10 @@ class IdentityEncoder(nn.Module):
 
 class ControlBranch(nn.Module):
     """A stock ControlNetModel whose first convolution is zero and frozen, so that x_t has no influence.
+
     Its residuals depend on hint, tokens and timestep only: one evaluation serves every image that shares
-    them, and the hint embedding is computed once per image (published code: the hint replaces h_0)."""
+    them, and the hint embedding is computed once per image (published code: the hint replaces h_0).
+    """
 
     def __init__(self, net: ControlNetModel) -> None:
         super().__init__()
@@ -129,9 +135,14 @@ class Compositor(nn.Module):
     """Everything with weights. `scheduler_config` is the noise schedule it was trained with."""
 
     def __init__(
-        self, unet: UNet2DConditionModel, detail: ControlNetModel, depth: ControlNetModel,
-        identity: IdentityEncoder, latent_space: LatentSpace, scheduler_config: dict,
-    ) -> None:  # fmt: skip
+        self,
+        unet: UNet2DConditionModel,
+        detail: ControlNetModel,
+        depth: ControlNetModel,
+        identity: IdentityEncoder,
+        latent_space: LatentSpace,
+        scheduler_config: dict,
+    ) -> None:
         super().__init__()
         self.unet, self.detail, self.depth = unet, ControlBranch(detail), ControlBranch(depth)
         self.identity, self.latent_space = identity, latent_space
@@ -163,7 +174,8 @@ class Compositor(nn.Module):
     ) -> list[Tensor]:
         """Fused control residuals for b conditions at one timestep per condition (or one for all).
 
-        c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda)."""
+        c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda).
+        """
         branches = (self.detail, conditions.detail, w_detail), (self.depth, conditions.depth, w_depth)
         weighted = [
             [weight * residual for residual in branch(hint, timestep, conditions.tokens)]

@@ -1,8 +1,10 @@
 """Paint one prepared pair: conditions once, one control evaluation per step for all samples, the shared loop.
+
 Pairs come from `datasets.pairs` and the result goes to `datasets.pasteback`; nothing here touches files.
 A step may take control residuals and deep features of the UNet from other steps.
 Legend: n samples, b conditions (2 with guidance: unconditional, conditional), c channels, h w latent pixels,
-H W pixels of the crop."""
+H W pixels of the crop.
+"""
 
 import math
 import threading
@@ -36,8 +38,10 @@ class Weights:
 
 class Controls:
     """The fused residuals of both control branches at the timesteps of one schedule.
+
     They depend on hint, tokens and timestep only (other ControlNets read the noisy latent): `count`
-    evaluations at even distances, linear between, stand for all. 0, or not fewer: every call evaluates."""
+    evaluations at even distances, linear between, stand for all. 0, or not fewer: every call evaluates.
+    """
 
     def __init__(
         self, model: Compositor, conditions: Conditions, weights: Weights, times: Sequence[float], count: int
@@ -153,13 +157,20 @@ class CompositorPipeline:
         return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
 
     def paint(
-        self, pair: Pair, seeds: Sequence[int], sampling: Sampling, weights: Weights = Weights(),
-        monitor: Monitor | None = None, rounded: bool = True,
-    ) -> list[np.ndarray]:  # fmt: skip
+        self,
+        pair: Pair,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        weights: Weights = Weights(),
+        monitor: Monitor | None = None,
+        rounded: bool = True,
+    ) -> list[np.ndarray]:
         """One image (H, W, 3) uint8 of the crop per seed; float32 in [0, 255] unless rounded.
+
         Outside the edit region the background's latents are re-imposed at every step if `reimpose` is set;
         `init: paste` starts from the depth-tested cut-out paste noised to `strength`. With `strength` 0 the
-        paste is returned."""
+        paste is returned.
+        """
         monitor = monitor or Monitor()
         model, pasted = self.model, sampling.init == "paste"
         if pasted and sampling.strength == 0:

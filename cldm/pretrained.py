@@ -1,6 +1,7 @@
 """A compositor folder: one sub-folder per network in `save_pretrained` layout, and a configuration.
 
-unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json"""
+unet/ control_detail/ control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
+"""
 
 from pathlib import Path
 

@@ -1,7 +1,8 @@
 """From two images, or a job, to a composite: the one place where the products meet.
 
 settings = ComposeSettings(background=Path("room.png"), object=Path("dog.png"), box=(0.4, 0.5, 0.7, 0.9))
-result = compose(settings, load_models(settings))"""
+result = compose(settings, load_models(settings))
+"""
 
 from typing import TYPE_CHECKING
 
@@ -16,4 +17,5 @@ if TYPE_CHECKING:
 
 __all__ = ["ComposeSettings", "compose", "compose_layers", "load_models"]
 __getattr__ = later_names(
-    __name__, {"compose": "pipeline", "compose_layers": "layering", "load_models": "models"})  # fmt: skip
+    __name__, {"compose": "pipeline", "compose_layers": "layering", "load_models": "models"}
+)

@@ -12,7 +12,8 @@ The DreamBooth test set gives a job for every object in every prepared backgroun
 cut-outs  OBJECTS/CONCEPT/*.png with transparency, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
 masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg, NAME_N_mask.jpg (black)
 
-What the background shows inside its mask makes room for the object, so the mode is `replace` by default."""
+What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
+"""
 
 import logging
 import re
@@ -95,7 +96,8 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
     """All jobs of a file, checked before any work: settings, names, files and model folders.
 
     defaults: YAML file of settings below those of every line. root: where relative paths in the file start.
-    Raises ValueError that lists every bad line with its number and reason."""
+    Raises ValueError that lists every bad line with its number and reason.
+    """
     merged = layer_merger(ComposeSettings, [] if defaults is None else yaml_layers(defaults))
     jobs: list[BatchJob] = []
     taken: dict[str, tuple[str, bool]] = {}
@@ -126,9 +128,11 @@ def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) 
 
 
 def claim_names(name: str, samples: int, owner: str, taken: dict[str, tuple[str, bool]]) -> None:
-    """Refuse a job with a file that an earlier one writes: `dog` with two samples beside `dog_0`. Letters of
-    either case count as the same, and a file cannot be a folder of another job. taken: what the earlier jobs
-    write -> (job, whether it is a file); this job's files are added."""
+    """Refuse a job with a file that an earlier one writes: `dog` with two samples beside `dog_0`.
+
+    Letters of either case count as the same, and a file cannot be a folder of another job. taken: what the
+    earlier jobs write -> (job, whether it is a file); this job's files are added.
+    """
     if re.fullmatch(r"failed-\d+-of-\d+", name):
         raise ValueError(f"its name {name!r} is that of the list of failures")
     plain = PurePosixPath(name)
@@ -181,8 +185,10 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
 
 
 def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
-    """A job CONCEPT/<n> for every object and background, each with a seed of its own. Reads either layout;
-    the one with `object_masks` is the second. ValueError names what is missing."""
+    """A job CONCEPT/<n> for every object and background, each with a seed of its own.
+
+    Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
+    """
     for name in ("objects", "backgrounds", "object_masks"):
         folder = getattr(settings, name)
         if folder is not None and not folder.is_dir():
@@ -231,7 +237,8 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
 def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     """Make all composites of a job file. Run again to continue; what is done stays.
 
-    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1."""
+    All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
+    """
     if isinstance(settings, DreamBoothSettings):
         jobs = dreambooth_jobs(settings)
     else:

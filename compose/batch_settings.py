@@ -17,14 +17,16 @@ class DreamBoothSettings(CheckedSettings):
         None, help="masks CONCEPT.jpg of the objects; then masks of backgrounds are black where to paint"
     )
     out: Path = setting(Path("outputs/dreambooth"), help="folder of the results, CONCEPT/N.png each")
-    mode: str = setting("replace", choices=("replace", "place", "inpaint", "id-transfer"),
-        help="as in the image verb")  # fmt: skip
+    mode: str = setting(
+        "replace", choices=("replace", "place", "inpaint", "id-transfer"), help="as in the image verb"
+    )
     model: Path | None = setting(None, help="compositor folder, as in the image verb")
     depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
     seed: int = setting(0, low=0, help="every pair has a seed of its own, made of this and its name")
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    config: Path | None = setting(DEFAULTS, was=("defaults",),
-        help="YAML file of all other settings; none: the built-in ones")  # fmt: skip
+    config: Path | None = setting(
+        DEFAULTS, was=("defaults",), help="YAML file of all other settings; none: the built-in ones"
+    )
     overwrite: bool = overwrite_setting()
     sheet: bool = setting(False, help=SHEET_HELP)
 
@@ -35,12 +37,14 @@ class DreamBoothSettings(CheckedSettings):
 
 @dataclass(frozen=True)
 class BatchSettings(CheckedSettings):
-    jobs: Path = setting(aliases=("JOBS",),
-        help="JSONL: one job a line, the setting names of the image verb and a name")  # fmt: skip
+    jobs: Path = setting(
+        aliases=("JOBS",), help="JSONL: one job a line, the setting names of the image verb and a name"
+    )
     out: Path = setting(Path("outputs/batch"), help="folder of the results, NAME.png and NAME.json each")
     shard: str = setting("0/1", help="i/n: this machine makes every n-th composite from the i-th")
-    config: Path | None = setting(DEFAULTS, was=("defaults",),
-        help="YAML file of settings below those of the jobs; none: built-in ones")  # fmt: skip
+    config: Path | None = setting(
+        DEFAULTS, was=("defaults",), help="YAML file of settings below those of the jobs; none: built-in ones"
+    )
     root: Path = setting(Path("."), help="folder that relative paths in the jobs start from")
     overwrite: bool = overwrite_setting()
     sheet: bool = setting(False, help=SHEET_HELP)

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 def run_image(settings: CompositeSettings) -> dict[str, Any]:
     """Put an object into a background at a box and a depth, or where a sentence says.
 
-    Writes an image that carries its recipe, a JSON report beside it, and a contact sheet."""
+    Writes an image that carries its recipe, a JSON report beside it, and a contact sheet.
+    """
     paths = output_paths(settings.out, settings.kept_samples, settings.input_files.values())
     models = load_models(settings)
     previews = partial(write_preview, settings, models) if settings.save_steps else None
@@ -44,8 +45,10 @@ def run_image(settings: CompositeSettings) -> dict[str, Any]:
 
 
 def write_preview(settings: CompositeSettings, models: Models, step: Step) -> None:
-    """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png. The folder of
-    another run is renamed at the first preview, or its previews are removed (`overwrite`)."""
+    """Decode the first sample every few steps, and at the last, into NAME_steps/step_000.png.
+
+    The folder of another run is renamed at the first preview, or its previews are removed (`overwrite`).
+    """
     folder, number = beside(settings.out, "_steps"), step.index + 1
     if number % settings.save_steps and number < step.total:
         return
@@ -63,7 +66,8 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
 def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
     """Lay layers over a background: objects, painted texts, and what is erased, moved or replaced.
 
-    Writes an image that carries its recipe, and a JSON report beside it."""
+    Writes an image that carries its recipe, and a JSON report beside it.
+    """
     job, out = read_job(settings.job), settings.out
     resume = isinstance(settings, JobSettings) and settings.resume
     output_paths(out, 1, job.base.input_files.values())
@@ -79,7 +83,8 @@ def replay(options: ReplaySettings) -> dict[str, Any]:
     """Paint an image again from the recipe inside it.
 
     Gives the same bytes on the same machine; refuses when an input or the weights have changed. Where an
-    input has moved, the pixels are the same, and the new recipe names the new place."""
+    input has moved, the pixels are the same, and the new recipe names the new place.
+    """
     image, out = options.image, options.out or beside(options.image, "_replay.png")
     names = (*INPUT_FILES, "model", "depth_model")
     given = {name: path for name in names if (path := getattr(options, name)) is not None}

@@ -16,8 +16,9 @@ from ldm.settings.later import later
 @dataclass(frozen=True, kw_only=True)
 class ContactSheetSettings(CheckedSettings):
     out: Path = setting(help="PNG to write")
-    images: tuple[Path, ...] = setting((), aliases=("[IMAGE]...",),
-        help="images written by run_inference.py image")  # fmt: skip
+    images: tuple[Path, ...] = setting(
+        (), aliases=("[IMAGE]...",), help="images written by run_inference.py image"
+    )
     cases: Path | None = setting(None, help="JSON list of cases, instead of images")
     root: Path = setting(Path("."), help="folder that the paths in the case list start from")
     model: Path | None = setting(None, help="compositor folder for the cases")

@@ -9,7 +9,8 @@
       - {text: a red cube, box: [0.6, 0.5, 0.8, 0.8]}
       - {say: "Remove the plant and move the table behind the sofa"}
 
-A layer takes the settings of the single command that does its work; the job's own keys are their defaults."""
+A layer takes the settings of the single command that does its work; the job's own keys are their defaults.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -38,9 +39,11 @@ class EraseSettings(LocatorOptions):
     sam: Path | None = setting(None, help="SAM folder that finds the outline of a named object")
     cutout: str = setting("auto", choices=("auto", "u2netp", "grabcut"), help="or U2-Netp, GrabCut")
     erase: str = setting("object", choices=("object", "box"), help="its outline, or all that its box shows")
-    eraser: str = setting("auto",
+    eraser: str = setting(
+        "auto",
         help="a LaMa TorchScript file, a diffusers inpainting folder, exemplar, or opencv; auto: the "
-        "first of them that is there")  # fmt: skip
+        "first of them that is there",
+    )
     grow: float = setting(0.01, low=0, high=0.2, help="growth of the outline, as a fraction of the image")
     seed: int = setting(0, low=0, high=2**32 - 1, help="of a diffusion model")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
@@ -52,7 +55,8 @@ class JobLayer:
 
     name: what other layers and sentences call what it shows; where: how errors call it
     settings: of the object or the prompts that come; called: the name of what replaces another thing
-    depth: of what prompts paint; what is nearer stays"""
+    depth: of what prompts paint; what is nearer stays
+    """
 
     kind: str
     name: str
@@ -86,8 +90,9 @@ class LayeredJob:
 class JobSettings(CheckedSettings):
     job: Path = setting(aliases=("JOB",), help="YAML or JSON file: a background and its layers")
     out: Path = setting(Path("outputs/job.png"), help="image to write (.png, .webp, .jpg)")
-    layers: bool = setting(False,
-        help="also write NAME_layers.ora and the folder NAME_layers, as `image` does")  # fmt: skip
+    layers: bool = setting(
+        False, help="also write NAME_layers.ora and the folder NAME_layers, as `image` does"
+    )
     resume: bool = setting(
         False, help="keep the layers in NAME_layers, and take those that nothing has changed for from there"
     )
@@ -102,8 +107,9 @@ class EditSettings(EraseSettings):
     background_depth: Path | None = setting(None, help="depth map, bright = near; without it estimated")
     model: Path | None = setting(None, help="compositor folder, as in the image verb")
     depth_model: Path | None = setting(None, help="depth network folder, as in the image verb")
-    inpainter: Path | None = setting(None,
-        help="model that paints what is only named, as in inpainting.paint")  # fmt: skip
+    inpainter: Path | None = setting(
+        None, help="model that paints what is only named, as in inpainting.paint"
+    )
     out: Path = setting(Path("outputs/edit.png"), help="image to write (.png, .webp, .jpg)")
     layers: bool = setting(False, help="also write NAME_layers.ora and the folder NAME_layers")
     overwrite: bool = overwrite_setting()
@@ -116,8 +122,10 @@ class EditSettings(EraseSettings):
 
 
 def read_job(source: Mapping[str, Any] | Path | str) -> LayeredJob:
-    """A job from a file or a mapping, whose images may be arrays too; all settings are checked. ValueError
-    names file, layer and key. Images of a job file start from its folder, networks as elsewhere."""
+    """A job from a file or a mapping, whose images may be arrays too; all settings are checked.
+
+    ValueError names file, layer and key. Images of a job file start from its folder, networks as elsewhere.
+    """
     root, where, values = Path(), "job", source
     if isinstance(source, str | Path):
         root, where = Path(source).parent, str(source)

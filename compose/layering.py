@@ -4,7 +4,8 @@
     result.save(Path("outputs/scene.png"))
 
 Objects hide each other and the scene by depth, whatever their order in the list. A pixel outside the regions
-that layers may change keeps its value, and that is measured. The same job gives the same bytes."""
+that layers may change keeps its value, and that is measured. The same job gives the same bytes.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -42,7 +43,8 @@ def compose_layers(
 
     source: a job file or its contents, in which images may be arrays
     folder: a `compose.layers.LayerFolder`, which keeps patches and hands out those of an earlier run
-    ValueError names the layer and the reason."""
+    ValueError names the layer and the reason.
+    """
     job = source if isinstance(source, LayeredJob) else read_job(source)
     networks, timer = networks or JobNetworks(), StageTimer()
     digests = [layer_digest(layer, job, networks) for layer in job.layers]
@@ -103,7 +105,8 @@ def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:
 
 def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
     """The job that made an image; ValueError where something changed. moved: where the background, or its
-    depth, lies now."""
+    depth, lies now.
+    """
     recipe = read_recipe(image)
     if moved.keys() - {"background", "background_depth"}:
         raise ValueError(f"{image}: of a job only --background and --background-depth are found elsewhere")

@@ -37,7 +37,8 @@ def save_layers(result: "Result", index: int, out: Path, overwrite: bool) -> Pat
     background: as it was read. around: what changed beside the object, such as its shadow. object: its
     visible pixels. front: what is certainly nearer than the object. Pixels of all but the background are
     opaque, or empty and black. Laid over each other they are the composite, byte for byte where the
-    background is opaque. overwrite: as in `ldm.result.write_result`"""
+    background is opaque. overwrite: as in `ldm.result.write_result`
+    """
     image, before, report, geometry = result.images[index], result.background, result.report, result.geometry
     layers, embed = geometry.native_layers, geometry.window.embed
     depth_01 = geometry.inputs.background_depth_01
@@ -57,7 +58,8 @@ def save_job_layers(result: JobResult, out: Path, overwrite: bool) -> Path:
 
     Of an object what it covers is a layer, and what changed around it another, just above the background. A
     layer shows all that it painted, less what a later layer below it has painted since; so the layers laid
-    over each other are the image, byte for byte where the background is opaque."""
+    over each other are the image, byte for byte where the background is opaque.
+    """
     pieces: list[tuple[float, int, str, np.ndarray, JobScene]] = []
     for number, (name, patch) in enumerate(zip(result.names, result.patches, strict=True)):
         masks = np.zeros((2, *result.background.size), bool)
@@ -84,11 +86,16 @@ def cut_out(image: LoadedImage, mask: np.ndarray) -> LoadedImage:
 
 
 def write_open_raster(
-    out: Path, layers: Sequence[tuple[str, LoadedImage, np.ndarray]], image: LoadedImage,
-    about: Mapping[str, Any], overwrite: bool,
-) -> Path:  # fmt: skip
+    out: Path,
+    layers: Sequence[tuple[str, LoadedImage, np.ndarray]],
+    image: LoadedImage,
+    about: Mapping[str, Any],
+    overwrite: bool,
+) -> Path:
     """NAME_layers.ora: every layer with its depth and mask, the whole `image`, and `about` in layers.json.
-    layers: names, images (h, w) and depths (h, w), the lowest first; each is cut to what is opaque."""
+
+    layers: names, images (h, w) and depths (h, w), the lowest first; each is cut to what is opaque.
+    """
     (h, w), stack = image.size, ""
     entries: list[dict[str, Any]] = []
     files = {"mimetype": b"image/openraster", "stack.xml": b""}
@@ -132,7 +139,8 @@ class LayerFolder:
     """NAME_layers beside an image: the patches of a job as PNG files, and what they are in layers.json.
 
     resume: patches are written one by one, and taken from there whose layer is the same, and what that layer
-    looked at; without it all come at the end, and another result is renamed, or replaced (`overwrite`)."""
+    looked at; without it all come at the end, and another result is renamed, or replaced (`overwrite`).
+    """
 
     def __init__(self, out: Path, resume: bool, overwrite: bool) -> None:
         self.folder, self.resume, self.overwrite = out.with_name(f"{out.stem}_layers"), resume, overwrite

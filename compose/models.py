@@ -115,7 +115,8 @@ def compositor_folder(chosen: Path | None = None) -> Path:
 def load_models(settings: ComposeSettings, known: Models | None = None) -> Models:
     """Check scheduler, device and folder, log the notice once; weights are read when first needed.
 
-    known: models of other settings, which are returned where these settings need the same"""
+    known: models of other settings, which are returned where these settings need the same
+    """
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
     folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)

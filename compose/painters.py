@@ -1,7 +1,8 @@
 """Who paints the crop of a composite: the compositor, the relit cut-out alone, or a pipeline of diffusers.
 
 The geometry is the same for all: none touches a pixel outside the edit region, or of something nearer.
-Legend: H W pixels of the background, h w pixels of the window in which anything may change."""
+Legend: H W pixels of the background, h w pixels of the window in which anything may change.
+"""
 
 import logging
 from collections.abc import Callable
@@ -63,7 +64,8 @@ class PaintedCrops:
 def choose_painter(settings: ComposeSettings, models: Models, background: LoadedImage) -> ComposeSettings:
     """The settings with the painter that "auto" means, which is said where it is not the compositor.
 
-    The small compositor knows rendered solids only: photographs are then painted by paste."""
+    The small compositor knows rendered solids only: photographs are then painted by paste.
+    """
     if settings.painter != AUTO:
         return settings
     photograph = background.is_photograph
@@ -106,7 +108,8 @@ def paste(
     geometry: Geometry, sources: Sources, settings: ComposeSettings, models: Models
 ) -> tuple[Stitched, np.ndarray]:
     """The relit cut-out over the background, at the background's resolution; where the target mask was, the
-    eraser's filling. Also returns the hole (H, W) bool that was filled."""
+    eraser's filling. Also returns the hole (H, W) bool that was filled.
+    """
     layers, window, background = geometry.native_layers, geometry.window, sources.background
     hole, target = np.zeros(layers.edit.shape, bool), geometry.inputs.target_mask
     if target is not None and settings.plain_mode != "place":
@@ -126,7 +129,8 @@ def paste(
 def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_u8: np.ndarray) -> np.ndarray:
     """An object (h, w, 3) uint8 in the light of the background: factors on its channels.
 
-    alone: nothing but the object is known of its image, so that says nothing about its light"""
+    alone: nothing but the object is known of its image, so that says nothing about its light
+    """
     if alone:
         return rgb_u8
     lights = [_light_of(image) for image in (reference.rgb_u8, background_u8)]

@@ -5,7 +5,8 @@ Stages: read and cut out, depth, the place if a sentence gives it (`compose.plac
 final edit mask keeps its value, and that is measured.
 Sample i of `num_samples` has seed `seed + i`: its noise is that of the same seed painted alone, so the two
 images are equal up to rounding; the same settings on the same machine give the same bytes. All that decides
-the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether that is still the same."""
+the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether that is still the same.
+"""
 
 import logging
 from collections.abc import Callable
@@ -85,7 +86,8 @@ class Result(Samples):
     def geometry_scores(self, models: Models) -> list[dict[str, Any]]:
         """Per sample: the depth that is estimated on it at the object against what was asked for, whether
         what hides the object is shown as nearer (None where nothing does), the change along the edge of the
-        edit region in gray levels, and the score."""
+        edit region in gray levels, and the score.
+        """
         layers, embed = self.geometry.native_layers, self.geometry.window.embed
         visible, edit, front = embed(layers.visible), self.edit_mask, embed(layers.keep)
         outside = cv2.dilate((~(edit | front)).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
@@ -141,7 +143,9 @@ def compose(
     """Put the object into the background. Reads files, writes none; cheap checks run first.
 
     stage: an image under work, in the place of the settings' background and its depth
-    Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so."""
+
+    Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
+    """
     timer = StageTimer()
     sampling, options = sampling_of(settings, models)
     if (painter := folder_painter(settings, models)) is not None:

@@ -1,7 +1,8 @@
 """From a sentence, if there is one, to a place and the inputs there: locator and compositor meet here.
 
 A locator is a folder with a vision-language model (`llava_bifrost.predict`), or "geometric"
-(`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector."""
+(`llava_bifrost.placement.placer`), which needs the places of the named objects: from a file or a detector.
+"""
 
 import json
 import logging
@@ -48,8 +49,10 @@ class Placement:
         return replace(self.settings, **changes, box=location.box01_xyxy, depth=depth)
 
     def record(self, chosen: int) -> dict[str, Any]:
-        """For recipe and report: the sentence, the known places, and every proposal. Its keys are in the
-        order of a record that was read again, so that a replay writes the same bytes."""
+        """For recipe and report: the sentence, the known places, and every proposal.
+
+        Its keys are in the order of a record that was read again, so that a replay writes the same bytes.
+        """
         candidates = []
         for each in self.candidates:
             place, (far, near) = each.location, each.location.extent or (None, None)
@@ -70,8 +73,10 @@ class Placement:
 
 
 def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01: np.ndarray) -> Placement:
-    """Ask the locator where the object goes. depth_01: (h, w) of the background. ValueError where the
-    geometric locator cannot take the sentence apart or does not know where an object is."""
+    """Ask the locator where the object goes. depth_01: (h, w) of the background.
+
+    ValueError where the geometric locator cannot take the sentence apart or does not know where an object is.
+    """
     name, sentence = settings.locator_name, settings.instruction or ""
     x0, y0, x1, y1 = bbox_of_mask(sources.cut)
     stage, image_u8 = sources.stage, sources.background.rgb_u8
@@ -92,12 +97,17 @@ def locate(settings: ComposeSettings, models: Models, sources: Sources, depth_01
 
 
 def resolve_placement(
-    settings: ComposeSettings, placement: Placement | None, sources: Sources, depth_01: np.ndarray,
+    settings: ComposeSettings,
+    placement: Placement | None,
+    sources: Sources,
+    depth_01: np.ndarray,
     options: PairOptions,
-) -> tuple[ComposeSettings, Geometry, dict[str, Any]]:  # fmt: skip
-    """The geometry at the box of the settings, or at the best proposal at which the object shows. Returns
-    settings with a box, geometry, and what was decided, for the report; its `placement` is the record of the
-    locator's answer. Raises ValueError where nothing of the object would show."""
+) -> tuple[ComposeSettings, Geometry, dict[str, Any]]:
+    """The geometry at the box of the settings, or at the best proposal at which the object shows.
+
+    Returns settings with a box, geometry, and what was decided, for the report; its `placement` is the
+    record of the locator's answer. Raises ValueError where nothing of the object would show.
+    """
     tries = [settings]
     if placement is not None:
         tries = [placement.settings_of(index) for index in range(len(placement.candidates))]

@@ -1,5 +1,7 @@
-"""What of an object shows at a box and a depth, at once: geometry and paste only, no network. The masks are
-those of `compose`, on a smaller image. Legend: H W pixels of the files, h w of the preview."""
+"""What of an object shows at a box and a depth, at once: geometry and paste only, no network.
+
+The masks are those of `compose`, on a smaller image. Legend: H W pixels of the files, h w of the preview.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -33,11 +35,14 @@ def shrink(sources: Sources, depth_01: np.ndarray) -> tuple[Sources, np.ndarray]
     size, part = fitted(sources.background.size, SIDE), tight_slices(sources.extent)
     small, target, depth = fitted(sources.cut[part].shape, SIDE), sources.target, sources.object_depth_01
     shrunk = replace(
-        sources, background=LoadedImage(resize(sources.background.rgb_u8, size)),
-        item=LoadedImage(resize(sources.item.rgb_u8[part], small)), cut=resize(sources.cut[part], small),
+        sources,
+        background=LoadedImage(resize(sources.background.rgb_u8, size)),
+        item=LoadedImage(resize(sources.item.rgb_u8[part], small)),
+        cut=resize(sources.cut[part], small),
         alpha_01=None if sources.alpha_01 is None else resize(sources.alpha_01[part], small),
         target=None if target is None else resize(target, size),
-        object_depth_01=None if depth is None else resize(depth[part], small))  # fmt: skip
+        object_depth_01=None if depth is None else resize(depth[part], small),
+    )
     return shrunk, resize(depth_01, size)
 
 
@@ -45,7 +50,8 @@ def occlusion(
     settings: ComposeSettings, sources: Sources, depth_01: np.ndarray, options: PairOptions
 ) -> Occlusion:
     """The object at the box and depth of the settings. sources, depth_01: as `shrink` gives them; options:
-    the pre-processing of the compositor that will paint. ValueError as in `compose`."""
+    the pre-processing of the compositor that will paint. ValueError as in `compose`.
+    """
     inputs, _ = make_inputs(settings.in_fractions(sources.background.size), sources, depth_01)
     geometry = Geometry.of(inputs, options)
     layers, window = geometry.native_layers, geometry.window

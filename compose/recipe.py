@@ -52,7 +52,8 @@ def make_recipe(
     """Settings with the chosen folders, resolved sampler, hashes of inputs and weights, machine, versions.
 
     settings:  with a box and, where a sentence was given, without it
-    placement: what a locator made of the sentence; kept for reading, a replay does not run it again"""
+    placement: what a locator made of the sentence; kept for reading, a replay does not run it again
+    """
     sampling, pair = sampling_of(settings, models)
     folders: dict[str, Any] = {"model": models.folder}
     if uses_depth_network(settings):
@@ -103,7 +104,8 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
 
 def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:
     """Inputs, weights and model configuration must be the recipe's, whose settings these are; another machine
-    only gets a warning."""
+    only gets a warning.
+    """
     for name, path in settings.input_files.items():
         if not same_file(path).is_file():
             held = path.as_posix().startswith(IN_MEMORY)

@@ -1,5 +1,7 @@
-"""An image under work: its depth, its named objects, and the patches that layers lay over it. Legend: H W
-pixels of the image, h w pixels of a patch."""
+"""An image under work: its depth, its named objects, and the patches that layers lay over it.
+
+Legend: H W pixels of the image, h w pixels of a patch.
+"""
 
 import hashlib
 from collections.abc import Mapping
@@ -70,7 +72,8 @@ class Patch:
         images = {
             f"{stem}.png": encode_image(replace(shown, alpha_u8=self.edit * np.uint8(255)), ".png"),
             f"{stem}_depth.png": encode_png(self.depth_u16),
-            f"{stem}_mask.png": encode_png(self.cover * np.uint8(255))}  # fmt: skip
+            f"{stem}_mask.png": encode_png(self.cover * np.uint8(255)),
+        }
         return images if self.alpha_u8 is None else {**images, f"{stem}_alpha.png": encode_png(self.alpha_u8)}
 
     @classmethod
@@ -135,7 +138,9 @@ class JobScene:
 
     def ordered_for(self, far: float, near: float) -> np.ndarray:
         """The depth (H, W) that an object from far to near meets: placed objects hide it or are hidden whole.
-        So of two objects whose depths overlap the one with the nearer middle is in front, in either order."""
+
+        So of two objects whose depths overlap the one with the nearer middle is in front, in either order.
+        """
         depth_01 = self.depth_01.copy()
         for thing in self.things.values():
             seen, in_front = depth_01[thing.mask], thing.place.d > (far + near) / 2

@@ -1,7 +1,8 @@
 """The settings of one composite, for command line, YAML, recipes and notebooks.
 
 A model folder that is not given is the full-size one below `models/` (or below the folder that BIFROST_MODELS
-names) where it is there, else the one of the bundle in `assets/tiny`."""
+names) where it is there, else the one of the bundle in `assets/tiny`.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,86 +34,120 @@ class ComposeSettings(LocatorOptions):
     object_mask: Path | None = setting(None,
         help="mask of the object (white); without it the alpha channel, SAM, U2-Netp or GrabCut "
         "finds it")  # fmt: skip
-    object_box: tuple[float, float, float, float] | None = setting(None,
-        help="which thing of its image the object is: a box around it, x1,y1,x2,y2 as fractions")  # fmt: skip
-    box: tuple[float, float, float, float] | None = setting(None,
+    object_box: tuple[float, float, float, float] | None = setting(
+        None, help="which thing of its image the object is: a box around it, x1,y1,x2,y2 as fractions"
+    )
+    box: tuple[float, float, float, float] | None = setting(
+        None,
         help="where: x1,y1,x2,y2 as fractions of the background, or in pixels, 120px,80px,400px,300px; "
-        "without it the box of the target mask")  # fmt: skip
+        "without it the box of the target mask",
+    )
     box_px: tuple[float, float, float, float] | None = setting(None, help="the box in pixels", low=0)
-    depth: tuple[float, ...] | None = setting(None,
+    depth: tuple[float, ...] | None = setting(
+        None,
         help="how far: d, or far,near, in [0, 1], 1 = nearest point of the background; "
-        "without it the ground at the bottom edge of the box")  # fmt: skip
-    instruction: str | None = setting(None,
-        help='where, as a sentence instead of --box: "Place the dog behind the sofa"')  # fmt: skip
+        "without it the ground at the bottom edge of the box",
+    )
+    instruction: str | None = setting(
+        None, help='where, as a sentence instead of --box: "Place the dog behind the sofa"'
+    )
     mode: str = setting("place", choices=(*MODES, *ALIASES),
         help="place: stand in the scene; replace: instead of what the target mask shows; id-transfer: "
         "another identity in its silhouette; inpaint (published name: draw): paint the target mask "
         "anew")  # fmt: skip
-    target_mask: Path | None = setting(None,
-        help="region of the background to replace, transfer to or inpaint (white)")  # fmt: skip
-    erase: str = setting("object", choices=("object", "box", "nothing"),
+    target_mask: Path | None = setting(
+        None, help="region of the background to replace, transfer to or inpaint (white)"
+    )
+    erase: str = setting(
+        "object",
+        choices=("object", "box", "nothing"),
         help="what mode replace removes first, without a target mask: the object that is found in the box "
         "(as an object is cut out: SAM, U2-Netp or GrabCut), all that the box shows, or nothing but what the "
-        "new object covers")  # fmt: skip
+        "new object covers",
+    )
     invert_target_mask: bool = setting(False, help="the black part of the target mask is painted")
     within_mask: bool = setting(
         False, help="nothing outside the target mask changes, in any mode; else its edge is grown a little"
     )
-    background_depth: Path | None = setting(None,
-        help="depth map of the background, any resolution, bright = near; without it estimated")  # fmt: skip
+    background_depth: Path | None = setting(
+        None, help="depth map of the background, any resolution, bright = near; without it estimated"
+    )
     object_depth: Path | None = setting(
         None, help="depth map of the object, bright = near; without it a rounded body (--compat: estimated)"
     )
-    model: Path | None = setting(None,
+    model: Path | None = setting(
+        None,
         help="compositor folder; "
-        f"without it {FULL_MODEL.as_posix()} if complete, else {TINY_MODEL.as_posix()}")  # fmt: skip
-    depth_model: Path | None = setting(None,
-        help=f"depth network folder (DPT or Depth Anything); {DEFAULT_DEPTH}")  # fmt: skip
+        f"without it {FULL_MODEL.as_posix()} if complete, else {TINY_MODEL.as_posix()}",
+    )
+    depth_model: Path | None = setting(
+        None, help=f"depth network folder (DPT or Depth Anything); {DEFAULT_DEPTH}"
+    )
     compat: str | None = setting(None, choices=tuple(PRESETS),
         help="compose as the published system does: its pre-processing, DDIM, paste of the whole "
         "crop")  # fmt: skip
     sam: Path | None = setting(None, help="SAM folder, used to cut out the object")
-    cutout: str = setting("auto", choices=("auto", "u2netp", "grabcut"),
+    cutout: str = setting(
+        "auto",
+        choices=("auto", "u2netp", "grabcut"),
         help="what cuts out an object without alpha, mask and SAM: the network U2-Netp "
-        "(python -m ldm.registry pull u2netp), or GrabCut; auto: the network where it is there")  # fmt: skip
+        "(python -m ldm.registry pull u2netp), or GrabCut; auto: the network where it is there",
+    )
     painter: str = setting(AUTO,
         help="who paints: bifrost, the compositor; paste, the relit cut-out alone; a folder, any inpainting "
         "pipeline of diffusers; auto: bifrost, but paste for photographs without full-size "
         "weights")  # fmt: skip
-    prompt: str | None = setting(None,
-        help="what a painter of a folder reads; without it the name of the object's file")  # fmt: skip
-    eraser: str = setting(AUTO,
+    prompt: str | None = setting(
+        None, help="what a painter of a folder reads; without it the name of the object's file"
+    )
+    eraser: str = setting(
+        AUTO,
         help="what fills the target mask first, where the painter is not bifrost: a LaMa file, an inpainting "
-        "folder, exemplar, opencv; auto: the first of them that is there")  # fmt: skip
+        "folder, exemplar, opencv; auto: the first of them that is there",
+    )
     edge: str = setting("soft", choices=("soft", "hard"),
         help="soft: partly covered pixels along the object's outline, in its own colours; "
         "hard: its mask")  # fmt: skip
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
-    best: int | None = setting(None, low=1, high=64,
-        help="keep only so many of the samples, the best first; the report has all scores")  # fmt: skip
+    best: int | None = setting(
+        None,
+        low=1,
+        high=64,
+        help="keep only so many of the samples, the best first; the report has all scores",
+    )
     rank_by: str = setting("geometry", choices=("geometry", "identity"),
         help="what is best: depth, occlusion and seam as asked for, or similarity to the object's "
         "image")  # fmt: skip
-    steps: int | None = setting(None, low=1, high=1000,
-        help="sampling steps of a full run; without it the model's own")  # fmt: skip
-    guidance: float | None = setting(None, low=0, high=30,
-        help="classifier-free guidance, 1 = off; without it the model's own")  # fmt: skip
+    steps: int | None = setting(
+        None, low=1, high=1000, help="sampling steps of a full run; without it the model's own"
+    )
+    guidance: float | None = setting(
+        None, low=0, high=30, help="classifier-free guidance, 1 = off; without it the model's own"
+    )
     scheduler: str | None = setting(
         None, help="ddim, unipc, dpm++, euler, ... or a diffusers class name; without it the model's own"
     )
-    init: str | None = setting(None, choices=("noise", "paste"),
-        help="start from noise or from the noised cut-out paste; without it the model's own")  # fmt: skip
-    strength: float | None = setting(None, low=0, high=1,
-        help="noise put on the paste, 0 = the paste itself; without it the model's own")  # fmt: skip
+    init: str | None = setting(
+        None,
+        choices=("noise", "paste"),
+        help="start from noise or from the noised cut-out paste; without it the model's own",
+    )
+    strength: float | None = setting(
+        None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
+    )
     detail: float | None = setting(
-        None, low=0, high=1,
+        None,
+        low=0,
+        high=1,
         help="fraction of the result that is the cut-out itself, relit; without it the model's own",
-    )  # fmt: skip
+    )
     detail_scale: float | None = setting(
-        None, low=0.01, high=1,
+        None,
+        low=0.01,
+        high=1,
         help="what counts as fine detail, fraction of the object's size; without it the model's own",
-    )  # fmt: skip
+    )
     speed: str | None = setting(None, choices=tuple(SPEEDS),
         help="balanced, fast: nearly the same image, sooner; without it balanced, but exact with --compat "
         "and where the model's configuration says what runs less")  # fmt: skip
@@ -206,12 +241,15 @@ SHEET_HELP = "also write NAME_sheet.png: inputs, box, depth, mask and result sid
 
 @dataclass(frozen=True)
 class CompositeSettings(ComposeSettings):
-    out: Path = setting(Path("outputs/composite.png"),
-        help="image to write (.png, .webp, .jpg); several samples get numbers")  # fmt: skip
+    out: Path = setting(
+        Path("outputs/composite.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
+    )
     sheet: bool = setting(True, help=SHEET_HELP)
-    layers: bool = setting(False,
+    layers: bool = setting(
+        False,
         help="also write NAME_layers.ora for GIMP or Krita, a zip of PNGs: the background, what changed "
-        "around the object, the object, what hides it; with its place and depth in layers.json")  # fmt: skip
+        "around the object, the object, what hides it; with its place and depth in layers.json",
+    )
     save_steps: int = setting(0, low=0, help="write a preview every so many steps into NAME_steps; 0 = none")
     overwrite: bool = overwrite_setting()
 

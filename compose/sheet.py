@@ -40,9 +40,11 @@ def save_sheet(result: Result, out: Path, overwrite: bool) -> Path:
 
 
 def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.ndarray]], list[str]]:
-    """Images in the order of TITLES and a label for every sample. Visible object white, rest of the edit
-    region gray. The first label has the name, without one the seed, and where a sentence was given what the
-    locator made of it."""
+    """Images in the order of TITLES and a label for every sample.
+
+    Visible object white, rest of the edit region gray. The first label has the name, without one the seed,
+    and where a sentence was given what the locator made of it.
+    """
     inputs, layers, window = result.geometry.inputs, result.geometry.native_layers, result.geometry.window
     cut, mask = on_white(inputs.reference_u8, inputs.reference_mask), inputs.reference_mask.astype(np.uint8)
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

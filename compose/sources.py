@@ -102,7 +102,8 @@ def uses_depth_network(settings: ComposeSettings) -> bool:
 
 def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarray) -> tuple[Inputs, dict]:
     """Inputs of the pre-processing, and what was decided on the way, for the report. depth_01: (H, W) of the
-    background."""
+    background.
+    """
     box = settings.box or sources.target_box01
     assert box is not None  # the settings refuse to be without a place
     target, by = sources.target, "file"
@@ -144,7 +145,8 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
 def where_it_covers(cut: np.ndarray, target: np.ndarray, box01: geometry.Box01) -> geometry.Box01:
     """The box of an object (h, w) that its image cuts off below, in the place of a target (H, W) in a box.
 
-    Such an object does not stand on its lowest edge: it goes where it covers most of what it replaces."""
+    Such an object does not stand on its lowest edge: it goes where it covers most of what it replaces.
+    """
     (h, w), (x0, y0, x1, y1), (left, top, right, bottom) = target.shape, box01, geometry.bbox_of_mask(cut)
     high = (x1 - x0) * w * (bottom - top) / (right - left) / h  # its height in the width of the box
     if bottom < len(cut) or high >= y1 - y0:
@@ -160,8 +162,10 @@ def replaced_region(
     settings: "ComposeSettings | EraseSettings", background_u8: np.ndarray, box01: geometry.Box01
 ) -> tuple[np.ndarray, str]:
     """What a box of the background (H, W, 3) names: the mask (H, W) of the object there, and what found it.
+
     The whole box, and "box", where that is asked for, or no object is found that lies mostly inside; then a
-    warning says so."""
+    warning says so.
+    """
     size = background_u8.shape[:2]
     region = geometry.mask_of_box(geometry.whole_box(geometry.box_from_01(box01, size)), size)
     if settings.erase == "box":

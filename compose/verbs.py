@@ -152,8 +152,10 @@ def known_name(name: str, known: Mapping[str, Any]) -> str:
 def find_target(
     layer: JobLayer, find: EraseSettings, scene: JobScene, networks: JobNetworks
 ) -> tuple[str, np.ndarray, Place]:
-    """Name, visible pixels (H, W) bool and place of what a layer is about. It is what its mask shows, an
-    object of an earlier layer, or one of the background."""
+    """Name, visible pixels (H, W) bool and place of what a layer is about.
+
+    It is what its mask shows, an object of an earlier layer, or one of the background.
+    """
     size, rgb_u8, name = scene.image.size, scene.image.rgb_u8, layer.name
     if layer.mask is not None:
         mask, place = read_mask(layer.mask, size=size), None
@@ -217,8 +219,10 @@ def paint_text(
     name: str, masks: list[np.ndarray], depth: float | None, settings: PaintSettings, scene: JobScene,
     networks: JobNetworks, gone: list[str] | None = None,
 ) -> Patch:  # fmt: skip
-    """Masks (H, W) painted by prompts, as inpainting.paint does it. The depth there is estimated anew, in the
-    units of the depth around."""
+    """Masks (H, W) painted by prompts, as inpainting.paint does it.
+
+    The depth there is estimated anew, in the units of the depth around.
+    """
     if depth is not None:
         front = scene.nearer(depth, depth)
         masks = [mask & ~front for mask in masks]

@@ -27,8 +27,10 @@ def permute_colours(inputs: Inputs, order: Sequence[int]) -> Inputs:
 
 
 def relight_room(inputs: Inputs, gains: Sequence[float]) -> Inputs:
-    """The sample with background and target in other light; the reference stays as it is. gains: factors on
-    red, green and blue of linear light (display gamma 2.2); what gets too light is cut off"""
+    """The sample with background and target in other light; the reference stays as it is.
+
+    gains: factors on red, green and blue of linear light (display gamma 2.2); what gets too light is cut off
+    """
     table = gain_table(np.array(gains) ** (1 / 2.2))
     target_u8 = None if inputs.target_u8 is None else cv2.LUT(inputs.target_u8, table)
     return replace(inputs, background_u8=cv2.LUT(inputs.background_u8, table), target_u8=target_u8)

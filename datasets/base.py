@@ -30,7 +30,8 @@ def reason(error: Exception) -> str:
 
 class ExampleSource(Protocol):
     """Examples. dynamics: STILL when the reference is the target's own object (texture is learned, late
-    timesteps), MOVING when it shows another pose (shape is learned, early timesteps), or BOTH."""
+    timesteps), MOVING when it shows another pose (shape is learned, early timesteps), or BOTH.
+    """
 
     dynamics: int
 

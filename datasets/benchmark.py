@@ -1,7 +1,9 @@
 """An open benchmark of composites: objects of DreamBooth in images of COCO, as a list of cases.
+
 The manifest names files and says where each object goes, relative to a named object in the image. It has
 no images and no depth: how far follows from the relation and from the depth map of whatever is evaluated
-(`BenchmarkCase.depth_in`). The same settings and annotation file give the same bytes on every machine."""
+(`BenchmarkCase.depth_in`). The same settings and annotation file give the same bytes on every machine.
+"""
 
 import hashlib
 import json
@@ -39,8 +41,10 @@ class Anchor:
 
     def place_beside(self, relation: str, shape: float, rng: np.random.Generator) -> Box01 | None:
         """A box in that relation to the anchor, or None where it would leave the image.
+
         shape: width over height of the object in fractions of this image. In 2D: beside it on the same foot
-        line; in front lower and overlapping; behind higher and overlapping."""
+        line; in front lower and overlapping; behind higher and overlapping.
+        """
         x0, y0, x1, y1 = self.box01_xyxy
         tall = min(max((y1 - y0) * rng.uniform(0.6, 1.0), OBJECT_HEIGHT[0]), OBJECT_HEIGHT[1])
         wide = tall * shape

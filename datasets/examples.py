@@ -1,6 +1,8 @@
 """The examples of a training run: bounded rejection, the deterministic order of training, collation.
+
 Example number k of a run with seed s is the same whatever the workers, the batch size, the number of devices
-or an interruption."""
+or an interruption.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,11 +55,19 @@ def draw_pair(
 
 class PairDataset(Dataset[TrainingSample]):
     """Example k of a run, built with randomness from (seed, k, try).
-    Where a source rejects ITEMS tries, another one gives the example, drawn by the fractions of the mixture.
-    stop_after: tries of every source for one example before it is a ValueError"""
 
-    def __init__(self, source: ExampleSource | Sequence[ExampleSource], options: PairOptions, seed: int,
-                 weights: Sequence[float] = (1.0,), stop_after: int = STOP_AFTER) -> None:  # fmt: skip
+    Where a source rejects ITEMS tries, another one gives the example, drawn by the fractions of the mixture.
+    stop_after: tries of every source for one example before it is a ValueError
+    """
+
+    def __init__(
+        self,
+        source: ExampleSource | Sequence[ExampleSource],
+        options: PairOptions,
+        seed: int,
+        weights: Sequence[float] = (1.0,),
+        stop_after: int = STOP_AFTER,
+    ) -> None:
         self.stop_after = stop_after
         self.sources: Sequence[ExampleSource] = source if isinstance(source, Sequence) else [source]
         if not all(map(len, self.sources)):
@@ -101,9 +111,11 @@ class PairDataset(Dataset[TrainingSample]):
 
 @dataclass(eq=False)
 class RunBatches(Sampler[list[int]]):
-    """Numbers of the examples of each batch of one device, from where the run stands to its end. Batch n of
-    all devices together holds the examples [n * batch * devices, (n + 1) * batch * devices), so a run on
-    several devices sees what one device with a larger batch would see, in the same order."""
+    """Numbers of the examples of each batch of one device, from where the run stands to its end.
+
+    Batch n of all devices together holds the examples [n * batch * devices, (n + 1) * batch * devices), so a
+    run on several devices sees what one device with a larger batch would see, in the same order.
+    """
 
     batches: int  # of the whole run
     batch: int

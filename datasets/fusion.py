@@ -4,7 +4,8 @@ h w   pixels of the frame (the whole background or a crop of it)
 modes place        the object stands in the scene, nearer objects hide it
       replace      the same after the depth of what stood there has been filled in
       id-transfer  another identity in the silhouette of the one there; the depth stays
-      inpaint      a coarse region is painted anew; the depth stays (published name: draw)"""
+      inpaint      a coarse region is painted anew; the depth stays (published name: draw)
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,8 +68,14 @@ class PlacedCutout:
         return rgb_u8
 
 
-def tight_cutout(rgb_u8: np.ndarray, mask: np.ndarray, depth_01: np.ndarray | None, end: str = "inclusive",
-                 norm: str = "object-only", fill: str = "bulge") -> Cutout:  # fmt: skip
+def tight_cutout(
+    rgb_u8: np.ndarray,
+    mask: np.ndarray,
+    depth_01: np.ndarray | None,
+    end: str = "inclusive",
+    norm: str = "object-only",
+    fill: str = "bulge",
+) -> Cutout:
     """Tight cut-out of an object; without a depth map it is flat or bulges like a ball, by `fill`."""
     x0, y0, x1, y1 = bbox_of_mask(mask, end)
     inside = mask[y0:y1, x0:x1]
@@ -86,8 +93,10 @@ def tight_cutout(rgb_u8: np.ndarray, mask: np.ndarray, depth_01: np.ndarray | No
 
 def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only") -> np.ndarray:
     """Depth (h, w) scaled to [0, 1] inside the mask and 0 outside.
+
     "object-only": over the object, from its 1st to its 99th percentile, as estimated maps smear edges.
-    "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published)."""
+    "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published).
+    """
     values = np.where(mask, depth_01, 0).astype(np.float32)
     ends = (values.min(), values.max()) if norm == "legacy" else np.percentile(depth_01[mask], [1, 99])
     low, high = map(float, ends)
@@ -97,8 +106,10 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
 
 
 def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> tuple[np.ndarray, Part]:
-    """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel. returns: the
-    pixels, 0 round the image, and the rows and columns of the frame that they fill"""
+    """image (h, w[, c]) float32 shown in a box of a frame, exact to fractions of a pixel.
+
+    returns: the pixels, 0 round the image, and the rows and columns of the frame that they fill
+    """
     x0, y0, x1, y1 = box_xyxy
     # Nearly the final size first, by averaging or with full edges, so that the warp below only shifts.
     image = resize(image, (max(1, round(y1 - y0)), max(1, round(x1 - x0))))
@@ -114,8 +125,10 @@ def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> tupl
 def place_cutout(
     cutout: Cutout, box_xyxy: Sequence[float], extent: tuple[float, float], frame: Size, legacy: bool = False
 ) -> PlacedCutout:
-    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near). legacy: the
-    published placement, by whole pixels, bilinear resizing without prefilter, binary coverage"""
+    """Put a cut-out in a box (pixels of the frame); its depth spans extent = (far, near).
+
+    legacy: the published placement, by whole pixels, bilinear resizing without prefilter, binary coverage
+    """
     far, near = extent
     if min(box_xyxy[2] - box_xyxy[0], box_xyxy[3] - box_xyxy[1]) < LEAST_SOFT:
         cutout = replace(cutout, rim=None)
@@ -155,8 +168,10 @@ def occluders(depth_01: np.ndarray, near: float) -> np.ndarray:
 
 def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion: str) -> np.ndarray:
     """(h, w) bool: where the background of depth_01 (h, w) hides nothing of an object placed there.
+
     near: depth of its nearest point, which decides with occlusion "near"; "none" hides nothing; "pixel" and
-    "published" compare pixel by pixel"""
+    "published" compare pixel by pixel
+    """
     if occlusion == "none":
         return np.ones(depth_01.shape, bool)
     return ~occluders(depth_01, near) if occlusion == "near" else depth_01 < placed.depth_01
@@ -165,7 +180,8 @@ def unhidden(depth_01: np.ndarray, placed: PlacedCutout, near: float, occlusion:
 def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Depth (h, w) without what stands in region (h, w) bool: each row interpolated across its gaps.
 
-    A gap at a border takes the side that it has, a row without any the end of the row before it."""
+    A gap at a border takes the side that it has, a row without any the end of the row before it.
+    """
     if not region.any() or region.all():
         return depth_01
     w, result, whole = region.shape[1], depth_01.copy(), np.asarray(region.all(axis=1))
@@ -207,7 +223,8 @@ def collage(
     background_u8: np.ndarray, detail_u8: np.ndarray, coverage_01: np.ndarray, hide: np.ndarray | None
 ) -> np.ndarray:
     """The detail hint's image (h, w, 3) uint8: background, black where `hide` (h, w) bool (None: nowhere),
-    the object's detail as far as coverage_01 (h, w), how much of a pixel the visible object covers."""
+    the object's detail as far as coverage_01 (h, w), how much of a pixel the visible object covers.
+    """
     result = background_u8.copy() if hide is None else masked(background_u8, ~hide)
     box = tight_slices(coverage_01)
     under, part = result[box].astype(np.float32), coverage_01[box][..., None]
@@ -221,7 +238,8 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     mode      zero: nothing, what the released compositor weights were trained with; gray255: strength of the
               edges; color: edges times colours, what the released AnyDoor weights were trained with; cutout:
               the object's own pixels
-    threshold 0 to 255, weaker edges are left out"""
+    threshold 0 to 255, weaker edges are left out
+    """
     if mode not in HF_MODES:
         raise ValueError(f"unknown hf_mode {mode!r}; allowed: {', '.join(HF_MODES)}")
     if mode in ("zero", "cutout"):

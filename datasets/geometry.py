@@ -78,7 +78,8 @@ def whole_box(box_xyxy: Sequence[float]) -> Box:
 def bbox_of_mask(mask: np.ndarray, end: str = "inclusive") -> Box:
     """Tight box of mask (h, w) bool.
 
-    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published)."""
+    "legacy": last row and column left out, and the whole image for fewer than 10 pixels (published).
+    """
     x, y, w, h = cv2.boundingRect((mask if mask.dtype == bool else mask != 0).view(np.uint8))
     if end == "legacy":
         return (0, 0, *mask.shape[::-1]) if np.count_nonzero(mask) < 10 else (x, y, x + w - 1, y + h - 1)
@@ -127,8 +128,10 @@ def expand_box(box_xyxy: Sequence[float], ratio: float, size_hw: Size | None, en
 
 def square_box(box_xyxy: Box, size_hw: Size, border: str = "shift") -> Box:
     """Square around a box, inside the image.
+
     "shift": moved inside instead of cut, and cut only where the image is smaller than the square.
-    "clip": the shorter side grows and is cut at the border (published), hence often not square there."""
+    "clip": the shorter side grows and is cut at the border (published), hence often not square there.
+    """
     (h, w), (x0, y0, x1, y1) = size_hw, box_xyxy
     half, xc, yc = max(x1 - x0, y1 - y0, 2) // 2, (x0 + x1) // 2, (y0 + y1) // 2
     if border == "clip":
@@ -156,7 +159,8 @@ def square_padding(size_hw: Size) -> Box:
 
 def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     """(far, near) of an object whose centre lies at depth d, symmetric about d, clipped to [0, 1]. It is
-    about as thick as wide and high: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions."""
+    about as thick as wide and high: near - far = 2 (0.01 + 0.2 s), s = sqrt(width height) in fractions.
+    """
     if not (np.isfinite(d) and 0 <= d <= 1):
         raise ValueError(f"depth must lie in [0, 1] (1 = nearest), got {d}")
     half = MIN_EXTENT + EXTENT_PER_SIZE * float(np.sqrt((box01[2] - box01[0]) * (box01[3] - box01[1])))
@@ -164,10 +168,12 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
 
 
 def depth_at_contact(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
-    """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on. The
-    lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the median,
-    because what stands in front of the ground there is nearer (measured on rendered scenes: without loss for
-    free objects, the overlap with the ground truth of partly hidden ones rises from 0.69 to 0.77)."""
+    """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
+
+    The lower quartile over a strip of the edge's middle 60 % and of 2 % of the image's height: not the
+    median, because what stands in front of the ground there is nearer (measured on rendered scenes: without
+    loss for free objects, the overlap with the ground truth of partly hidden ones rises from 0.69 to 0.77).
+    """
     h, w = background_depth_01.shape
     x0, _, x1, y1 = box_from_01(box01, (h, w))
     bottom = min(max(int(round(y1)), 1), h)
@@ -265,7 +271,8 @@ def hull_box(first: Box, second: Box) -> Box:
 def crop_round(region: Box, image: Size, ratio: float, size: Size, border: str, end: str) -> Crop:
     """The crop of an image whose side is `ratio` times the longer side of a region.
 
-    size: that it is resized to. border, end: `PairOptions.border`, `.bbox_end`"""
+    size: that it is resized to. border, end: `PairOptions.border`, `.bbox_end`
+    """
     if border == "shift":  # context gives way before the crop would need padding
         longest = max(region[2] - region[0], region[3] - region[1])
         ratio = min(ratio, max(LEAST_CONTEXT, min(image) / longest))

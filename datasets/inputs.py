@@ -1,5 +1,7 @@
 """What a pair is made from: the options of the pre-processing, random decisions, images with a place.
-Training draws the random decisions and inference fixes them; the pre-processing itself draws nothing."""
+
+Training draws the random decisions and inference fixes them; the pre-processing itself draws nothing.
+"""
 
 from dataclasses import dataclass, replace
 from math import ceil
@@ -105,7 +107,9 @@ class PairOptions:
     @property
     def object_side(self) -> int:
         """Pixels of an object's longer side, above which training reads images smaller; 0: never (published).
-        Then the narrowest crop still has the model's size, and the object that of its views."""
+
+        Then the narrowest crop still has the model's size, and the object that of its views.
+        """
         if self.resample == "legacy":
             return 0
         crop = ceil(self.size[0] / (self.box_ratio * self.augment.crop_ratio[0]))
@@ -211,7 +215,9 @@ class Inputs:
 
     def painted_box(self, options: PairOptions, box: Box01, cutout: fusion.Cutout) -> Box01:
         """The box (pixels) that the region is a margin round: by default `box`, where the object goes.
-        Published: read from a mask that was written before, of the visible object or of the whole box."""
+
+        Published: read from a mask that was written before, of the visible object or of the whole box.
+        """
         size = self.background_depth_01.shape[:2]
         if self.mode == "place" and options.region_of == "visible":
             depth_01, extent = self.background_depth_01, self.depth_range

@@ -30,7 +30,8 @@ def largest_piece(mask: np.ndarray) -> np.ndarray:
 
 def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None = None) -> np.ndarray:
     """Blend weight (h, w) float32: 0 outside the mask, smoothly rising to 1 within `width` pixels inside it;
-    not towards open_to (h, w) bool (an occluder: its edge stays sharp) and the image's border."""
+    not towards open_to (h, w) bool (an occluder: its edge stays sharp) and the image's border.
+    """
     solid = mask if open_to is None else mask | open_to
     if width < 1 or solid.all():
         return mask.astype(np.float32)
@@ -43,10 +44,12 @@ def feather_inside(mask: np.ndarray, width: float, *, open_to: np.ndarray | None
 
 def perturb_mask(mask: np.ndarray, rng: np.random.Generator, *, whole: bool = False) -> np.ndarray:
     """A rough version of a mask (h, w) bool that contains it, after random growing and shrinking.
+
     Rounds of four local dilations or erosions (kernels of 3 to 9 pixels) until the overlap with the mask
     falls below a target drawn from U(0.3, 0.99), at most 250; the largest piece is kept.
     whole: on the whole image at full size (published); otherwise on the object's surroundings, at most
-    128 pixels, which is far faster"""
+    128 pixels, which is far faster
+    """
     target = rng.uniform(*PERTURB_IOU)
     h, w = mask.shape
     if min(h, w) <= 2 or not mask.any():
@@ -92,9 +95,11 @@ def _deform(exact: np.ndarray, target_iou: float, rng: np.random.Generator) -> n
 
 def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size | None = None) -> np.ndarray:
     """Grow by a fraction of the image's size.
+
     amount: 0 to 1, of the height vertically and of the width horizontally
     shape:  "ellipse", or "legacy-rect" for offsets -k .. k-1 in a rectangle (published)
-    frame:  (h, w) of the image where the mask is a part of it"""
+    frame:  (h, w) of the image where the mask is a part of it
+    """
     h, w = frame or mask.shape
     kh, kw = int(amount * h), int(amount * w)
     if shape == "legacy-rect":
@@ -126,13 +131,22 @@ def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size 
     return np.pad(grown, ((y0, mask.shape[0] - y1), (x0, mask.shape[1] - x1)))
 
 
-def mask_level(silhouette: np.ndarray, level: str, region: np.ndarray, amount: float,
-               rng: np.random.Generator, *, shape: str = "ellipse", frame: Size | None = None,
-) -> np.ndarray:  # fmt: skip
+def mask_level(
+    silhouette: np.ndarray,
+    level: str,
+    region: np.ndarray,
+    amount: float,
+    rng: np.random.Generator,
+    *,
+    shape: str = "ellipse",
+    frame: Size | None = None,
+) -> np.ndarray:
     """The region to edit: one of the five levels of a silhouette (h, w) bool; level "box" is `region`.
+
     From the silhouette itself to its box (Bifrost, App. B.2): one model follows exact and rough regions.
     amount: dilation of "fine" as a fraction of the image; "coarse" grows four times as far
-    shape:  as of `dilate`; legacy-rect deforms at full size, as published"""
+    shape:  as of `dilate`; legacy-rect deforms at full size, as published
+    """
     if level not in LEVELS:
         raise ValueError(f"unknown mask level {level!r}; allowed: {', '.join(LEVELS)}")
     if level == "box" or not silhouette.any():

@@ -1,9 +1,11 @@
 """Pre-processing, once, for training and inference: images become what the compositor reads.
+
 `Geometry` decides once per composite where the object goes: box, region, crop, cut-out. Its `layers` say what
 lies where in a frame: `pair_of` reads them at the size of the model, `datasets.pasteback.stitch` at that of
 the background. Training gives the true image as target and the counterfactual (the scene without the object)
 as background, or the target itself and the object's mask. Inference gives no target.
-Legend: h w pixels of the frame; r pixels of the reference view."""
+Legend: h w pixels of the frame; r pixels of the reference view.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -106,8 +108,10 @@ class Geometry:
         return cv2.normalize(levels, np.empty_like(levels), 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
     def fitted_box(self, crop: Crop) -> Box01:
-        """The part of the box that the object fills in a frame, in the middle of the bottom edge. It is
-        stretched by at most `max_stretch`: 1 keeps its proportions, 100 fills any box (published)."""
+        """The part of the box that the object fills in a frame, in the middle of the bottom edge.
+
+        It is stretched by at most `max_stretch`: 1 keeps its proportions, 100 fills any box (published).
+        """
         (h, w), (x0, y0, x1, y1) = self.cutout.mask.shape, crop.to_frame(self.box_xyxy)
         scale_x, scale_y, limit = (x1 - x0) / w, (y1 - y0) / h, self.options.max_stretch
         width, height = w * min(scale_x, scale_y * limit), h * min(scale_y, scale_x * limit)
@@ -171,7 +175,9 @@ class Geometry:
 @dataclass(frozen=True, eq=False)
 class Pair:
     """One compositing example; `collate` adds the leading b. What a model reads is made by `model_inputs`.
-    Training moves the tensors only; background, paste and visible mask are made when they are read."""
+
+    Training moves the tensors only; background, paste and visible mask are made when they are read.
+    """
 
     reference_u8: Tensor  # (3, r, r) object on white
     target_u8: Tensor  # (3, h, w) what the model must paint; the background where it is not known

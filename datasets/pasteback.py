@@ -1,7 +1,8 @@
 """Crop and stitch: the model's image back into the background, at the background's own resolution.
 
 H W   pixels of the background;  h w   pixels of the cut (the crop before padding and resizing)
-Outside the final edit mask, and wherever something nearer stands, every byte stays what it was."""
+Outside the final edit mask, and wherever something nearer stands, every byte stays what it was.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,9 +40,16 @@ class Stitched:
         return self.result.own_u8
 
 
-def stitch(geometry: Geometry, generated_u8: np.ndarray, *, detail: float = 0.0,
-           detail_scale: float = DETAIL_SCALE, feather: float = FEATHER, paste: str = "mask-feather",
-           background: LoadedImage | None = None) -> Stitched:  # fmt: skip
+def stitch(
+    geometry: Geometry,
+    generated_u8: np.ndarray,
+    *,
+    detail: float = 0.0,
+    detail_scale: float = DETAIL_SCALE,
+    feather: float = FEATHER,
+    paste: str = "mask-feather",
+    background: LoadedImage | None = None,
+) -> Stitched:
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
     geometry:     of the pair that was painted (pair.geometry)
@@ -50,7 +58,8 @@ def stitch(geometry: Geometry, generated_u8: np.ndarray, *, detail: float = 0.0,
     detail_scale: what counts as fine, as a fraction of the object's size
     feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
-    background:   the file that the geometry's background was read from, for its transparency and profile"""
+    background:   the file that the geometry's background was read from, for its transparency and profile
+    """
     layers, crop, window, inputs = geometry.native_layers, geometry.crop, geometry.window, geometry.inputs
     background = background or LoadedImage(inputs.background_u8)
     if paste == "legacy-rect":  # the first row dropped, the whole crop minus a margin replaced
@@ -92,7 +101,8 @@ def transfer_detail(
     surface reflects (quotient image, Shashua and Riklin-Raviv 2001).
     generated_u8, paste_u8: (h, w, 3), the same frame
     coverage: (h, w) bool or [0, 1], the visible object; blurs are normalised by it, so nothing leaks out
-    amount:   0 to 1;  sigma: pixels, what is finer counts as detail"""
+    amount:   0 to 1;  sigma: pixels, what is finer counts as detail
+    """
     if not 0 <= amount <= 1:
         raise ValueError(f"detail must lie in [0, 1], got {amount}")
     if amount == 0 or not coverage.any():
@@ -122,8 +132,10 @@ def transfer_detail(
 
 
 def _rows_enlarged(small: np.ndarray, size: Size) -> Callable[[slice], Sequence[np.ndarray]]:
-    """Any rows of the channels of small (n, m, c) float32, linearly enlarged to size (h, w). Of a large image
-    only the rows that are asked for exist, up to rounding equal to the others."""
+    """Any rows of the channels of small (n, m, c) float32, linearly enlarged to size (h, w).
+
+    Of a large image only the rows that are asked for exist, up to rounding equal to the others.
+    """
     (h, w), last = size, len(small) - 1
     if h * w <= WHOLE:
         whole = resize(small, size, how="linear")

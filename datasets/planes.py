@@ -1,7 +1,9 @@
 """What is behind an erased object in depth: the planes of its surroundings, continued.
+
 Inverse depth is affine in the image coordinates of a plane. Where floor and wall meet, the
 nearer one is seen (the larger inverse depth); where one ends in front of the other, as at a table,
-it is the lesser of both. Legend: h w pixels, k points round the hole, p planes."""
+it is the lesser of both. Legend: h w pixels, k points round the hole, p planes.
+"""
 
 from itertools import combinations
 
@@ -21,8 +23,10 @@ ENOUGH = 0.7  # of the ring that all planes together must explain, or rows are i
 
 
 def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Depth (h, w) without what stands in region (h, w) bool; float32, elsewhere as given. Where the
-    surroundings are no planes, each row is interpolated across the region (`fill_depth`)."""
+    """Depth (h, w) without what stands in region (h, w) bool; float32, elsewhere as given.
+
+    Where the surroundings are no planes, each row is interpolated across the region (`fill_depth`).
+    """
     if not region.any() or region.all():
         return depth_01
     reach = max(3, round(REACH * np.sqrt(region.sum())))

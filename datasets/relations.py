@@ -1,4 +1,5 @@
 """Spatial relations between objects, decided in 2.5D: a box in the image and an extent in depth.
+
 One set of rules serves a single pair (`holds`, `relation`) and many pairs at once (`relation_margins`). Each
 rule is a list of inequalities. Its margin is the smallest slack among them, each in units of its scale, and
 the relation holds where the margin is positive. Depth is relative inverse depth, 1 = nearest. The thresholds
@@ -48,7 +49,8 @@ class _Edges:
 @dataclass(frozen=True)
 class Place(_Edges):
     """Where an object is, or where it goes. box01_xyxy: fractions of the image; d: depth of its centre, or
-    the median; far <= d <= near: its extent; all in [0, 1], ValueError otherwise."""
+    the median; far <= d <= near: its extent; all in [0, 1], ValueError otherwise.
+    """
 
     box01_xyxy: Box01
     d: float
@@ -113,10 +115,12 @@ def gap(low_a: Any, high_a: Any, low_b: Any, high_b: Any) -> Any:
 
 
 def relation_margins(a: Places, b: Places, surfaces: bool = False) -> dict[str, np.ndarray]:
-    """Relation -> (k, m) margin of "a is <relation> b" for k places a and m places b. Positive where the
-    relation holds, 1 and more where it holds comfortably. "between" needs two anchors, see `between_margins`.
-    surfaces: what lies in the box of another is on it, as `relation` says; the questions about rendered rooms
-    are made without."""
+    """Relation -> (k, m) margin of "a is <relation> b" for k places a and m places b.
+
+    Positive where the relation holds, 1 and more where it holds comfortably. "between" needs two anchors, see
+    `between_margins`. surfaces: what lies in the box of another is on it, as `relation` says; the questions
+    about rendered rooms are made without.
+    """
     a, b = a.spread(1), b.spread(0)
     on = _on(a, b, surfaces)
     apart = -on / 0.3  # an object that stands on another is not beside it
@@ -132,10 +136,12 @@ def between_margins(margins: Mapping[str, np.ndarray], a: Places, b: Places) -> 
 
 def relation(a: Place, b: Place, on: bool | None = None) -> frozenset[str]:
     """Everything that is true of a with respect to b ("a is left of b"), a subset of RELATIONS.
+
     on: whether a stands on b where that is known. None: whether a's lower edge lies on the upper part of b, a
     sticks out above b's top edge or lies in b's box and is less than half as high, and their depths meet.
     What stands on an object is not also beside, before or behind it; the caller asks relation(b, a, on=False)
-    for the converse. Left / right and in front / behind are antisymmetric, next to is symmetric."""
+    for the converse. Left / right and in front / behind are antisymmetric, next to is symmetric.
+    """
     if on is None:
         on = bool(_on(a, b) > 0 and gap(a.far, a.near, b.far, b.near) <= 0)
     if on:
@@ -192,7 +198,8 @@ def _above(a: _Edges, b: _Edges) -> Any:
 
     a's top edge is higher, their depths meet within DEPTH_STEP, and either a's middle lies over b and a's
     lower edge ends in the upper part of b or higher; or b's middle lies below a, and b reaches from under
-    a's top to a's lower part. Never true both ways."""
+    a's top to a's lower part. Never true both ways.
+    """
     meet = (_ABOVE_STEP - gap(a.far, a.near, b.far, b.near)) / DEPTH_SCALE
     over = _min(a.middle - b.x0, b.x1 - a.middle, b.y0 + CONTACT_BAND * (b.y1 - b.y0) - a.y1)
     tall = a.y1 - a.y0
@@ -203,7 +210,9 @@ def _above(a: _Edges, b: _Edges) -> Any:
 
 def _between(a: _Edges, b: _Edges, c: _Edges, to_b: Mapping[str, Any], to_c: Mapping[str, Any]) -> Any:
     """a is beside both on opposite sides at a depth between theirs, or in front of one and behind the other.
-    to_b, to_c: margins of a's relations to b and c. The order of b and c does not matter."""
+
+    to_b, to_c: margins of a's relations to b and c. The order of b and c does not matter.
+    """
 
     def opposite(word: str, converse: str) -> Any:
         return _max(_min(to_b[word], to_c[converse]), _min(to_b[converse], to_c[word]))

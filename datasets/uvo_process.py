@@ -2,7 +2,8 @@
 
     python -m datasets.uvo_process UVO_sparse_train_video_with_interpolation.json OUT.json
 
-The result maps the id of a video to the names of its frames: {"1": ["a/0.jpg", "a/1.jpg"]}."""
+The result maps the id of a video to the names of its frames: {"1": ["a/0.jpg", "a/1.jpg"]}.
+"""
 
 import json
 import logging

@@ -18,21 +18,28 @@ from ldm.settings.later import later, later_names
 
 @dataclass(frozen=True)
 class DreamSettings(PaintSettings):
-    prompts: tuple[str, ...] = setting((),
-        help="known prompts in the order of the masks; an empty or missing one is written")  # fmt: skip
-    out: Path = setting(Path("outputs/dreamed.png"),
-        help="image to write (.png, .webp, .jpg); several samples get numbers")  # fmt: skip
-    prompter: Path | None = setting(None,
+    prompts: tuple[str, ...] = setting(
+        (), help="known prompts in the order of the masks; an empty or missing one is written"
+    )
+    out: Path = setting(
+        Path("outputs/dreamed.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
+    )
+    prompter: Path | None = setting(
+        None,
         help="prompt writer: model folder, or folder of its adapter; without it "
-        f"{RELEASED.as_posix()} if there, else {TINY.as_posix()}")  # fmt: skip
+        f"{RELEASED.as_posix()} if there, else {TINY.as_posix()}",
+    )
     adapter: Path | None = setting(None, help="adapter of the prompt writer, where --prompter is its model")
     precision: str = setting("auto", choices=PRECISIONS, help="prompt writer in 4 bits as published, or full")
-    constrained: bool = setting(True,
-        help="one closed, non-empty prompt per mask is certain; off: decoded as published")  # fmt: skip
-    temperature: float = setting(0.0, low=0.0, high=5.0,
-        help="0: the most probable words; above: drawn with --seed")  # fmt: skip
-    longest: int | None = setting(None, low=1, high=512,
-        help="most tokens of one prompt; without it the model's")  # fmt: skip
+    constrained: bool = setting(
+        True, help="one closed, non-empty prompt per mask is certain; off: decoded as published"
+    )
+    temperature: float = setting(
+        0.0, low=0.0, high=5.0, help="0: the most probable words; above: drawn with --seed"
+    )
+    longest: int | None = setting(
+        None, low=1, high=512, help="most tokens of one prompt; without it the model's"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,8 @@ FONT_SIZE, LINE, SWATCH = 18, 26, 16  # pixels of the prompts below the sheet
 def run_paint(settings: PaintSettings) -> dict[str, Any]:
     """Fill the masks of an image, each with its own prompt.
 
-    Writes an image with its recipe, a JSON report beside it, and a sheet of before, regions and after."""
+    Writes an image with its recipe, a JSON report beside it, and a sheet of before, regions and after.
+    """
     results.output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     if len(settings.masks) != len(settings.prompts) or not settings.masks:  # before a file is read
         pipeline.pair_masks(settings.masks, settings.prompts)  # type: ignore[arg-type]
@@ -168,13 +169,20 @@ class Dream:
 
 
 def dream(
-    image_u8: np.ndarray, masks: Sequence[np.ndarray], writer: PromptWriter | None, pipe: Inpainter,
-    prompts: Sequence[str] = (), seed: int = 0, options: PaintOptions = DEFAULTS,
-) -> Dream:  # fmt: skip
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    writer: PromptWriter | None,
+    pipe: Inpainter,
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    options: PaintOptions = DEFAULTS,
+) -> Dream:
     """Write the missing prompts of the masks (h, w) bool of an image (h, w, 3) uint8, then paint all masks.
+
     writer: None when no prompt is missing. prompts: known ones in the order of the masks, "" or missing where
     one is to be written. Image and masks may be paths or PIL images. `write_missing` and `paint` do the same
-    in two steps and have more options."""
+    in two steps and have more options.
+    """
     image_u8 = image_u8 if isinstance(image_u8, np.ndarray) else read_image(image_u8).rgb_u8
     masks = [mask if isinstance(mask, np.ndarray) else read_mask(mask) for mask in masks]
     written = write_missing(image_u8, masks, prompts, writer)
@@ -183,9 +191,12 @@ def dream(
 
 
 def write_missing(
-    image_u8: np.ndarray, masks: Sequence[np.ndarray], prompts: Sequence[str], writer: PromptWriter | None,
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    writer: PromptWriter | None,
     decoding: Decoding = GREEDY,
-) -> Prompts:  # fmt: skip
+) -> Prompts:
     """The prompts of the masks (h, w) bool of an image (h, w, 3) uint8; given ones stay as they are."""
     known = completed(prompts, len(masks))
     missing = [not text for text in known]
@@ -223,7 +234,8 @@ def run_dream(settings: DreamSettings) -> dict[str, Any]:
     """Write a prompt for every mask that has none, and fill the masks, each with its own prompt.
 
     Writes an image that carries its recipe, a JSON report beside it, and a sheet of before, masks and after
-    with the prompts."""
+    with the prompts.
+    """
     results.output_paths(settings.out, settings.num_samples, (settings.image, *settings.masks))
     timer = results.StageTimer()
     known = completed(settings.prompts, len(settings.masks))

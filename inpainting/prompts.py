@@ -1,7 +1,9 @@
 """Colours, questions and answers of the prompt writer, for training, tests, commands and notebooks.
+
 The model sees a painting whose regions are painted in solid colours, is asked what hides behind them, and
 answers `<red>a dog</red><green>a tree</green>`. Texts and colours are part of the released adapters (paper
-section 3.1). An expression fixes the tags of an answer and their order, and the prompts that are known."""
+section 3.1). An expression fixes the tags of an answer and their order, and the prompts that are known.
+"""
 
 import re
 from collections.abc import Sequence
@@ -18,9 +20,17 @@ RGB = tuple[int, int, int]
 
 # The order of the published dataset; models see colours shuffled, so any order may be used.
 COLORS: dict[str, RGB] = {
-    "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0),
-    "cyan": (0, 255, 255), "magenta": (255, 0, 255), "orange": (255, 165, 0), "purple": (128, 0, 128),
-    "pink": (255, 192, 203), "brown": (165, 42, 42)}  # fmt: skip
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+    "orange": (255, 165, 0),
+    "purple": (128, 0, 128),
+    "pink": (255, 192, 203),
+    "brown": (165, 42, 42),
+}
 LEAST_COLOR = 0.0005  # of the image's pixels that lie in blocks of the colour of a mask; chosen
 APART = 48  # of 255 between the colours of two masks, in some channel; chosen: JPEG changes less
 RED, GRAY_NAME = "red", "gray"  # the region that is tested; the only region
@@ -98,12 +108,17 @@ def check_masks(image_u8: np.ndarray, masks: Sequence[np.ndarray]) -> None:
 
 
 def paint_masks(
-    image_u8: np.ndarray, masks: Sequence[np.ndarray], colors: Sequence[str],
-    alphas: Sequence[float] | None = None, order: str = "large_first",
-) -> np.ndarray:  # fmt: skip
+    image_u8: np.ndarray,
+    masks: Sequence[np.ndarray],
+    colors: Sequence[str],
+    alphas: Sequence[float] | None = None,
+    order: str = "large_first",
+) -> np.ndarray:
     """A copy of the image (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
+
     alphas: opacity of each mask in [0, 1], default 1; blended as by torchvision's draw_segmentation_masks
-    order:  large_first, so that small masks stay visible, or given"""
+    order:  large_first, so that small masks stay visible, or given
+    """
     if order not in ("large_first", "given"):
         raise ValueError(f"unknown order of painting {order!r}; allowed: large_first, given")
     alphas = [1.0] * len(masks) if alphas is None else alphas
@@ -120,8 +135,10 @@ def paint_masks(
 
 
 def split_colors(image: LoadedImage) -> list[np.ndarray]:
-    """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`. Gray
-    and transparent pixels belong to none. ValueError where nothing is coloured."""
+    """Masks (h, w) bool of an image of coloured masks, one for each colour, in the order of `COLORS`.
+
+    Gray and transparent pixels belong to none. ValueError where nothing is coloured.
+    """
     rgb_u8, (h, w), found = image.rgb_u8, image.size, list[np.ndarray]()
     colored = np.ptp(rgb_u8, axis=2) > GRAY_TOLERANCE
     if image.alpha_u8 is not None:
@@ -162,9 +179,12 @@ class PrompterConfig:
     name: str = setting("prompt writer", help="short name for logs and recipes")
     notice: str = setting("", help="message when the model is loaded")
     colors: tuple[str, ...] = setting(tuple(COLORS), help="colours of masks that it knows")
-    question: str = setting("discover", choices=("discover", "gray", "plain"),
+    question: str = setting(
+        "discover",
+        choices=("discover", "gray", "plain"),
         help="discover: all masks in colours (MultiMask); gray: each alone in gray (1Mask); plain: the same, "
-        "and the whole answer is the prompt (a model without adapter)")  # fmt: skip
+        "and the whole answer is the prompt (a model without adapter)",
+    )
     template: str = setting("", help="chat template in ldm.mllm.templates.TEMPLATES; empty: as published")
     longest: int = setting(64, low=1, help="most tokens of one prompt")
 
@@ -179,9 +199,11 @@ class PrompterConfig:
 
 
 def colors_of_masks(config: PrompterConfig, given: Sequence[str]) -> list[str]:
-    """Colours of r masks, in their order. given: r prompts, "" where one is to be written. The last mask of
-    the question has the first colour, red (published). Masks with a known prompt come first, so that the
-    model knows these prompts when it writes the others. ValueError for too few colours."""
+    """Colours of r masks, in their order. given: r prompts, "" where one is to be written.
+
+    The last mask of the question has the first colour, red (published). Masks with a known prompt come first,
+    so that the model knows these prompts when it writes the others. ValueError for too few colours.
+    """
     count, known = len(given), config.colors
     if count > len(known):
         raise ValueError(f"{config.name} knows {len(known)} colours ({', '.join(known)}), got {count} masks")

@@ -3,7 +3,8 @@
 joint     one sequence for all prompts of an image, as published: BOS, prompt 1, prompt 2 ..., EOS, padding
 separate  one sequence per prompt: no prompt knows of another
 
-Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images."""
+Legend: s sequences, l tokens of one sequence (77 in CLIP), t tokens of an image = s l, b images.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ def plan_tokens(
     texts: Sequence[str], tokenizer: CLIPTokenizer, *, encoding: str = "joint", regions: bool = True
 ) -> TokenPlan:
     """Lay out the prompts of one image.
+
     regions: False gives the form for a model without region maps: a period after each prompt and every
-             token shared (published: the runs without rectified attention); always one joint sequence"""
+             token shared (published: the runs without rectified attention); always one joint sequence
+    """
     if not texts:
         raise ValueError("at least one prompt is needed, got an empty list")
     if encoding not in ENCODINGS:
@@ -100,8 +103,10 @@ def longest_first_lengths(lengths: Sequence[int], budget: int) -> list[int]:
 
 
 def encode_plans(plans: Sequence[TokenPlan], text_encoder: nn.Module) -> tuple[Tensor, Tensor]:
-    """Embeddings (b, t, c) and token_region_ids (b, t) of a batch, by one call of the text encoder. Images
-    with fewer tokens than the longest are padded with zeros that no pixel reads."""
+    """Embeddings (b, t, c) and token_region_ids (b, t) of a batch, by one call of the text encoder.
+
+    Images with fewer tokens than the longest are padded with zeros that no pixel reads.
+    """
     device = next(text_encoder.parameters()).device
     ids = torch.cat([plan.input_ids for plan in plans])
     rows = check_finite(text_encoder(ids.to(device))[0], "text encoder")  # (all s, l, c)

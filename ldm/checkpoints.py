@@ -80,8 +80,10 @@ def load_pretrained(
     kind: Any, source: Path | str, *, exact: bool = False, may_lack: str = " ", **options: Any
 ) -> Any:
     """`kind.from_pretrained`, in eval mode; weights that are missing or of another shape are a ValueError.
+
     exact: weights that fit nothing are refused too. may_lack: part of the names of what need not be there
-    A network is in single precision unless `dtype` asks for another, whatever its file is in."""
+    A network is in single precision unless `dtype` asks for another, whatever its file is in.
+    """
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if "torch_dtype" not in options:  # the word of diffusers
         options.setdefault("dtype", torch.float32)
@@ -144,9 +146,11 @@ def stored_names(model: nn.Module) -> dict[str, list[str]]:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes. A
-    former folder that holds what the new one does not is kept as NAME.old1, NAME.old2, ... ValueError while
-    another process writes the same folder."""
+    """Yields an empty folder beside `folder`; on success it takes its place, on failure nothing changes.
+
+    A former folder that holds what the new one does not is kept as NAME.old1, NAME.old2, ...
+    ValueError while another process writes the same folder.
+    """
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     with one_writer(folder, inside=False):
         if old.exists() and not folder.exists():  # a kill came between the two renames below

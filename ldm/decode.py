@@ -1,5 +1,6 @@
 """Image files decoded: upright (h, w), in sRGB, which networks know. What is painted goes back into the
-colours of the file, whose profile, EXIF data and resolution the result carries on."""
+colours of the file, whose profile, EXIF data and resolution the result carries on.
+"""
 
 import contextlib
 import io
@@ -58,7 +59,8 @@ class LoadedImage:
     def is_photograph(self) -> bool:
         """Whether the small networks of rendered scenes are of no use for it.
 
-        Where its file does not say so, every image of more than SCENE_SIDE pixels a side is a photograph."""
+        Where its file does not say so, every image of more than SCENE_SIDE pixels a side is a photograph.
+        """
         return max(self.size) > SCENE_SIDE if self.photograph is None else self.photograph
 
     @property
@@ -74,8 +76,10 @@ class LoadedImage:
         self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :]
     ) -> "LoadedImage":
         """The image with another one laid over it; every pixel outside `edit` keeps its bytes.
+
         image_u8: (n, m, 3) sRGB;  weight_01: (n, m), its opacity;  edit: (n, m) bool;  part: where n m lies
-        Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over")."""
+        Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over").
+        """
         own_u8, alpha_u8 = self.own_u8.copy(), None if self.alpha_u8 is None else self.alpha_u8.copy()
         for rows in row_blocks(len(edit)):
             if not (inside := edit[rows].astype(np.uint8)).any():
@@ -111,7 +115,9 @@ def _transformed(pixels_u8: np.ndarray, transform: ImageCms.ImageCmsTransform | 
 @lru_cache(maxsize=32)
 def profile_transform(profile: bytes, mode: str, back: bool = False) -> ImageCms.ImageCmsTransform | None:
     """From a profile's colours in a Pillow mode to sRGB, or back; None where both are the same.
-    ImageCms.PyCMSError for a damaged profile, and for one that has no way back."""
+
+    ImageCms.PyCMSError for a damaged profile, and for one that has no way back.
+    """
     ends: list[Any] = [ImageCms.getOpenProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")]
     (source, target), flags = ends[::-1] if back else ends, ImageCms.Flags.BLACKPOINTCOMPENSATION
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -126,8 +132,10 @@ def profile_transform(profile: bytes, mode: str, back: bool = False) -> ImageCms
 
 def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndarray, bytes | None]:
     """The decoded pixels (h, w, 3) uint8 of an image in sRGB, and its profile where a result can carry it.
+
     Colours of a gray, CMYK or one-way profile are converted and the profile is not carried. A profile that is
-    damaged, or made for another kind of image, counts as none."""
+    damaged, or made for another kind of image, counts as none.
+    """
     profile, gray = image.info.get("icc_profile"), image.mode in ("1", "L", "LA") or is_deep(image)
     if not profile:
         return own_u8, None
@@ -150,8 +158,10 @@ def in_srgb(image: Image.Image, own_u8: np.ndarray, path: Path) -> tuple[np.ndar
 @contextlib.contextmanager
 def opened(path: Path, data: bytes | None = None, shrink: int = 1) -> Iterator[Image.Image]:
     """The decoded first frame of an image file, upright.
+
     data: its bytes, where they do not lie at `path`
-    shrink: 1, 2, 4 or 8, by which JPEG is decoded smaller, its sides rounded up; other formats are not"""
+    shrink: 1, 2, 4 or 8, by which JPEG is decoded smaller, its sides rounded up; other formats are not
+    """
     try:
         if data is None and path.is_dir():
             raise ValueError(f"{path} is a folder, expected an image file")

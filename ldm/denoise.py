@@ -1,6 +1,8 @@
 """The one sampling loop, for any network: guidance in one batch, a known region, previews, cancelling; and
 what such a network learns: the target of its prediction, and the loss weight of each timestep.
-Legend: b images, c latent channels, h w latent pixels."""
+
+Legend: b images, c latent channels, h w latent pixels.
+"""
 
 import inspect
 import logging
@@ -82,6 +84,7 @@ def set_steps(
     scheduler: Any, steps: int, strength: float, device: torch.device, rule: str = "exact"
 ) -> Schedule:
     """Prepare a diffusers scheduler for the last `strength` fraction of its steps, at least one.
+
     rule: "published" takes every (T // steps)-th of T timesteps, which can be more than `steps` (DDIM only)
     """
     if steps < 1:
@@ -118,10 +121,17 @@ def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Te
 
 @torch.inference_mode()
 def denoise(
-    predict: Predict, latents: Tensor, schedule: Schedule, *, guidance: float = 1.0,
-    generators: list[torch.Generator] | None = None, known: Known | None = None, monitor: Monitor = Monitor(),
-) -> Tensor:  # fmt: skip
+    predict: Predict,
+    latents: Tensor,
+    schedule: Schedule,
+    *,
+    guidance: float = 1.0,
+    generators: list[torch.Generator] | None = None,
+    known: Known | None = None,
+    monitor: Monitor = Monitor(),
+) -> Tensor:
     """Run a schedule from `latents` (b, c, h, w); returns noise-free latents.
+
     predict(x, t, guided): x is (b, c, h, w), or (2b, c, h, w) where guidance acts, unconditional half first
     """
     scheduler, timesteps = schedule.scheduler, schedule.timesteps
@@ -165,8 +175,10 @@ def prediction_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps:
 
 
 def min_snr_weight(scheduler: Any, timesteps: Tensor, gamma: float) -> Tensor:
-    """(b,) loss weights: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity; gamma 0: all 1. Hang et
-    al. 2023, equation 11: every prediction is weighted as if the clean latents were predicted."""
+    """(b,) loss weights: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for velocity; gamma 0: all 1.
+
+    Hang et al. 2023, equation 11: every prediction is weighted as if the clean latents were predicted.
+    """
     if not gamma:
         return torch.ones(len(timesteps), device=timesteps.device)
     snr = compute_snr(scheduler, timesteps)

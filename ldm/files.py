@@ -57,7 +57,9 @@ def read_text(path: Path) -> str:
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a text file that are not blank, with their numbers from 1; errors as in `read_text`.
-    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028."""
+
+    Only a line feed ends a line: texts in JSON may hold other separators, such as U+2028.
+    """
     lines = (line.removesuffix("\r") for line in read_text(path).split("\n"))
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -75,8 +77,10 @@ def read_json(path: Path, kind: type = dict) -> Any:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV table with at least these columns, separated by comma, semicolon or tab. Blank rows
-    do not count; a field that a row lacks is "". ValueError names the file and column or line."""
+    """The rows of a CSV table with at least these columns, separated by comma, semicolon or tab.
+
+    Blank rows do not count; a field that a row lacks is "". ValueError names the file and column or line.
+    """
     text = read_text(path)
     mark = max(DELIMITERS, key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text, ""), delimiter=mark, restval="", strict=True)
@@ -169,8 +173,10 @@ def write_atomic(path: Path | str, data: bytes) -> None:
 
 def write_all_atomic(files: Mapping[Path, bytes]) -> None:
     """Write several files that belong together; none appears before the contents of all are on the disk.
+
     ValueError names the file that cannot be written: UnwritableError if its name is not the reason, OSError
-    where the disk is full. What was prepared for the others is removed."""
+    where the disk is full. What was prepared for the others is removed.
+    """
     path = Path()
     try:
         with contextlib.ExitStack() as stack:  # which renames the last one first

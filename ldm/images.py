@@ -1,6 +1,8 @@
 """The only place where image files become arrays and back.
+
 Legend: h w pixels. Images are RGB uint8 (h, w, 3) `_u8`, masks bool (h, w) and white = edit in a file,
-depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic."""
+depth `depth_01` float32 (h, w), relative inverse depth, 1 = nearest. Writers are atomic.
+"""
 
 import contextlib
 import io
@@ -42,8 +44,10 @@ def distinct_values(values: np.ndarray) -> str:
 
 def read_image(path: Any, data: bytes | None = None, shrink: int = 1) -> decode.LoadedImage:
     """Read any common image file (or what `as_file` takes) as 8-bit sRGB plus its alpha; 16 bits are scaled.
+
     data: the bytes of the file, where they are not on the disk yet; `path` is its name in errors
-    shrink: as in `decode.opened`"""
+    shrink: as in `decode.opened`
+    """
     path = as_file(path, "image")
     with decode.opened(path, data, shrink) as image:
         own_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
@@ -81,10 +85,12 @@ def _advice(path: Path, ids: np.ndarray) -> str:
 
 def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | None = None) -> np.ndarray:
     """Read a mask file as bool (h, w); the one reader of masks.
+
     A file whose largest value is 1 is 0/1, otherwise values above 127 (of 255) are set; of a coloured file
     the brightest channel counts. Alpha is used when it is the only information: the opaque part has one
     colour, or the file is a coloured cut-out. An indexed file with a gray palette is gray; other palettes and
-    id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have."""
+    id files need `label`, one of their `image_ids`. `size` is the (h, w) that the mask must have.
+    """
     path = as_file(path, "mask")
     with decode.opened(path) as image:
         deep, raw = decode.sixteen_bit_rgb(image, path), decode.image_ids(image, path)
@@ -120,8 +126,10 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
 
 
 def read_depth(path: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest. Larger
-    values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have."""
+    """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest.
+
+    Larger values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have.
+    """
     path = as_file(path, "depth map")
     with decode.opened(path) as image:
         deep = decode.sixteen_bit_rgb(image, path)
@@ -185,8 +193,10 @@ def encode_png(
 
 def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str] | None = None) -> bytes:
     """The bytes of an image in its own colours, with its profile, EXIF data and resolution.
+
     suffix: one of OUTPUT_FORMATS;  text: text chunks, which only PNG has
-    JPEG has no transparency: the image is laid on white, with a warning."""
+    JPEG has no transparency: the image is laid on white, with a warning.
+    """
     kind, options = OUTPUT_FORMATS[suffix.lower()]
     carried = {name: getattr(image, name) for name in ("icc_profile", "exif", "dpi")}
     options = {**options, **{name: value for name, value in carried.items() if value is not None}}
@@ -227,8 +237,10 @@ def from_pm1(image_pm1: "Tensor") -> np.ndarray:
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int], *, how: str = "area") -> np.ndarray:
-    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool, which stays bool. `area` averages when it
-    shrinks and is linear where it enlarges; `cubic` may overshoot for floats."""
+    """Resize (h, w) or (h, w, c) of uint8, uint16, float32 or bool, which stays bool.
+
+    `area` averages when it shrinks and is linear where it enlarges; `cubic` may overshoot for floats.
+    """
     if how not in INTERPOLATION:
         raise ValueError(f"unknown interpolation {how!r}; allowed: {', '.join(INTERPOLATION)}")
     if image.dtype == bool:

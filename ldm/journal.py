@@ -1,8 +1,10 @@
 """JSON Lines: files of jobs, files that grow line by line, and the journal of a bulk step.
+
 `append_line` and `read_lines` are a file that survives a kill: only whole lines count. A `Journal` says what
 a step has done so far. Its first line holds the inputs of the step; a journal of other inputs is none of this
 work. Then comes a line per item, which is done, or left out with a reason (damaged annotation, missing
-image). The last line says that every item was looked at."""
+image). The last line says that every item was looked at.
+"""
 
 import json
 import logging
@@ -49,8 +51,10 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_lines(path: Path, *, repair: bool = False, start: int = 0) -> list[dict[str, Any]]:
     """The objects that were appended; none where there is no file. A torn last line does not count.
+
     repair: it is also cut off the file, for the one process that goes on. start: byte from which lines are
-    read and counted. ValueError names a damaged line."""
+    read and counted. ValueError names a damaged line.
+    """
     data = b""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(start)
@@ -124,8 +128,10 @@ class Journal(JournalReader):
         self, path: Path, inputs: Mapping[str, Any], *, redo: bool = False, keep: bool = False
     ) -> None:
         """Continue the journal at `path` if its inputs are these, else begin anew.
+
         redo: a complete journal is begun anew too; keep: other inputs are refused instead (ValueError), for
-        work that takes hours."""
+        work that takes hours.
+        """
         super().__init__(path)
         self.named = 0
         wanted = json.loads(json.dumps(inputs))
@@ -183,14 +189,20 @@ class Journal(JournalReader):
 
 
 def run_step(
-    path: Path, inputs: Mapping[str, Any], items: Sequence[str],
-    work: Callable[[str], Mapping[str, Any] | None], redo: bool, workers: int = 1,
+    path: Path,
+    inputs: Mapping[str, Any],
+    items: Sequence[str],
+    work: Callable[[str], Mapping[str, Any] | None],
+    redo: bool,
+    workers: int = 1,
     is_whole: Callable[[str, Mapping[str, Any]], bool] = lambda item, record: True,
-) -> Journal:  # fmt: skip
+) -> Journal:
     """Do the work of every item that the journal at `path` does not have, in threads, and record it in order.
+
     A ValueError leaves its item out; any other error and an unwritable output end the step, which goes on at
     the next call. redo: a complete journal is begun anew. workers: 0 = one per core. is_whole: whether what a
-    record vouches for is still there. One process at a time does steps in a folder (ValueError)."""
+    record vouches for is still there. One process at a time does steps in a folder (ValueError).
+    """
     with one_writer(path.parent):
         journal = Journal(path, inputs, redo=redo)
         pending = [i for i in items if i not in journal.done or not is_whole(i, journal.done[i])]

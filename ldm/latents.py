@@ -1,5 +1,7 @@
 """Pixels <-> latents, and schedulers by name.
-Legend: b batch, c latent channels, h w pixels, f downsampling factor."""
+
+Legend: b batch, c latent channels, h w pixels, f downsampling factor.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -34,9 +36,11 @@ class LatentSpace(nn.Module):
     std: Tensor
 
     def __init__(
-        self, vae: AutoencoderKL | AutoencoderTiny, mean: Sequence[float] | None = None,
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """mean, std: one number per latent channel; without them SD's one scaling factor, of the config."""
         super().__init__()
         self.vae = vae
@@ -68,7 +72,9 @@ class LatentSpace(nn.Module):
 
     def encode(self, image_pm1: Tensor, generator: Generators = None, check: bool = True) -> Tensor:
         """(b, 3, h, w) in [-1, 1] -> normalised latents (b, c, h/f, w/f).
-        check: ValueError where they are not finite, for which the device is waited for"""
+
+        check: ValueError where they are not finite, for which the device is waited for
+        """
         raw = self.raw(image_pm1, generator)
         raw = check_finite(raw, "autoencoder (VAE)") if check else raw
         return (raw - self.mean.to(raw.dtype)) / self.std.to(raw.dtype)

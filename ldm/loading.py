@@ -1,5 +1,6 @@
 """One thread at a time builds and loads networks, for which libraries replace functions of the process,
-change its default dtype and draw from its random generator; the others notice nothing of it."""
+change its default dtype and draw from its random generator; the others notice nothing of it.
+"""
 
 import functools
 import threading

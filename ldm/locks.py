@@ -17,7 +17,8 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by launchers; the first pr
 def held(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold the lock file `path`, which is there meanwhile; yields whether it could be had.
 
-    wait: for another process that holds it. ValueError names a folder that cannot be written."""
+    wait: for another process that holds it. ValueError names a folder that cannot be written.
+    """
     from filelock import FileLock, Timeout  # slower to import than options are to be read
 
     new = not path.parent.exists()

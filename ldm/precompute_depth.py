@@ -6,7 +6,8 @@
 OUT_TREE mirrors the tree: a/b.jpg gives a/b.png, 16 bits, 1 = nearest, with as many pixels as the network
 sees (DPT: 384 on the shorter side), at most the image's. A map that is there is kept, so the same command
 continues an interrupted run, and several at once divide the images. Batches are fixed parts of the list, so
-an interruption changes no map."""
+an interruption changes no map.
+"""
 
 import logging
 from collections.abc import Iterable

@@ -1,5 +1,7 @@
 """What a command leaves behind: a PNG that carries its recipe, a JSON report beside it, the measured drift.
-The recipe holds no time, so that replaying it gives the same bytes. Legend: h w pixels."""
+
+The recipe holds no time, so that replaying it gives the same bytes. Legend: h w pixels.
+"""
 
 import contextlib
 import hashlib
@@ -63,9 +65,11 @@ def library_versions() -> dict[str, str]:
 
 def measure_drift(before_u8: np.ndarray, after_u8: np.ndarray, edit_mask: np.ndarray) -> dict[str, Any]:
     """Compare two images (h, w, 3) uint8 inside and outside the edit mask (h, w) bool.
+
     returns: changed_outside, changed_inside  pixels with any different channel
              max_abs_outside                  largest difference outside, of 255
-             edit_fraction                    fraction of the image inside the mask"""
+             edit_fraction                    fraction of the image inside the mask
+    """
     if before_u8.shape != after_u8.shape or before_u8.shape[:2] != edit_mask.shape:
         shapes = f"{before_u8.shape}, {after_u8.shape} and mask {edit_mask.shape}"
         raise ValueError(f"drift compares images of one size, got {shapes}")
@@ -129,8 +133,10 @@ def overwrite_setting() -> Any:
 
 def write_result(files: Mapping[Path, bytes], overwrite: bool = False) -> None:
     """`write_all_atomic`, which keeps an earlier result under another name (`set_aside`), or replaces it.
+
     The first file tells results apart: where it is the same, the others are replaced (they hold timings).
-    The repository's own tables and figures are replaced (`COMMITTED`)."""
+    The repository's own tables and figures are replaced (`COMMITTED`).
+    """
     path, data = next(iter(files.items()))
     ours = any(path.resolve().is_relative_to(ROOT / folder) for folder in COMMITTED)
     if not (overwrite or ours or (path.is_file() and path.read_bytes() == data)):
@@ -151,14 +157,19 @@ def log_result(
 
 
 def save_result(
-    path: Path | str, image: LoadedImage | np.ndarray, recipe: Mapping[str, Any], report: Mapping[str, Any],
+    path: Path | str,
+    image: LoadedImage | np.ndarray,
+    recipe: Mapping[str, Any],
+    report: Mapping[str, Any],
     overwrite: bool = False,
-) -> tuple[Path, Path]:  # fmt: skip
+) -> tuple[Path, Path]:
     """Write the image with its recipe, then the report beside it, which names the image's SHA-256.
+
     image:     or RGB (h, w, 3) uint8; the suffix of the path is its format, one of `OUTPUT_FORMATS`
     recipe:    all that decides the pixels; JSON values, paths and numpy scalars
     report:    what was measured; the JSON file is the report with `recipe` and `image_sha256`
-    overwrite: another result that is there is replaced instead of renamed"""
+    overwrite: another result that is there is replaced instead of renamed
+    """
     png, beside = result_paths(path)
     text = {RECIPE_CHUNK: _to_json(recipe, png), READABLE_CHUNK: ", ".join(_readable(recipe))}
     if (kind := OUTPUT_FORMATS[png.suffix.lower()][0]) != "PNG":

@@ -1,6 +1,7 @@
 """A UNet in a sampling loop whose deep features stand for several steps (Ma et al. 2024, DeepCache).
 
-Legend: n images, c channels, h w latent pixels, t tokens."""
+Legend: n images, c channels, h w latent pixels, t tokens.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,8 @@ class DeepReuse:
     ) -> Tensor:
         """x (n, c, h, w), n rows of tokens and of each residual, the mid block's last -> (n, c, h, w), float.
 
-        attention: `cross_attention_kwargs` of the call"""
+        attention: `cross_attention_kwargs` of the call
+        """
         if self.every == 1:
             names = "down_block_additional_residuals", "mid_block_additional_residual"
             hints = dict(zip(names, (residuals[:-1], residuals[-1]), strict=True)) if residuals else {}
@@ -52,7 +54,8 @@ def predict_in_parts(
     """What the UNet predicts, and the features that enter the last `layers` of its last up block (0: all).
 
     deep: these features of an earlier step; then only those layers run, and the layers of the first down
-    block whose skips they read"""
+    block whose skips they read
+    """
     last, whole = net.up_blocks[-1], deep is None
     time = net.time_embedding(net.time_proj(timestep.expand(len(x))).to(x.dtype))
     given = {"encoder_hidden_states": tokens, **attention}

@@ -15,12 +15,16 @@ LONGEST_LABEL = 0.9  # of a cell's width; longer row labels are wrapped
 
 
 def grid(
-    rows: Sequence[Sequence[np.ndarray | None]], titles: Sequence[str] = (), row_labels: Sequence[str] = (),
+    rows: Sequence[Sequence[np.ndarray | None]],
+    titles: Sequence[str] = (),
+    row_labels: Sequence[str] = (),
     cell: int = 256,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Lay images out in rows, each fitted into a square of `cell` pixels with its aspect kept.
+
     rows:    (h, w, 3) or (h, w) uint8, masks (h, w) bool, maps (h, w) float in [0, 1]; None stays empty
-    returns: (h, w, 3) uint8"""
+    returns: (h, w, 3) uint8
+    """
     if (columns := max((len(row) for row in rows), default=0)) == 0:
         raise ValueError("a sheet needs at least one image")
     if len(titles) not in (0, columns) or len(row_labels) not in (0, len(rows)):

@@ -53,6 +53,7 @@ _folder = functools.cache(own_folder)  # one for all images of the process
 
 def as_file(image: Any, name: str) -> Path:
     """The path of an image: its own, or for an image in memory a file named by the hash of its contents.
+
     image: path; PIL image; uint8 (h, w), (h, w, 3) RGB or (h, w, 4); mask (h, w) bool; depth (h, w) in [0, 1]
     """
     if isinstance(image, str | Path):

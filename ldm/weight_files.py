@@ -1,6 +1,8 @@
 """Foreign checkpoints, read without trusting them, and safetensors written one tensor at a time.
+
 A pickle is only ever opened by torch's restricted unpickler. Objects that training left beside the weights
-are replaced by inert ones. Names of Python's own library that are more than data are refused."""
+are replaced by inert ones. Names of Python's own library that are more than data are refused.
+"""
 
 import json
 import math

@@ -1,7 +1,8 @@
 """Ask a locator: an image and a sentence in, a box and a depth out, always in a valid format.
 
 locator = load_locator("assets/tiny/locator")
-best = locator.locate(image_u8, "Place the red cube behind the blue cone")[0].location"""
+best = locator.locate(image_u8, "Place the red cube behind the blue cone")[0].location
+"""
 
 import logging
 import math
@@ -66,14 +67,23 @@ class Locator:
         self.grammar = Grammar(mllm.processor.tokenizer)
 
     def locate(
-        self, image: Any, instruction: str, candidates: int = 1, seed: int = 0, *, temperature: float = 1.0,
-        depth_01: np.ndarray | None = None, anchors: Mapping[str, Place] | None = None,
-    ) -> list[Candidate]:  # fmt: skip
+        self,
+        image: Any,
+        instruction: str,
+        candidates: int = 1,
+        seed: int = 0,
+        *,
+        temperature: float = 1.0,
+        depth_01: np.ndarray | None = None,
+        anchors: Mapping[str, Place] | None = None,
+    ) -> list[Candidate]:
         """Up to `candidates` different places, best first.
+
         image: RGB (h, w, 3) uint8, path, or PIL image. One candidate is the greedy answer, without a
         score. Of several the others are drawn at `temperature`, and all are ranked by geometry: depth_01
         (h, w), 1 = nearest, where given, and the anchors' places; the locator is asked for those not given.
-        Raises InstructionError for a sentence that it cannot be asked."""
+        Raises InstructionError for a sentence that it cannot be asked.
+        """
         if candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {candidates}")
         rgb_u8, request = rgb_of(image), self.understand(instruction)
@@ -194,8 +204,10 @@ class Locator:
 
 
 def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", load_in: str = "") -> Locator:
-    """A locator from a `save_pretrained` folder; options as of `load_mllm`. ValueError for other folders;
-    `llava_bifrost.model convert` makes one of the original LLaVA layout."""
+    """A locator from a `save_pretrained` folder; options as of `load_mllm`.
+
+    ValueError for other folders; `llava_bifrost.model convert` makes one of the original LLaVA layout.
+    """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no locator there (config.json is missing){how_to_get(folder)}")
@@ -228,11 +240,13 @@ class Evidence:
 
 def rank(candidates: Sequence[Candidate], evidence: Evidence) -> list[Candidate]:
     """Best first, with scores; equal scores (to 0.01) are ordered by the model's own probability.
+
     A score is the product of what can be decided, each a number in (0, 1]:
     in frame  the sides of the box that lie on the border of the image, where the object may be cut off
     a clause  "behind the sofa": whether it is true, where the anchors' places are known
     support   the depth of what is seen at the lower edge of the box against the depth of the object
-    size      against the size that the anchors and a small table of nouns suggest at this depth"""
+    size      against the size that the anchors and a small table of nouns suggest at this depth
+    """
     scores = [
         round(math.prod(score_parts(candidate.location, evidence).values()), 4) for candidate in candidates
     ]

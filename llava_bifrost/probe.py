@@ -1,6 +1,7 @@
 """What does a locator of unknown training expect, and does it look? Before it is used, ask it.
 
-python -m llava_bifrost.probe FOLDER [--images PHOTOGRAPHS] [--out REPORT.json]"""
+python -m llava_bifrost.probe FOLDER [--images PHOTOGRAPHS] [--out REPORT.json]
+"""
 
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.later import later

@@ -68,10 +68,17 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
     )
     same = float(np.mean([a == b for a, b in zip(own, other, strict=True)]))
     report = {
-        "locator": settings.folder.as_posix(), "images": len(images), "suits": found,
-        "configured": {key: getattr(locator.config, key) for key in found}, "parsed": best["parsed"],
-        "same_answer_about_another_image": round(same, 3), "blind": same >= BLIND,
-        "token_parity": token_parity(chosen, texts[0]), "asked": rows, "examples": own[:4]}  # fmt: skip
+        "locator": settings.folder.as_posix(),
+        "images": len(images),
+        "suits": found,
+        "configured": {key: getattr(locator.config, key) for key in found},
+        "parsed": best["parsed"],
+        "same_answer_about_another_image": round(same, 3),
+        "blind": same >= BLIND,
+        "token_parity": token_parity(chosen, texts[0]),
+        "asked": rows,
+        "examples": own[:4],
+    }
     text = "suits: template %s, format %s, decimals %s; %.0f %% of its free answers can be read"
     log.info(text, *found.values(), 100 * best["parsed"])
     if best["parsed"] and found != report["configured"]:
@@ -87,8 +94,10 @@ def probe_locator(settings: ProbeSettings) -> dict[str, Any]:
 
 def token_parity(locator: Locator, text: str) -> bool | None:
     """Whether image and text have the tokens that LLaVA's own code gives them; None for other families.
+
     It splits the text at the image and tokenises the parts by themselves: a line break after the image is
-    preceded by the blank that sentencepiece puts before a text (29871 and 13 in LLaMA's vocabulary)."""
+    preceded by the blank that sentencepiece puts before a text (29871 and 13 in LLaMA's vocabulary).
+    """
     if locator.mllm.family not in LLAVAS:
         return None
     ask = ChatExample(np.zeros((8, 8, 3), np.uint8), locator.question(text, locator.understand(text)))

@@ -5,7 +5,8 @@ others. Boxes are fractions of the image, depths 1 = nearest, one number or far 
 that of a dataset's `anchors`.
 
     [{"name": "sofa", "box": [0.1, 0.4, 0.6, 0.9], "depth": 0.62}, ...]
-    {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}"""
+    {"sofa": {"box01_xyxy": [0.1, 0.4, 0.6, 0.9], "d": 0.62, "far": 0.5, "near": 0.7}, ...}
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +30,16 @@ FORM = '{"sofa": {"box": [x1, y1, x2, y2], "depth": d}}, the depth may be left o
 
 
 def propose(
-    options: LocatorOptions, instruction: str, rgb_u8: np.ndarray, depth_01: np.ndarray | None, anchors: Any,
-    item: Item, networks: Any,
-) -> tuple[Request | None, dict[str, Place], list[Candidate]]:  # fmt: skip
+    options: LocatorOptions,
+    instruction: str,
+    rgb_u8: np.ndarray,
+    depth_01: np.ndarray | None,
+    anchors: Any,
+    item: Item,
+    networks: Any,
+) -> tuple[Request | None, dict[str, Place], list[Candidate]]:
     """The sentence taken apart (None: only a model understood it), the known places, the candidates.
+
     rgb_u8, depth_01: image (h, w, 3) and its depth (h, w), which only a model without a detector can lack
     anchors: path of a file, its parsed JSON, or None
     networks: its functions `locator` and `detector` load the network of a folder
@@ -71,8 +78,10 @@ def propose(
 
 def read_anchors(source: Any, depth_01: np.ndarray | None = None, where: str = "anchors") -> dict[str, Place]:
     """The objects of an anchors file (a Path) or of parsed JSON, which errors call `where`; lower-case names.
+
     depth_01: (h, w) of the image, for entries without a depth; without it every entry needs one
-    Raises ValueError naming the file, the object and what is wrong with it."""
+    Raises ValueError naming the file, the object and what is wrong with it.
+    """
     values = source
     if isinstance(source, Path):
         where = str(source)

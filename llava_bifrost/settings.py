@@ -32,19 +32,27 @@ class LocatorConfig(CheckedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LocatorOptions(CheckedSettings):
-    locator: str | None = setting(None,
+    locator: str | None = setting(
+        None,
         help="what reads the sentence: a locator folder, or geometric (rules and --anchors or --detector); "
         f"without it {FULL.as_posix()} if it is there, else geometric if --anchors or --detector is "
-        f"given, else {TINY.as_posix()}, which knows rendered objects only")  # fmt: skip
+        f"given, else {TINY.as_posix()}, which knows rendered objects only",
+    )
     anchors: Path | None = setting(None, help="JSON of objects, as llava_bifrost.predict anchors writes it")
-    detector: Path | None = setting(None,
+    detector: Path | None = setting(
+        None,
         help="folder of a GroundingDINO, OWL-ViT or OWLv2 that finds the objects the sentence names, or "
-        "builtin: a rough one (python -m ldm.registry pull builtin-detector, and u2netp)")  # fmt: skip
+        "builtin: a rough one (python -m ldm.registry pull builtin-detector, and u2netp)",
+    )
     load_in: str = setting("", choices=SMALLER, help=SMALLER_HELP)
     candidates: int = setting(1, low=1, high=64, help="places that the locator proposes; the best is used")
-    relative_size: float | None = setting(None, low=0.02, high=50,
+    relative_size: float | None = setting(
+        None,
+        low=0.02,
+        high=50,
         help="geometric locator: size of the object relative to the first object named, at equal "
-        "distance; without it from neighbours and a table of nouns")  # fmt: skip
+        "distance; without it from neighbours and a table of nouns",
+    )
 
     @property
     def locator_name(self) -> str:
@@ -91,8 +99,9 @@ class PredictJobs(LocatorSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class NamedBoxes(CheckedSettings):
-    objects: tuple[str, ...] = setting(aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",),
-        help="name, box and depth (1 = nearest); fractions or 120px")  # fmt: skip
+    objects: tuple[str, ...] = setting(
+        aliases=("NAME=X1,Y1,X2,Y2[,DEPTH]...",), help="name, box and depth (1 = nearest); fractions or 120px"
+    )
     image: Path = setting(help="image of the background")
     out: Path = setting(help="JSON file to write, for --anchors; OUT_boxes.png shows the boxes on the image")
 
@@ -102,9 +111,11 @@ class LocatorEvaluation(CheckedSettings):
     model: Path = setting(Path("assets/tiny/locator"), help="folder of the locator")
     out: Path = setting(Path("outputs/locator.json"), help="numbers; .txt and .png are written beside it")
     overwrite: bool = overwrite_setting()
-    dataset: Path | None = setting(None,
+    dataset: Path | None = setting(
+        None,
         help="dataset file of build_dataset; JSONL of image, sentence and mask of the right places; folder "
-        "Placement of RefSpatial-Bench; without it rendered scenes")  # fmt: skip
+        "Placement of RefSpatial-Bench; without it rendered scenes",
+    )
     scenes: int = setting(1024, help="held-out scenes, or records of the dataset", low=1)
     first_scene: int = setting(0, help="number of the first held-out scene", low=0)
     data: Path = setting(Path("data/scenes/views_eval"), help="held-out scenes; rendered if missing")
@@ -176,9 +187,11 @@ class RelationRules(CheckedSettings):
 class CocoBuild(OutputSettings):
     images: Path = setting(help="folder of the images")
     annotations: Path = setting(help="instances JSON file in the format of COCO")
-    eraser: str = setting("opencv",
+    eraser: str = setting(
+        "opencv",
         help="LaMa file (TorchScript), diffusers inpainting folder, exemplar (copies texture), opencv; auto: "
-        "the first of these that is there")  # fmt: skip
+        "the first of these that is there",
+    )
     depth: str | None = setting(None, help=f"depth network, folder or hub name; {DEFAULT_DEPTH}")
     targets: int = setting(1, low=1, help="most objects of an image that are removed, one at a time")
     replace: float = setting(0.1, low=0, high=1, help="fraction of images that also ask to replace an object")
@@ -199,5 +212,6 @@ class ScenesBuild(OutputSettings):
     placements: int = setting(3, low=0, help="Place questions of a scene about new objects; full views only")
     visible: float = setting(0.4, low=0, high=1, help="least visible fraction of a solid that is named")
     area: float = setting(0.004, low=0, high=1, help="least fraction of the image of a solid that is named")
-    relations: RelationRules = setting(RelationRules(reach=0.5, depth_step=DEPTH_STEP, same_depth=1),
-        help="what is stated of a solid")  # fmt: skip
+    relations: RelationRules = setting(
+        RelationRules(reach=0.5, depth_step=DEPTH_STEP, same_depth=1), help="what is stated of a solid"
+    )

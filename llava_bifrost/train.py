@@ -1,7 +1,8 @@
 """Train a locator: LoRA on any image-and-text model, its projector at a rate of its own (paper appendix A).
 
 python -m llava_bifrost.train configs/llava_bifrost/train.yaml [key=value ...]
-accelerate launch --quiet -m llava_bifrost.train configs/llava_bifrost/train.yaml"""
+accelerate launch --quiet -m llava_bifrost.train configs/llava_bifrost/train.yaml
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,11 @@ class TrainConfig:
     format: str = setting("center", choices=FORMATS, help="one depth (centre) or three (max, median, min)")
     codec: str = setting("auto", choices=("auto", *CODECS), help="how boxes are written; auto: by family")
     decimals: int = setting(3, low=2, high=4, help="digits of fractions and depths")
-    template: str = setting("auto", choices=("auto", *TEMPLATES),
-        help="chat template; auto: vicuna_v1 for llava, else the model's")  # fmt: skip
+    template: str = setting(
+        "auto",
+        choices=("auto", *TEMPLATES),
+        help="chat template; auto: vicuna_v1 for llava, else the model's",
+    )
     dtype: str = setting("bf16", choices=FLOAT_TYPES, help="precision of the weights that do not train")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")
     projector_lr: float = setting(2e-5, low=0.0, help="learning rate of the projector")

@@ -144,7 +144,9 @@ def locator_config(config: TrainConfig, family: str) -> LocatorConfig:
 
 def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> dict[str, float]:
     """Of free greedy answers: fraction that parses, mean IoU and depth error, fraction true to the sentence.
-    An answer that cannot be read counts as IoU 0, depth error 1 and an instruction that is not satisfied."""
+
+    An answer that cannot be read counts as IoU 0, depth error 1 and an instruction that is not satisfied.
+    """
     ious, errors, held, parsed = [], [], [], 0
     for record, (_, location) in zip(records, free_answers(locator, records), strict=True):
         parsed += location is not None
@@ -154,9 +156,11 @@ def measure_free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> 
             clauses = satisfies(location, record.request, record.anchors) if location else {"": False}
             held += [float(all(clauses.values()))] if clauses else []
     return {
-        "parsed": parsed / max(len(records), 1), "iou": float(np.mean(ious)),
-        "depth_error": float(np.mean(errors)), "satisfied": float(np.mean(held)) if held else float("nan"),
-    }  # fmt: skip
+        "parsed": parsed / max(len(records), 1),
+        "iou": float(np.mean(ious)),
+        "depth_error": float(np.mean(errors)),
+        "satisfied": float(np.mean(held)) if held else float("nan"),
+    }
 
 
 def free_answers(locator: Locator, records: Sequence[LocatorRecord]) -> list[tuple[str, Place | None]]:

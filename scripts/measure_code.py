@@ -6,7 +6,8 @@
 Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
 reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
 the function's own module and where it is imported. Lines are those of the body without the docstring.
-A thought (measure_code.yaml) is a chain of definitions from question to answer; one before reads each."""
+A thought (measure_code.yaml) is a chain of definitions from question to answer; one before reads each.
+"""
 
 import ast
 import subprocess
@@ -59,8 +60,10 @@ def uses(tree: ast.AST) -> Counter[str]:
 def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
     """(path, name) of a top-level function -> how often its module and those that import it read it."""
     homes = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
-    own = {path: {node.name: (path, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
-           for path, tree in trees.items()}  # fmt: skip
+    own = {
+        path: {node.name: (path, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for path, tree in trees.items()
+    }
     found: Counter[tuple[str, str]] = Counter()
     for path, tree in trees.items():
         known, nodes = dict(own[path]), list(ast.walk(tree))

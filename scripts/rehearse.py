@@ -4,7 +4,8 @@
 
 The folders are written in bfloat16, tensor by tensor, and deleted after their commands. A command runs in a
 process of its own. NAME: image, sam, detect, paint, metrics, kosmos (8 GB of disk), dream (20), locate (30);
-the last two want 18 GB of memory. Rows of earlier runs stay."""
+the last two want 18 GB of memory. Rows of earlier runs stay.
+"""
 
 import json
 import logging

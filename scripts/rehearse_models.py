@@ -1,6 +1,7 @@
 """Model folders of true size with random weights, in bfloat16, written tensor by tensor.
 
-SIZES are those of the published networks; what is not named is the default of the library's class."""
+SIZES are those of the published networks; what is not named is the default of the library's class.
+"""
 
 import json
 import math
@@ -76,7 +77,9 @@ def random_entry(shape: tuple[int, ...], norm: bool = False) -> Entry:
 
 def write_network(model: nn.Module, folder: Path, prefix: str = "") -> None:
     """config.json, and weights in files of at most SHARD bytes with their index; buffers keep their values.
-    prefix: of the names, where there is no config"""
+
+    prefix: of the names, where there is no config
+    """
     known = hasattr(model, "config")
     folder.mkdir(parents=True, exist_ok=True)
     file = save_model_config(model, folder) if known else folder / "model.safetensors"

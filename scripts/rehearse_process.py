@@ -2,7 +2,8 @@
 
     python -m scripts.rehearse_process REPORT.json (-m MODULE | FILE.py) OPTIONS ...
 
-REPORT: CPU seconds and type of every network that was loaded, CPU seconds of its calls, of stages."""
+REPORT: CPU seconds and type of every network that was loaded, CPU seconds of its calls, of stages.
+"""
 
 import json
 import runpy

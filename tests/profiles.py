@@ -56,7 +56,8 @@ def gray_profile(gamma: float) -> bytes:
 
 def table_profile(space: bytes) -> bytes:
     """A profile with a table from "CMYK" or "RGB " to Lab and none back, as scanners have it; no colour, only
-    lightness: L = 100 (1 - ink), a mean of the inks."""
+    lightness: L = 100 (1 - ink), a mean of the inks.
+    """
     channels = 4 if space == b"CMYK" else 3
     ink = [
         np.mean(corner) if space == b"CMYK" else 1 - np.mean(corner)

@@ -2,7 +2,8 @@
 
     python -m tiny.bundle inpainter --run runs/tiny/inpainter
 
-Where the evaluation of the part is missing, the error names the command that makes it."""
+Where the evaluation of the part is missing, the error names the command that makes it.
+"""
 
 import logging
 import shutil

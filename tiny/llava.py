@@ -1,8 +1,10 @@
 """A small LLaVA of stock parts (hybrid vision transformer, projector, Llama) and the stages that train it.
+
 The vision tower is that of DPT-Hybrid: a ResNet makes the tokens of a short transformer. A plain transformer
 on patches needs several times as many images. The initial weights matter at this size: with the library's
 standard deviation of 0.02 attention stays flat.
-Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w pixels."""
+Legend: b images, p patches (row-major), l tokens of a sequence, c channels, h w pixels.
+"""
 
 import copy
 import logging
@@ -38,7 +40,8 @@ def create_llava(
     config: SmallConfig, vocabulary: Sequence[str], seed: int, numbers: Sequence[str] = ()
 ) -> LlavaForConditionalGeneration:
     """An untrained model; the same seed gives the same weights. vocabulary begins with SPECIAL; numbers:
-    words of it, in order, of which neighbours mean nearly the same."""
+    words of it, in order, of which neighbours mean nearly the same.
+    """
     side = config.image // PATCH
     convolutions = transformers.ResNetConfig(
         embedding_size=config.stages[0], hidden_sizes=list(config.stages), depths=list(config.blocks),
@@ -121,14 +124,19 @@ class LanguageTrainer(nn.Module):
         return stage.train(loss)
 
 
-def train_vision(config: LlavaTraining, model: LlavaForConditionalGeneration, outputs: int,
-                 draw: Callable[[np.random.Generator, int], tuple[Tensor, Batch]],
-                 held_out: Iterable[tuple[Tensor, Batch]],
-                 vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
-) -> tuple[nn.Linear, Stage, Measures]:  # fmt: skip
+def train_vision(
+    config: LlavaTraining,
+    model: LlavaForConditionalGeneration,
+    outputs: int,
+    draw: Callable[[np.random.Generator, int], tuple[Tensor, Batch]],
+    held_out: Iterable[tuple[Tensor, Batch]],
+    vision_loss: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Measures]],
+) -> tuple[nn.Linear, Stage, Measures]:
     """The vision stage, then blindness where it is asked for; returns readout, stage and held-out measures.
+
     draw(rng, size), held_out: pixels (b, 3, h, w) with what they show; vision_loss(projected patches, readout
-    of them, what they show)"""
+    of them, what they show)
+    """
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     tower.to(memory_format=torch.channels_last)
@@ -156,8 +164,13 @@ def train_vision(config: LlavaTraining, model: LlavaForConditionalGeneration, ou
     return read, stage, measures
 
 
-def last_states(model: LlavaForConditionalGeneration, patches: Tensor, tokens: Tensor, block: Tensor,
-                position: Tensor | None = None) -> Tensor:  # fmt: skip
+def last_states(
+    model: LlavaForConditionalGeneration,
+    patches: Tensor,
+    tokens: Tensor,
+    block: Tensor,
+    position: Tensor | None = None,
+) -> Tensor:
     """Projected patches (b, p, c) and tokens, blocks, positions (b, l) -> last hidden states (b, l, c)."""
     language = model.model.language_model
     start = tokens[0].tolist().index(SPECIAL.index(IMAGE))
@@ -178,7 +191,9 @@ def rounded_means(rows: Sequence[Measures]) -> Measures:
 def save_llava(config: LlavaTraining, model: LlavaForConditionalGeneration, longest: int,
                tokenizer: PreTrainedTokenizerFast, files: Mapping[str, Any]) -> None:  # fmt: skip
     """Weights in half precision, processor and tokenizer into the `model` folder of a run, or nothing.
-    longest: tokens of an answer; files: JSON beside the weights, by name"""
+
+    longest: tokens of an answer; files: JSON beside the weights, by name
+    """
     side = {"height": config.model.image, "width": config.model.image}
     pixels = LlavaImageProcessorPil(  # pads an image to a square with the mean colour
         do_pad=True, do_resize=True, size=side, do_center_crop=False, crop_size=side, resample=3,

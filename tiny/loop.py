@@ -1,5 +1,7 @@
 """The training loop of all small networks: warm-up and cosine, weight average, CSV log, exact continuation.
-The loss of a step is a function of the step number, so an interrupted run continues to the same result."""
+
+The loss of a step is a function of the step number, so an interrupted run continues to the same result.
+"""
 
 import logging
 import math
@@ -35,9 +37,11 @@ class WarmAverage(EMAModel):
 @dataclass
 class Stage:
     """One stage of a run in the folder `out`; made with the state of its checkpoint, where there is one.
+
     groups: parameters with their peak learning rates; none: all that require gradients, at settings.lr
     schedule: makes a scheduler that replaces warm-up and cosine
-    same: settings that a continued run must share with the run that wrote the checkpoint"""
+    same: settings that a continued run must share with the run that wrote the checkpoint
+    """
 
     name: str
     module: nn.Module

@@ -1,6 +1,8 @@
 """Rendered scenes as inpainting examples: boxes over solids, each with the words for what stands there.
+
 Masks are boxes, as in the paper's data. Furniture is never masked: it fills too much of the image.
-Legend: n scenes, b batch, r regions, h w pixels."""
+Legend: n scenes, b batch, r regions, h w pixels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

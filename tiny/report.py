@@ -40,8 +40,12 @@ def cell(number: Mapping[str, float]) -> str:
     return f"{number['mean']:.3f}{interval}"
 
 
-def table_lines(title: str, rows: Mapping[str, Mapping[str, Mapping[str, float]]], columns: Sequence[str],
-                widths: tuple[int, int]) -> list[str]:  # fmt: skip
+def table_lines(
+    title: str,
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]],
+    columns: Sequence[str],
+    widths: tuple[int, int],
+) -> list[str]:
     """Lines of a table: title and columns, then the cells of each row. widths: the first and the others."""
     first, width = widths
     lines = [f"{title:<{first}}" + "".join(f"{column:>{width}}" for column in columns)]

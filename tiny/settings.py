@@ -123,15 +123,18 @@ class LatentsConfig(CheckedSettings):
     width: int = setting(32, low=8, help="channels of every level")
     layers: int = setting(2, low=1, help="residual blocks per level")
     latent_channels: int = setting(4, low=1, help="Stable Diffusion's inpainting layout has 4")
-    scale: float = setting(2.0, low=0.1,
-        help="root mean square of the scaled latents; a solid varies half as much as the room")  # fmt: skip
+    scale: float = setting(
+        2.0, low=0.1, help="root mean square of the scaled latents; a solid varies half as much as the room"
+    )
     crop: int = setting(64, low=16, help="side of the training crops, pixels")
-    loop: DiffusionStage = setting(DiffusionStage(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99),
-        help="how it learns")  # fmt: skip
+    loop: DiffusionStage = setting(
+        DiffusionStage(steps=9000, batch=8, lr=1.5e-3, weight_decay=0.0, ema=0.99), help="how it learns"
+    )
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(CheckedSettings):
     width: int = setting(24, low=4, help="channels of the first level, twice as many per level")
-    loop: DiffusionStage = setting(DiffusionStage(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6),
-        help="how it learns")  # fmt: skip
+    loop: DiffusionStage = setting(
+        DiffusionStage(steps=5000, batch=32, lr=2e-3, ema=0.995, decay=0.6), help="how it learns"
+    )

@@ -60,10 +60,12 @@ def caption_of(name: Name) -> str:
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of the small inpainter: 77 tokens, padded like Stable Diffusion 2 (byte 0). The
-    vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mark, merges, begin, end): every
-    word of the world is one token, any other falls apart into letters. The most frequent pair over all words
-    is merged first, as in training such a vocabulary; ties are broken by spelling."""
+    """The tokenizer of the small inpainter: 77 tokens, padded like Stable Diffusion 2 (byte 0).
+
+    The vocabulary has CLIP's structure (256 bytes, the same with an end-of-word mark, merges, begin, end):
+    every word of the world is one token, any other falls apart into letters. The most frequent pair over all
+    words is merged first, as in training such a vocabulary; ties are broken by spelling.
+    """
     spelled = [" ".join(word) + "</w>" for word in ONE_TOKEN]
     merges: list[tuple[str, str]] = []
     while counts := Counter(pair for text in spelled for pair in pairwise(text.split())):
@@ -82,8 +84,10 @@ def make_tokenizer() -> CLIPTokenizer:
 def word_tokenizer(
     vocabulary: Sequence[str], pieces: str, decoder: decoders.Decoder, template: str, begins: bool = False
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words; every word outside the vocabulary becomes `<unk>`. pieces: regular
-    expression of what is a token; begins: a text without the template begins with `<s>` too"""
+    """A tokenizer of whole words; every word outside the vocabulary becomes `<unk>`.
+
+    pieces: regular expression of what is a token; begins: a text without the template begins with `<s>` too
+    """
     numbers = {word: index for index, word in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(numbers, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
@@ -97,11 +101,19 @@ def word_tokenizer(
         model_max_length=512, clean_up_tokenization_spaces=False)  # fmt: skip
 
 
-def cached_arrays(kind: type[T], folder: Path, recipe: dict[str, Any], count: int, files: Sequence[Path],
-                  arrays_of: Callable[[Path], dict[str, np.ndarray]]) -> T:  # fmt: skip
+def cached_arrays(
+    kind: type[T],
+    folder: Path,
+    recipe: dict[str, Any],
+    count: int,
+    files: Sequence[Path],
+    arrays_of: Callable[[Path], dict[str, np.ndarray]],
+) -> T:
     """Arrays of the first `count` scenes of some shards, made once in `folder` and memory-mapped from there.
+
     kind: a dataclass of them. recipe: what they hold; arrays_of: those of one shard, by name.
-    ValueError when there are too few scenes, or the folder holds arrays of another recipe."""
+    ValueError when there are too few scenes, or the folder holds arrays of another recipe.
+    """
     done = folder / "recipe.json"
     if done.exists() and read_json(done) != recipe:
         raise ValueError(f"{folder} was made from other scenes; remove it")
@@ -137,7 +149,9 @@ def pooled(maps: np.ndarray, patch: int) -> np.ndarray:
 
 def split_scenes(count: int, held_out: int, render: str) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the scenes that train, and of the last `held_out`; ValueError when none is left to train.
-    render: the command that makes more scenes"""
+
+    render: the command that makes more scenes
+    """
     if held_out >= count:
         wrong = f"held_out={held_out} of {count} scenes leaves none to train"
         raise ValueError(f"{wrong}; choose a smaller held_out, or more scenes: `python -m {render}`")

@@ -3,7 +3,8 @@
 python -m cldm.convert anydoor --source epoch=1-step=8687.ckpt --out models/anydoor
 python -m cldm.convert bifrost --source bifrost.ckpt --out models/bifrost --report models/bifrost.json
 python -m cldm.convert sd21 --source v2-1_512-ema-pruned.ckpt --dinov2 FILE --out models/bifrost_start
-python -m cldm.convert export --source models/bifrost --out bifrost.safetensors"""
+python -m cldm.convert export --source models/bifrost --out bifrost.safetensors
+"""
 
 from functools import partial
 

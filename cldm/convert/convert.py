@@ -113,9 +113,12 @@ def log_report(kind: str, plan: Plan, others: tuple[str, ...], settings: Convert
 
 
 def write_part(
-    model: nn.Module, origins: Mapping[str, Origin], folder: Path, dtype: str,
+    model: nn.Module,
+    origins: Mapping[str, Origin],
+    folder: Path,
+    dtype: str,
     fresh: Mapping[str, Tensor] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """config.json and weights of one network, tensor by tensor."""
     is_linear = isinstance(model, nn.Linear)
     file = folder / "model.safetensors" if is_linear else save_model_config(model, folder)
@@ -135,8 +138,11 @@ def write_part(
 
 
 def weight_of(key: str, origin: Origin, fresh: Mapping[str, Tensor] | None) -> Tensor:
-    """One weight of ours, in its source's dtype. DINOv2's run-time interpolation of the position embedding is
-    done here, once: (1, 1 + grid^2, c) -> (1, 1 + side^2, c), bicubic by the factor (side + 0.1) / grid."""
+    """One weight of ours, in its source's dtype.
+
+    DINOv2's run-time interpolation of the position embedding is done here, once: (1, 1 + grid^2, c) ->
+    (1, 1 + side^2, c), bicubic by the factor (side + 0.1) / grid.
+    """
     if origin.how in ("zero", "fresh"):
         return (fresh or {}).get(key, torch.zeros(origin.shape))  # zero convolutions are fresh, too
     assert origin.source is not None, f"{key}: a plan with a missing source was not refused"

@@ -1,6 +1,8 @@
 """Our folders -> the original single-file layouts: the way back of `cldm.convert`.
+
 Every weight that does something returns bit by bit. What is not kept is made again and named: the noise
-schedule's buffers are computed, the unused first convolution of each control branch is written as zeros."""
+schedule's buffers are computed, the unused first convolution of each control branch is written as zeros.
+"""
 
 import filecmp
 import logging
@@ -121,12 +123,18 @@ def schedule_buffers(folder: Path) -> dict[str, Tensor]:
     before = np.append(1.0, alphas[:-1])
     variance = betas * (1 - before) / (1 - alphas)
     buffers = {
-        "betas": betas, "alphas_cumprod": alphas, "alphas_cumprod_prev": before,
-        "sqrt_alphas_cumprod": np.sqrt(alphas), "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas),
-        "log_one_minus_alphas_cumprod": np.log(1 - alphas), "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1), "posterior_variance": variance,
+        "betas": betas,
+        "alphas_cumprod": alphas,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": np.sqrt(alphas),
+        "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas),
+        "log_one_minus_alphas_cumprod": np.log(1 - alphas),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas - 1),
+        "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - alphas),
         "posterior_mean_coef2": (1 - before) * np.sqrt(1 - betas) / (1 - alphas),
-        "logvar": np.zeros_like(betas)}  # fmt: skip
+        "logvar": np.zeros_like(betas),
+    }
     return {key: torch.from_numpy(value.astype(np.float32)) for key, value in buffers.items()}

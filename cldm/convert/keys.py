@@ -1,7 +1,9 @@
 """Names of weights: the original single-file layouts <-> the diffusers and transformers folders.
+
 One rule per network says where each weight of ours lies in the original file (a `Piece`); export reads the
 same rules backwards. diffusers converts one way only and drops keys that it does not know. Original names:
-LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DPT-Large (MiDaS)."""
+LDM for UNet, ControlNet and autoencoder; the released files of DINOv2 and of DPT-Large (MiDaS).
+"""
 
 import re
 from collections.abc import Callable, Iterable
@@ -159,5 +161,9 @@ def dpt_name(key: str, config: Any = None) -> Piece:
 
 
 RULES: dict[type[nn.Module], Callable[[str, Any], Piece]] = {
-    UNet2DConditionModel: ldm_name, ControlNetModel: ldm_name, AutoencoderKL: vae_name, Dinov2Model: vit_name,
-    DPTForDepthEstimation: dpt_name}  # fmt: skip
+    UNet2DConditionModel: ldm_name,
+    ControlNetModel: ldm_name,
+    AutoencoderKL: vae_name,
+    Dinov2Model: vit_name,
+    DPTForDepthEstimation: dpt_name,
+}

@@ -1,6 +1,8 @@
 """What goes where when a published checkpoint becomes a model folder: decided from names and shapes.
+
 A plan is made before anything is read or written. Every key of the file is used or known to be unused, and
-every weight of ours has an origin; otherwise there is no plan but an error that names the keys."""
+every weight of ours has an origin; otherwise there is no plan but an error that names the keys.
+"""
 
 import re
 from collections import Counter
@@ -120,9 +122,13 @@ def empty_networks(network: NetworkConfig) -> dict[str, nn.Module]:
     with drawing(0), empty_parameters():
         identity = create_identity(network)
         return {
-            "unet": create_unet(network), "control_detail": create_control(network, 4),
-            "control_depth": create_control(network, 3), "image_encoder": identity.encoder,
-            "projector": identity.projector, "vae": create_autoencoder(network.autoencoder)}  # fmt: skip
+            "unet": create_unet(network),
+            "control_detail": create_control(network, 4),
+            "control_depth": create_control(network, 3),
+            "image_encoder": identity.encoder,
+            "projector": identity.projector,
+            "vae": create_autoencoder(network.autoencoder),
+        }
 
 
 def plan_compositor(

@@ -1,6 +1,8 @@
 """Held-out scenes as a user gives them to the compositor, with ground truth, and what is measured on them.
+
 Identity: eight objects at the same place under the same light, one of them the right one, rendered from the
-stored scene's own description. Depth order: the same two objects, the wrong one in front."""
+stored scene's own description. Depth order: the same two objects, the wrong one in front.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

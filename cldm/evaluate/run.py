@@ -1,7 +1,9 @@
 """Measure a compositor on held-out rendered scenes, through the path that inference takes.
+
 The model gets what a user has, never the target's mask or depth. Every start (noise, paste), strength and
 fraction of detail is measured beside baselines, over the pixels where the object is visible in both the true
-image and the placed cut-out (docs/compositor.md, "Evaluating")."""
+image and the placed cut-out (docs/compositor.md, "Evaluating").
+"""
 
 import logging
 from collections.abc import Sequence
@@ -154,9 +156,11 @@ class Measurer:
         pair, options = case.pair, self.config.pair
         blank = replace(pair, reference_u8=torch.zeros_like(pair.reference_u8))
         tried = {
-            "everything": (pair, EVERYTHING), "no depth branch": (pair, Weights(depth=0.0)),
-            "no detail branch": (pair, Weights(detail=0.0)), "no identity tokens": (blank, EVERYTHING),
-        }  # fmt: skip
+            "everything": (pair, EVERYTHING),
+            "no depth branch": (pair, Weights(depth=0.0)),
+            "no detail branch": (pair, Weights(detail=0.0)),
+            "no identity tokens": (blank, EVERYTHING),
+        }
         for mode in ("zero", "gray255", "color", "cutout"):
             if mode != options.hf_mode:
                 other = build_pair(case.inputs, replace(options, hf_mode=mode))

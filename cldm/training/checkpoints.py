@@ -2,7 +2,8 @@
 run was begun with. Fully sharded training (FSDP2).
 
 Sharded, weights, gradients, optimizer and average are split among the devices. Checkpoints hold whole
-tensors, so a run can continue with another number of devices, sharded or not."""
+tensors, so a run can continue with another number of devices, sharded or not.
+"""
 
 import csv
 import hashlib

@@ -90,7 +90,9 @@ class PairData(pl.LightningDataModule):
 
 def start_worker(worker: int) -> None:
     """OpenCV takes every core in each worker otherwise, as torch does not.
-    The process that forks them has one thread already: to end those of its parent, a fork waits for ever."""
+
+    The process that forks them has one thread already: to end those of its parent, a fork waits for ever.
+    """
     shield_loader(worker)
     if cv2.getNumThreads() > 1:  # started anew
         cv2.setNumThreads(1)

@@ -1,7 +1,9 @@
 """Training step of the compositor (Lightning): noise a target, predict, weighted squared error.
+
 All randomness of a step comes from (seed, number of the batch), so a resumed run repeats what an
 uninterrupted one would have done; it is drawn for all devices together, of which each takes its part.
-Legend: b batch, c latent channels, h w latent pixels."""
+Legend: b batch, c latent channels, h w latent pixels.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -262,6 +264,8 @@ def weighted_error(prediction: Tensor, target: Tensor, mask: Tensor, extra: floa
 
 def shifted_timesteps(chosen: Tensor, shift: float, timesteps: int) -> Tensor:
     """(b,) int64: uniform draws moved towards the noisy end, u -> shift u / (1 + (shift - 1) u), u in (0, 1).
-    Esser et al. 2024, equation 23. shift: above 1 noisier, 1 = as drawn, below 1 cleaner"""
+
+    Esser et al. 2024, equation 23. shift: above 1 noisier, 1 = as drawn, below 1 cleaner
+    """
     u = (chosen.double() + 0.5) / timesteps
     return (shift * u / (1 + (shift - 1) * u) * timesteps).long().clamp(0, timesteps - 1)

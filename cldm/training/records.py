@@ -1,5 +1,7 @@
 """What a training run records: rows of numbers, rejected samples, what the model paints, the held-out loss.
-Legend: b examples, c latent channels, h w latent pixels."""
+
+Legend: b examples, c latent channels, h w latent pixels.
+"""
 
 import logging
 import time
@@ -50,7 +52,9 @@ def watched_samples(trainer: pl.Trainer) -> list[TrainingSample]:
 @torch.no_grad()
 def condition_sensitivity(model: Compositor, batch: dict[str, Tensor], seed: int = 0) -> dict[str, float]:
     """How far the prediction moves when a hint is blanked as in condition dropout, relative to its own size.
-    Root mean square over the edit region's latents of the targets at PROBE_AT; 0 = the hint is ignored."""
+
+    Root mean square over the edit region's latents of the targets at PROBE_AT; 0 = the hint is ignored.
+    """
     latents = model.latent_space.encode(batch["target_pm1"])
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     schedule = DDIMScheduler.from_config(model.scheduler_config)
@@ -107,10 +111,11 @@ class Metrics(pl.Callback):
             return
         local = torch.as_tensor(self.loss_sum / self.loss_count, device=pl_module.device)
         row = {
-            "loss": float(trainer.strategy.reduce(local, reduce_op="mean")), "lr": pl_module.last_rate,
+            "loss": float(trainer.strategy.reduce(local, reduce_op="mean")),
+            "lr": pl_module.last_rate,
             "grad_norm": float(self.grad_norm) if self.grad_norm is not None else float("nan"),
             "samples_per_second": (step - self.row_step) * self.samples_per_step / (now - self.row_time),
-        }  # fmt: skip
+        }
         if runs_model(trainer) and self.probe_every and step % self.probe_every == 0:
             batch = collate_pairs(watched_samples(trainer))
             on_device = {name: value.to(pl_module.device) for name, value in batch.items()}
@@ -126,7 +131,9 @@ class Metrics(pl.Callback):
 
 class RejectionCounter(pl.Callback):
     """Counts samples (of the first device); at the end of a run, also an early one, writes and logs them.
-    stop_after: ValueError when a source has accepted nothing in so many tries"""
+
+    stop_after: ValueError when a source has accepted nothing in so many tries
+    """
 
     state_key = "Refusals"  # type: ignore[assignment]  # in checkpoints of every version
 
@@ -204,8 +211,10 @@ class SampleSheets(pl.Callback):
 
 class Validation(pl.Callback):
     """Every `validation.every` steps the mean loss over the held-out examples, in all and by source.
+
     Examples, noise and timesteps are always the same, the timesteps spread evenly; no condition is dropped.
-    The rows stand in validation.csv. SaveModel keeps the checkpoint of `best_step`."""
+    The rows stand in validation.csv. SaveModel keeps the checkpoint of `best_step`.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.settings, self.file = config.validation, CsvLogger(config.out / "validation.csv")

@@ -59,9 +59,11 @@ def starting_model(config: RunConfig) -> Compositor:
 
 class SaveModel(pl.Callback):
     """Writes checkpoint, model folder and manifest; the newest checkpoints stay, and the best one.
+
     The checkpoint comes first: a run that was killed goes on from it, and writes the model that is not of the
     last one. When a signal was noted, a checkpoint of this step is written, which the next one replaces.
-    This must be the last callback, so that the states of the others are those after the step."""
+    This must be the last callback, so that the states of the others are those after the step.
+    """
 
     def __init__(self, config: RunConfig, signals: Sequence[int], validation: Validation) -> None:
         self.config, self.signals, self.validation = config, signals, validation

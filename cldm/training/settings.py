@@ -18,12 +18,14 @@ class DataConfig:
     datasets: Path | None = setting(None, help="real sources with weights, such as configs/datasets.yaml")
     scenes: Path | None = setting(None, help="folder of scene shards, instead of datasets")
     more: tuple[Path, ...] = setting((), help="further folders of scene shards, mixed with the first")
-    weights: tuple[float, ...] = setting((), low=0.0,
-        help="relative weight of scenes and of each folder of more; none: equal")  # fmt: skip
+    weights: tuple[float, ...] = setting(
+        (), low=0.0, help="relative weight of scenes and of each folder of more; none: equal"
+    )
     true_depth: bool = setting(False, help="show the depth of the target itself, not the one of inference")
     batch: int = setting(16, low=1, help="examples per batch and device")
-    stop_after: int = setting(STOP_AFTER, low=1,
-        help="a run stops when a source has accepted nothing in so many tries")  # fmt: skip
+    stop_after: int = setting(
+        STOP_AFTER, low=1, help="a run stops when a source has accepted nothing in so many tries"
+    )
     workers: int = setting(8, low=0, help="loader processes; 0 loads in the training process")
 
     def __post_init__(self) -> None:
@@ -72,36 +74,46 @@ class CompositorTrainConfig:
     weight_decay: float = setting(0.01, low=0.0, help="AdamW weight decay")
     shard_optimizer: bool = setting(False, help="each device keeps a part of the optimizer (ZeRO, stage 1)")
     trainable: str = setting(
-        "published", choices=("published", "all"),
+        "published",
+        choices=("published", "all"),
         help="published: control branches, UNet decoder and projector; all: everything but the autoencoder",
-    )  # fmt: skip
+    )
     train_projector: bool = setting(True, help="False: the projector stays frozen, as in the published code")
     drop_identity: float = setting(
-        0.5, low=0.0, high=1.0,
+        0.5,
+        low=0.0,
+        high=1.0,
         help="condition dropout (classifier-free guidance): probability of the tokens of the zero image",
-    )  # fmt: skip
-    drop_detail: float = setting(0.3, low=0.0, high=1.0,
-        help="condition dropout: probability of a blank detail hint")  # fmt: skip
-    drop_depth: float = setting(0.3, low=0.0, high=1.0,
-        help="condition dropout: probability of a blank depth hint")  # fmt: skip
+    )
+    drop_detail: float = setting(
+        0.3, low=0.0, high=1.0, help="condition dropout: probability of a blank detail hint"
+    )
+    drop_depth: float = setting(
+        0.3, low=0.0, high=1.0, help="condition dropout: probability of a blank depth hint"
+    )
     timesteps: str = setting(
-        "dynamics", choices=("dynamics", "uniform"),
+        "dynamics",
+        choices=("dynamics", "uniform"),
         help="dynamics: moving sources train the early, still ones the late timesteps in 7 cases of 10",
-    )  # fmt: skip
+    )
     timestep_shift: float = setting(
-        1.0, low=0.01, high=100.0,
+        1.0,
+        low=0.01,
+        high=100.0,
         help="above 1 trains the noisy timesteps more, which suits few sampling steps; 1 = as drawn",
-    )  # fmt: skip
+    )
     vae: str = setting(
-        "mode", choices=("mode", "sample"),
+        "mode",
+        choices=("mode", "sample"),
         help="latents of the targets: the mode of the autoencoder's posterior, or a sample of it (published)",
-    )  # fmt: skip
+    )
     min_snr: float = setting(0.0, low=0.0, help="min-SNR limit of loss weights (usual: 5); 0 = equal")
     mask_weight: float = setting(0.0, low=0.0, help="extra loss weight inside the edit mask")
     ema: float = setting(0.0, low=0.0, high=0.99999, help="decay of the weight average (EMA); 0 = none")
     attention: str = setting("sdpa", choices=("sdpa", "eager"), help="eager: faster for small models on CPU")
-    frozen: str = setting("fp32", choices=("fp32", "bf16"),
-        help="weights of frozen networks; bf16: half their memory")  # fmt: skip
+    frozen: str = setting(
+        "fp32", choices=("fp32", "bf16"), help="weights of frozen networks; bf16: half their memory"
+    )
     gradient_checkpointing: bool = setting(False, help="recompute activations: less memory, about 1/3 slower")
     seed: int = setting(0, help="seed of noise, timesteps and dropout")
 
@@ -126,8 +138,11 @@ class TrainerConfig:
     accelerator: str = setting("auto", choices=("auto", "cpu", "gpu", "mps"), help="where to train")
     devices: int = setting(1, low=1, help="devices per node")
     nodes: int = setting(1, low=1, help="number of nodes")
-    strategy: str = setting("ddp", choices=("ddp", "fsdp"),
-        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)")  # fmt: skip
+    strategy: str = setting(
+        "ddp",
+        choices=("ddp", "fsdp"),
+        help="several devices: each holds the whole model (ddp) or a part of it (fsdp: FSDP2)",
+    )
     precision: str = setting("bf16-mixed", choices=("32-true", "16-mixed", "bf16-mixed"), help="arithmetic")
     accumulate: int = setting(1, low=1, help="batches per optimizer step")
     clip: float = setting(0.0, low=0.0, help="gradient norm limit; 0 = none")
@@ -136,8 +151,9 @@ class TrainerConfig:
     log_every: int = setting(50, low=1, help="steps between rows of metrics.csv")
     sample_every: int = setting(1000, low=0, help="steps between sheets of samples; 0 = none")
     probe_every: int = setting(500, low=0, help="steps between measurements of each hint's effect; 0 = none")
-    tracker: str = setting("none", choices=("none", "tensorboard", "wandb"),
-        help="also send the numbers of metrics.csv there")  # fmt: skip
+    tracker: str = setting(
+        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
+    )
 
     @property
     def all_devices(self) -> int:
@@ -193,8 +209,9 @@ class RunConfig:
     pair: PairOptions = setting(PairOptions(), help="pre-processing")
     sampling: Sampling = setting(Sampling(), help="sampler settings recommended for the trained model")
     data: DataConfig = setting(DataConfig(), help="sources and batches")
-    validation: ValidationConfig = setting(ValidationConfig(),
-        help="held-out loss, sheet and best checkpoint")  # fmt: skip
+    validation: ValidationConfig = setting(
+        ValidationConfig(), help="held-out loss, sheet and best checkpoint"
+    )
     train: CompositorTrainConfig = setting(CompositorTrainConfig(), help="loss and optimizer")
     trainer: TrainerConfig = setting(TrainerConfig(), help="steps and hardware")
 

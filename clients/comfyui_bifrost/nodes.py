@@ -1,7 +1,8 @@
 """The nodes. They send PNGs to a server (`python -m compose.serve`) and wait for its job.
 
 BIFROST_SERVER is its address, BIFROST_AUTH its USER:PASSWORD; as inputs, workflows would publish them.
-Legend: b batch, h w pixels, c channels; IMAGE (b, h, w, c) and MASK (b, h, w) are floats in [0, 1]."""
+Legend: b batch, h w pixels, c channels; IMAGE (b, h, w, c) and MASK (b, h, w) are floats in [0, 1].
+"""
 
 import asyncio
 import base64
@@ -21,9 +22,11 @@ POLL_S = 0.3  # seconds between two looks at a job
 SEED = io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=True)
 SAMPLES = io.Int.Input("samples", default=1, min=1, max=10)
 OBJECT = [
-    io.Image.Input("background"), io.Image.Input("object"),
+    io.Image.Input("background"),
+    io.Image.Input("object"),
     io.Mask.Input("object_mask", optional=True, tooltip="1 = object; invert the mask that LoadImage gives"),
-    io.Image.Input("depth_map", optional=True, tooltip="of the background, bright = near")]  # fmt: skip
+    io.Image.Input("depth_map", optional=True, tooltip="of the background, bright = near"),
+]
 
 
 def png(name: str, image: torch.Tensor) -> bytes:

@@ -6,7 +6,8 @@
     server.edit("room.png", mask=["a.png", "b.png"], regions=[{"prompt": "a red cube"}, {"prompt": ""}])
 
 Fields are those of the HTTP API (docs/serve.md). Images are paths of files here, or bytes; an http(s) address
-is fetched by the server. Ctrl-C cancels the job."""
+is fetched by the server. Ctrl-C cancels the job.
+"""
 
 import base64
 import json

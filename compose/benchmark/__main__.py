@@ -11,7 +11,8 @@
         --objects data/DreamBooth/objects --out outputs/score.json
 
 With the 30 objects of DreamBooth, 30 backgrounds give the 900 pairs of Bifrost's protocol and 80 the 2,400 of
-AnyDoor's; their own backgrounds were never published."""
+AnyDoor's; their own backgrounds were never published.
+"""
 
 import json
 import logging
@@ -49,11 +50,14 @@ def sentence(noun: str, relation: str, anchor: str) -> str:
 
 
 def build(
-    instances: InstancesFile, images: Images, objects: Objects, out: Out,
+    instances: InstancesFile,
+    images: Images,
+    objects: Objects,
+    out: Out,
     classes: Annotated[Path | None, typer.Option(help="JSON of concept -> noun", metavar="FILE")] = None,
     backgrounds: Annotated[int, typer.Option(help="how many images", min=1)] = 30,
     seed: Annotated[int, typer.Option(help="seed of the draws", min=0)] = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Write the manifest: every object in every background, with box, relation and instruction."""
     concepts, roots = read_benchmark_objects(objects, classes), {"pictures": images, "objects": objects}
     cases = Instances(instances).draw_cases(concepts, backgrounds, seed, sentence)
@@ -71,10 +75,14 @@ def check(manifest: ManifestFile, images: Images, objects: Objects) -> dict[str,
 
 
 def jobs(
-    manifest: ManifestFile, instances: InstancesFile, images: Images, objects: Objects, out: Out,
+    manifest: ManifestFile,
+    instances: InstancesFile,
+    images: Images,
+    objects: Objects,
+    out: Out,
     depth_model: Annotated[Path | None, typer.Option(help="depth network folder", metavar="FOLDER")] = None,
     seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
     from ldm.experts.depth import DepthEstimator
 

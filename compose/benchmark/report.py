@@ -76,7 +76,8 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
 
     real:               (m, 2048) features of real images
     folders:            {number: n, mean, low, high}; by relation as well; FID and KID with a network
-    first_minus_second: per number over the cases that both have: mean, interval, and Wilcoxon's p"""
+    first_minus_second: per number over the cases that both have: mean, interval, and Wilcoxon's p
+    """
     folders = []
     for scores in scored:
         relations, orders = np.array([case.relation for case in scores.cases]), scores.of("depth_order")
@@ -113,7 +114,8 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
 
 def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrite: bool = False) -> None:
     """Log the table, one column per folder; with `out` write the numbers there, table and sheet beside it: of
-    the best and the worst cases of one folder object, background, result, and their numbers."""
+    the best and the worst cases of one folder object, background, result, and their numbers.
+    """
     folders, changes = body["folders"], body.get("first_minus_second")
     head = ["measure", *(report["folder"] for report in folders)]
     head += ["first - second", "p"] if changes is not None else []

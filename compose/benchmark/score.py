@@ -1,6 +1,7 @@
 """Score a folder of composites against a benchmark manifest; ours or those of any other system.
 
-Results are CASE.png or CASE.jpg, of the background's size; nothing of how they were made is read."""
+Results are CASE.png or CASE.jpg, of the background's size; nothing of how they were made is read.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -87,7 +88,8 @@ def seam_contrast(before_u8: np.ndarray, after_u8: np.ndarray) -> float:
 
     Changes are signed and averaged along parts of an edge, so noise and compression cancel and a shift of
     colours does not. 0 where nothing changed, or all of the image. An object with a free outline touches the
-    edges of its box at few points and hardly counts."""
+    edges of its box at few points and hardly counts.
+    """
     change = after_u8.astype(np.float32) - before_u8
     smooth = np.abs(cv2.blur(change, (SMOOTH, SMOOTH))).max(axis=2)
     changed = (smooth > max(CHANGED, NOISE * float(np.quantile(smooth, 0.25)))).astype(np.uint8)
@@ -122,7 +124,8 @@ def step_at(profile: np.ndarray, column: int) -> float:
 
 def drift(before_u8: np.ndarray, after_u8: np.ndarray, box01: Box01) -> dict[str, float]:
     """What changed that should not: outside MARGIN times the box (drift_*: fraction of pixels, bytes, PSNR in
-    dB, 100: nothing), and across the edges of what was painted (seam: see `seam_contrast`)."""
+    dB, 100: nothing), and across the edges of what was painted (seam: see `seam_contrast`).
+    """
     size = (before_u8.shape[0], before_u8.shape[1])
     mask = ~mask_of_box(expand_box(box_to_pixels(box01, size), MARGIN, size), size)
     numbers = {"seam": seam_contrast(before_u8, after_u8)}
@@ -142,7 +145,8 @@ def order(
 
     images: background and composite, uint8; the object is where something new is seen inside the box, single
     pixels left out. other: (h, w) bool. None where either hides the other completely. An object that is not
-    seen at all has no order to show: 0 when it was to stand in front, None when behind, perhaps hidden."""
+    seen at all has no order to show: 0 when it was to stand in front, None when behind, perhaps hidden.
+    """
     before_u8, after_u8 = images
     seen = (np.abs(after_u8.astype(np.int16) - before_u8).max(axis=2) > VISIBLE).astype(np.uint8)
     opened = cv2.morphologyEx(seen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
@@ -169,16 +173,20 @@ def flipped_paste(
 
 
 def orders(
-    case: BenchmarkCase, images: tuple[np.ndarray, np.ndarray], cutout: tuple[np.ndarray, np.ndarray],
-    instances: Instances, estimate: Callable[[np.ndarray], np.ndarray],
-) -> dict[str, float]:  # fmt: skip
+    case: BenchmarkCase,
+    images: tuple[np.ndarray, np.ndarray],
+    cutout: tuple[np.ndarray, np.ndarray],
+    instances: Instances,
+    estimate: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, float]:
     """Depth orders of one composite as the judge, a depth network, sees them.
 
     depth_order:         to the anchor, where the relation is one of depth
     depth_order_flipped: the same of a paste in the wrong order, the control: a good judge gives 0
     depth_order_all:     fraction of all annotated objects that the object meets, in the order that its depth
                          and theirs in the background ask for; those within NEIGHBOUR_DEPTH of it left out
-    images: background and composite; cutout: the object (h, w, 3) uint8 and its mask (h, w) bool"""
+    images: background and composite; cutout: the object (h, w, 3) uint8 and its mask (h, w) bool
+    """
     (before_u8, after_u8), box01 = images, case.box01_xyxy
     anchor = instances.mask(case.anchor.annotation)
     depth_01, before_01 = estimate(after_u8), estimate(before_u8)
@@ -199,9 +207,12 @@ def orders(
 
 
 def score_case(
-    case: BenchmarkCase, roots: dict[str, Path], result: Path, networks: ScoreNetworks,
+    case: BenchmarkCase,
+    roots: dict[str, Path],
+    result: Path,
+    networks: ScoreNetworks,
     instances: Instances | None,
-) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:  # fmt: skip
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Numbers of one composite, and (object on white, background, result) for the sheet."""
     before_u8 = read_image(file_path(f"pictures/{case.background}", roots)).rgb_u8
     after_u8 = read_image(result).rgb_u8

@@ -20,10 +20,12 @@ class ScoreSettings(CheckedSettings):
     dinov2: Path = setting(Path("models/dinov2_giant"), help="DINOv2 folder")
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIP-I")
     dreamsim: Path = setting(Path("models/dreamsim"), help="DreamSim folder (needs the package dreamsim)")
-    inception: Path = setting(Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"),
-        help="Inception-v3 of FID and KID")  # fmt: skip
-    real: Path | None = setting(None,
-        help="folder of real images for FID and KID; without it the backgrounds")  # fmt: skip
+    inception: Path = setting(
+        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID and KID"
+    )
+    real: Path | None = setting(
+        None, help="folder of real images for FID and KID; without it the backgrounds"
+    )
     depth_model: Path | None = setting(None, help=f"depth network for the order in results; {DEFAULT_DEPTH}")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     out: Path | None = setting(None, help="JSON file for the numbers; table and sheet go beside it")

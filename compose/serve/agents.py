@@ -1,7 +1,8 @@
 """Tools for agents over the Model Context Protocol, at /mcp: images by path or address, results as JSON text.
 
 A call is read as a form of the HTTP API is, with its limits and queue. No image
-passes through the conversation. The library `mcp` is optional; without it /mcp says so."""
+passes through the conversation. The library `mcp` is optional; without it /mcp says so.
+"""
 
 import json
 import logging

@@ -75,10 +75,14 @@ def make_api(settings: ServeSettings, queue: JobQueue, url: str = "") -> FastAPI
             yield
 
     app = FastAPI(  # whose own page of documentation takes scripts from elsewhere; `rest.described` is ours
-        title="Bifrost", version=__version__, summary="Put objects into images, and paint regions of them",
-        lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="Bifrost",
+        version=__version__,
+        summary="Put objects into images, and paint regions of them",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         exception_handlers={QueueFull: error_answer, HTTPException: error_answer},  # type: ignore[dict-item]
-    )  # fmt: skip
+    )
     composites = anywhere(settings.compose_config)
     paintings = filled(DreamSettings, settings.paint_config, {"image": "-"})
     app.state.settings, app.state.queue = settings, queue

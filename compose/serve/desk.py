@@ -1,6 +1,7 @@
 """What a visitor of the page works on: images, cut-out, place, named things. No network runs here.
 
-Boxes and points are fractions of the image. Legend: H W background, h w object."""
+Boxes and points are fractions of the image. Legend: H W background, h w object.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -279,7 +280,8 @@ class Desk(Visit):
     def replay(self, image: Path) -> tuple[dict[str, Any], list[str]]:
         """Take over what an image was made with: the values of all settings, and what is still missing.
 
-        The inputs are found by their contents among the files that this visitor gave."""
+        The inputs are found by their contents among the files that this visitor gave.
+        """
         settings, recipe = settings_of_recipe(image)
         plain, missing = recipe["settings"], []
         self.wanted = {name: digest for name, digest in recipe["inputs"].items() if digest is not None}

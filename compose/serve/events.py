@@ -2,7 +2,8 @@
 
 Gradio's queue has no part in them. It sends all answers over one stream per page, and loses those of an event
 that joins while that stream is being closed (Gradio 6.31). What goes on is asked for, see status.js: no text
-stays because the answer that ends it was lost."""
+stays because the answer that ends it was lost.
+"""
 
 import contextlib
 import html
@@ -47,7 +48,8 @@ class Events:
     """Those of one tab.
 
     status: of `status_of_work`. looks: components, the visit first. surfaces: their names
-    go_on(visit): begins what is due; HTML of what goes on, or came of it"""
+    go_on(visit): begins what is due; HTML of what goes on, or came of it
+    """
 
     def __init__(self, status: gr.HTML, looks: list[Any], surfaces: Sequence[str], go_on: Act) -> None:
         self.status, self.go_on, self.looks = status, go_on, [looks[0], gr.JSON(visible=False), *looks[1:]]
@@ -56,7 +58,8 @@ class Events:
     def on(self, event: Any, act: Act, show: Act, outputs: list[Any], *more: Any, **how: Any) -> Any:
         """At an event do act(visit, event, values of more), then show(visit, *looks) in the outputs.
 
-        act: may return what the visitor should know; errors are said. how: for Gradio"""
+        act: may return what the visitor should know; errors are said. how: for Gradio
+        """
         count = len(self.looks) - 2
 
         def handler(visit: Any, log: Any, event: gr.EventData, request: gr.Request, *values: Any) -> Any:

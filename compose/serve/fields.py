@@ -13,10 +13,12 @@ COMMON = {  # fields of OpenAI's API -> what they mean here
     "image": "the image to edit",
     "prompt": "what to paint in the mask; with reference_image the sentence that says where (instruction)",
     "mask": "where to edit: alpha 0, or white in a file without transparency; one for each region",
-    "model": "a name of /v1/models", "n": f"how many images, 1 to {MOST_IMAGES}; image i has seed + i",
-    "size": "auto, or the size of the image: results have its size", "response_format": "b64_json or url",
+    "model": "a name of /v1/models",
+    "n": f"how many images, 1 to {MOST_IMAGES}; image i has seed + i",
+    "size": "auto, or the size of the image: results have its size",
+    "response_format": "b64_json or url",
     "output_format": "png",
-}  # fmt: skip
+}
 REGIONS = (
     'JSON list: [{"prompt": "a red cube", "negative": "", "box": [0.1, 0.4, 0.5, 0.9]}, ...]; a region '
     "without box takes the next mask, one without prompt gets a prompt that the model writes"

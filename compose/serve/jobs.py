@@ -9,7 +9,8 @@
 A job is the folder DIR/job-<32 hex digits> that only its owner can read: uploads, results, job.json. Uploads
 are removed when the job ends, everything when its time is over. `job.json` with the state "done" is written
 after the results and before anybody hears of them, and a later server with the same folder hands them out.
-Of a job that a dying server had not finished, only the state "failed" stays."""
+Of a job that a dying server had not finished, only the state "failed" stays.
+"""
 
 import logging
 import os
@@ -110,9 +111,15 @@ class JobQueue:
     """Takes jobs in turn; one queue at a time has its folder."""
 
     def __init__(
-        self, folder: Path, workers: Sequence[Any], *, waiting: int = 32, keep_s: float = 3600,
-        per_minute: int = 0, clean: Callable[[str, Job], str] = lambda text, job: text,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        workers: Sequence[Any],
+        *,
+        waiting: int = 32,
+        keep_s: float = 3600,
+        per_minute: int = 0,
+        clean: Callable[[str, Job], str] = lambda text, job: text,
+    ) -> None:
         """workers: what each worker thread hands to the work, such as the networks of a device.
 
         waiting: jobs that may wait. keep_s: seconds that results stay. per_minute: jobs of one client, 0 =

@@ -2,7 +2,8 @@
 
 Images for the screen are JPEG; files are used as they come, and results leave as PNG. No file passes through
 Gradio, whose addresses name folders of the server: `Site.receive` takes those of visitors, and results have
-the addresses of the HTTP API."""
+the addresses of the HTTP API.
+"""
 
 import base64
 import contextlib
@@ -102,7 +103,8 @@ class Site:
         """A drawing surface, see canvas.js, with buttons for files; what falls on it goes to the first.
 
         files: event when files of that button were sent -> its label. what: belongs on the surface
-        tall: its height at most, of the window. more: attributes of the buttons"""
+        tall: its height at most, of the window. more: attributes of the buttons
+        """
         choose = f"<input type='file' {more}></label>"
         buttons = [f"<label id='{name}'>{text}{choose}" for name, text in files.items()]
         address = f"{self.settings.root_path}/page/files"

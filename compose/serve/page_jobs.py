@@ -29,7 +29,8 @@ ALLOWED = {*COMPOSE_FIELDS, *INPUT_FILES, "name", "num_samples", "invert_target_
 def jobs_of(paths: Sequence[Path], folder: Path, settings: ServeSettings) -> list[batch.BatchJob]:
     """The jobs of the one .jsonl file among some files, which names the others; all go to the folder.
 
-    ValueError for what a visitor may not set, and for images that were not given."""
+    ValueError for what a visitor may not set, and for images that were not given.
+    """
     lists = [path for path in paths if path.suffix == ".jsonl"]
     if len(lists) != 1:
         raise ValueError(f"one .jsonl file is needed, with the images that it names; got {len(lists)}")

@@ -1,6 +1,7 @@
 """The tab of the page that fills masks of an image, each with its own prompt.
 
-Legend: h w pixels of the image."""
+Legend: h w pixels of the image.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

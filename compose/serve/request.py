@@ -29,7 +29,8 @@ DECODING = threading.Lock()  # one image at a time is decoded beside those of th
 class EditRequest:
     """The fields of a form, whose images go to the folder of the job.
 
-    ValueError names the field, what was given and what is allowed."""
+    ValueError names the field, what was given and what is allowed.
+    """
 
     def __init__(self, form: FormData, job: Job, settings: ServeSettings, kind: str = "") -> None:
         """kind: of its work; without it compose or paint, by what is there."""

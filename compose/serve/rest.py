@@ -1,6 +1,7 @@
 """The HTTP API: `POST /v1/images/edits` as clients of OpenAI's send it, jobs with progress, health, models.
 
-What is not understood is refused by name. Errors have the form {"error": {"message": ...}}."""
+What is not understood is refused by name. Errors have the form {"error": {"message": ...}}.
+"""
 
 import asyncio
 import base64
@@ -112,7 +113,8 @@ async def edit(request: Request) -> Response:
 
     `places` says where a sentence puts the object; `replays` paints a composite again by its recipe.
 
-    With the header `Prefer: respond-async` the answer is 202 and the job, else the finished images."""
+    With the header `Prefer: respond-async` the answer is 202 and the job, else the finished images.
+    """
     if request.query_params:
         raise HTTPException(400, "fields belong into the form, not into the address")
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):

@@ -1,7 +1,8 @@
 """What requests bring: images as bytes, as paths below an allowed folder, or by public addresses.
 
 A file is stored as it was sent, under the hash of its contents, in the folder of its job. Its kind is that of
-its contents, never of its name. Errors call it by the field of the request."""
+its contents, never of its name. Errors call it by the field of the request.
+"""
 
 import hashlib
 import io
@@ -119,7 +120,8 @@ def public_address(field: str, host: str, port: int) -> str:
 
 def fetch(field: str, url: str, most: int) -> bytes:
     """The body behind a public address. The address that was checked is the one connected to, also for each
-    redirect. ValueError for everything that fails, and for more than `most` bytes."""
+    redirect. ValueError for everything that fails, and for more than `most` bytes.
+    """
     end = time.monotonic() + LONGEST
     with httpx.Client(trust_env=False, timeout=SECONDS, follow_redirects=False) as client:
         for _ in range(MOST_REDIRECTS + 1):
@@ -155,8 +157,10 @@ def fetch(field: str, url: str, most: int) -> bytes:
 
 
 def white_is_edit(job: Job, path: Path, field: str) -> tuple[Path, str]:
-    """A mask as this repository keeps it (white = edit), and how the file was read. A file with transparency
-    says where to edit by alpha 0, as the API of OpenAI has it; another one by white."""
+    """A mask as this repository keeps it (white = edit), and how the file was read.
+
+    A file with transparency says where to edit by alpha 0, as the API of OpenAI has it; another one by white.
+    """
     with opened(path) as image:
         alpha_u8 = rgb_and_alpha(image, path)[1]
     if alpha_u8 is None or alpha_u8.min() == 255:
@@ -186,7 +190,8 @@ def without_paths(text: str, names: Mapping[str, str]) -> str:
 
 def public(value: Any, key: str = "") -> Any:
     """A recipe or report for clients: an upload as `memory:NAME`, a folder of networks below this repository
-    by its place in it, another one by its last part."""
+    by its place in it, another one by its last part.
+    """
     if isinstance(value, Mapping):
         return {name: public(item, name) for name, item in value.items()}
     if isinstance(value, list | tuple):

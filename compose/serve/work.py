@@ -73,14 +73,21 @@ def place_work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[
 
 
 def compose_work(
-    settings: ComposeSettings, job: Job, networks: Networks, *, page: bool = False, layers: bool = False,
-    placement: dict[str, Any] | None = None, recipe: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    settings: ComposeSettings,
+    job: Job,
+    networks: Networks,
+    *,
+    page: bool = False,
+    layers: bool = False,
+    placement: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Compose as the settings say.
 
     layers: each image gets its own beside it. page: so it does; a contact sheet and the background too
     placement: record of the sentence that gave the place before
-    recipe: inputs and networks must be those of this one"""
+    recipe: inputs and networks must be those of this one
+    """
     own = replace(settings, device=networks.device)
     with resources_named(own):
         networks.models = models = load_models(own, networks.models)
@@ -116,7 +123,8 @@ def paint_work(
 ) -> dict[str, Any]:
     """Fill the masks of an image; prompts that are empty are written first.
 
-    paints: or only that is done. page: it shows the image as it was, too"""
+    paints: or only that is done. page: it shows the image as it was, too
+    """
     own, writer = replace(settings, device=networks.device), None
     with resources_named(own):
         image = read_image(own.image)
@@ -145,7 +153,8 @@ def save_images(job: Job, result: Samples, more: Mapping[str, Any]) -> dict[str,
     """Leave 0.png, 1.png, ... with their recipes, and their reports beside them.
 
     more: what else belongs to the recipe
-    returns: images (file, seed, drift of each), files, recipe and report, without paths of this machine"""
+    returns: images (file, seed, drift of each), files, recipe and report, without paths of this machine
+    """
     result = replace(result, recipe=public({**result.recipe, **more}), report=public(result.report))
     images = []
     for index, (seed, drift) in enumerate(zip(result.seeds, result.report["drift"], strict=True)):

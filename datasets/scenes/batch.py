@@ -1,5 +1,7 @@
 """Scenes -> tensors, and what is known about each scene in words and numbers.
-Legend: b scenes, n solids (padded to the largest scene), h w pixels, r reference size."""
+
+Legend: b scenes, n solids (padded to the largest scene), h w pixels, r reference size.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +39,8 @@ class SceneFacts:
 @dataclass(frozen=True, eq=False)
 class SceneBatch:
     """Rendered scenes. Colours are display values in [0, 1]; depth is 1 = nearest, frame: the full view
-    without the removed solid, values beyond it are clipped."""
+    without the removed solid, values beyond it are clipped.
+    """
 
     image_01: Tensor  # (b, 3, h, w)
     without_01: Tensor  # (b, 3, h, w)   the same scene without the removed solid, its shadow and contact gone

@@ -4,7 +4,8 @@ A Scene is a pure function of (seed, options), see layout.py.
 
 World: right-handed metres, z up, floor z = 0. A solid is one or more *parts* (a table is a slab and four
 legs); a part is a canonical solid (solids.py) with its own frame. Image fractions: (x, y) from the top left
-corner of the full view."""
+corner of the full view.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Random contents of a scene: the room and its colours, the lamp, furniture, one solid at a given place.
-The ranges are chosen for variety, not measured."""
+
+The ranges are chosen for variety, not measured.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,12 +56,17 @@ def room(rng: Generator) -> Room:
     floor = palette.FLOORS[int(rng.integers(len(palette.FLOORS)))]
     wall = palette.WALLS[int(rng.choice(len(palette.WALLS), p=[0.4, 0.15, 0.2, 0.13, 0.12]))]
     ground = _tone(rng, palette.WOODS if floor == "planks" else palette.FLOOR_TONES)
-    other = {"planks": ground * 0.45, "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
-             "carpet": ground * 0.82}.get(floor, ground * rng.uniform(0.6, 0.8))  # fmt: skip
+    other = {
+        "planks": ground * 0.45,
+        "tiles": np.clip(ground * rng.choice([0.55, 1.25]), 0, 1),
+        "carpet": ground * 0.82,
+    }.get(floor, ground * rng.uniform(0.6, 0.8))
     paint = _tone(rng, palette.WALL_TONES)
-    second = {"bricks": np.clip(paint * 0.72, 0, 1), "tiles": paint * 0.8,
-              "panel": _tone(rng, palette.WALL_TONES) * 0.85,
-    }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))  # fmt: skip
+    second = {
+        "bricks": np.clip(paint * 0.72, 0, 1),
+        "tiles": paint * 0.8,
+        "panel": _tone(rng, palette.WALL_TONES) * 0.85,
+    }.get(wall, np.clip(paint * rng.uniform(0.84, 0.93), 0, 1))
     inside = _tone(rng, tuple(palette.COLOURS.values())) * 0.45 + 0.28
     border = _tone(rng, palette.FLOOR_TONES)
     has_rug = rng.random() < 0.3
@@ -134,7 +141,9 @@ def solid_at(
     rng: Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = "", wide: bool = False
 ) -> Solid:
     """A random solid whose foot is at spot (2,), on solid `host` or on the floor (-1); any shape if none.
-    wide: at times a compound with the finish of that solid, at times a further pattern"""
+
+    wide: at times a compound with the finish of that solid, at times a further pattern
+    """
     shape = shape or _SHAPE_NAMES[rng.integers(len(_SHAPE_NAMES))]
     form = palette.SHAPES[shape]
     draw = rng.uniform(form.low, form.high)

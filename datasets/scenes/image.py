@@ -1,7 +1,9 @@
 """Views -> pixels: light on surfaces, the image, the image without one solid, owner and depth of each pixel.
+
 Every quantity that the removed solid can change (lamp and sky visibility) is computed twice from the same ray
 casts, with it and without it; where both agree the two images agree to the last bit.
-Legend: b views, h w pixels, p part slots per view; m n rays or pixels of a flat list."""
+Legend: b views, h w pixels, p part slots per view; m n rays or pixels of a flat list.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -103,8 +105,10 @@ def _trace(rays: trace.Rays) -> tuple[Tensor, trace.Hit, trace.Hit]:
 
 
 def _light(rays: trace.Rays, hit: trace.Hit, hit_wo: trace.Hit) -> tuple[Tensor, Tensor]:
-    """Linear light (3, m) of the full scene and without the hidden solid. The second is shaded again only
-    where it differs, so elsewhere both are equal to the last bit."""
+    """Linear light (3, m) of the full scene and without the hidden solid.
+
+    The second is shaded again only where it differs, so elsewhere both are equal to the last bit.
+    """
     seen = surface_of(rays, hit)
     (lamp, sky), (lamp_wo, sky_wo) = expose(rays, seen)
     light = radiance(rays, seen, (lamp, sky))
@@ -143,8 +147,13 @@ def _averages(rays: trace.Rays, size: tuple[int, int], pixel: Tensor) -> tuple[T
     return light.view(3, 4, -1).mean(1), without.view(3, 4, -1).mean(1), covered.view(4, -1).mean(0)
 
 
-def draw_views(views: Sequence[SceneView], size: tuple[int, int], supersample: int, smooth_edges: bool,
-               device: torch.device | str) -> RenderedViews:  # fmt: skip
+def draw_views(
+    views: Sequence[SceneView],
+    size: tuple[int, int],
+    supersample: int,
+    smooth_edges: bool,
+    device: torch.device | str,
+) -> RenderedViews:
     h, w = size
     packed = pack(views, device)
     near, grid = trace.covers(packed, size), (packed.count, h, w)

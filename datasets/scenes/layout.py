@@ -1,6 +1,8 @@
 """Seed -> Scene: room, light, camera, solids by rejection sampling, and which solid is removed.
+
 Everything random comes from one numpy Generator made of (seed, attempt), so a seed is one scene everywhere.
-The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid."""
+The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -133,8 +135,10 @@ def _spot(rng: Generator, solids: Sequence[Solid], camera: Camera) -> tuple[int,
 
 
 def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
-    """No overlap at the same height; solids count as vertical cylinders, furniture as a rectangle. The foot
-    is on its support: inside the table's rectangle, or on a solid that is wide enough."""
+    """No overlap at the same height; solids count as vertical cylinders, furniture as a rectangle.
+
+    The foot is on its support: inside the table's rectangle, or on a solid that is wide enough.
+    """
     for index, other in enumerate(solids):
         part = other.parts[0]
         half, local = part.scale[:2], np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T)
@@ -175,7 +179,8 @@ def choose_removed(rng: Generator, view: SceneView, options: SceneOptions) -> tu
 
 def solid_fractions(view: SceneView) -> tuple[list[Range], torch.Tensor]:
     """On a coarse grid of the full view: each solid's amodal fraction of it and the visible fraction of that;
-    depth (solids + 1, m) of each solid and of the room."""
+    depth (solids + 1, m) of each solid and of the room.
+    """
     packed, size = pack([view]), (COARSE_SIDE, COARSE_SIDE)
     pixel = torch.arange(COARSE_SIDE * COARSE_SIDE)
     place = torch.stack([pixel % COARSE_SIDE, pixel // COARSE_SIDE])

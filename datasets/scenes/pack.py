@@ -1,6 +1,8 @@
 """Descriptions -> tensors: many views side by side, so that one set of tensor operations renders all of them.
+
 Legend: b views, p part slots per view (padded), component first: (3, b * p). Part `slot` of view `v` is
-column v * p + slot."""
+column v * p + slot.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

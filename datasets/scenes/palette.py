@@ -1,6 +1,8 @@
 """Names and numbers of the rendered world: solids, patterns, colours, room textures. No geometry, no torch.
+
 A solid's *shape* is its word in a caption ("cube", "egg"); its *kind* is the canonical surface that is
-intersected. Colours are sRGB in [0, 1]; `jitter` turns a named colour into one instance of it."""
+intersected. Colours are sRGB in [0, 1]; `jitter` turns a named colour into one instance of it.
+"""
 
 import colorsys
 from dataclasses import dataclass

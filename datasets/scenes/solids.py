@@ -1,7 +1,9 @@
 """Canonical solids: where a ray enters and leaves them, and their normal.
+
 Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays
 are moved there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an
-empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,)."""
+empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
+"""
 
 import numpy as np
 import torch
@@ -82,9 +84,11 @@ def _cone(o: Tensor, d: Tensor) -> Interval:
 
 
 def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
-    """Ring of radius 1 about z with the given tube radius (n,). The distance to the surface is sampled along
-    the ray within the ring's flat cylinder; the first step that ends inside holds the entry, refined by
-    secants. Only a chord shorter than a step can be missed."""
+    """Ring of radius 1 about z with the given tube radius (n,).
+
+    The distance to the surface is sampled along the ray within the ring's flat cylinder; the first step that
+    ends inside holds the entry, refined by secants. Only a chord shorter than a step can be missed.
+    """
     start, stop = _both(_ball(o[:2], d[:2], 1 + tube), _slab(o[2], d[2], -tube, tube))
     outside = (start > stop) | (stop < 0)
     low = torch.where(outside, 0.0, start.clamp(min=0))

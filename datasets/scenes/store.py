@@ -1,7 +1,9 @@
 """Rendered scenes on disk: shards of 256 scenes, one safetensors file each, written whole or not at all.
+
 Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and
 made with the same settings is skipped. The scenes of an unfinished shard are kept in hidden parts.
-Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size."""
+Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
+"""
 
 import json
 import logging

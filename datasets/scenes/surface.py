@@ -1,8 +1,10 @@
 """Colour and orientation of the surface that each ray meets: textures of the room, patterns of the solids.
+
 A texture of floor and walls takes coordinates u, v >= 0 in cells, the width `soft` of a ray in cells and a
 phase in [0, 1]; it returns the fraction of the surface's second colour and a brightness. Patterns turn with
 their solid. Edges are as soft as the ray is wide, so far surfaces have no aliasing.
-Legend: n rays, component first."""
+Legend: n rays, component first.
+"""
 
 import math
 from dataclasses import dataclass

@@ -1,6 +1,8 @@
 """Which surface each ray meets, and what stands between a point and the lamp.
+
 Rays are a flat list over all packed views. Ray directions are scaled so that the ray parameter t *is* the
-depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first."""
+depth along the camera axis. Legend: n rays, p part slots per view, j lamp samples, component first.
+"""
 
 import math
 from collections.abc import Iterator
@@ -66,10 +68,17 @@ def covers(packed: PackedViews, size: tuple[int, int]) -> Tensor:
     return covered.transpose(0, 1).reshape(packed.slots, -1)
 
 
-def pixel_rays(packed: PackedViews, size: tuple[int, int], near: Tensor, pixel: Tensor,
-               offset: tuple[float, float] | Tensor, scale: float = 1.0) -> Rays:  # fmt: skip
+def pixel_rays(
+    packed: PackedViews,
+    size: tuple[int, int],
+    near: Tensor,
+    pixel: Tensor,
+    offset: tuple[float, float] | Tensor,
+    scale: float = 1.0,
+) -> Rays:
     """Rays through flat pixels (n,) of the b * h * w grid. near: (p, n) bool, `covers` of these pixels;
-    offset: from their centres, in [-0.5, 0.5], (x, y) or a tensor (2, n); scale: width in pixels."""
+    offset: from their centres, in [-0.5, 0.5], (x, y) or a tensor (2, n); scale: width in pixels.
+    """
     h, w = size
     view, inside = pixel // (h * w), pixel % (h * w)
     fx, fy = (inside % w + 0.5 + offset[0]) / w, (inside // w + 0.5 + offset[1]) / h
@@ -136,7 +145,8 @@ def first(depth: Tensor, behind: Hit) -> Hit:
 
 def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
     """Fraction (n,) of the lamp that each point sees, in the full scene and without the hidden solid. Points
-    (3, n) lie a little above the surface; facing: (n,) bool, it looks towards the lamp."""
+    (3, n) lie a little above the surface; facing: (n,) bool, it looks towards the lamp.
+    """
     n, device = point.shape[1], point.device
     parts, light = rays.packed.parts, rays.packed.light
     way, radius = rays.at(light["origin"]) - point, rays.at(light["radius"])

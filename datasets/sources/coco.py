@@ -1,8 +1,10 @@
 """Annotation files in the format of COCO, which LVIS, SA-1B, UVO, YouTube-VIS and annotation tools use too.
+
 A record that cannot be used is left out, and one warning names file, ids and count; a file with many of them
 is refused. Ids are compared as text: tools write the same id as 7 and as "7". pycocotools decodes polygons;
 damaged ones crash it, and short run lengths leave it with uninitialised pixels, so all are checked before.
-Legend: h w pixels."""
+Legend: h w pixels.
+"""
 
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -42,7 +44,9 @@ def lookup(table: Mapping[str, T], key: Any, what: str) -> T:
 
 def usable(records: Collection[Any], parse: Callable[[Any], R], path: Path, what: str) -> list[R]:
     """What `parse` makes of the records of a file, without those that it refuses, which one warning names.
-    ValueError when all are refused, or more than one and more than BAD_FRACTION."""
+
+    ValueError when all are refused, or more than one and more than BAD_FRACTION.
+    """
     parsed, refused = [], []
     for number, record in enumerate(records):
         try:
@@ -90,7 +94,8 @@ def image_file(record: Mapping[str, Any], images: Path | None = None) -> str:
     a file below `images`, otherwise the last part.
 
     LVIS 0.5 has names of COCO 2014, COCO_val2014_N.jpg, for N.jpg of 2017: where the former is not there,
-    coco_url counts too."""
+    coco_url counts too.
+    """
     name, here = posix_name(record.get("file_name") or ""), images or Path()
     parts = PurePosixPath(unquote(urlsplit(str(record.get("coco_url") or "")).path)).parts[-2:]
     renamed = images is not None and bool(parts) and name.endswith(f"_{parts[-1]}")
@@ -155,9 +160,11 @@ def packed_segmentation(segmentation: Any) -> Any:
 
 def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     """Bool (h, w) of a COCO segmentation: polygons, or run lengths, compressed or not.
+
     Polygons of fewer than three points are dropped; ValueError when none is left, and for run lengths that do
     not fill the image.
-    segmentation: as in the JSON file, or of `packed_segmentation`; where: what an error names"""
+    segmentation: as in the JSON file, or of `packed_segmentation`; where: what an error names
+    """
     h, w = size_hw
     try:
         if isinstance(segmentation, list | tuple):

@@ -1,7 +1,9 @@
 """A source of images in files, declared by one section of the settings.
+
 A section says where the files are, lists the items (`read`), gives the views of an item (`views`) and orders
 its pairs of reference and target at random (`draws`), of which the first acceptable one is taken.
-`ImageSource` makes a `datasets.base.ExampleSource` of any section."""
+`ImageSource` makes a `datasets.base.ExampleSource` of any section.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,9 +117,11 @@ class ImageSource:
         return mask, target_mask
 
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
-        """An example without counterfactual. Masks are checked first, so a rejection costs no image. The
-        first acceptable object of a random order is one drawn among all acceptable ones. Where there is none,
-        the item is rejected for what is wrong with the first object."""
+        """An example without counterfactual. Masks are checked first, so a rejection costs no image.
+
+        The first acceptable object of a random order is one drawn among all acceptable ones. Where there is
+        none, the item is rejected for what is wrong with the first object.
+        """
         why = Rejected("no object: no annotation of this image is large enough")
         for number, (reference, target) in enumerate(self.config.draws(self.items[index], rng)):
             try:

@@ -1,7 +1,9 @@
 """Objects with images of their own, and places for them: garments on persons, the DreamBooth test set.
+
 Garments (VITON-HD, DressCode, FashionTryon): the target is a person who wears the garment. A garment may fill
 its image, so the target's size is not limited. The backgrounds of the DreamBooth test set show something else
-where the object goes, so there is no ground truth to train on: the source serves tests and evaluation."""
+where the object goes, so there is no ground truth to train on: the source serves tests and evaluation.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,7 +114,8 @@ class DreamBoothConfig(ObjectConfig):
     """An item is a concept; a background is drawn. With `object_masks` the second published layout.
 
     cut-outs  OBJECTS/CONCEPT/*.png, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
-    masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME.jpg, NAME_mask.jpg (black)"""
+    masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME.jpg, NAME_mask.jpg (black)
+    """
 
     objects: Path = setting(help="cut-outs CONCEPT/*.png, or images CONCEPT.jpg with `object_masks`")
     backgrounds: Path = setting(help="NAME_GT.png with NAME_mask.png, or NAME.jpg with NAME_mask.jpg")

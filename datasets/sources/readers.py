@@ -1,7 +1,9 @@
 """Files of sources: views of objects, the published rejection rules, images of masks and ids.
+
 Legend: h w pixels. A view is an image with the mask of one object; an example takes the object of a
 reference view and paints it anew in a target view, whose depth map is needed. Both may be the same view.
-Messages of Rejected start with a short reason and a colon, which is what tables count."""
+Messages of Rejected start with a short reason and a colon, which is what tables count.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -25,9 +27,11 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Turn = Callable[[np.ndarray], np.ndarray]
 # EXIF orientation that exchanges height and width -> from upright to stored pixels.
 TO_STORED: dict[int, Turn] = {
-    5: lambda pixels: pixels.swapaxes(0, 1), 6: lambda pixels: np.rot90(pixels),
-    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1), 8: lambda pixels: np.rot90(pixels, -1),
-}  # fmt: skip
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, -1),
+}
 TARGET_MARGIN = 1.1  # the region round the target object over its box, as published
 
 
@@ -108,9 +112,11 @@ class ObjectView:
 
     def read_depth(self, size_hw: Size, turn: Turn | None = None, shrink: int = 1) -> np.ndarray:
         """depth_01 (h, w) of a target; a missing file is named with the command that makes it.
+
         The map has the size of the image, or is smaller with its proportions: it is enlarged.
         turn: of an image that is read as stored; it turns the map of the upright image too
-        shrink: of the image, which the map then fits"""
+        shrink: of the image, which the map then fits
+        """
         shape = smaller(size_hw, shrink)
         if self.tree is None:
             raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
@@ -145,9 +151,11 @@ def is_map_of(shape: tuple[int, ...], size_hw: Size) -> bool:
 
 def read_annotated(path: Path, size_hw: Size, shrink: int = 1) -> tuple[np.ndarray, Turn | None]:
     """An image (h, w, 3) uint8 in the size of its annotation, and what turned it; ValueError if neither fits.
+
     It is upright (None) where that fits, and as stored where only that fits: the annotation ignores the EXIF
     orientation then. Orientations that keep the size do not show; such an image is upright.
-    shrink: by which the result is smaller than its annotation, its sides rounded up"""
+    shrink: by which the result is smaller than its annotation, its sides rounded up
+    """
     rgb_u8 = read_image(path, shrink=shrink).rgb_u8
     h, w = rgb_u8.shape[:2]
     if shrink > 1:

@@ -1,7 +1,9 @@
 """Rendered scenes as a source: the only one whose background under the object is known (a counterfactual).
+
 One example: background = the scene without the object, target = the scene with it, reference = the object
 alone under another lamp, box and depth range = the true ones.  The depth hint is the background's depth fused
-with the reference's, as at inference; the target's own depth is shown only by option."""
+with the reference's, as at inference; the target's own depth is shown only by option.
+"""
 
 import math
 from bisect import bisect_right
@@ -41,7 +43,8 @@ def read_images(folder: Path, names: tuple[str, ...] = ("image",)) -> np.ndarray
 
 class RenderedScenes:
     """All scenes of a folder, read when asked for. augment: mirror half of the examples, vary colours and
-    light of some; true_depth: the hint shows the true image's depth."""
+    light of some; true_depth: the hint shows the true image's depth.
+    """
 
     dynamics = BOTH  # other lamp, often another pose
 

@@ -1,6 +1,8 @@
 """Images with annotated or masked objects: LVIS, COCO panoptic, SA-1B, saliency sets, one's own images.
+
 Reference and target are the same image; augmentation alone changes the reference. An item of an annotated set
-is an image, and one of its acceptable objects is drawn. The layout of one's own images: docs/datasets.md."""
+is an image, and one of its acceptable objects is drawn. The layout of one's own images: docs/datasets.md.
+"""
 
 import csv
 import logging

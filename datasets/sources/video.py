@@ -1,5 +1,7 @@
 """Videos and turntables: YouTube-VOS, YouTube-VIS, VIPSeg, MOSE, UVO, MVImgNet.
-Reference and target are two frames that show the same object. An item is a video, or an object of one."""
+
+Reference and target are two frames that show the same object. An item is a video, or an object of one.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -147,8 +149,9 @@ class UvoConfig(VideoConfig):
     """UVO, and YouTube-VIS as published: a JSON file with the segmentations of every object by frame."""
 
     video_json: Path = setting(help="annotations with one segmentation per frame")
-    image_json: Path | None = setting(None,
-        help="frames by video (python -m datasets.uvo_process); not set: those of video_json")  # fmt: skip
+    image_json: Path | None = setting(
+        None, help="frames by video (python -m datasets.uvo_process); not set: those of video_json"
+    )
 
     def read(self) -> list[Item]:
         document, path = read_json(self.video_json), self.video_json

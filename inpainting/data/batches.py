@@ -57,9 +57,12 @@ class CaptionSettings(ProcessSettings):
 
 
 def run_batches(
-    journal: Journal, items: Sequence[str], load: Callable[[str], T],
-    answer: Callable[[Sequence[T]], Sequence[Mapping[str, Any]]], batch: int,
-) -> None:  # fmt: skip
+    journal: Journal,
+    items: Sequence[str],
+    load: Callable[[str], T],
+    answer: Callable[[Sequence[T]], Sequence[Mapping[str, Any]]],
+    batch: int,
+) -> None:
     """Load each item, answer them in batches, record the answers; what cannot be loaded is left out."""
     with tqdm(total=len(items), desc=journal.name) as bar:
         for start in range(0, len(items), batch):

@@ -1,5 +1,7 @@
 """Paintings with masked regions and a prompt per region, for the inpainter (paper section 3.2).
-Legend: r regions of one example, s side of the square crop, l tokens of one sequence, b batch."""
+
+Legend: r regions of one example, s side of the square crop, l tokens of one sequence, b batch.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +44,9 @@ def within(masks: Tensor, threshold: float | None) -> int:
 
 def centre_crop(pixels: np.ndarray, side: int) -> Tensor:
     """The centre of an image whose shorter side is scaled to `side`; sizes are rounded as by torchvision.
-    pixels: (h, w, 3) uint8 -> (3, s, s) in [-1, 1], antialiased; bool (h, w) -> bool (s, s), nearest pixel"""
+
+    pixels: (h, w, 3) uint8 -> (3, s, s) in [-1, 1], antialiased; bool (h, w) -> bool (s, s), nearest pixel
+    """
     h, w = pixels.shape[:2]
     h, w = (side, int(side * w / h)) if h <= w else (int(side * h / w), side)
     top, left = round((h - side) / 2), round((w - side) / 2)
@@ -121,6 +125,7 @@ class PaintingItems(Dataset[dict[str, Any]]):
 
 class InpaintingDataset(PaintingItems):
     """The annotated images of one split, sorted by name. An item is a dict:
+
     pixel_values              (3, s, s) in [-1, 1], the central square of the image
     masks                     (1, s, s) 0 or 1, union of the chosen regions
     masked_pixel_values       (3, s, s) in [-1, 1], 0 where masked
@@ -129,7 +134,8 @@ class InpaintingDataset(PaintingItems):
     freestyle_layout_mask     (max_concepts + 1, s, s) 0 or 1; row 0 all ones, row k region k or background
     freestyle_attention_mask  (l,) 0 = shared token, k = only for region k        (both: freestyle only)
     global_text               description of the whole image                    (global_anns_path only)
-    image_stems, all_masks    name; list of r masks (1, s, s)                     (val and test only)"""
+    image_stems, all_masks    name; list of r masks (1, s, s)                     (val and test only)
+    """
 
     def __init__(
         self, options: paintings.PaintingOptions, tokenizer: CLIPTokenizer, split: str = TRAIN, *,
@@ -176,6 +182,7 @@ class InpaintingDataset(PaintingItems):
         self, painting: paintings.Painting, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[dict[str, str], Tensor]:
         """Captions by name and masks (r, s, s) of an image's regions: those of the manifest if there is one.
+
         Else the largest first (on the whole image), at most max_concepts, shuffled, and then as many from the
         front as the threshold allows. Regions outside the crop are no candidates. size: (h, w) of the image.
         """

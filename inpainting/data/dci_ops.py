@@ -1,7 +1,9 @@
 """Densely Captioned Images in the form of the painting data: whole objects with their label and caption.
+
 An annotation file is {"image": FILE, "mask_data": {ID: {"label", "caption", "parent", "bounds"}}}; the
 bounds are {"topLeft": {x, y}, "bottomRight": {x, y}} in pixels. Objects with a label and no parent whose
-box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as published."""
+box covers 1 % to 65 % of the image become mask_ID; the box is the mask, as published.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

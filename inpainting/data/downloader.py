@@ -1,6 +1,8 @@
 """What the painting data start from: the authors' annotation files, and the images of their table.
+
 Both continue where they stopped. Two of the annotation files lie in an archive. A file kept by Git LFS
-arrives as a pointer; what it points to is fetched then, and checked against its hash."""
+arrives as a pointer; what it points to is fetched then, and checked against its hash.
+"""
 
 import csv
 import functools
@@ -58,8 +60,9 @@ class TemporaryError(ValueError):
 @dataclass(frozen=True)
 class FetchSettings(CheckedSettings):
     out_dir: Path = setting(Path("data"), help="folder that gets the three files")
-    copies: tuple[Path, ...] = setting((), aliases=("--from",),
-        help="--from FILE: files, archives or folders fetched elsewhere, no download")  # fmt: skip
+    copies: tuple[Path, ...] = setting(
+        (), aliases=("--from",), help="--from FILE: files, archives or folders fetched elsewhere, no download"
+    )
     repository: str = setting(REPOSITORY, help="owner/name")
     revision: str = setting(REVISION, help="commit; full hash")
     raw_url: str = setting(RAW, help="address of a file of the repository")
@@ -168,8 +171,9 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
 
 @dataclass(frozen=True)
 class DownloadSettings(CheckedSettings):
-    output_dir: Path = setting(Path("data/mm_inp_dataset/images"), aliases=("--output_dir", "-o"),
-        help="folder for the images")  # fmt: skip
+    output_dir: Path = setting(
+        Path("data/mm_inp_dataset/images"), aliases=("--output_dir", "-o"), help="folder for the images"
+    )
     csv: Path = setting(Path("data/wikiart_images.csv"), help="table of file_name, url and modifier")
     threads: int = setting(16, low=1, high=256, help="images at once")
     attempts: int = setting(4, low=1, help="tries per image")
@@ -240,8 +244,10 @@ def fetch_images(settings: DownloadSettings) -> None:
 
 def fetch_image(name: str, url: str, client: httpx.Client) -> bytes:
     """A whole image as RGB in the format that its file name ends in, with Pillow's defaults.
+
     It is upright, 8 bits deep, on white where it was transparent, and its colour profile is kept or applied.
-    TemporaryError: it may come next time; ValueError: it will not come."""
+    TemporaryError: it may come next time; ValueError: it will not come.
+    """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"only http and https addresses are fetched, got {url!r}")
     data = bytearray()

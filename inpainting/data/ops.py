@@ -1,4 +1,5 @@
 """From images and annotations to the painting data: the published steps one by one, or all with `build`.
+
 Every step keeps its journal (stamp_STEP.jsonl) in the folder that it fills. It begins with what the step
 depends on, so `build` skips a step that is up to date, and a changed input makes it and later ones run again.
 """
@@ -32,8 +33,9 @@ class BuildSettings(CheckedSettings):
     image_dir: Path = setting(Path("data/mm_inp_dataset/images"), help="folder of images, split or not")
     annotations_path: Path = setting(Path("data/annotations.json"), help="descriptions with boxes (Kosmos-2)")
     captions_path: Path = setting(Path("data/llava.json"), help="captions of the objects (LLaVA)")
-    split_df_path: Path | None = setting(Path("data/wikiart_images.csv"),
-        help="table of file_name and split; none: a random split")  # fmt: skip
+    split_df_path: Path | None = setting(
+        Path("data/wikiart_images.csv"), help="table of file_name and split; none: a random split"
+    )
     out_dir: Path = setting(Path("data/mm_inp_dataset"), help="gets images, masks and entities")
     annotator_id: str = setting("", help="Kosmos-2, folder or hub name: makes a missing annotations file")
     model_id: str = setting("", help="LLaVA-NeXT, folder or hub name: makes a missing captions file")
@@ -57,8 +59,10 @@ def build_paintings(settings: BuildSettings) -> None:
         raise ValueError(f"{annotations} does not exist; {GET}; or make it with --annotator-id MODEL")
     regions = RegionSettings(annotations, image_dir=images, out_dir=masks, workers=settings.workers)
     journals: list[Journal | None] = [
-        make_masks(regions, redo=False), make_entities(replace(regions, out_dir=entities), redo=False),
-        texts.extract_roots(texts.RootSettings(entities, settings.roots), redo=False)]  # fmt: skip
+        make_masks(regions, redo=False),
+        make_entities(replace(regions, out_dir=entities), redo=False),
+        texts.extract_roots(texts.RootSettings(entities, settings.roots), redo=False),
+    ]
     captions = settings.captions_path
     if not captions.exists():
         if not settings.model_id:

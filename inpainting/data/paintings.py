@@ -6,7 +6,8 @@
              entities/STEM/annotations.json   {"mask_0": {"concept", "noun_chunk_root", "caption"}}
              entities/STEM/llava.json         {"mask_0": raw caption}
 
-Every error is a ValueError that names the file."""
+Every error is a ValueError that names the file.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,15 +40,17 @@ class RegionOptions(CheckedSettings):
     data_dir: Path = setting(Path("data/mm_inp_dataset"), help="folder made by inpainting.data.ops")
     max_concepts: int | None = setting(5, low=1, high=len(COLORS), help="most regions of an image; none: all")
     shuffle_concepts: bool = setting(True, help="regions in random order, else the largest first")
-    masked_area_threshold: float | None = setting(0.65, low=0, high=1,
-        help="largest masked fraction; the first region is always kept")  # fmt: skip
+    masked_area_threshold: float | None = setting(
+        0.65, low=0, high=1, help="largest masked fraction; the first region is always kept"
+    )
 
 
 @dataclass(frozen=True)
 class PaintingOptions(RegionOptions):
     resolution: int = setting(512, low=16, help="side of the square crop in pixels")
-    drop_caption_probability: float = setting(0.1, low=0, high=1,
-        help="fraction of training images with one region that have no prompt")  # fmt: skip
+    drop_caption_probability: float = setting(
+        0.1, low=0, high=1, help="fraction of training images with one region that have no prompt"
+    )
 
     @property
     def rules(self) -> dict[str, Any]:
@@ -121,11 +124,17 @@ def read_entities(path: Path) -> list[Entity]:
 
 
 def change_annotations(
-    entities_dir: Path, step: str, inputs: Mapping[str, Any],
-    change: Callable[[str, dict[str, Any]], str | None], redo: bool = True, adds: str = "concept",
-) -> Journal:  # fmt: skip
-    """Change every annotations.json in place: change(stem, document), which may return what is missing. A
-    damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards"""
+    entities_dir: Path,
+    step: str,
+    inputs: Mapping[str, Any],
+    change: Callable[[str, dict[str, Any]], str | None],
+    redo: bool = True,
+    adds: str = "concept",
+) -> Journal:
+    """Change every annotations.json in place: change(stem, document), which may return what is missing.
+
+    A damaged file is renamed to .wrong and left out. adds: the field that every entry has afterwards
+    """
 
     def work(stem: str) -> None:
         path = entities_dir / stem / ANNOTATIONS

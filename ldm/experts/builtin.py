@@ -1,8 +1,10 @@
 """A rough detector from networks that Python packages carry: an ImageNet classifier and sentence vectors.
+
 EfficientNet-Lite0 says at each place of an image which of 1,000 classes it shows, MiniLM which classes a
 name means, and U2-Netp where the object ends. It knows no people, no colours and no sides, and refuses what
 it does not know. A GroundingDINO or OWL-ViT folder is better; see `ldm.experts.detect`.
-Legend: h w pixels, n m places, g side of the grid, c classes. Boxes are fractions of the image."""
+Legend: h w pixels, n m places, g side of the grid, c classes. Boxes are fractions of the image.
+"""
 
 import math
 from collections.abc import Sequence
@@ -40,8 +42,18 @@ EXTENT = 0.2  # fraction of the peak at which an object ends
 MARGIN = 0.15  # of the sides of a box, around which U2-Netp looks for the outline
 SAME = 0.2  # least IoU of the outline with what the map shows
 WHICH = {
-    "left", "right", "leftmost", "rightmost", "front", "back", "rear", "middle", "first", "last", "other",
-}  # fmt: skip
+    "left",
+    "right",
+    "leftmost",
+    "rightmost",
+    "front",
+    "back",
+    "rear",
+    "middle",
+    "first",
+    "last",
+    "other",
+}
 PREPOSITIONS = {"in", "on", "with", "of", "at", "to", "by", "under", "behind", "near", "holding", "wearing"}
 
 
@@ -144,7 +156,9 @@ class NameClasses:
 
     def weights(self, name: str) -> Tensor | None:
         """(c,) in [0, 1], 1 for the nearest class; None where none is near, and for one of several.
-        Of a name that is near to none the noun ("motorbike" of "blue motorbike") counts half."""
+
+        Of a name that is near to none the noun ("motorbike" of "blue motorbike") counts half.
+        """
         words = name.lower().split()
         if WHICH & {*words}:  # class maps do not tell one of several from another
             return None
@@ -213,7 +227,9 @@ class RoughFinder:
 
     def outlined(self, rgb_u8: np.ndarray, box01: Box01, grid: np.ndarray) -> Box01:
         """The box of the object that U2-Netp sees at a box, if it is about the same; else the box.
-        grid: (g, g) where the object is likely, 0 outside its piece"""
+
+        grid: (g, g) where the object is likely, 0 outside its piece
+        """
         (h, w), (x0, y0, x1, y1) = rgb_u8.shape[:2], box01
         across, along = MARGIN * (x1 - x0), MARGIN * (y1 - y0)
         left, top = int(max(0, x0 - across) * w), int(max(0, y0 - along) * h)

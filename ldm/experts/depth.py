@@ -123,9 +123,11 @@ class DepthEstimator:
         self, images: Sequence[Any], *, batch_size: int = 8, enlarge: bool = True
     ) -> list[np.ndarray]:
         """Depth of images of any sizes; those that share a network size run together on a GPU.
+
         There it depends on the batch in the last of 16 bits; on a CPU every image runs alone.
         enlarge: to the size of the image; otherwise a map has as many pixels as the network's, at most the
-        image's, and the proportions of the image"""
+        image's, and the proportions of the image
+        """
         loaded = [loaded_image(image) for image in images]
         images_u8 = [image.rgb_u8 for image in loaded]
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same

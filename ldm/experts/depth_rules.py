@@ -25,7 +25,8 @@ def depth_by_rules(rgb_u8: np.ndarray, network: Path | None) -> np.ndarray:
     A lower row is nearer, as on a ground seen from above; a thing that stands out (U2-Netp) is as near as the
     ground at its foot, all of it.
 
-    network: file of U2-Netp; without it only the rows count"""
+    network: file of U2-Netp; without it only the rows count
+    """
     small_u8 = resize(rgb_u8, fitted(rgb_u8.shape[:2], SIDE))
     n, m = small_u8.shape[:2]
     rows = ((np.arange(n, dtype=np.float32) + 0.5) / n)[:, None]

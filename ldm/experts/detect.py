@@ -1,6 +1,8 @@
 """Where named things are in an image: zero-shot detection by any transformers folder of a known kind.
+
 Networks get one name at a time, so a box cannot get the wrong name.
-Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image."""
+Legend: h w pixels. Boxes are (x0, y0, x1, y1) in fractions of the image.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +26,11 @@ from ldm.registry.models import BUILTIN_FOLDER, detector_folder, how_to_get, res
 # Kind of network -> (text prompt, lowest accepted score). Scores of the two families differ.
 # 0.25 and 0.1 are the defaults of the processors, 0.2 is chosen.
 KINDS: dict[str, tuple[str, float]] = {
-    "grounding-dino": ("{}.", 0.25), "mm-grounding-dino": ("{}.", 0.2), "owlvit": ("a photo of a {}", 0.1),
-    "owlv2": ("a photo of a {}", 0.1)}  # fmt: skip
+    "grounding-dino": ("{}.", 0.25),
+    "mm-grounding-dino": ("{}.", 0.2),
+    "owlvit": ("a photo of a {}", 0.1),
+    "owlv2": ("a photo of a {}", 0.1),
+}
 INNER = 0.7  # fraction of a box, from its middle, that counts as the object where no mask is known (chosen)
 OUTLIER_TAIL = 0.05  # fraction of the depths at either end that counts as noise (chosen)
 
@@ -101,9 +106,9 @@ class Detector:
 
 
 def in_single_precision(forward: Callable[..., Tensor], value: Tensor, *given: Any) -> Tensor:
-    """Sampling by a network's layer. On a CPU torch reads elsewhere in large maps of half precision."""
+    """Sampling by a network's layer. On a CPU torch 2.13 samples large maps of half precision wrongly."""
     floats = (x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in (value, *given))
-    return forward(*floats).to(value.dtype)  # findings/grid_sample_half_reads_elsewhere.sh
+    return forward(*floats).to(value.dtype)
 
 
 class BuiltinDetector(Detector):
@@ -122,8 +127,10 @@ def depth_in_box(
     depth_01: np.ndarray, box01_xyxy: Box01, mask: np.ndarray | None = None
 ) -> tuple[float, float, float]:
     """(d, far, near) of what a box shows, robust against what else lies in it.
+
     depth_01: (h, w). mask: (h, w) bool, the object itself; without it the middle ellipse of the box counts.
-    returns:  median, and the extent without the outermost 5 per cent at either end"""
+    returns:  median, and the extent without the outermost 5 per cent at either end
+    """
     h, w = depth_01.shape
     x0, y0, x1, y1 = box01_xyxy
     rows, columns = np.mgrid[0:h, 0:w]

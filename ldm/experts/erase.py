@@ -1,6 +1,7 @@
 """Removing an object: fill a hole of an image from what is around it, by LaMa, a stock inpainting folder of
 diffusers (Stable Diffusion 2), exemplars (PatchMatch), or OpenCV.
-Legend: h w pixels of the image, n m pixels of the network."""
+Legend: h w pixels of the image, n m pixels of the network.
+"""
 
 import logging
 from collections.abc import Callable
@@ -51,8 +52,10 @@ class Eraser:
         cls, source: Path | str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> "Eraser":
         """A TorchScript file, a diffusers inpainting folder, "exemplar" or "opencv"; ValueError otherwise.
+
         source: None or "auto": the first of them that is there, in this order; OpenCV with a warning
-        dtype:  of the diffusion model; LaMa's Fourier layers need float32"""
+        dtype:  of the diffusion model; LaMa's Fourier layers need float32
+        """
         name = str(source or AUTO)
         if name == AUTO:
             known = [path for path in map(resolve_model_path, WEIGHTS) if path.is_file()]
@@ -80,7 +83,9 @@ class Eraser:
 
     def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
         """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled, all others as given.
-        seed: of a diffusion model. ValueError where the mask covers everything."""
+
+        seed: of a diffusion model. ValueError where the mask covers everything.
+        """
         if mask.shape != rgb_u8.shape[:2] or mask.dtype != bool:
             raise ValueError(f"the mask must be bool {rgb_u8.shape[:2]}, got {mask.dtype} {mask.shape}")
         if not mask.any():
@@ -184,7 +189,9 @@ def _diffusion(folder: Path, device: str, dtype: torch.dtype) -> Fill:
 
 def window_around(mask: np.ndarray, least: int, scale: float = WINDOW) -> tuple[int, int, int, int]:
     """Pixels x0, y0, x1, y1 of a square around the hole, at least `least` wide if the image is so large.
-    scale: side of the square over that of the hole"""
+
+    scale: side of the square over that of the hole
+    """
     h, w = mask.shape
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1

@@ -1,6 +1,8 @@
 """Soft edges of a cut-out: how much of each pixel along its outline it covers, and its own colour there.
+
 Alpha by the closed form of Levin et al. (2008), colours by blurred fusion (Forte 2021).
-Legend: h w pixels of the image, n windows, u unknown pixels."""
+Legend: h w pixels of the image, n windows, u unknown pixels.
+"""
 
 import cv2
 import numpy as np
@@ -19,7 +21,9 @@ BLURS = 12, 3  # radii of the two passes of the fusion, in half widths of the ba
 
 def soft_alpha(rgb_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Coverage (h, w) float32 in [0, 1] of an image (h, w, 3) by the object of a mask (h, w) bool.
-    1 and 0 as the mask says, but in a band round its outline. A mask without outline is given back."""
+
+    1 and 0 as the mask says, but in a band round its outline. A mask without outline is given back.
+    """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     alpha = mask.astype(np.float32)
     if mask.all() or not mask.any():
@@ -40,7 +44,9 @@ def soft_alpha(rgb_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def own_colours(rgb_u8: np.ndarray, alpha_01: np.ndarray) -> np.ndarray:
     """The object's colours (h, w, 3) uint8 of an image, where alpha_01 (h, w) says that both are seen.
-    Pixels that the object covers wholly keep their bytes."""
+
+    Pixels that the object covers wholly keep their bytes.
+    """
     mixed = (alpha_01 > 0) & (alpha_01 < 1)
     if not mixed.any():
         return rgb_u8

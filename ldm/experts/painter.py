@@ -1,5 +1,7 @@
 """A painter from outside: an inpainting pipeline of diffusers, called by what its signature takes.
-Legend: h w pixels of the crop, a square of the pipeline's own size."""
+
+Legend: h w pixels of the crop, a square of the pipeline's own size.
+"""
 
 import inspect
 from dataclasses import dataclass
@@ -34,7 +36,9 @@ class FolderPainter:
         cls, folder: Path | str, device: str = "cpu", dtype: Any = torch.float32, offload: bool = False
     ) -> "FolderPainter":
         """ValueError where the folder holds no pipeline that takes an image, a mask and a prompt.
-        offload: each network is on the device only while it works"""
+
+        offload: each network is on the device only while it works
+        """
         import diffusers
 
         path = Path(folder)
@@ -90,11 +94,17 @@ class FolderPainter:
         return {"prompt": prompt, **given, **{name: v for name, v in extra.items() if name in takes}}
 
     def paint(
-        self, crop_u8: np.ndarray, mask: np.ndarray, reference_u8: np.ndarray, seed: int,
+        self,
+        crop_u8: np.ndarray,
+        mask: np.ndarray,
+        reference_u8: np.ndarray,
+        seed: int,
         given: dict[str, Any],
-    ) -> np.ndarray:  # fmt: skip
+    ) -> np.ndarray:
         """The crop (h, w, 3) uint8 painted where mask (h, w) bool is set.
-        reference_u8: (n, n, 3), the object on white; given: as `arguments` says"""
+
+        reference_u8: (n, n, 3), the object on white; given: as `arguments` says
+        """
         images = {"image": crop_u8, "mask_image": mask.astype(np.uint8) * 255}
         if "image_reference" in self.takes:
             images["image_reference"] = reference_u8

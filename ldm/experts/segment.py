@@ -55,10 +55,12 @@ def object_mask(
     device: str = "auto", dtype: str = "auto",
 ) -> tuple[np.ndarray, str]:  # fmt: skip
     """Find the object of an image: by its alpha channel, else SAM where given, U2-Netp, or GrabCut.
+
     sam:     folder of a SAM; device, dtype: of it
     cutout:  auto, u2netp or grabcut, see `cutout_network`
     box01:   the object lies in this box, as fractions of the image; without it in the whole image
-    returns: mask (h, w) and which of "alpha", "sam", "u2netp", "grabcut" made it"""
+    returns: mask (h, w) and which of "alpha", "sam", "u2netp", "grabcut" made it
+    """
     h, w = image.size
     inside = np.s_[0:h, 0:w]
     if box01 is not None:
@@ -262,7 +264,9 @@ def sam_mask(
     dtype: str = "auto",
 ) -> np.ndarray:  # fmt: skip
     """SAM prompted with the box, or with the middle of the image; the candidate it trusts most.
-    It is kept in memory, and on the device only while it works. device, dtype: as in `ldm.device`"""
+
+    It is kept in memory, and on the device only while it works. device, dtype: as in `ldm.device`
+    """
     where = pick_device(device)
     stamps = sorted((path.name, path.stat().st_mtime_ns) for path in Path(folder).glob("*"))
     kind = pick_dtype(dtype, where, folder, "fp32")

@@ -2,7 +2,8 @@
 Inception-v3 of FID and the SqueezeNet of LPIPS (Zhang et al. 2018).
 
 Inception and its keys are those of the ported TensorFlow graph inception-2015-12-05, whose average pools
-leave the padding out and whose last block pools by maximum. Legend: b images, h w pixels."""
+leave the padding out and whose last block pools by maximum. Legend: b images, h w pixels.
+"""
 
 import logging
 import zipfile
@@ -108,7 +109,8 @@ class Conv(nn.Module):
 
 class Mixed(nn.Module):
     """Branches whose outputs are joined. pool: mean or max, before a branch with `pooled` channels, or halve:
-    maxima of half the size stand beside the branches, which end with stride 2."""
+    maxima of half the size stand beside the branches, which end with stride 2.
+    """
 
     def __init__(
         self, before: int, branches: tuple[str, ...], pool: str = "mean", pooled: int = 192, width: int = 0

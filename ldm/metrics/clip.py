@@ -1,6 +1,8 @@
 """CLIP: images and texts in one space of features, and quality by two opposite texts; and DINO.
+
 The CLIP with a ResNet is that of CLIP-IQA: images of any size, no positions in the last pooling; its sizes
-follow from the weight file. Legend: b images, h w pixels, t texts or tokens, c or d features."""
+follow from the weight file. Legend: b images, h w pixels, t texts or tokens, c or d features.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

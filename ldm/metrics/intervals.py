@@ -38,7 +38,9 @@ def centred_interval(
     statistic: Callable[[np.ndarray], float], value: float, count: int, seed: int = 0, resamples: int = 50
 ) -> tuple[float, float]:
     """95 % interval around `value`, as wide as the spread of resamples says.
-    For statistics that repeated items bias, such as FID: the percentiles would not hold the value itself."""
+
+    For statistics that repeated items bias, such as FID: the percentiles would not hold the value itself.
+    """
     rng = np.random.default_rng(seed)
     spread = float(np.std([statistic(rng.integers(count, size=count)) for _ in range(resamples)], ddof=1))
     return value - WIDTH * spread, value + WIDTH * spread

@@ -32,8 +32,10 @@ def ssim_over(result_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> 
 
 def frechet_distance(real: np.ndarray, fake: np.ndarray) -> float:
     """FID (Heusel et al. 2017): |mean difference|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), S the covariances.
+
     real (n, d), fake (m, d), two rows at least. The eigenvalues of S1 S2 are the squared singular values of
-    A B^T, where S1 = A^T A and S2 = B^T B, so no matrix root is needed and nothing complex can appear."""
+    A B^T, where S1 = A^T A and S2 = B^T B, so no matrix root is needed and nothing complex can appear.
+    """
     if min(len(real), len(fake)) < 2:
         raise ValueError(f"FID needs at least two images on each side, got {len(real)} and {len(fake)}")
     real, fake = real.astype(np.float64), fake.astype(np.float64)

@@ -2,7 +2,9 @@
 
 The expression speaks about what the tokens spell, one after the other. For most tokenizers that is the answer
 itself; one whose tokens are words drops blanks and commas.
-Legend: b rows of a batch, v vocabulary."""
+
+Legend: b rows of a batch, v vocabulary.
+"""
 
 import copy
 import json
@@ -45,9 +47,11 @@ class Rule:
 
 
 class Grammar:
-    """The tokens of one tokenizer as texts, and the expressions compiled against them. Knows byte-level BPE
-    (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and tokens that are plain
-    words. Special tokens have no text. most_rules: compiled expressions that are kept"""
+    """The tokens of one tokenizer as texts, and the expressions compiled against them.
+
+    Knows byte-level BPE (GPT-2's alphabet), word-start marks with byte fallback (sentencepiece, LLaMA), and
+    tokens that are plain words. Special tokens have no text. most_rules: compiled expressions that are kept
+    """
 
     def __init__(self, tokenizer: Any, most_rules: int = 4096) -> None:
         self.tokenizer, self.end, self.most_rules = tokenizer, end_token(tokenizer), most_rules
@@ -102,18 +106,26 @@ class Grammar:
 
 class ConstrainedChoice(LogitsProcessor):
     """Chooses every next token among those that the form allows; `generate` follows it greedily.
+
     forms: one, or a list of one per row: an expression of what an answer's tokens spell (`Grammar.spell`), or
         an object that gives it by pattern(); by family() a wider one that forms of one kind share, of which
         only the tokens are looked at; by narrow(text) a narrower one of the answers that begin so, where
         there is one; by crosses(text) whether a text went past the point from which the narrower one holds
     prompt: tokens before the answer. The first `greedy` rows take the most probable token (None: all); the
         others draw at `temperature` with `generator`
-    log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form."""
+    log_probability (b,): of each row's answer, at temperature 1, under the model restricted to the form.
+    """
 
     def __init__(
-        self, grammar: Grammar, forms: Any, prompt: int, *, greedy: int | None = None,
-        temperature: float = 1.0, generator: torch.Generator | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        grammar: Grammar,
+        forms: Any,
+        prompt: int,
+        *,
+        greedy: int | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.grammar, self.forms, self.prompt = grammar, forms, prompt
@@ -210,7 +222,9 @@ def generate(
     mllm: Mllm, batch: Mapping[str, Any], choice: ConstrainedChoice | None = None, longest: int = 128
 ) -> list[Answer]:
     """Let the model answer a batch of prompts, greedily; one Answer per row.
-    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan."""
+
+    choice: chooses the tokens instead, within a form. Without it spelled is the text, log_probability nan.
+    """
     model: Any = mllm.model
     tokenizer, inputs = mllm.processor.tokenizer, to_device(batch, mllm.device, mllm.dtype)
     inputs |= {PREFIX: batch[PREFIX]} if PREFIX in batch else {}

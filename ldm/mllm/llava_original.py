@@ -1,7 +1,9 @@
 """Adapters merged into a transformers folder, one weight in memory at a time, every tensor accounted for.
+
 A folder in the original LLaVA layout holds adapter_config.json, adapter_model.bin or .safetensors (LoRA
 matrices of the language model) and non_lora_trainables.bin (the projector), under other names than those of
-transformers: peft would load nothing of it, with no more than a warning."""
+transformers: peft would load nothing of it, with no more than a warning.
+"""
 
 import logging
 import re
@@ -71,7 +73,9 @@ def today(key: str) -> str:
 
 def read_changes(folder: Path, original: bool = True) -> dict[str, WeightChange]:
     """The changes of an adapter folder by the name of the weight in transformers 5; ValueError for another.
-    original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file."""
+
+    original: in LLaVA's layout; otherwise in peft's, where what was trained whole lies in the same file.
+    """
     settings = read_json(folder / "adapter_config.json")
     if odd := {key: settings[key] for key, plain in PLAIN.items() if settings.get(key) not in (plain, None)}:
         raise ValueError(f"{folder}/adapter_config.json: {odd} is not supported; LLaVA's adapters have none")
@@ -107,13 +111,19 @@ def read_changes(folder: Path, original: bool = True) -> dict[str, WeightChange]
 
 
 def merge_into(
-    base: Path, adapter: Path, out: Path, original: bool = True, dtype: torch.dtype | None = None,
+    base: Path,
+    adapter: Path,
+    out: Path,
+    original: bool = True,
+    dtype: torch.dtype | None = None,
     also: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write the base folder with the adapter merged; one weight is in memory at a time. Returns the report.
+
     base: a transformers folder with safetensors, any of its layouts. Its other files are copied.
     dtype: of the weights; None: as in the base. also: further JSON files
-    ValueError if a tensor of the adapter fits no weight"""
+    ValueError if a tensor of the adapter fits no weight
+    """
     changes = read_changes(adapter, original)
     shards = [open_weights(file) for file in visible_files(existing_folder(base), "*.safetensors")]
     if not shards:
@@ -133,10 +143,12 @@ def merge_into(
             wrong = f"{change.sources[0]} is for a weight of shape {want}, {key} has {have}"
             raise ValueError(f"{adapter}: {wrong}")
     report: dict[str, Any] = {
-        "adapter": adapter.name, "adapter_tensors": sum(len(change.sources) for change in changes.values()),
+        "adapter": adapter.name,
+        "adapter_tensors": sum(len(change.sources) for change in changes.values()),
         "lora_pairs_merged": sum(change.value is None for change in changes.values()),
         "weights_replaced": sorted(name for name, change in changes.items() if change.value is not None),
-        "weights_kept": len(places) - len(changes)}  # fmt: skip
+        "weights_kept": len(places) - len(changes),
+    }
     moved = []
     for name, change in changes.items():
         if name.startswith(PROJECTOR) and change.value is not None:

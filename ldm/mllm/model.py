@@ -1,7 +1,9 @@
 """Image-and-text language models: strict loading, their processors set right, chat with labels for training.
+
 Any `AutoModelForImageTextToText` works: LLaVA, LLaVA-NeXT, Qwen-VL, SmolVLM ... A folder is what
 `save_pretrained` writes for the model and for its processor, whose template and image placeholders chat uses;
-nothing is ever truncated. Legend: b rows of a batch, t tokens."""
+nothing is ever truncated. Legend: b rows of a batch, t tokens.
+"""
 
 import importlib.util
 import inspect
@@ -59,6 +61,7 @@ class Mllm:
 
 def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto", load_in: str = "") -> Mllm:
     """A model folder, strictly: a weight that is missing, unexpected or of another shape is a ValueError.
+
     device: auto, cuda, mps or cpu. dtype: fp32, fp16, bf16, or auto, see `pick_dtype`. load_in: 4bit or 8bit
     """
     folder, target = Path(folder), pick_device(device)
@@ -78,11 +81,16 @@ def four_bit_works() -> bool:
 
 @loading()
 def load_quantised(
-    folder: Path, compute: torch.dtype, load_in: str = "4bit", device_map: Any = "auto",
+    folder: Path,
+    compute: torch.dtype,
+    load_in: str = "4bit",
+    device_map: Any = "auto",
     dtype: torch.dtype | None = None,
-) -> Mllm:  # fmt: skip
+) -> Mllm:
     """A model folder with NF4 weights (4bit, QLoRA), or those of LLM.int8 (8bit).
-    compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says."""
+
+    compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
+    """
     options: dict[str, Any] = {f"load_in_{load_in}": True}
     if load_in == "4bit":
         options |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
@@ -101,8 +109,10 @@ def load_model(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def load_processor(folder: Path, config: Any = None) -> Any:
     """The processor of a folder, with PIL image processing whatever is installed, so that results are equal.
+
     Without torchvision a processor that also knows videos is loaded without that part. A LLaVA-1.5 processor
-    that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained."""
+    that cuts the sides off a wide image is replaced by one that pads it to a square, as LLaVA was trained.
+    """
     existing_folder(folder)
     config = AutoConfig.from_pretrained(folder, local_files_only=True) if config is None else config
     given: dict[str, Any] = {}  # the first file that says something of a key counts
@@ -186,7 +196,8 @@ class ChatExample:
 
 class Chat:
     """A processor with its chat template, or with another one. Answers end with the tokenizer's
-    end-of-sequence token, also where the template leaves it out, so that a trained model stops."""
+    end-of-sequence token, also where the template leaves it out, so that a trained model stops.
+    """
 
     def __init__(self, processor: Any, template: str | None = None) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
@@ -211,7 +222,8 @@ class Chat:
 
     def examples(self, asks: Sequence[ChatExample]) -> dict[str, Tensor]:
         """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
-        end, -100 elsewhere. ValueError for an ask without answer, and if no token of it is left to learn."""
+        end, -100 elsewhere. ValueError for an ask without answer, and if no token of it is left to learn.
+        """
         if any(ask.answer is None for ask in asks):
             raise ValueError("a training example needs an answer")
         encoded = self._encode(asks, "right", mask=self.marks_answers)

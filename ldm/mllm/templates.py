@@ -1,6 +1,8 @@
 """Chat templates of the LLaVA family.
+
 vicuna_v1 is what LLaVA-1.5 and the Bifrost locator were trained with, llava_v1 what the published inference
-script picked by the folder's name, and llava_hub the form of the converted weights."""
+script picked by the folder's name, and llava_hub the form of the converted weights.
+"""
 
 LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -17,5 +19,7 @@ _TURNS = (
     "{% else %}" + _PARTS + " {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 TEMPLATES = {
-    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS, "llava_v1": LLAVA_SYSTEM + " " + _TURNS, "llava_hub": _TURNS,
-}  # fmt: skip
+    "vicuna_v1": VICUNA_SYSTEM + " " + _TURNS,
+    "llava_v1": LLAVA_SYSTEM + " " + _TURNS,
+    "llava_hub": _TURNS,
+}

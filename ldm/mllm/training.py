@@ -1,5 +1,7 @@
 """Training of image-and-text models: LoRA on the language model, the projector beside it (peft), the loss.
-Adapter folders are peft's own, so peft loads them too. Legend: b rows of a batch, t tokens."""
+
+Adapter folders are peft's own, so peft loads them too. Legend: b rows of a batch, t tokens.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -33,6 +35,7 @@ def make_trainable(
     model: Any, settings: LoraSettings, seed: int = 0, gradient_checkpointing: bool = False
 ) -> nn.Module:
     """The model with LoRA (a PeftModel), or itself for rank 0; only what is trained requires gradients.
+
     seed: of the initial LoRA matrices. Trained weights are single precision. ValueError for an unknown name.
     """
     projectors = [name for name, _ in model.named_modules() if is_projector(f"{name}.")]

@@ -3,7 +3,8 @@
     python -m ldm.registry list | show NAME | where NAME | verify [NAME]
     python -m ldm.registry pull NAME [--from DIR] | register NAME FILE
 
-Models lie below $BIFROST_MODELS, by default ./models."""
+Models lie below $BIFROST_MODELS, by default ./models.
+"""
 
 import contextlib
 from pathlib import Path

@@ -119,7 +119,9 @@ def depth_for_photographs(chosen: Path | str | None) -> Path:
 
 def warn_of_small(*folders: Path, photographs: bool = False) -> None:
     """Warn of each stand-in among networks used together: the small ones of assets/tiny, depth by rules.
-    Without photographs only where one of the others is none of them, so that they do not fit together."""
+
+    Without photographs only where one of the others is none of them, so that they do not fit together.
+    """
     assets = located(BUILTIN_DEPTH).parent.resolve()
     small = [folder for folder in folders if folder.resolve().parent in (assets, assets / "tiny")]
     met = "photographs" if photographs else ", ".join(str(one) for one in folders if one not in small)

@@ -35,6 +35,7 @@ CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 def pull_model(name: str, model: Model, offline: Path | None = None) -> Path:
     """Get a model from the first source that works; returns its folder. ValueError lists what was tried.
+
     offline: what is used instead: a folder of downloads, which holds the model's own folder or its files; or
         a file that a person fetched, unpacked if it is an archive, which also replaces a model that is there
     """
@@ -163,9 +164,11 @@ def changed(model: Model) -> list[str]:
 
 def download(url: str, path: Path, sha256: str = "") -> str:
     """Fetch `url` to `path`; returns the SHA-256. What arrives is kept in `path`.part and continued.
+
     It is continued where `sha256` will tell, or where the server says that the file is still the one that was
     begun (If-Range of RFC 9110 with a strong entity tag or a date); else it starts anew. ValueError names the
-    address and what is wrong. A file with another hash stays as `path`.wrong and is never used."""
+    address and what is wrong. A file with another hash stays as `path`.wrong and is never used.
+    """
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url}: only http and https addresses are fetched")
     part, record = (path.with_name(f"{path.name}{suffix}.part") for suffix in ("", ".version"))
@@ -230,7 +233,9 @@ def download(url: str, path: Path, sha256: str = "") -> str:
 
 def from_package(package: str, files: Mapping[str, str], folder: Path) -> None:
     """Put files of a Python package into `folder`, from where pip gets packages; nothing is installed.
-    files: their paths in the package -> SHA-256. What is there already is not fetched again."""
+
+    files: their paths in the package -> SHA-256. What is there already is not fetched again.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     places = {path: folder / path.rpartition("/")[2] for path in files}
     if all(place.is_file() and file_sha256(place) == files[path] for path, place in places.items()):

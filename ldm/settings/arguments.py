@@ -27,8 +27,10 @@ def common_options() -> list[Any]:
 
 
 def spread_lists(program: Any, argv: Sequence[str]) -> list[str]:
-    """`--box 0.1 0.2 0.3 0.4` as `--box 0.1,0.2,0.3,0.4`, and `--masks a b` as `--masks a --masks b`. The
-    second only where a verb has no arguments without a name, for which such words could be meant."""
+    """`--box 0.1 0.2 0.3 0.4` as `--box 0.1,0.2,0.3,0.4`, and `--masks a b` as `--masks a --masks b`.
+
+    The second only where a verb has no arguments without a name, for which such words could be meant.
+    """
     verb = next((word for word in argv if not word.startswith("-")), "")
     body = getattr(program, "commands", {}).get(verb, program)
     named = all(option.opts[0].startswith("--") for option in body.params)

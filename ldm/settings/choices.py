@@ -6,10 +6,17 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 FLOAT_TYPES = ("fp32", "fp16", "bf16")
 STEP_RULES = ("exact", "published")  # which timesteps a sampling run visits, see `ldm.denoise`
 SCHEDULERS: dict[str, str] = {
-    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler", "lms": "LMSDiscreteScheduler",
-    "euler": "EulerDiscreteScheduler", "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler", "deis": "DEISMultistepScheduler", "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler"}  # fmt: skip
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 
 
 def scheduler_name(name: str) -> str:

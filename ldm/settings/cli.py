@@ -2,7 +2,8 @@
 
 app = new_app("Compose images.")
 work = later("compose.commands:run_image")  # imported when the verb runs
-app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))"""
+app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
+"""
 
 import contextlib
 import inspect
@@ -46,9 +47,11 @@ def command(
     schema: type[T], function: Callable[[T], Any], default_config: Path | None = None
 ) -> Callable[..., None]:
     """The function that a typer app registers as a verb: it fills `schema` and calls `function` with it.
+
     Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
     YAML file of defaults, by default `default_config` where that file exists, unless the schema has a field
-    `config`. What `function` returns is the object that `--json` prints; without it that names `out`."""
+    `config`. What `function` returns is the object that `--json` prints; without it that names `out`.
+    """
     found = None if default_config is None or not located(default_config).is_file() else default_config
     below = [] if found is None else yaml_layers(found)
     names: dict[str, tuple[str, Any]] = {}
@@ -168,9 +171,11 @@ def stop(number: int, frame: Any) -> None:
 
 def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
     """Build the app, run it on argv, return its exit code.
+
     What a user can fix (`user_message`) is one line on stderr and code 2; its traceback goes to the log at
     level DEBUG. Ctrl-C is code 130, SIGTERM code 143, a report whose `failed` holds something code 1. Another
-    error raises. With `--json` standard output is one object, the verb's report or {"error": message}."""
+    error raises. With `--json` standard output is one object, the verb's report or {"error": message}.
+    """
     if "--json" not in argv:
         if "--version" in argv:
             sys.stdout.write(f"bifrost {__version__}\n")

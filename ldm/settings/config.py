@@ -1,7 +1,9 @@
 """Typed settings: a dataclass whose fields `setting` makes, filled from YAML files and `key=value` texts.
+
 A *layer* is one source of values: a file, one override, the flags of a command. Later layers win; mappings
 are merged, lists and tuples are replaced. A YAML file may name by `base:` (relative to itself) a file that it
-changes."""
+changes.
+"""
 
 import copy
 import io
@@ -44,7 +46,9 @@ log = logging.getLogger(__name__)
 
 def load_config(schema: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
     """Fill `schema` from its defaults, the YAML file at `path` with its bases, then `key=value` texts.
-    Whatever is wrong is a one-line ValueError that names the file (or the override) and the key."""
+
+    Whatever is wrong is a one-line ValueError that names the file (or the override) and the key.
+    """
     layers = [] if path is None else yaml_layers(Path(path))
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -169,8 +173,10 @@ def _laid(config: Any, layer: Layer, leaves: Iterable[tuple[str, Any, Any]]) -> 
 
 def layer_merger(schema: type[T], below: Sequence[Layer]) -> Callable[[Layer], T]:
     """layer -> `merge_layers(schema, [*below, layer])`, the same settings and errors, for many layers.
+
     A merge goes through the whole configuration. So what has its type already, in a layer without
-    a mistake, is laid over the values of the lower layers, which earlier merges have shown."""
+    a mistake, is laid over the values of the lower layers, which earlier merges have shown.
+    """
     hints, shown = type_hints(schema), dict[str, Any]()  # type: ignore[arg-type]
 
     def merge(layer: Layer) -> T:

@@ -1,5 +1,7 @@
 """What a settings dataclass declares: fields with help, range and choices, and how users read and type them.
-A *section* is a nested dataclass; a *key* is the dotted name of a field (`optim.lr`)."""
+
+A *section* is a nested dataclass; a *key* is the dotted name of a field (`optim.lr`).
+"""
 
 import copy
 import dataclasses
@@ -22,14 +24,22 @@ LISTED_NAMES = 24  # names shown in an error before the list is cut
 
 
 def setting(
-    default: Any = MISSING, *, help: str = "", low: float | None = None, high: float | None = None,
-    choices: Iterable[str] | None = None, aliases: Sequence[str] = (), was: Sequence[str] = (),
-) -> Any:  # fmt: skip
+    default: Any = MISSING,
+    *,
+    help: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Iterable[str] | None = None,
+    aliases: Sequence[str] = (),
+    was: Sequence[str] = (),
+) -> Any:
     """A dataclass field with a help text, an inclusive range [low, high] and allowed values.
+
     Without a default the setting is required; low, high and choices hold for every element of a collection.
     aliases: more spellings as flags; one without dashes, such as IMAGE_TREE, is typed by position; one that
     begins with /, such as /--keep, is the opposite of a flag, instead of --no-NAME.
-    was: former names, which are still read, with one log line that says the new name."""
+    was: former names, which are still read, with one log line that says the new name.
+    """
     metadata = {"help": help, "low": low, "high": high, "aliases": tuple(aliases), "was": tuple(was)}
     metadata["choices"] = None if choices is None else tuple(choices)
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):

@@ -4,7 +4,8 @@
     fit(config, Path("runs/x"), model, Task(loss, dataset, collate, held_out=validation_set))
 
 Everything random follows from (seed, epoch, example) or (seed, epoch, batch), so an interruption changes
-nothing. Runs under `accelerate launch` and `torchrun` on several processes; only the first one writes."""
+nothing. Runs under `accelerate launch` and `torchrun` on several processes; only the first one writes.
+"""
 
 import contextlib
 import logging
@@ -50,6 +51,7 @@ def fit(
     config: FitConfig, out: Path, model: nn.Module, task: Task, accelerator: Accelerator | None = None
 ) -> FitOutcome:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
+
     `accelerator.end_training()` is the caller's last act on several processes. At the end the model holds the
     averaged weights where `config.ema` keeps them. Ctrl-C and SIGTERM save a checkpoint of their step, which
     the next one replaces. ValueError for an empty data set, a foreign checkpoint, a loss that is not finite.

@@ -1,8 +1,10 @@
 """A training run around its loop: what `ldm.training.fit` is given, its checkpoints and its table of numbers.
+
 out/checkpoint-250/<file of the layout>    trained weights as safetensors, in the caller's layout
                    average.safetensors     their running average, where one is kept
                    state.pt                optimizer, schedule, progress
-A checkpoint folder appears whole or not at all; a run may end at any moment."""
+A checkpoint folder appears whole or not at all; a run may end at any moment.
+"""
 
 import csv
 import importlib.util
@@ -59,8 +61,10 @@ def checkpoint_folders(out: Path) -> list[Path]:
 
 
 def chosen_checkpoint(out: Path, resume: str) -> Path | None:
-    """Where a run goes on. resume: `latest` (from the start if there is none), `none`, or a folder's name. A
-    name must be that of the newest one, and `none` needs a folder without any: nothing is overwritten."""
+    """Where a run goes on. resume: `latest` (from the start if there is none), `none`, or a folder's name.
+
+    A name must be that of the newest one, and `none` needs a folder without any: nothing is overwritten.
+    """
     found = checkpoint_folders(out)
     names = [path.name for path in found]
     if resume == "none" and found:
@@ -120,9 +124,12 @@ def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path 
 
 
 def write_checkpoint(
-    folder: Path, layout: Layout, weights: Mapping[str, Tensor], state: Mapping[str, Any],
+    folder: Path,
+    layout: Layout,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
     average: Mapping[str, Tensor] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """All files of a checkpoint. weights, average: by parameter name; state: plain values and tensors."""
     with folder_written_whole(folder) as partial:
         files = {layout.file: weights} | ({} if average is None else {AVERAGE: average})
@@ -196,8 +203,10 @@ class CsvLogger:
 @dataclass(frozen=True)
 class Task:
     """What a model learns from which examples, and what is measured meanwhile.
+
     loss(model, batch, seeds): mean loss of a collated batch, ();  model: the one to call, which may be
-        wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)"""
+        wrapped for several processes;  seeds: one per example, for its noise (`ldm.denoise.noise_for`)
+    """
 
     loss: Callable[[nn.Module, Any, list[int]], Tensor]
     data: Dataset  # has a length; where it has `set_epoch(n)`, that is called before each epoch

@@ -16,6 +16,7 @@ SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_wit
 @dataclass(frozen=True)
 class ResumableSampler:
     """Which examples form which batch, from (seed, epoch) alone.
+
     Several processes see what one with a larger batch would see, in the same order: process r takes the r-th
     part of each. The last batch of an epoch is smaller, and filled up from the start where processes need it.
     """
@@ -56,16 +57,18 @@ class FitConfig(CheckedSettings):
     clip: float = setting(1.0, low=0.0, help="gradient norm limit; 0 = none")
     precision: str = setting("no", choices=("no", "fp16", "bf16"), help="mixed precision")
     device: str = setting("auto", choices=("auto", "cpu"), help="where to train")
-    ema: float = setting(0.0, low=0.0, high=0.99999,
-        help="decay of the weights' moving average (EMA); 0 = none")  # fmt: skip
+    ema: float = setting(
+        0.0, low=0.0, high=0.99999, help="decay of the weights' moving average (EMA); 0 = none"
+    )
     save_every: int = setting(500, low=0, help="steps between checkpoints; 0 = none but those below")
     save_epochs: bool = setting(True, help="a checkpoint at the end of each epoch; there is one at the end")
     keep: int = setting(2, low=1, help="checkpoints that stay: the newest, and the best besides")
     log_every: int = setting(10, low=1, help="steps between rows of metrics.csv")
     validate_every: int = setting(0, low=0, help="steps between validations; 0: at the end of each epoch")
     patience: int = setting(0, low=0, help="stop after so many validations without a lower loss; 0 = never")
-    tracker: str = setting("none", choices=("none", "tensorboard", "wandb"),
-        help="also send the numbers of metrics.csv there")  # fmt: skip
+    tracker: str = setting(
+        "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
+    )
     resume: str = setting("latest", help="go on from this checkpoint: latest, none, or its name")
     seed: int = setting(0, low=0, help="seed of order, noise and dropout")
 

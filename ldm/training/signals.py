@@ -14,8 +14,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Yields the list of signals that came: the loop looks there after each step, saves, and ends. At the end
-    of the `with` the first one does what it would have done at once, as a second one does."""
+    """Yields the list of signals that came: the loop looks there after each step, saves, and ends.
+
+    At the end of the `with` the first one does what it would have done at once, as a second one does.
+    """
     came: list[int] = []
     before: dict[int, Any] = {}
     owner = os.getpid()
@@ -50,7 +52,8 @@ def signals_noted() -> Iterator[list[int]]:
 
 def shield_loader(worker: int) -> None:
     """The `worker_init_fn` of a loader: SIGTERM ends its processes only where their owner sends it. torchrun
-    and SLURM signal all processes, while the owner still reads from these to finish its step."""
+    and SLURM signal all processes, while the owner still reads from these to finish its step.
+    """
 
     def wait() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != owner:

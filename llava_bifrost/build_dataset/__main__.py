@@ -2,7 +2,8 @@
 
 python -m llava_bifrost.build_dataset coco --images val2017 --annotations instances_val2017.json --out DIR
 python -m llava_bifrost.build_dataset scenes --scenes data/scenes/views_train --out DIR
-python -m llava_bifrost.build_dataset merge --out DIR          after --shard i/n on several machines"""
+python -m llava_bifrost.build_dataset merge --out DIR          after --shard i/n on several machines
+"""
 
 from functools import partial
 

@@ -1,7 +1,8 @@
 """Counterfactual questions from annotated photographs: remove an object, ask where it was.
 
 Depth is estimated on the filled and on the original image and brought into the frame of the filled one,
-which is what the compositor gets as background."""
+which is what the compositor gets as background.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -49,9 +50,12 @@ class CocoSource:
         dtype = pick_dtype(settings.dtype, device, network, "fp32")  # bf16 resolves 8 bits
         self.depth = DepthEstimator.load(network, device=str(device), dtype=dtype)
         self.recipe = {
-            "source": "coco", "annotations": path.name, "eraser": self.eraser.identity,
-            "depth": weights_of_depth(network) or network.as_posix(), **{key: plain[key] for key in DECISIVE},
-        }  # fmt: skip
+            "source": "coco",
+            "annotations": path.name,
+            "eraser": self.eraser.identity,
+            "depth": weights_of_depth(network) or network.as_posix(),
+            **{key: plain[key] for key in DECISIVE},
+        }
 
     def prepare(self, indices: Sequence[int]) -> list[PreparedPhotograph]:
         threads = self.settings.workers if self.eraser.kind == "opencv" else 1

@@ -8,7 +8,8 @@
 
 A killed run is continued by the same command and ends with the same bytes: every item depends on its own
 seed alone, images are written whole before their line, and the order of the parts does not matter. Processes
-at the same time take different chunks of one part."""
+at the same time take different chunks of one part.
+"""
 
 import io
 import json
@@ -54,7 +55,9 @@ class QuestionSource(Protocol):
 
 def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSettings) -> dict[str, Any] | None:
     """Build this run's shard of what `make` makes of the settings: the commands `coco` and `scenes`.
-    returns: the statistics of the finished data set; None for one shard of several"""
+
+    returns: the statistics of the finished data set; None for one shard of several
+    """
     source, start = make(settings), time.perf_counter()
     shard, shards = shard_of(settings.shard)
     names, size = source.names, source.chunk

@@ -61,9 +61,11 @@ class Photograph:
 
 
 def read_instances(document: Any, path: Path, images: Path | None = None) -> list[Photograph]:
-    """Photographs of a COCO instances document, sorted by name; ValueError when there is none. One with an
-    unusable annotation is left out, since its names may fit no longer. images: folder of the photographs, for
-    documents that name no files"""
+    """Photographs of a COCO instances document, sorted by name; ValueError when there is none.
+
+    One with an unusable annotation is left out, since its names may fit no longer. images: folder of the
+    photographs, for documents that name no files
+    """
     categories = coco.records_by_id(document, "categories", path)
     records = coco.annotated_images(document, path, images, lambda entry: entry)
     files = [record.file for record in records]
@@ -106,7 +108,8 @@ def unique_names(objects: Sequence[Annotated], rival: float) -> dict[int, str]:
 
     An object is ambiguous when another one of its category covers at least `rival` of the image. Two or
     three of a category are told apart by "left", "middle", "right", otherwise only the "largest" by its size.
-    A crowd has no name, and nothing of its category beside it."""
+    A crowd has no name, and nothing of its category beside it.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(objects):
         if item.area >= rival and can_be_named(item.category):

@@ -2,7 +2,8 @@
 
 What is not restored, because it made the data useless: questions without <image>, and removal of a segment
 prompted by one point. Differences and reasons: docs/locator.md.
-Legend: x y w h are fractions of the image; a gap is a signed distance, negative where boxes overlap."""
+Legend: x y w h are fractions of the image; a gap is a signed distance, negative where boxes overlap.
+"""
 
 from collections.abc import Sequence
 

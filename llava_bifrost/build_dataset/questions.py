@@ -2,7 +2,8 @@
 
 The answer's depth is in the frame of the image that the question shows: the filled one for "Place ...", the
 original for "Replace ...". It is that of the object's own pixels, never of its box.
-Legend: h w pixels; a fact is (relation of datasets.relations, names of its anchors)."""
+Legend: h w pixels; a fact is (relation of datasets.relations, names of its anchors).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,9 +36,11 @@ Fact = tuple[str, tuple[str, ...]]
 
 
 def true_facts(
-    targets: Sequence[Place], anchors: Mapping[str, Place], rules: RelationRules,
+    targets: Sequence[Place],
+    anchors: Mapping[str, Place],
+    rules: RelationRules,
     known: Mapping[str, frozenset[str]] | None = None,
-) -> list[Fact]:  # fmt: skip
+) -> list[Fact]:
     """Everything that holds for an object, in a fixed order.
 
     targets: the object with each depth that may stand for it (centre, median); a fact must hold for all
@@ -183,7 +186,8 @@ class PreparedPhotograph:
 def measure_object(values: np.ndarray, mask: np.ndarray, box01: Box01) -> tuple[Place, Place, dict[str, Any]]:
     """An object from the depths `values` of its pixels, those of mask (h, w) in row order.
 
-    returns: its place at the depth of its centre and at the median, and both depths for the metadata"""
+    returns: its place at the depth of its centre and at the median, and both depths for the metadata
+    """
     values = np.clip(values, 0, 1)
     far, median, near = np.quantile(values, (RANGE[0], 0.5, RANGE[1]))
     x0, y0, x1, y1 = box_from_01(box01, (mask.shape[0], mask.shape[1]))
@@ -198,7 +202,8 @@ def align_depth(frame_01: np.ndarray, depth_01: np.ndarray, shared: np.ndarray) 
     """Fit depth_01 (h, w) to frame_01 (h, w) on the pixels shared (h, w) bool, by trimmed least squares.
 
     returns: scale and shift, depth in the frame = scale * depth + shift, and the median residual.
-    Rejected when too few pixels are shared, when they are flat, or when near and far are exchanged."""
+    Rejected when too few pixels are shared, when they are flat, or when near and far are exchanged.
+    """
     indices = np.flatnonzero(shared)
     if len(indices) < LEAST_POINTS:
         raise Rejected(f"depth frames: only {len(indices)} pixels outside the hole")

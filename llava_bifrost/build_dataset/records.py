@@ -5,7 +5,8 @@
 
 Images lie in images/ beside the JSON file, or beside it. meta: request, box01_xyxy, depth, far, near, anchors
 (name -> box01_xyxy, d, far, near), kind ("place" or "replace"), source, and facts of the source; files of
-others need none."""
+others need none.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,7 +87,8 @@ def rounded_place(box01_xyxy: Sequence[float], d: float, far: float, near: float
 class LocatorRecord:
     """One example. question: without the image token. anchors: places by name, where the file has them.
 
-    format: of its answer, center or maxmedmin; the depth is that of the centre or the median."""
+    format: of its answer, center or maxmedmin; the depth is that of the centre or the median.
+    """
 
     id: str
     image: Path
@@ -146,7 +148,9 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
     phrases = [phrase for request in clauses for phrase, _ in request]
     boxes = [meta["box01_xyxy"] for meta in metas]
     return {
-        "items": items, "images": len({record["image"] for record in records}), "samples": len(records),
+        "items": items,
+        "images": len({record["image"] for record in records}),
+        "samples": len(records),
         "kinds": _counted(Counter(meta["kind"] for meta in metas)),
         "relations per sample": _counted(Counter(str(len(request)) for request in clauses)),
         "relations": _counted(Counter(PHRASES[phrase] for phrase in phrases)),
@@ -154,7 +158,8 @@ def statistics(records: Sequence[Mapping[str, Any]], dropped: Iterable[str], ite
         "targets": _counted(Counter(meta["request"]["target"] for meta in metas)),
         "area of the box up to": _binned([(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes], AREAS),
         "depth up to": _binned([meta["depth"] for meta in metas], DEPTHS),
-        "dropped": _counted(Counter(reason.partition(":")[0] for reason in dropped))}  # fmt: skip
+        "dropped": _counted(Counter(reason.partition(":")[0] for reason in dropped)),
+    }
 
 
 def _counted(counts: Counter[str]) -> dict[str, int]:

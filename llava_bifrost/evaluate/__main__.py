@@ -1,6 +1,7 @@
 """Measure a locator: does its answer satisfy the sentence, in this image?
 
-python -m llava_bifrost.evaluate --scenes 1024 --out benchmarks/results/locator.json"""
+python -m llava_bifrost.evaluate --scenes 1024 --out benchmarks/results/locator.json
+"""
 
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.later import later

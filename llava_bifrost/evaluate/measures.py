@@ -1,5 +1,7 @@
 """What is right about one answer: rules of the instruction, of the room, and distance from one right answer.
-An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out."""
+
+An answer that cannot be read is wrong in every rule, IoU 0, L1 and depth error 1; it is never left out.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,17 +44,22 @@ class LocatorCase:
 
 
 def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
-    """All measures of an answer (None: unreadable); those of the room only for a case with a world. Distances
-    are to one right answer; for a place to put something, other answers are right too."""
+    """All measures of an answer (None: unreadable); those of the room only for a case with a world.
+
+    Distances are to one right answer; for a place to put something, other answers are right too.
+    """
     if where is None:
         errors = ("box_l1", "centre", "depth_error", "published_box_mse", "published_depth_mse")
         return {name: float(name in errors) for name in measure_answer(case, case.ground_truth)}
     ours, truth = np.array(where.box01_xyxy), np.array(case.ground_truth.box01_xyxy)
     measures = {
-        "parsed": 1.0, "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
+        "parsed": 1.0,
+        "iou": iou(where.box01_xyxy, case.ground_truth.box01_xyxy),
         "box_l1": float(np.abs(ours - truth).mean()),
         "centre": float(np.linalg.norm((ours[:2] + ours[2:] - truth[:2] - truth[2:]) / 2)),
-        "depth_error": abs(where.d - case.ground_truth.d), **published(where, case.ground_truth)}  # fmt: skip
+        "depth_error": abs(where.d - case.ground_truth.d),
+        **published(where, case.ground_truth),
+    }
     if case.request.replace:
         return measures
     clauses = satisfies(where, case.request, case.anchors)
@@ -84,9 +91,11 @@ def measure_answer(case: LocatorCase, where: Place | None) -> Measures:
 
 
 def published(where: Place, ground_truth: Place) -> Measures:
-    """The three numbers of the paper's Table 2, computed as its code does. Mean squared error of the box and
-    of the depth, and the fraction of answers with an "IoU" above 0.5, where "IoU" adds 1 to every side as if
-    fractions were pixels: even boxes that do not meet score up to 0.5."""
+    """The three numbers of the paper's Table 2, computed as its code does.
+
+    Mean squared error of the box and of the depth, and the fraction of answers with an "IoU" above 0.5, where
+    "IoU" adds 1 to every side as if fractions were pixels: even boxes that do not meet score up to 0.5.
+    """
     a, b = where.box01_xyxy, ground_truth.box01_xyxy
     inner = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + 1) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + 1)
     areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b)]

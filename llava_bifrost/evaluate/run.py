@@ -5,7 +5,8 @@ rules are decided exactly (measures.py), on a dataset file those of the sentence
 On files with masks: does the point of an answer, the middle of its box's lower edge, lie where it may?
 
 {"image": "a.jpg", "sentence": "Place the cup on the table", "mask": "a_mask.png"}   a line of JSONL
-Placement/question.json with rgb_path, prompt, mask_path                    RefSpatial-Bench"""
+Placement/question.json with rgb_path, prompt, mask_path                    RefSpatial-Bench
+"""
 
 import logging
 from collections import defaultdict
@@ -119,7 +120,9 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
 
 def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
     """Records of the dataset file, or a Place and a Replace question per held-out scene, rendered if missing.
-    Every other scene is asked about as it is, the rest without their removed solid."""
+
+    Every other scene is asked about as it is, the rest without their removed solid.
+    """
     cases: list[LocatorCase] = []
     if (path := config.dataset) is not None:
         for record in read_records(path)[: config.scenes]:
@@ -150,9 +153,11 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
 
 
 def place_rows(locator: Locator, cases: list[LocatorCase], config: LocatorEvaluation) -> dict[str, list]:
-    """Further rows of Place questions: of several answers the first after ranking and the best. In rendered
-    scenes also other right answers, once from a world that holds nothing but the named objects and furniture.
-    Cases for which none is found are left out."""
+    """Further rows of Place questions: of several answers the first after ranking and the best.
+
+    In rendered scenes also other right answers, once from a world that holds nothing but the named objects
+    and furniture. Cases for which none is found are left out.
+    """
     rows: dict[str, list[Measures]] = defaultdict(list)
     if config.candidates > 1:
         for case in tqdm(cases[: config.ranked], desc="ranking", unit="question"):

@@ -3,7 +3,8 @@
     center      [x1, y1, x2, y2], d.                  depth of the object's centre (the paper)
     maxmedmin   [x1, y1, x2, y2], dmax, dmed, dmin.   depths over the object (the released builder)
 
-Box: corners in fractions of the image's width and height. Depth: depth_01 of the background, 1 = nearest."""
+Box: corners in fractions of the image's width and height. Depth: depth_01 of the background, 1 = nearest.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,11 @@ def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
 
 def parse_answer(text: str) -> Place:
     """Read an answer of either format; AnswerError says what is wrong with it.
+
     Any number of decimals, other brackets or none, missing blanks or words around it are accepted. Numbers up
     to 0.25 outside [0, 1] are clamped, corners in the wrong order exchanged, three depths sorted. Refused:
-    numbers farther outside (pixels, per cent), a box without area after that, another count of numbers."""
+    numbers farther outside (pixels, per cent), a box without area after that, another count of numbers.
+    """
     corners, depths = _numbers(text)
     x0, y0, x1, y1 = (_clamped(number, text) for number in corners)
     if x0 == x1 or y0 == y1:
@@ -124,8 +127,10 @@ def named_places(request: Request, anchors: Mapping[str, Place]) -> dict[str, Pl
 
 def satisfies(where: Place, request: Request, anchors: Mapping[str, Place]) -> dict[str, bool]:
     """Each clause of the request -> whether it is true: {"behind the sofa": True, ...}.
+
     anchors: name -> place, for every name in the request. For a request to replace, the target's own place
-    decides (IoU at least 0.5) where it is given; otherwise nothing can be decided and the answer is empty."""
+    decides (IoU at least 0.5) where it is given; otherwise nothing can be decided and the answer is empty.
+    """
     if request.replace and request.target not in {" ".join(name.lower().split()) for name in anchors}:
         return {}
     known = named_places(request, anchors)

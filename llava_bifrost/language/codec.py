@@ -6,7 +6,8 @@
     thousand   {"bbox_2d": [320, 190, 560, 870], "depth": 0.890}  thousandths of the image (Qwen3-VL)
 
 Constrained decoding follows a form as a regular expression. Once the first corner of a box is written, a
-narrower one demands that the second lies right of it and below it, so every answer is a box with an area."""
+narrower one demands that the second lies right of it and below it, so every answer is a box with an area.
+"""
 
 import re
 from collections.abc import Sequence

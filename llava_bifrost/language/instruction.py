@@ -1,6 +1,8 @@
 """Instructions: the sentences that ask for a place (paper section 3.2), and what they ask for.
+
 Place the cat behind the bed and to the left of the lamp, output the bounding box and ...
-Replace the cat with the reference image, output the bounding box and ..."""
+Replace the cat with the reference image, output the bounding box and ...
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,10 +12,14 @@ FORMATS = ("center", "maxmedmin")
 CODECS = ("bifrost", "square", "pixels", "thousand")
 PUBLISHED: dict[str, str] = {
     **dict.fromkeys(("below", "under", "beneath", "underneath"), "under"),
-    **dict.fromkeys(("above", "over"), "above"), **dict.fromkeys(("on top of", "at the top of", "on"), "on"),
-    "in front of": "in front of", "behind": "behind",
-    **dict.fromkeys(("next to", "near", "beside", "alongside"), "next to"), "to the left of": "left of",
-    "to the right of": "right of"}  # fmt: skip
+    **dict.fromkeys(("above", "over"), "above"),
+    **dict.fromkeys(("on top of", "at the top of", "on"), "on"),
+    "in front of": "in front of",
+    "behind": "behind",
+    **dict.fromkeys(("next to", "near", "beside", "alongside"), "next to"),
+    "to the left of": "left of",
+    "to the right of": "right of",
+}
 # Phrase -> relation of datasets.relations; a Request holds these phrases only.
 PHRASES: dict[str, str] = {**PUBLISHED, "left of": "left of", "right of": "right of", "between": "between"}
 # What people also write -> the phrase that it means.

@@ -1,6 +1,8 @@
 """Reading instructions: what people type becomes a Request, or an error that names the part not understood.
+
 A place may describe another: "the nightstand next to the bed" is one name, which `with_known_names` resolves
-once it is known which objects are there."""
+once it is known which objects are there.
+"""
 
 import re
 from collections.abc import Mapping
@@ -96,8 +98,10 @@ KNOWN_FORMS = (
 
 def parse_instruction(text: str) -> Request:
     """Read an instruction, published or free; InstructionError names the part that was not understood.
+
     Several relations are joined by "and" or a comma; "behind the Y and the Z" is behind both. Without a
-    joint, the second relation tells which object is meant: "on the chair behind the Y"."""
+    joint, the second relation tells which object is meant: "on the chair behind the Y".
+    """
     try:
         return _read(text)
     except ValueError as error:
@@ -214,9 +218,11 @@ def reproduces(request: Request, text: str) -> bool:
 
 
 def with_known_names(request: Request, known: Mapping[str, Place]) -> Request:
-    """The request in the names of known objects: what "the chair behind the Y" describes. A description that
-    is true of the known chair tells which is meant; another one is a wish about the object itself. The ground
-    is left out where another relation stays. Unresolved names stay as they are."""
+    """The request in the names of known objects: what "the chair behind the Y" describes.
+
+    A description that is true of the known chair tells which is meant; another one is a wish about the object
+    itself. The ground is left out where another relation stays. Unresolved names stay as they are.
+    """
     if request.replace:
         head, described = _described(request.target)
         resolved = described and request.target not in known and head in known

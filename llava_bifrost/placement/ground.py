@@ -1,9 +1,11 @@
 """The ground of an image from its depth map: the plane, its horizon, and where it can be seen.
+
 Inverse depth is affine in the image coordinates of a plane, so a plane is three numbers:
 d(x, y) = a x + b y + c with x, y in fractions of the image. Relative inverse depth d = (1/z - low) / range
 hides where 1/z = 0 lies; that value of d, `horizon_d`, is what sizes need: an object of fixed size covers a
 width proportional to d - horizon_d. It follows from a wall, because walls and ground are at right angles.
-Legend: h w pixels of the depth map, k points, p planes."""
+Legend: h w pixels of the depth map, k points, p planes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +108,9 @@ class Ground:
 
     def standing(self, place: Place) -> Place:
         """An object at the depth of its foot where that can be among what its box shows.
-        One sees through chairs, and others stand before them: the middle of a box tells little."""
+
+        One sees through chairs, and others stand before them: the middle of a box tells little.
+        """
         foot = min(float(self.plane.at(place.middle, place.y1)), 1.0)
         if not self.measured or not place.far <= foot <= place.near + HIDDEN:
             return place
@@ -122,10 +126,12 @@ class Ground:
 
 def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     """Find the ground of a depth map (h, w), 1 = nearest; the same input gives the same answer.
+
     boxes01: of known objects; what is seen at their lower edges speaks for the surface that they stand on
     The best plane that still is a ground after its refinement counts. Where none is, a level ground is
     assumed (`measured` is False): as far as anything at HORIZON_ROW, nearest at the lower edge of the image,
-    or through the lower edges of the objects."""
+    or through the lower edges of the objects.
+    """
     scale = min(1.0, WORKING_SIDE / max(depth_01.shape))
     h, w = (max(8, round(side * scale)) for side in depth_01.shape)
     small = resize(depth_01.astype(np.float32), (h, w), how="nearest")

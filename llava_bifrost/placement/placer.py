@@ -4,7 +4,8 @@
     found = place_object(request, {"sofa": Place(...)}, depth_01, item=Item(aspect=1.2), candidates=5)
 
 Contact points are tried all over the ground and over the surfaces near the anchors; candidates that are in
-the image, run into nothing that is known and satisfy the request are ranked (docs/locator.md)."""
+the image, run into nothing that is known and satisfy the request are ranked (docs/locator.md).
+"""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -67,9 +68,11 @@ def place_object(
     candidates: int = 1,
 ) -> list[Candidate]:
     """The best places for a request, best first; at most `candidates` that differ from each other.
+
     anchors:  name -> place, at least for the names in the request; every other object is kept clear of
     depth_01: (h, w) of the background, 1 = nearest
-    NoPlace when nothing fits, ValueError when an anchor is unknown."""
+    NoPlace when nothing fits, ValueError when an anchor is unknown.
+    """
     named = named_places(request, anchors)
     if request.replace:
         old = named[request.target]
@@ -105,9 +108,13 @@ def place_object(
 
 
 def _attempt(
-    view: search.View, request: Request, named: Mapping[str, Place], extent: search.ObjectExtent,
-    ignored: Collection[str], slim: float,
-) -> list[Candidate] | str:  # fmt: skip
+    view: search.View,
+    request: Request,
+    named: Mapping[str, Place],
+    extent: search.ObjectExtent,
+    ignored: Collection[str],
+    slim: float,
+) -> list[Candidate] | str:
     """The candidates for an object of one size, best first, or why there are none. Options as in `clear`."""
     relations = [(PHRASES[phrase], name) for phrase, name in request.relations]
     tried = view.placements(relations, named, extent)

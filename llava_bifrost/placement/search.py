@@ -1,7 +1,9 @@
 """Where an object could stand: points on the ground and on raised surfaces, with the box it would have there.
+
 Everything is decided for many candidates at once. Units: x, y, w, h in fractions of the image; d a depth_01;
 `side` and `away` in a ground plan whose unit is the same in both directions: away = 1 / (d - horizon_d).
-Legend: k candidates."""
+Legend: k candidates.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,7 +150,8 @@ def at(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def on_plane(view: View, plane: Plane, box01: Box01, extent: ObjectExtent, factor: float = 1.0) -> Placements:
     """Candidates on a raised plane inside a box: where it is seen, and where nearer objects hide it in
-    between."""
+    between.
+    """
     x0, y0, x1, y1 = box01
     rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
     y, x = np.meshgrid(rows, columns, indexing="ij")
@@ -248,9 +251,11 @@ def footprint(view: View, name: str) -> tuple:
 
 def clear(view: View, tried: Placements, ignored: Collection[str] = (), slim: float = SLIM) -> np.ndarray:
     """Whether a candidate is free of the footprints of all known objects, (k,) bool.
+
     A footprint of a known object is a rectangle, that of the object to place a circle.
     ignored: objects that the candidate may overlap, because it is on or under them
-    slim: fraction of the object's radius that must be free"""
+    slim: fraction of the object's radius that must be free
+    """
     free = np.ones(len(tried), bool)
     left, right, front, _ = plan(view, tried.x, tried.w, tried.contact)
     radius, side = (right - left) / 2, (right + left) / 2

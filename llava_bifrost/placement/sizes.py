@@ -1,5 +1,7 @@
 """How large objects usually are: the only knowledge of the world that the geometric placer has.
-A size is the square root of width times height of the object as it stands, in metres; estimated by hand."""
+
+A size is the square root of width times height of the object as it stands, in metres; estimated by hand.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -81,9 +83,11 @@ def usual_size(name: str) -> float | None:
 
 
 def by_noun(table: Mapping[str, T], name: str) -> T | None:
-    """What a table says of a name, by its noun of one or two words, singular; None for an unknown noun. The
-    noun stands before "in the field" and the like; of "pair of shoes" the second counts where the first is
-    unknown."""
+    """What a table says of a name, by its noun of one or two words, singular; None for an unknown noun.
+
+    The noun stands before "in the field" and the like; of "pair of shoes" the second counts where the first
+    is unknown.
+    """
     nouns = map(str.split, _MODIFIER.split(name.lower())[0].split(" of "))
     last = [word for words in nouns for word in (" ".join(words[-2:]), *words[-1:])]
     return next((table[key] for word in last for key in (word, word.removesuffix("s")) if key in table), None)
@@ -106,12 +110,18 @@ def size_px(place: Place, size_hw: tuple[int, int]) -> float:
 
 
 def size_at_one(
-    target: str, named: Mapping[str, Place], known: Mapping[str, Place], ground: Ground,
-    size_hw: tuple[int, int], relative: float | None = None,
-) -> float:  # fmt: skip
+    target: str,
+    named: Mapping[str, Place],
+    known: Mapping[str, Place],
+    ground: Ground,
+    size_hw: tuple[int, int],
+    relative: float | None = None,
+) -> float:
     """Pixels (square root of the box's area) of the target per unit of `Ground.scale`.
+
     named:    the anchors of the request; known: everything whose place is known
-    relative: size of the target relative to the first named anchor at equal distance, instead of the table"""
+    relative: size of the target relative to the first named anchor at equal distance, instead of the table
+    """
     named = {name: place for name, place in named.items() if not is_level(name, place)}
     known = {name: place for name, place in known.items() if not is_level(name, place)}
     if relative is not None and named:

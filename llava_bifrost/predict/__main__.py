@@ -2,7 +2,8 @@
 
 python -m llava_bifrost.predict image --image F --instruction "Place the dog behind the sofa"
 python -m llava_bifrost.predict jsonl --jobs JOBS.jsonl --out ANSWERS.jsonl
-python -m llava_bifrost.predict anchors "sofa=0.1,0.4,0.6,0.9" --image F --out anchors.json"""
+python -m llava_bifrost.predict anchors "sofa=0.1,0.4,0.6,0.9" --image F --out anchors.json
+"""
 
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.later import later

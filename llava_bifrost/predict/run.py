@@ -6,7 +6,8 @@ An answer: {"id", "image", "instruction", "made_by", "candidates": [...]}, or "e
 
 Jobs whose answer is there are skipped, so an interrupted run continues; a line that was cut off is removed.
 `made_by` is a hash of all that decides an answer; where that has changed, the job is answered anew, and the
-earlier file is kept as NAME.old1.jsonl."""
+earlier file is kept as NAME.old1.jsonl.
+"""
 
 import json
 import logging
@@ -100,9 +101,14 @@ def candidate_report(candidate: Candidate) -> dict[str, Any]:
     where = candidate.location
     far, near = where.extent or (None, None)
     return {
-        "box01_xyxy": [round(value, 4) for value in where.box01_xyxy], "depth": round(where.d, 4), "far": far,
-        "near": near, "answer": candidate.text, "log_probability": candidate.log_probability,
-        "score": candidate.score}  # fmt: skip
+        "box01_xyxy": [round(value, 4) for value in where.box01_xyxy],
+        "depth": round(where.d, 4),
+        "far": far,
+        "near": near,
+        "answer": candidate.text,
+        "log_probability": candidate.log_probability,
+        "score": candidate.score,
+    }
 
 
 def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:

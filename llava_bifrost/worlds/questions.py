@@ -1,8 +1,10 @@
 """Questions about a world with one right answer each, drawn from what is true in it.
+
 "Place the dotted red cone behind the table ..." is answered by a typical cone at a place where all stated
 relations hold, nothing is touched and the cone is in the image: of such places the one with large margins
 that deviates least from the usual meaning of the words. "Replace the blue egg ...": the egg's own place.
-Legend: k proposals (places where an object can stand: in the image, touching nothing), m anchors."""
+Legend: k proposals (places where an object can stand: in the image, touching nothing), m anchors.
+"""
 
 from dataclasses import dataclass
 

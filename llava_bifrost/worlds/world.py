@@ -1,7 +1,9 @@
 """Rendered rooms as the locator's world: where an object of a given shape can stand, free of all others.
+
 A world is what an image shows, in metres, all known exactly. A box and a depth, together with a shape's
 typical size, are a place in the room: "on the ground" or "collides with nothing" are decided in 3D.
-Legend: k objects that are placed, s solids of the scene, p points on a solid's surface."""
+Legend: k objects that are placed, s solids of the scene, p points on a solid's surface.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property

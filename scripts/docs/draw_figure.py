@@ -1,6 +1,7 @@
 """Draw the data flow of the compositor with the images of a real example: docs/figures/compositor.png.
 
-python -m scripts.docs.draw_figure"""
+python -m scripts.docs.draw_figure
+"""
 
 import io
 from itertools import pairwise

@@ -2,7 +2,8 @@
 
 python -m scripts.docs.draw_locator
 
-The images are the example rooms of the repository; every place is the locator's own answer."""
+The images are the example rooms of the repository; every place is the locator's own answer.
+"""
 
 import logging
 from pathlib import Path

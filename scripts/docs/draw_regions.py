@@ -3,7 +3,8 @@
     python -m scripts.docs.draw_regions
 
 The image is a rendered room of assets/examples; masks, region maps and biases are computed by the code
-that paints. Needs no trained model."""
+that paints. Needs no trained model.
+"""
 
 import logging
 from pathlib import Path
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 ROOM = Path("assets/examples/tent/room.png")
 MASKS = Path("assets/regions")
 # Name of the mask file -> box x0, y0, x1, y1 in the room of 512 x 384 pixels, and its prompt.
-REGIONS = {"left": ((20, 0, 172, 158), "a red cube"), "front": ((100, 166, 274, 382), "a green egg"),
-           "right": ((280, 148, 492, 298), "a blue cone")}  # fmt: skip
+REGIONS = {
+    "left": ((20, 0, 172, 158), "a red cube"),
+    "front": ((100, 166, 274, 382), "a green egg"),
+    "right": ((280, 148, 492, 298), "a blue cone"),
+}
 SMALL = ((232, 330, 256, 354), "a yellow sphere")  # 24 pixels, over the front region; only in the figure
 PALE = "#c9ced6"
 PAIRS = ("red", "green", "blue", "yellow")  # colour of each region in the figure

@@ -2,7 +2,8 @@
 
     python -m scripts.docs.make_command_docs
 
-A test compares the page with the commands. The parts before FIRST and from TAIL on are written by hand."""
+A test compares the page with the commands. The parts before FIRST and from TAIL on are written by hand.
+"""
 
 import logging
 import re

@@ -6,7 +6,8 @@ Each example is a folder: room.png (the scene without the object), object.png (t
 another side under another lamp, on white with alpha), room_depth.png (16-bit inverse depth of the room,
 bright = near), truth.png (the scene with the object) and anchors.json (the objects that stay, with boxes and
 depths, as `--anchors` takes them). cases.json lists the examples with box and depth in the form that
-compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes."""
+compose.contact_sheet reads. Evaluation seeds: no model was trained on these scenes.
+"""
 
 import logging
 from pathlib import Path

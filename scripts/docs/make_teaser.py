@@ -1,6 +1,7 @@
 """Compose the examples and show them beside the ground truth: place, object, result, true render.
 
-python -m scripts.docs.make_teaser           (the image of README.md)"""
+python -m scripts.docs.make_teaser           (the image of README.md)
+"""
 
 from pathlib import Path
 from typing import Annotated

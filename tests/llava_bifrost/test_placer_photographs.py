@@ -1,6 +1,7 @@
 """The geometric placer on what photographs have and rendered rooms do not: steep grounds, hidden feet, seats,
 tables from border to border, objects that the border cuts off. Depth maps are made here; the photographs of
-the test data are answered as well where they are."""
+the test data are answered as well where they are.
+"""
 
 import logging
 from pathlib import Path

@@ -2,7 +2,8 @@
 
     python -m tiny.compositor.autoencoder configs/tiny/autoencoder.yaml
 
-A linear map of the same size (PCA of f x f patches) is the baseline: below it nothing has been learned."""
+A linear map of the same size (PCA of f x f patches) is the baseline: below it nothing has been learned.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

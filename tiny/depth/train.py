@@ -2,7 +2,8 @@
 
     python -m tiny.depth.train configs/tiny/depth.yaml out=runs/tiny/depth minutes=25
 
-Images are rendered once into shards; every scene gives two, with and without one solid."""
+Images are rendered once into shards; every scene gives two, with and without one solid.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,6 +1,8 @@
 """The small depth network, its training on rendered scenes, and its held-out measures.
+
 A DPT with a Swin v2 backbone: both are stock transformers classes. Relative position biases let it run at any
-size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative inverse depth, 1 = nearest."""
+size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative inverse depth, 1 = nearest.
+"""
 
 import logging
 from pathlib import Path
@@ -76,8 +78,10 @@ def align(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def depth_loss(predicted: Tensor, target: Tensor, edges: float) -> Tensor:
-    """L1 as it stands and after the best scale and shift, and the gradients of the aligned error. The
-    gradients at four resolutions give sharp edges and smooth surfaces. target: (b, h, w) in [0, 1]"""
+    """L1 as it stands and after the best scale and shift, and the gradients of the aligned error.
+
+    The gradients at four resolutions give sharp edges and smooth surfaces. target: (b, h, w) in [0, 1]
+    """
     target = FLOOR + target
     aligned_error = align(predicted, target) - target
     values = 0.5 * (predicted - target).abs().mean() + 0.5 * aligned_error.abs().mean()
@@ -101,7 +105,8 @@ def measure_depth(
 ) -> dict[str, float]:
     """Held-out measures on images (b, 3, h, w) uint8 with depth (b, h, w) uint16: mean error of the min-max
     normalised prediction (mae) and after the best scale and shift (mae_aligned), and the fraction of random
-    pixel pairs, with depths further apart than 0.02, in the right depth order (order)."""
+    pixel pairs, with depths further apart than 0.02, in the right depth order (order).
+    """
     model.eval()
     rng = np.random.default_rng(0)
     absolute, aligned, right, pairs, n = 0.0, 0.0, 0, 0, len(pixels_u8)
@@ -151,8 +156,13 @@ def load_images(
     return rearrange(rgb, "n v h w c -> (n v) c h w"), rearrange(depth, "n v h w -> (n v) h w")
 
 
-def training_batch(images: tuple[np.ndarray, np.ndarray], batch: int, rng: np.random.Generator,
-                   config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:  # fmt: skip
+def training_batch(
+    images: tuple[np.ndarray, np.ndarray],
+    batch: int,
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
     """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), per crop too."""
     index = rng.integers(0, len(images[0]), batch)
     pixels_01 = torch.from_numpy(images[0][index]).to(device).float() / 255

@@ -3,7 +3,8 @@
     python -m tiny.inpainter.evaluate --run runs/tiny/inpainter --data data/scenes/views_eval
 
 Colour and shape are read by a classifier that was trained on renders of other seeds; what it makes of the
-true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues."""
+true renders is the ceiling. Painted images are stored, so an interrupted evaluation continues.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,13 @@ from tiny.settings import PROMPTS
 
 # name -> (LoRA folder of the run, how prompts reach their masks); see tiny.inpainter.train
 MODELS: dict[str, tuple[str, PaintOptions]] = {
-    "plain": ("", ADAPTERS["plain"]), "rca_joint": ("", ADAPTERS["joint"]), "rca": ("", ADAPTERS["rca"]),
-    "finetuned": ("plain/lora", ADAPTERS["plain"]), "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
-    "joint_finetuned": ("joint/lora", ADAPTERS["joint"])}  # fmt: skip
+    "plain": ("", ADAPTERS["plain"]),
+    "rca_joint": ("", ADAPTERS["joint"]),
+    "rca": ("", ADAPTERS["rca"]),
+    "finetuned": ("plain/lora", ADAPTERS["plain"]),
+    "rca_finetuned": ("rca/lora", ADAPTERS["rca"]),
+    "joint_finetuned": ("joint/lora", ADAPTERS["joint"]),
+}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A batch is a function of (seed, step). What the masks of a held-out case ask for
 random  every mask asks for a solid of another colour than the one that stood there, and no two masks of a
         image ask for the same colour: neither the surroundings nor another prompt gives the answer away
 true    every mask asks for what stood there
-Legend: b batch, r regions, h w pixels, c latent channels."""
+Legend: b batch, r regions, h w pixels, c latent channels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,9 +115,11 @@ class PaintCase:
 
 
 def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
-    """One case for every scene with at least `fewest` solids whose masks hardly overlap. The number of masks
-    is drawn from what a scene allows, up to `most`, larger numbers more often. A mask is the solid's box and
-    a margin, or exactly SMALL pixels a side where that is enough."""
+    """One case for every scene with at least `fewest` solids whose masks hardly overlap.
+
+    The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often. A mask is
+    the solid's box and a margin, or exactly SMALL pixels a side where that is enough.
+    """
     cases = []
     for scene in range(len(views)):
         rng = np.random.default_rng((seed, scene))

@@ -68,9 +68,12 @@ def evaluate_inpainter(config: InpainterEvaluation) -> None:
     vae = load_inpainter(config.run / "painter" / "model", device="cpu").latent_space.vae
     ceiling = by_group(mask_results(classifier, make_cases(views, "true", *config.masks, config.seed), None))
     report = {
-        "settings": to_plain(config), "images": {kind: len(chosen) for kind, chosen in cases.items()},
+        "settings": to_plain(config),
+        "images": {kind: len(chosen) for kind, chosen in cases.items()},
         "first_stage_psnr_db": round(round_trip_db(LatentSpace(vae), views.images_u8[:128]).mean(), 2),
-        "judge_on_true_renders": ceiling, "models": groups}  # fmt: skip
+        "judge_on_true_renders": ceiling,
+        "models": groups,
+    }
     text = []  # of the table: one block per kind of prompts, one line per group
     for kind, chosen in cases.items():
         models = {name: by[kind] for name, by in groups.items()}
@@ -139,7 +142,8 @@ def mask_results(
     classifier: SolidClassifier, cases: Sequence[PaintCase], painted: np.ndarray | None
 ) -> list[Record]:
     """What the classifier says of each mask of images (n, h, w, 3), None: the renders, under the names of
-    MEASURES (other: the colour of another mask's prompt, leakage); beside it what GROUPS asks for."""
+    MEASURES (other: the colour of another mask's prompt, leakage); beside it what GROUPS asks for.
+    """
     shown = [case.example.image_u8 for case in cases] if painted is None else list(painted)
     results = []
     for case, image in zip(cases, shown, strict=True):

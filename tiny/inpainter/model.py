@@ -1,9 +1,11 @@
 """The networks of the small inpainter, created from sizes, in Stable Diffusion's inpainting layout.
+
 UNet with 9 input channels (4 latent, 1 mask, 4 latents of the masked image), CLIP text encoder and tokenizer,
 scheduler with v-prediction and zero terminal SNR (Lin et al. 2024), and a first stage of its own:
 AutoencoderTiny, f4, 4 latent channels. Stable Diffusion's pipelines know one scaling factor for all channels,
 so the latents are held near zero mean and equal deviation while the autoencoder learns. For the evaluation
-only: a classifier of crops, which colour and which shape stands here?"""
+only: a classifier of crops, which colour and which shape stands here?
+"""
 
 from pathlib import Path
 from typing import Any
@@ -67,8 +69,10 @@ class PainterNetworks(nn.Module):
 
 
 def create_scheduler() -> DDIMScheduler:
-    """Cosine schedule with zero terminal SNR, trailing steps, v-prediction. Stable Diffusion's own schedule
-    spends half of its steps where a region of a few cells is all noise."""
+    """Cosine schedule with zero terminal SNR, trailing steps, v-prediction.
+
+    Stable Diffusion's own schedule spends half of its steps where a region of a few cells is all noise.
+    """
     return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", rescale_betas_zero_snr=True,
         timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, steps_offset=1)  # fmt: skip

@@ -7,7 +7,8 @@ painter      UNet and text encoder together: one mask, one prompt, as Stable Dif
 rca          LoRA on several masks, with rectified cross-attention
 joint        the same with all prompts in one token sequence, as published; for the evaluation only
 plain        LoRA on the same examples without it: prompts joined with periods
-judge        a classifier of colour and shape, for the evaluation only"""
+judge        a classifier of colour and shape, for the evaluation only
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ class AdapterConfig(CheckedSettings):
 
     rank: int = setting(16, low=1, help="rank; alpha is equal to it")
     most_masks: int = setting(5, low=1, help="masks of one image")
-    loop: DiffusionStage = setting(DiffusionStage(steps=2500, batch=8, lr=1e-3, weight_decay=0.0, ema=0.995),
-        help="how it learns")  # fmt: skip
+    loop: DiffusionStage = setting(
+        DiffusionStage(steps=2500, batch=8, lr=1e-3, weight_decay=0.0, ema=0.995), help="how it learns"
+    )
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,14 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
     return model, stage
 
 
-def painting_loss(unet: UNet2DConditionModel, scheduler: DDIMScheduler, known: UnetInputs, embeddings: Tensor,
-                  generator: torch.Generator, regions: dict[str, Any] | None = None) -> Tensor:  # fmt: skip
+def painting_loss(
+    unet: UNet2DConditionModel,
+    scheduler: DDIMScheduler,
+    known: UnetInputs,
+    embeddings: Tensor,
+    generator: torch.Generator,
+    regions: dict[str, Any] | None = None,
+) -> Tensor:
     """Squared error of v, averaged over each image's masked cells, plus OUTSIDE times that of the image."""
     noise = torch.randn(known.latents.shape, generator=generator)
     t = torch.randint(scheduler.config.num_train_timesteps, (len(noise),), generator=generator)

@@ -7,7 +7,8 @@ published answer `[0.74, 0.46, 0.97, 0.78], 0.65.` is eight tokens and decodes t
 All questions about one image are one sequence: the image's prefix, then blocks that see the prefix and
 themselves and count positions from its end, so that every answer is computed as if it were asked alone.
 Legend: n scenes, v the two images, q questions of an image (padded), t tokens (padded); b images, l tokens of
-a sequence, k questions, j names in questions."""
+a sequence, k questions, j names in questions.
+"""
 
 import json
 import re

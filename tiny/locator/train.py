@@ -4,7 +4,8 @@
 
 vision     the vision tower and the projector learn to see, before any language
 matching   the language model learns to find a named solid
-placement  it learns to place a new one"""
+placement  it learns to place a new one
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,9 @@
 """The small locator: what it sees, and its stages: seeing, finding a named solid, placing a new one.
+
 Each scene gives two images: 0 as rendered, 1 without its removed solid.
 Legend: n scenes, v the two images, b images of a batch, h w pixels, p patches (row-major), s solids (padded),
-c channels, k questions, j names in questions."""
+c channels, k questions, j names in questions.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -122,9 +124,11 @@ def labelled_images(scenes: SceneArrays, draw: ImageDraw, rng: Generator | None 
 
 
 def patch_loss(patches: Tensor, read: Tensor, batch: LabelledImages) -> tuple[Tensor, llava.Measures]:
-    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures. A linear
-    map of every patch must tell shape, colour and pattern of the solid that owns it, its whole box and depth,
-    and the depth of the patch. Patches are kept at unit scale, which is that of word embeddings."""
+    """Loss of projected patches (b, p, c) with readings (b, p, sum of SECTIONS), and its measures.
+
+    A linear map of every patch must tell shape, colour and pattern of the solid that owns it, its whole box
+    and depth, and the depth of the patch. Patches are kept at unit scale, which is that of word embeddings.
+    """
     fraction, owner = batch.cover.max(-1)  # (b, p)
     owned = (fraction > OWNED) & batch.known
     rows = torch.arange(len(owner))[:, None].expand_as(owner)
@@ -154,9 +158,11 @@ class Training:
     def loss_of(self, draw: ImageDraw, batch: LabelledImages, rng: Generator, most: tuple[int, int],
                 count: int) -> tuple[Tensor, Tensor, Tensor, llava.Measures]:  # fmt: skip
         """Losses of answers and of attention, projected patches, measures. count: images with questions.
+
         Besides the answers, two things are trained: a number near the right one is nearly right (a soft
         label), and some attention heads attend from a name to the patches of the solid that it names. The
-        measures are the KL of each number, and the fraction of the attention there."""
+        measures are the KL of each number, and the fraction of the attention there.
+        """
         model = self.trainer.model
         patches = llava.project(model, batch.pixels)
         asked = ImageDraw(draw.index[:count], draw.view[:count], draw.flip[:count])

@@ -11,7 +11,8 @@ Bayes-optimal   the best guess of a reader that recognises every visible solid
 ceiling         what that guess reaches on average, exactly, given what is visible in these images
 prior           any constant answer, exactly
 
-The gap is the model's fraction of the way from the prior to the ceiling."""
+The gap is the model's fraction of the way from the prior to the ceiling.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -91,9 +91,11 @@ def _described(box: Box) -> np.ndarray:
 
 def caption_results(cases: Sequence[PromptCase], answers: Sequence[Sequence[str]]) -> list[Record]:
     """What is right about the caption of each mask, under the names of PRIOR; what is visible beside it.
+
     root: the published rule, the noun's root anywhere in the text. bayes_*: whether the Bayes-optimal guess
     is right; ceiling_*: how often it is, given what is visible. mates: visible solids in the same half;
-    shapes: all visible solids"""
+    shapes: all visible solids
+    """
     results = []
     for case, captions in zip(cases, answers, strict=True):
         for text, name, guess, mates in zip(captions, case.hidden, case.guesses, case.mates, strict=True):

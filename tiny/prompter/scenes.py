@@ -6,7 +6,8 @@
 The left and the right half of a scene each have a colour, and the scene has a shape, all drawn uniformly. A
 solid has the colour of its half with probability FOLLOW, else any, and the scene's shape likewise. The words
 are drawn before the geometry, and the geometry is drawn again until all of them fit, so that the distribution
-holds exactly."""
+holds exactly.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

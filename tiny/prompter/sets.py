@@ -1,5 +1,7 @@
 """Scenes whose solids come in sets: words, then a geometry that fits; arrays and painted masks of them.
-Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major)."""
+
+Legend: n scenes, b images, h w pixels, s solids (padded), m masks (padded), p patches (row-major).
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -80,8 +82,13 @@ def sample_sets(seed: int, options: SceneOptions) -> Scene:
     raise SceneRejected(f"seed {seed}: no geometry fits in {ATTEMPTS} attempts")
 
 
-def _attempt(seed: int, rng: np.random.Generator, shapes: list[str], colours: list[tuple[str, str]],
-             options: SceneOptions) -> Scene:  # fmt: skip
+def _attempt(
+    seed: int,
+    rng: np.random.Generator,
+    shapes: list[str],
+    colours: list[tuple[str, str]],
+    options: SceneOptions,
+) -> Scene:
     place, solids = room(rng), [*furniture(rng, options.furniture)]
     camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
     sides = []
@@ -163,9 +170,11 @@ class DrawnMasks:
 
 
 def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> DrawnMasks:
-    """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free. A
-    mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image hardly
-    overlap, and every solid without a mask stays mostly visible."""
+    """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free.
+
+    A mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image
+    hardly overlap, and every solid without a mask stays mostly visible.
+    """
     movable = np.flatnonzero(sets.colour[scene] >= 0)
     instances, pixels = sets.instances_u8[scene], sets.pixels[scene].astype(np.int64)
     count = int(rng.integers(1, max(1, min(most, len(movable) - 2)) + 1))

@@ -2,7 +2,8 @@
 
     python -m tiny.prompter.train configs/tiny/prompter.yaml
 
-It starts with a trained vision tower (`vision_from`), learns to see painted masks, then what they hide."""
+It starts with a trained vision tower (`vision_from`), learns to see painted masks, then what they hide.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

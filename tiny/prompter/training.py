@@ -113,9 +113,13 @@ def pack_captions(painted: Painted, patches: int, alone: np.ndarray | None = Non
     return PackedCaptions(tokens, block, row, at, mask, torch.tensor(ends))
 
 
-def writing_loss(trainer: llava.LanguageTrainer, painted: Painted, pixels: Tensor,
-                 weights: tuple[float, float], alone: np.ndarray | None = None,
-) -> tuple[Tensor, llava.Measures]:  # fmt: skip
+def writing_loss(
+    trainer: llava.LanguageTrainer,
+    painted: Painted,
+    pixels: Tensor,
+    weights: tuple[float, float],
+    alone: np.ndarray | None = None,
+) -> tuple[Tensor, llava.Measures]:
     """Loss and measures: words, a little of the form, attention and vision by `weights`."""
     patches = llava.project(trainer.model, pixels)
     packed = pack_captions(painted, patches.shape[1], alone)
@@ -143,8 +147,11 @@ def writing_loss(trainer: llava.LanguageTrainer, painted: Painted, pixels: Tenso
     return total, measures
 
 
-def evidence_loss(attention: Mapping[int, Tensor], packed: PackedCaptions, painted: Painted,
-) -> tuple[Tensor, llava.Measures]:  # fmt: skip
+def evidence_loss(
+    attention: Mapping[int, Tensor],
+    packed: PackedCaptions,
+    painted: Painted,
+) -> tuple[Tensor, llava.Measures]:
     """Cross-entropy of each ATTENTION_LAYERS against its target patches; measures: mass where it belongs."""
     find, gather = (attention[layer] for layer in ATTENTION_LAYERS)
     cover = torch.from_numpy(painted.cover)[packed.row]  # (c, p, s + m)

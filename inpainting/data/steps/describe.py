@@ -5,7 +5,8 @@ Both steps are resumable, and several processes may divide the work; the last of
     stamp_annotate-images_0of1.jsonl    beside annotations.json: what process 0 of 1 has described so far
     OUTPUT/captions_0of1.jsonl          what process 0 of 1 has captioned so far
     OUTPUT/backup_0_final.json          all of its captions, in the published form, at its end
-    OUTPUT/llava.json                   captions of all processes"""
+    OUTPUT/llava.json                   captions of all processes
+"""
 
 import contextlib
 import functools
@@ -39,8 +40,10 @@ STEP = "annotate-images"
 
 def open_model(model_id: str, precision: str = "auto", device: str = "auto", dtype: str = "auto") -> Mllm:
     """A model by folder or hub name.
+
     precision: 4bit (as published: nf4; needs CUDA and bitsandbytes), full, or auto: 4bit where it works.
-    device, dtype: as in `load_mllm`; with 4 bits the device is chosen here, and dtype is the arithmetic's."""
+    device, dtype: as in `load_mllm`; with 4 bits the device is chosen here, and dtype is the arithmetic's.
+    """
     folder = local_or_hub_folder(model_id)
     able = four_bit_works()
     if precision == "4bit" and not able:
@@ -77,8 +80,10 @@ def continuation(tokenizer: Any, ids: torch.Tensor, length: int) -> str:
 
 
 def describe_paintings(mllm: Mllm, images_u8: Sequence[np.ndarray], longest: int) -> list[dict[str, Any]]:
-    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes. The
-    boxes of a repeated phrase are united; objects without a phrase, whose span is empty, are dropped."""
+    """The entry of annotations.json of each image (h, w, 3) uint8: description, phrases and their boxes.
+
+    The boxes of a repeated phrase are united; objects without a phrase, whose span is empty, are dropped.
+    """
     processor = mllm.processor
     images = [Image.fromarray(image) for image in images_u8]
     inputs = processor(text=[KOSMOS_PROMPT] * len(images), images=images, return_tensors="pt")
@@ -129,9 +134,12 @@ def annotate_images(settings: AnnotateSettings) -> Path | None:
     journal = Journal(path, journal_inputs(settings, path), keep=True)
     model = functools.cache(lambda: open_model(settings.model_id, "full", dtype=settings.dtype))
     run_batches(
-        journal, names[index::count], lambda name: read_image(images[name]).rgb_u8,
+        journal,
+        names[index::count],
+        lambda name: read_image(images[name]).rgb_u8,
         lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
-        settings.batch_size)  # fmt: skip
+        settings.batch_size,
+    )
     journals = [JournalReader(path) for path in paths]
     if not all(progress.complete for progress in journals):
         log.info("%s is written when the other processes have finished", out)

@@ -1,6 +1,8 @@
 """Boxes of objects -> the folders `masks` and `entities` of the painting data (published rules).
+
 Legend: h w pixels. A box counts when it covers 1 % to 65 % of the image; an entity without such a box is
-dropped, the others are numbered in order."""
+dropped, the others are numbered in order.
+"""
 
 import math
 from collections import Counter
@@ -134,6 +136,7 @@ def make_regions(step: str, settings: RegionOutput, redo: bool) -> Journal:
 
 def region_files(step: str, folder: Path, rgb_u8: np.ndarray, found: list[ObjectRegion]) -> dict[Path, bytes]:
     """mask_j.png of each object: 255 in the union of its boxes; or its crops in a grid, and annotations.json.
+
     Entries keep the further fields of the old file where the concept differs by case or punctuation at most.
     """
     files, entries = {}, {}
@@ -164,8 +167,10 @@ def region_files(step: str, folder: Path, rgb_u8: np.ndarray, found: list[Object
 
 
 def pixel_box(box_xyxy: tuple[float, float, float, float], size_hw: tuple[int, int]) -> Box | None:
-    """Whole pixels of a box, cut to the image; None for a box of the wrong size or without pixels. The limits
-    apply to the area before it is rounded to pixels, as published."""
+    """Whole pixels of a box, cut to the image; None for a box of the wrong size or without pixels.
+
+    The limits apply to the area before it is rounded to pixels, as published.
+    """
     h, w = size_hw
     x0, y0, x1, y1 = box_xyxy
     box = max(0, int(x0)), max(0, int(y0)), min(w, int(x1)), min(h, int(y1))

@@ -1,6 +1,8 @@
 """Texts of the objects in annotations.json: captions, and noun roots for the accuracy metric.
+
 The root of the first noun chunk of a concept ("a woman with a hat" -> "woman") is found by spaCy's
-`en_core_web_sm` where it is installed, as published, otherwise by a rule over TextBlob's tags."""
+`en_core_web_sm` where it is installed, as published, otherwise by a rule over TextBlob's tags.
+"""
 
 import importlib.metadata
 import logging
@@ -92,6 +94,7 @@ def clean_caption(caption: str) -> str:
 
 def read_captions(path: Path) -> dict[str, Any]:
     """{stem: {mask: raw caption}} of llava.json, of a backup of caption-masks, or of all backups in a folder.
+
     Of two captions of one object the later one counts. Entries of another form stay, for the caller to name.
     """
     if not path.is_dir():
@@ -161,9 +164,11 @@ def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Jour
 
 
 def rule_root(concept: str) -> str:
-    """The last noun before the first preposition, verb or conjunction that follows a noun. A possessor is no
-    root ("a woman's face" -> "face"). Without any noun a phrase that begins with an article ends in its root
-    ("a reclining nude"), and any other phrase is its own."""
+    """The last noun before the first preposition, verb or conjunction that follows a noun.
+
+    A possessor is no root ("a woman's face" -> "face"). Without any noun a phrase that begins with an article
+    ends in its root ("a reclining nude"), and any other phrase is its own.
+    """
     from textblob.en import tag as penn_tags
 
     words = WORDS.findall(concept)

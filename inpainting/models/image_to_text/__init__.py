@@ -6,7 +6,8 @@
     text = processor.batch_decode(model.generate(**inputs, max_new_tokens=512))[0]
     prompts = output_to_color_dict(text, colors)
 
-`writer.PromptWriter` does the same in one call and never lacks a tag."""
+`writer.PromptWriter` does the same in one call and never lacks a tag.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,10 @@ def draw_colored_masks(
     pixel_values: "Tensor | Image.Image", masks: "Sequence[Tensor]"
 ) -> tuple[Image.Image, list[str]]:
     """The image with its masks in solid colours, large ones first, and the names of these colours.
+
     pixel_values: (3, h, w) in [-1, 1], or a PIL image. masks: (1, h, w) each, above 0.5 = set. The first
-    mask is red, then blue, yellow, green, cyan (as published), and five more."""
+    mask is red, then blue, yellow, green, cyan (as published), and five more.
+    """
     if isinstance(pixel_values, Image.Image):
         image_u8 = np.array(pixel_values.convert("RGB"))
     else:

@@ -1,7 +1,9 @@
 """Paintings whose regions hide behind solid colours, and the answer that names what was there (paper 3.1).
 
 Masks and colours are drawn at the image's own size.
-Legend: h w pixels of the image, r masked regions, b rows of a batch, t tokens, image tokens included."""
+
+Legend: h w pixels of the image, r masked regions, b rows of a batch, t tokens, image tokens included.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,7 @@ MAKE_ROOTS = "python -m inpainting.data.ops extract-noun-chunk-roots"
 
 class LlavaDataset(PaintingItems):
     """The captioned images of one split, sorted by name. An item is a dict, its lists in answer order:
+
     PIL_images                the image
     PIL_masked_images         the image with its regions painted over
     entity_captions           r texts, the prompts to be learnt
@@ -35,7 +38,8 @@ class LlavaDataset(PaintingItems):
     entity_colors             r names; the tested region, red or alone, is the last one in val and test
     entity_noun_chunk_roots   r texts
     targets                   the answer, `<red>...</red><green>...</green>`
-    image_stems, entity_names, entity_paths    where they come from; the paths are those of the crops"""
+    image_stems, entity_names, entity_paths    where they come from; the paths are those of the crops
+    """
 
     def __init__(self, options: LlavaOptions, split: str = TRAIN, seed: int = 42) -> None:
         super().__init__(options.data_dir, split, seed)
@@ -90,8 +94,10 @@ class LlavaDataset(PaintingItems):
         self, masks: Mapping[Entity, np.ndarray], rng: np.random.Generator
     ) -> tuple[list[Entity], list[str], list[str], int | None]:
         """The regions in the order of painting, their names, their paints, and which is tested or alone.
+
         masks: (h, w) bool of each candidate. Largest first, at most max_concepts, shuffled, as many from the
-        front as the threshold allows, and again the largest first where there is a threshold."""
+        front as the threshold allows, and again the largest first where there is a threshold.
+        """
         options, published = self.options, self.options.bookkeeping == "published"
         entities = sorted(masks, key=lambda entity: -np.count_nonzero(masks[entity]))[: options.colors]
         palette = list(prompts.COLORS)[: options.colors]
@@ -123,12 +129,19 @@ class LlavaDataset(PaintingItems):
 
 class WithAlphas(Dataset[dict[str, Any]]):
     """Images whose masks have the opacity of the optimizer step that they belong to; see `AlphaOptions`.
-    batches(epoch): the images of each batch. per_step: batches of all processes of one step"""
+
+    batches(epoch): the images of each batch. per_step: batches of all processes of one step
+    """
 
     def __init__(
-        self, dataset: LlavaDataset, options: AlphaOptions, batches: Callable[[int], list[list[int]]],
-        steps: int, per_step: int = 1, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: LlavaDataset,
+        options: AlphaOptions,
+        batches: Callable[[int], list[list[int]]],
+        steps: int,
+        per_step: int = 1,
+        seed: int = 0,
+    ) -> None:
         self.dataset, self.options, self.batches = dataset, options, batches
         self.steps, self.per_step, self.seed = steps, per_step, seed
         self.set_epoch(0)

@@ -15,8 +15,11 @@ from ldm.training.settings import FitConfig, LoraSettings
 
 @dataclass(frozen=True)
 class AlphaOptions:
-    kind: str = setting("constant", choices=("constant", "random", "curriculum"),
-        help="constant; random; curriculum: start to end")  # fmt: skip
+    kind: str = setting(
+        "constant",
+        choices=("constant", "random", "curriculum"),
+        help="constant; random; curriculum: start to end",
+    )
     start: float = setting(1.0, low=0, high=1, help="the constant, least, or first mean opacity")
     end: float = setting(1.0, low=0, high=1, help="largest, or last mean opacity")
     deviation: float = setting(0.1, low=0, help="of the curriculum's normal distribution")
@@ -45,12 +48,14 @@ class LlavaOptions(RegionOptions):
 
     remove_intersections: bool = setting(False, help="a mask loses what masks painted later cover")
     only_gray_concept: bool = setting(False, help="one region alone (1Mask)")
-    single_color: str = setting("gray", choices=SINGLE,
-        help="its name and paint; published: called gray, painted red (1Pred)")  # fmt: skip
+    single_color: str = setting(
+        "gray", choices=SINGLE, help="its name and paint; published: called gray, painted red (1Pred)"
+    )
     bookkeeping: str = setting(
-        "fixed", choices=("fixed", "published"),
+        "fixed",
+        choices=("fixed", "published"),
         help="fixed: exactly one red region in held-out images, any region alone; published: see docs",
-    )  # fmt: skip
+    )
 
     @property
     def colors(self) -> int:
@@ -74,15 +79,17 @@ class ValidationOptions(CheckedSettings):
     instances: int = setting(64, low=0, help="most images; 0: none, and no validation while training")
     batch: int = setting(8, low=1, help="images that are answered together")
     question: str = setting(
-        "colors", choices=("colors", "plain"),
+        "colors",
+        choices=("colors", "plain"),
         help="colors: as trained; plain: for a model without adapter, its whole answer is the prompt",
-    )  # fmt: skip
+    )
     first_sentence: bool = setting(False, help="a plain answer ends at its first full stop")
     constrained: bool = setting(False, help="one closed, non-empty tag per colour; off: as published")
     max_new_tokens: int = setting(512, low=1, help="longest answer, constrained: longest prompt")
     sheet: int = setting(8, low=0, help="images of sheet.png, with masks and answers; 0 = none")
-    metric_models: MetricFolders = setting(MetricFolders(), help="networks that measure the prompts",
-        was=("judges",))  # fmt: skip
+    metric_models: MetricFolders = setting(
+        MetricFolders(), help="networks that measure the prompts", was=("judges",)
+    )
     resamples: int = setting(BOOTSTRAPS, low=0, help="bootstrap resamples of the intervals; 0 = none")
 
 
@@ -91,16 +98,23 @@ class PromptTraining:
     """A training run of the prompt writer, or with only_val a test of one."""
 
     project_dir: Path = setting(help="run folder: checkpoints, metrics, resolved settings, adapter/")
-    model: str = setting("llava-hf/llava-v1.6-vicuna-7b-hf",
-        help="model to start from: folder, or hub name, which is looked for in models/ first")  # fmt: skip
-    resume_from: Path | None = setting(None,
-        help="adapter to train on from, such as a released one: its folder, or its checkpoint's")  # fmt: skip
+    model: str = setting(
+        "llava-hf/llava-v1.6-vicuna-7b-hf",
+        help="model to start from: folder, or hub name, which is looked for in models/ first",
+    )
+    resume_from: Path | None = setting(
+        None, help="adapter to train on from, such as a released one: its folder, or its checkpoint's"
+    )
     fine_tuning_type: str = setting(
-        "qlora", choices=("qlora", "lora", "full", "quantized"),
+        "qlora",
+        choices=("qlora", "lora", "full", "quantized"),
         help="lora; qlora: on a 4-bit model; full: the language model itself; quantized: 4 bits, test only",
-    )  # fmt: skip
-    dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES),
-        help="precision of what does not train; auto: as fit.precision")  # fmt: skip
+    )
+    dtype: str = setting(
+        "auto",
+        choices=("auto", *FLOAT_TYPES),
+        help="precision of what does not train; auto: as fit.precision",
+    )
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")
     data: LlavaOptions = setting(LlavaOptions(), help="images and masks")
@@ -116,8 +130,9 @@ class PromptTraining:
         "latest",
         help="only_val: best, latest, a checkpoint's name in project_dir, an adapter's folder, or none",
     )
-    predictions: Path | None = setting(None,
-        help="folder of predictions.jsonl and metrics.json; default: in project_dir")  # fmt: skip
+    predictions: Path | None = setting(
+        None, help="folder of predictions.jsonl and metrics.json; default: in project_dir"
+    )
     val: ValidationOptions = setting(ValidationOptions(), help="held-out images")
 
     def __post_init__(self) -> None:
@@ -154,9 +169,12 @@ class Decoding:
     constrained: bool = setting(True, help="one closed, non-empty tag per colour; off: as published")
     temperature: float = setting(0.0, low=0, help="0: the most probable tokens; else drawn, image by image")
     seed: int = setting(0, help="of the draws")
-    longest: int | None = setting(None, low=1,
+    longest: int | None = setting(
+        None,
+        low=1,
         help="most tokens of one prompt, by default as the model's config says; decoded as published, of a "
-        "whole answer, by default 512")  # fmt: skip
+        "whole answer, by default 512",
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -96,8 +96,11 @@ class HeldOutTest:
         if self.accelerator.is_main_process:
             journals = [JournalReader(stamp_path(out, f"predictions_{index}")) for index in range(world)]
             done = {stem: entry for progress in journals for stem, entry in progress.done.items()}
-            answered = [(numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
-                        for stem in stems if stem in done]  # fmt: skip
+            answered = [
+                (numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
+                for stem in stems
+                if stem in done
+            ]
             left_out = {stem: why for progress in journals for stem, why in progress.left_out.items()}
             facts = {"left_out": left_out, "weights": weights, "settings": to_plain(config)}
             metrics = tracked(self.write(answered, facts))
@@ -153,7 +156,8 @@ class HeldOutTest:
 def train_prompt_writer(config: PromptTraining) -> Path:
     """Train or test, the same call again continues; returns the folder of the adapter, model or results.
 
-    An opacity curriculum takes the first half of the steps (published)."""
+    An opacity curriculum takes the first half of the steps (published).
+    """
     out, full, options = config.project_dir, config.fine_tuning_type == "full", config.fit
     accelerator = make_accelerator(options, out)
     checkpoint = checkpoint_of(config) if config.only_val else None

@@ -3,7 +3,8 @@
     writer = PromptWriter.load("assets/tiny/prompter")
     prompts = writer.write([image_u8], [[mask_a, mask_b]])[0]
 
-Legend: b questions of a batch, h w pixels, t tokens."""
+Legend: b questions of a batch, h w pixels, t tokens.
+"""
 
 import logging
 import re
@@ -55,9 +56,11 @@ class WriterFiles:
 
 def find_files(folder: Path | str | None = None, adapter: Path | str | None = None) -> WriterFiles:
     """The parts of a prompt writer, without loading weights.
+
     folder: of a model, or its hub name; or of an adapter, which names its model itself; None: the released
     adapter where it is there, else the small model of the bundle. adapter: added to the model; its config
-    counts where both have one."""
+    counts where both have one.
+    """
     if folder is None:
         released = resolve_model_path(RELEASED)
         folder = released if is_adapter(released) else located(TINY)
@@ -114,13 +117,19 @@ class PromptWriter:
         return {"model": hash_of(self.mllm.folder), **adapter}
 
     def write(
-        self, images_u8: Sequence[np.ndarray], masks: Sequence[Sequence[np.ndarray]],
-        decoding: Decoding = GREEDY, batch: int = 8, given: Sequence[Sequence[str]] | None = None,
-    ) -> list[list[str]]:  # fmt: skip
+        self,
+        images_u8: Sequence[np.ndarray],
+        masks: Sequence[Sequence[np.ndarray]],
+        decoding: Decoding = GREEDY,
+        batch: int = 8,
+        given: Sequence[Sequence[str]] | None = None,
+    ) -> list[list[str]]:
         """A prompt for each mask (h, w) bool of each image (h, w, 3), any size, in the order of the masks.
+
         batch: questions that go through the model together. given: prompts that are known, one per mask,
         empty where it is to be written; they stay as they are, and the model knows them when it writes.
-        ValueError for masks that do not fit their image, and for more than the model knows colours."""
+        ValueError for masks that do not fit their image, and for more than the model knows colours.
+        """
         prompts = [list(texts) for texts in given or [[""] * len(of_image) for of_image in masks]]
         queries: list[tuple[int, Query]] = []
         for image, (image_u8, of_image) in enumerate(zip(images_u8, masks, strict=True)):

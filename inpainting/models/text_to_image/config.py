@@ -28,32 +28,45 @@ class PaintOptions(CheckedSettings):
 
     scheduler: str | None = setting(None, help="sampler by name; without it the model's")
     steps: int | None = setting(None, low=1, high=1000, help="sampling steps; without it the model's")
-    guidance: float | None = setting(None, low=0.0, high=30.0,
-        help="classifier-free guidance, 1 = off; without it the model's")  # fmt: skip
-    strength: float = setting(1.0, low=0.01, high=1.0,
-        help="noise put on the image; below 1 its colours and shapes are partly kept")  # fmt: skip
+    guidance: float | None = setting(
+        None, low=0.0, high=30.0, help="classifier-free guidance, 1 = off; without it the model's"
+    )
+    strength: float = setting(
+        1.0, low=0.01, high=1.0, help="noise put on the image; below 1 its colours and shapes are partly kept"
+    )
     negative: str = setting("", help="what no region should show; a region's own negative prompt comes first")
     rca: bool = setting(True, help="rectified cross-attention; off = all prompts joined, read everywhere")
     layout: str | None = setting(
-        None, choices=LAYOUTS,
+        None,
+        choices=LAYOUTS,
         help="cells of a region at coarse resolutions: all it touches, or by top-left pixel (published)",
-    )  # fmt: skip
-    encoding: str | None = setting(None, choices=ENCODINGS,
-        help="one sequence for all prompts (published), or one for each prompt")  # fmt: skip
-    soft_edges: float = setting(0.0, low=0.0, high=256.0,
-        help="pixels over which a prompt fades into neighbouring regions")  # fmt: skip
-    join_from: float = setting(1.0, low=0.0, high=1.0,
-        help="fraction of the steps after which every pixel reads all prompts; 1 = never")  # fmt: skip
+    )
+    encoding: str | None = setting(
+        None, choices=ENCODINGS, help="one sequence for all prompts (published), or one for each prompt"
+    )
+    soft_edges: float = setting(
+        0.0, low=0.0, high=256.0, help="pixels over which a prompt fades into neighbouring regions"
+    )
+    join_from: float = setting(
+        1.0,
+        low=0.0,
+        high=1.0,
+        help="fraction of the steps after which every pixel reads all prompts; 1 = never",
+    )
     speed: str = setting("exact", choices=tuple(SPEEDS),
         help="balanced, fast: steps take guidance, deep features from others: nearly the same")  # fmt: skip
-    guidance_interval: tuple[float, float] = setting((0.0, 1.0), low=0, high=1,
-        help="noise levels t/T at which guidance acts; elsewhere one pass")  # fmt: skip
-    resolution: int | None = setting(None, low=16, high=4096,
-        help="shorter side in pixels at which to paint; without it the model's")  # fmt: skip
-    paste_back: bool = setting(True,
-        help="keep every pixel outside the masks; off = the whole decoded image (published)")  # fmt: skip
-    feather: float = setting(0.005, low=0.0, high=0.5,
-        help="blend inside the masks' edge, as a fraction of the shorter side")  # fmt: skip
+    guidance_interval: tuple[float, float] = setting(
+        (0.0, 1.0), low=0, high=1, help="noise levels t/T at which guidance acts; elsewhere one pass"
+    )
+    resolution: int | None = setting(
+        None, low=16, high=4096, help="shorter side in pixels at which to paint; without it the model's"
+    )
+    paste_back: bool = setting(
+        True, help="keep every pixel outside the masks; off = the whole decoded image (published)"
+    )
+    feather: float = setting(
+        0.005, low=0.0, high=0.5, help="blend inside the masks' edge, as a fraction of the shorter side"
+    )
 
 
 DEFAULTS = PaintOptions()
@@ -88,13 +101,17 @@ class InpainterConfig(CheckedSettings):
 class BackboneFiles(CheckedSettings):
     """Files of the metric models. `python -m ldm.registry pull NAME` gets them."""
 
-    inception: Path = setting(Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"),
-        help="Inception-v3 of FID")  # fmt: skip
-    squeezenet: Path = setting(Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"),
-        help="SqueezeNet 1.1 of LPIPS")  # fmt: skip
+    inception: Path = setting(
+        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID"
+    )
+    squeezenet: Path = setting(
+        Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"), help="SqueezeNet 1.1 of LPIPS"
+    )
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
-    clip_iqa: Path = setting(Path("models/clip_iqa/RN50.pt"),
-        help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder")  # fmt: skip
+    clip_iqa: Path = setting(
+        Path("models/clip_iqa/RN50.pt"),
+        help="CLIP of CLIP-IQA: OpenAI's RN50.pt (published), or a CLIP folder",
+    )
 
 
 @dataclass(frozen=True)
@@ -120,8 +137,9 @@ class PaintingsConfig:
     llava_base: str = setting("", help="model under the adapter; default: what the adapter names")
     llava_output_dir: Path | None = setting(None, help="folder of the prompts it writes")
     llava_precision: str = setting("auto", choices=PRECISIONS, help="4bit as published, or full")
-    llava_constrained: bool = setting(True,
-        help="one closed tag per colour is certain; off: decoded as published")  # fmt: skip
+    llava_constrained: bool = setting(
+        True, help="one closed tag per colour is certain; off: decoded as published"
+    )
     max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
     backbones: BackboneFiles = setting(BackboneFiles(), help="metric models")
     resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")

@@ -1,7 +1,9 @@
 """An inpainter folder -> networks: unet/ vae/ text_encoder/ tokenizer/ scheduler/ [inpainter.json].
+
 Every weight of every file is used, or loading stops. The released format of a LoRA is
 `unet.<layer>.lora.down.weight` and `.lora.up.weight`; peft's names, those of attention processors before
-diffusers 0.22 (`processor.to_q_lora`) and names without `unet.` are read too."""
+diffusers 0.22 (`processor.to_q_lora`) and names without `unet.` are read too.
+"""
 
 import json
 import logging
@@ -76,12 +78,18 @@ class Inpainter:
 
 @loading()
 def load_inpainter(
-    folder: Path | str, lora: Path | str | None = None, *, lora_scale: float = 1.0,
-    device: torch.device | str = "auto", dtype: torch.dtype | str = "auto",
-) -> Inpainter:  # fmt: skip
+    folder: Path | str,
+    lora: Path | str | None = None,
+    *,
+    lora_scale: float = 1.0,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
+) -> Inpainter:
     """Load a model folder, merge a LoRA in the released format, switch to rectified attention.
+
     device, dtype: also by name, see `ldm.device`. lora: a file, or its folder
-    Raises ValueError naming the folder, file or key that is missing, unexpected or of another shape."""
+    Raises ValueError naming the folder, file or key that is missing, unexpected or of another shape.
+    """
     folder, device = Path(folder), pick_device(str(device))
     dtype = pick_dtype(dtype, device) if isinstance(dtype, str) else dtype
     config = read_inpainter_config(folder)
@@ -162,7 +170,9 @@ def lora_file(path: Path) -> Path:
 
 def read_lora(unet: nn.Module, file: Path, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict | None]:
     """The weights of a LoRA under peft's names, and the settings that its file states, such as unet.r.
-    None: it states none, and alpha is the rank. ValueError where the weights do not fit the UNet."""
+
+    None: it states none, and alpha is the rank. ValueError where the weights do not fit the UNet.
+    """
     source = open_weights(file)
     weights = convert_unet_state_dict_to_peft({key: source.read(key).to(dtype) for key in source.shapes})
     header: dict[str, str] = {}

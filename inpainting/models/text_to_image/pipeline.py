@@ -3,7 +3,8 @@
     pipe = load_inpainter("assets/tiny/inpainter")
     result = paint(image_u8, [(mask_a, "a red cube"), (mask_b, "a green ball")], pipe, seed=0)
 
-Legend: H W pixels of the user's image, h w pixels of the canvas."""
+Legend: H W pixels of the user's image, h w pixels of the canvas.
+"""
 
 import hashlib
 import logging
@@ -112,8 +113,12 @@ class PreparedJob:
     negative: TokenPlan
 
     def finish(
-        self, painted_u8: Iterator[np.ndarray], pipe: Inpainter, options: PaintOptions, timer: StageTimer,
-    ) -> PaintResult:  # fmt: skip
+        self,
+        painted_u8: Iterator[np.ndarray],
+        pipe: Inpainter,
+        options: PaintOptions,
+        timer: StageTimer,
+    ) -> PaintResult:
         """Back to the image's own size, one canvas a seed; outside the masks every byte stays (measured)."""
         image, canvas, regions = self.job.image_u8, self.canvas, self.regions
         source, seeds, images = self.job.source or LoadedImage(image), list(self.job.seeds), []
@@ -127,10 +132,14 @@ class PreparedJob:
                 whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
                 images.append(source.painted(whole_u8, weight_01, place))
         report = {
-            "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images], "seeds": seeds,
-            "cuts": [to_plain(cut) for cut in self.plan.cuts], "canvas": list(canvas.masks.shape[1:]),
-            "mask_pixels": [int(region.mask.sum()) for region in regions], "device": str(pipe.device),
-            "seconds": timer.report()}  # fmt: skip
+            "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
+            "seeds": seeds,
+            "cuts": [to_plain(cut) for cut in self.plan.cuts],
+            "canvas": list(canvas.masks.shape[1:]),
+            "mask_pixels": [int(region.mask.sum()) for region in regions],
+            "device": str(pipe.device),
+            "seconds": timer.report(),
+        }
         given = [{"prompt": each.prompt, "negative": each.negative, "mask": array_sha256(each.mask)}
                  for each in regions]  # fmt: skip
         recipe = {
@@ -158,16 +167,23 @@ def pair_masks(
 
 
 def paint(
-    image: np.ndarray | LoadedImage, regions: Sequence[RegionPrompt | tuple[np.ndarray, str]],
-    pipe: Inpainter, seed: int = 0, options: PaintOptions = DEFAULTS, *, samples: int = 1,
+    image: np.ndarray | LoadedImage,
+    regions: Sequence[RegionPrompt | tuple[np.ndarray, str]],
+    pipe: Inpainter,
+    seed: int = 0,
+    options: PaintOptions = DEFAULTS,
+    *,
+    samples: int = 1,
     progress: bool = True,
-) -> PaintResult:  # fmt: skip
+) -> PaintResult:
     """Paint each region of an image (H, W, 3) of any size, or of a file, with its own prompt.
+
     image:   array, path, PIL image, or what `read_image` gives; masks likewise
     regions: (mask (H, W) bool, prompt) pairs, or `RegionPrompt`s, which may carry negative prompts; where
              masks overlap, pixels read both prompts
     samples: images to make; sample i has seed + i and is the image of that seed painted alone
-    ValueError names the mask that does not fit."""
+    ValueError names the mask that does not fit.
+    """
     if not isinstance(image, np.ndarray | LoadedImage):
         image = read_image(image)
     source = image if isinstance(image, LoadedImage) else None
@@ -182,9 +198,11 @@ def paint_all(
     options: PaintOptions = DEFAULTS,
     monitor: Monitor = Monitor(),  # noqa: B008
 ) -> list[PaintResult]:
-    """Paint several images; those of one painting size go through the model together. Every sample has its
-    own noise, so it is the same image (up to rounding) in any batch. Raises `ldm.denoise.Cancelled` when the
-    monitor cancels."""
+    """Paint several images; those of one painting size go through the model together.
+
+    Every sample has its own noise, so it is the same image (up to rounding) in any batch.
+    Raises `ldm.denoise.Cancelled` when the monitor cancels.
+    """
     options = resolve_options(pipe, options)
     prepared = [job.prepare(pipe, options) for job in jobs]
     batches: dict[torch.Size, list[int]] = defaultdict(list)  # by (h, w)
@@ -196,11 +214,14 @@ def paint_all(
         # Images with fewer regions get empty ones.
         masks = torch.nn.utils.rnn.pad_sequence([each.canvas.masks for each in group], batch_first=True)
         batch = Batch(
-            image_pm1=torch.stack([each.canvas.image_pm1 for each in group]), masks=masks,
-            union=masks.any(dim=1, keepdim=True), plans=[each.plan for each in group],
+            image_pm1=torch.stack([each.canvas.image_pm1 for each in group]),
+            masks=masks,
+            union=masks.any(dim=1, keepdim=True),
+            plans=[each.plan for each in group],
             negatives=[each.negative for each in group],
             rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
-            seeds=[seed for each in group for seed in each.job.seeds])  # fmt: skip
+            seeds=[seed for each in group for seed in each.job.seeds],
+        )
         timer, images_u8 = StageTimer(), list[np.ndarray]()
         with timer.stage("paint"), FasterAttention():
             for start in range(0, len(batch.rows), AT_ONCE):
@@ -226,7 +247,9 @@ def make_canvas(
     image_u8: np.ndarray, masks: Sequence[np.ndarray], resolution: int, factor: int, layout: str = "coverage"
 ) -> Canvas:
     """Bring image (H, W, 3) and masks (H, W) to painting size: the shorter side is `resolution`, or less.
-    factor: pixels per latent;  layout: nearest samples masks at one point, coverage keeps what they touch"""
+
+    factor: pixels per latent;  layout: nearest samples masks at one point, coverage keeps what they touch
+    """
     high, wide = image_u8.shape[:2]
     scale = min(resolution / min(high, wide), LONGEST * resolution / max(high, wide))
     inner = max(1, round(high * scale)), max(1, round(wide * scale))

@@ -40,18 +40,30 @@ class PipelineOutput:
 
 class FreestyleStableDiffusionInpaintPipeline(Inpainter):
     def __call__(
-        self, input_ids: Tensor, freestyle_attention_mask: Tensor, freestyle_layout_mask: Tensor,
-        image: Images, mask_image: Images, height: int | None = None, width: int | None = None,
-        strength: float = 1.0, num_inference_steps: int = 50, guidance_scale: float = 7.5,
-        negative_prompt: str | None = None, num_images_per_prompt: int = 1,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None, output_type: str = "pil",
-    ) -> PipelineOutput:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        freestyle_attention_mask: Tensor,
+        freestyle_layout_mask: Tensor,
+        image: Images,
+        mask_image: Images,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        negative_prompt: str | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        output_type: str = "pil",
+    ) -> PipelineOutput:
         """Paint b images, each num_images_per_prompt times in a row.
+
         input_ids, freestyle_attention_mask: (b, t);  freestyle_layout_mask: (b, r + 1, h, w)
         image:      (b, 3, h, w) in [-1, 1], or PIL images, which are brought to height x width
         mask_image: (b, 1, h, w), above 0.5 = paint, or PIL masks
         generator:  seeds are drawn from it (from each, if there is one per image); without it every call
-                    gives another image, and the result holds its seeds"""
+                    gives another image, and the result holds its seeds
+        """
         if output_type not in ("pil", "np"):
             raise ValueError(f"unknown output_type {output_type!r}; allowed: pil, np")
         size = height or self.resolution, width or self.resolution

@@ -17,7 +17,8 @@ A pixel of one or more regions reads their prompts; a pixel of none (background)
 nearest   the published rule: a cell takes the value of its top-left pixel, so a small region may vanish
 coverage  a cell belongs to every region that touches it; the background is what no region touches
 
-Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w, t tokens."""
+Legend: b images, r regions, H W pixels of the masks, h w cells of one resolution, n = h w, t tokens.
+"""
 
 from typing import Any
 
@@ -45,9 +46,14 @@ class RegionalAttention(AttnProcessor2_0):
     """Cross-attention with the bias of its resolution added; without `regions` the stock attention."""
 
     def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, regions: Regions | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Tensor:
         """hidden_states (b, n, c), encoder_hidden_states (b, t, c') -> (b, n, c)."""
         if regions is None or encoder_hidden_states is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -73,7 +79,9 @@ class RegionalAttention(AttnProcessor2_0):
 
 def install_rca(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Give a stock UNet (plain, with LoRA, checkpointed) the processors; ValueError for another network.
-    Without `regions` among the cross_attention_kwargs it computes what it did before."""
+
+    Without `regions` among the cross_attention_kwargs it computes what it did before.
+    """
     for name, layer in attention_layers(unet):
         cross = name.endswith("attn2")
         unusual = layer.group_norm, layer.spatial_norm, layer.norm_q, layer.norm_k, layer.norm_cross
@@ -136,10 +144,12 @@ def log_visibility(
     masks: Tensor, size_hw: tuple[int, int], layout: str = "coverage", soft_cells: float = 0.0
 ) -> Tensor:
     """How strongly cell i may read the prompt of region k, as the logarithm of a factor.
+
     masks:      (b, r, H, W) bool; a row without any pixel is an absent region and is seen by background only
     soft_cells: width of soft edges in cells: outside its own cells a region fades with the distance d as
                 exp(-d^2 / 2 width^2) where other regions are, and ends at three widths
-    returns:    (b, r + 1, n) float32: 0 = read as it is, -inf = hidden; row 0, for shared tokens, is 0"""
+    returns:    (b, r + 1, n) float32: 0 = read as it is, -inf = hidden; row 0, for shared tokens, is 0
+    """
     cells = shrink_masks(masks, size_hw, layout)
     background = ~cells.any(dim=1, keepdim=True)
     outside = np.full(cells.shape, -np.inf, np.float32)
@@ -156,9 +166,15 @@ def log_visibility(
 
 
 def region_kwargs(
-    masks: Tensor, region_ids: Tensor, latent_hw: tuple[int, int], *, levels: int, layout: str = "coverage",
-    soft_cells: float = 0.0, dtype: torch.dtype = torch.float32,
-) -> dict[str, Regions]:  # fmt: skip
+    masks: Tensor,
+    region_ids: Tensor,
+    latent_hw: tuple[int, int],
+    *,
+    levels: int,
+    layout: str = "coverage",
+    soft_cells: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Regions]:
     """The `cross_attention_kwargs` of one batch, whose rows are in the order of the latents.
 
     For n images per prompt repeat the rows of masks and ids n times; for guidance in one batch put the
@@ -166,7 +182,8 @@ def region_kwargs(
 
     masks, soft_cells: see `log_visibility`; masks of any size of the aspect of the latents
     region_ids: (b, t) from `tokens`: 0 = shared, k + 1 = region k, -1 = read by nobody
-    levels:     resolutions of the UNet: len(unet.config.block_out_channels)"""
+    levels:     resolutions of the UNet: len(unet.config.block_out_channels)
+    """
     highest = int(region_ids.max())
     if highest > masks.shape[1] or len(masks) != len(region_ids):
         wrong = f"tokens of {len(region_ids)} images name region {highest},"

@@ -1,5 +1,7 @@
 """From prepared tensors to images: conditions once, then the shared denoising loop.
-Legend: j images, b samples of them, c channels, r regions, H W pixels, h w latent cells, t tokens."""
+
+Legend: j images, b samples of them, c channels, r regions, H W pixels, h w latent cells, t tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +38,9 @@ class Batch:
 
 def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> Tensor:
     """The input channels of the UNet after the noisy latents: mask and masked image, 1 + c channels.
-    union: (b, 1, H, W) bool;  masked: (b, c, h, w) latents of the masked image"""
+
+    union: (b, 1, H, W) bool;  masked: (b, c, h, w) latents of the masked image
+    """
     channel = shrink_masks(union, (masked.shape[-2], masked.shape[-1]), layout)
     return torch.cat([channel.to(masked), masked], dim=1)
 

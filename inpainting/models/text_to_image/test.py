@@ -1,5 +1,7 @@
 """Fill the test paintings with a model, write prompts for them, measure the results (docs/paintings.md).
-Every verb continues where it stopped; `--shard i/n` divides the images between machines."""
+
+Every verb continues where it stopped; `--shard i/n` divides the images between machines.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -45,9 +47,12 @@ def sharded(work: Callable[[PaintingsConfig, tuple[int, int]], None]) -> Callabl
     """The verb that does `work` on the settings of a file for one of several processes."""
 
     def verb(
-        config_path: ConfigPath, num_proc: NumProc = 1, proc_idx: ProcIdx = 0, shard: Shard = "",
+        config_path: ConfigPath,
+        num_proc: NumProc = 1,
+        proc_idx: ProcIdx = 0,
+        shard: Shard = "",
         overrides: Overrides = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         work(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
 
     return verb

@@ -7,7 +7,8 @@
 In place of `crop` there may be `image` and `box`, pixels x0, y0, x1, y1; where the image belongs to
 painting data, the region's own image there is taken all the same (published).
 
-The networks that measure prompts lie in local folders. Legend: b texts, t tokens, d features."""
+The networks that measure prompts lie in local folders. Legend: b texts, t tokens, d features.
+"""
 
 import json
 import logging

@@ -1,6 +1,8 @@
 """Predicted prompts -> all numbers with 95 % intervals, as valid JSON, under the published names.
+
 BLEU is of the whole corpus, so that a region gives counts; no smoothing, words split at spaces. Texts are
-compared in lower case. `_last` is over the last region of each image. Intervals resample whole images."""
+compared in lower case. `_last` is over the last region of each image. Intervals resample whole images.
+"""
 
 import logging
 import re
@@ -43,13 +45,20 @@ NAMES = (*SOURCES, predictions.CLIPSCORE, *predictions.BERTSCORE)
 WITH_INTERVALS, LAST = "with_intervals", "last_region"
 # model -> accuracy, B@1, B@4, ROUGE-L, CLIPSim, times 100; accuracy counts substrings.
 PUBLISHED: dict[str, tuple[float, ...]] = {
-    "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46), "LLaVA-1Mask": (36.52, 36.99, 12.58, 34.64, 24.65),
+    "LLaVA-Prompt": (7.74, 20.81, 1.30, 19.99, 22.46),
+    "LLaVA-1Mask": (36.52, 36.99, 12.58, 34.64, 24.65),
     "MultiMask-1Pred": (35.48, 37.68, 13.15, 34.98, 24.79),
     "MultiMask-LastPred": (33.08, 37.40, 12.61, 34.45, 24.46),
-    "MultiMask-All": (31.73, 37.33, 12.43, 34.33, 24.24)}  # fmt: skip
+    "MultiMask-All": (31.73, 37.33, 12.43, 34.33, 24.24),
+}
 COLUMNS = {  # the last one is ours, so that no published model has it
-    "Accuracy": "accuracy", "B@1": "bleu1", "B@4": "bleu4", "ROUGE-L": "rougeL_fmeasure",
-    "CLIPSim": "clipscore", "Accuracy, whole words": "accuracy_words"}  # fmt: skip
+    "Accuracy": "accuracy",
+    "B@1": "bleu1",
+    "B@4": "bleu4",
+    "ROUGE-L": "rougeL_fmeasure",
+    "CLIPSim": "clipscore",
+    "Accuracy, whole words": "accuracy_words",
+}
 
 
 def measure_prompts(
@@ -113,11 +122,17 @@ def measure_prompts(
     steps = [(folder and JournalReader(stamp_path(folder, ROOTS_STEP)).inputs) or {} for folder in folders]
     return {
         **{name: value_of(whole, name) for name in NAMES},
-        **{f"{name}_last": value_of(last, name) for name in NAMES}, "images": len(images),
-        "regions": len(rows), "empty_predictions": sum(not row.prediction.strip() for row in rows),
-        WITH_INTERVALS: whole, LAST: last, "by_number_of_masks": by_masks, "judges": models.used,
+        **{f"{name}_last": value_of(last, name) for name in NAMES},
+        "images": len(images),
+        "regions": len(rows),
+        "empty_predictions": sum(not row.prediction.strip() for row in rows),
+        WITH_INTERVALS: whole,
+        LAST: last,
+        "by_number_of_masks": by_masks,
+        "judges": models.used,
         "noun_roots": sorted({str(step.get("method", "as given with the data")) for step in steps}),
-        "skipped": skipped}  # fmt: skip
+        "skipped": skipped,
+    }
 
 
 def tracked(report: Mapping[str, Any]) -> dict[str, float]:
@@ -130,6 +145,7 @@ def text_numbers(
     rows: Sequence[predictions.Prediction], rouge_keys: tuple[str, ...] = ROUGE
 ) -> tuple[list[dict[str, float]], np.ndarray]:
     """Everything about each row that needs no network but BLEU, and the counts for BLEU.
+
     counts: (rows, 2 * 4 + 2) matching and all n-grams of the prediction (n = 1..4), its words, the caption's
     """
     metric, numbers, counts = BLEUScore(n_gram=GRAMS), [], []

@@ -1,7 +1,9 @@
 """Measure the filled images of a run against the originals.
+
 What was measured is kept in OUT/measured/NAME.npz: features, and the numbers as JSON with the key of what
 they were measured on (image, regions, networks). metrics.json has the published names and units: psnr in dB;
-fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times 100)."""
+fid as it is; the rest fractions or cosines up to 1 (the paper's table shows those times 100).
+"""
 
 import hashlib
 import io
@@ -46,7 +48,8 @@ VERSION = 1  # of what `measure_images` computes
 def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: bool = False) -> Path:
     """Write metrics.json or metrics_multi.json into the folder of the images; returns its path.
 
-    only_multi_prompt: only images with two regions or more;  partial: leave out images that are missing"""
+    only_multi_prompt: only images with two regions or more;  partial: leave out images that are missing
+    """
     networks = measure.Backbones.load(config.backbones, pick_device(config.device))
     metrics = measure_run(config, networks, only_multi_prompt, partial)
     if not metrics:
@@ -65,12 +68,15 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
             content[f"n_masks_{name}_{count}"] = value_of(by_masks.get(str(count), {}), name)
     skipped = networks.skipped
     content |= {
-        "images": len(metrics), "regions": sum(row.regions for row in metrics), "with_intervals": whole,
-        "masked_regions_only": masked, "by_number_of_masks": by_masks,
+        "images": len(metrics),
+        "regions": sum(row.regions for row in metrics),
+        "with_intervals": whole,
+        "masked_regions_only": masked,
+        "by_number_of_masks": by_masks,
         "settings": {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt},
         "backbones": networks.used,
         "skipped": {name: f"{need}: {skipped[need]}" for name, need in NEEDS.items() if need in skipped},
-    }  # fmt: skip
+    }
     write_result({path: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()})
     lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
     for name in sorted(whole.keys() | masked.keys()):

@@ -1,5 +1,7 @@
 """A run over the test paintings: regions are filled, prompts for them are written.
-Each image's noise follows from the seed and its name, so shards, batches and interruptions change nothing."""
+
+Each image's noise follows from the seed and its name, so shards, batches and interruptions change nothing.
+"""
 
 import json
 import os
@@ -37,7 +39,9 @@ def open_paintings(
     config: PaintingsConfig, tokenizer: CLIPTokenizer, beside: Path, texts_dir: Path | None
 ) -> InpaintingDataset:
     """The images of the run with the regions that the manifest in folder `beside` records.
-    texts_dir: prompts instead of captions; they must have been written for the same regions"""
+
+    texts_dir: prompts instead of captions; they must have been written for the same regions
+    """
     how: dict[str, Any] = {"texts_dir": texts_dir, "global_anns_path": config.global_anns_path}
     how |= {"seed": config.seed, "freestyle": config.paint.rca}
     dataset = InpaintingDataset(config.data, tokenizer, config.split, **how)
@@ -52,12 +56,17 @@ def open_paintings(
 
 
 def pending_batches(
-    config: PaintingsConfig, dataset: InpaintingDataset, stems: Sequence[str], is_done: Callable[[str], bool],
+    config: PaintingsConfig,
+    dataset: InpaintingDataset,
+    stems: Sequence[str],
+    is_done: Callable[[str], bool],
     title: str,
-) -> Iterator[list[Item]]:  # fmt: skip
+) -> Iterator[list[Item]]:
     """Lists of `config.batch` items, with a progress bar; those whose items are all done are left out.
+
     The lists are those of a run that nothing interrupts, as results depend on their batch a little.
-    stems: names of all images to work on; is_done: of such a name"""
+    stems: names of all images to work on; is_done: of such a name
+    """
     numbers, size = {stem: number for number, stem in enumerate(dataset.stems)}, config.batch
     lists = [stems[start : start + size] for start in range(0, len(stems), size)]
     groups = [[numbers[stem] for stem in part] for part in lists if not all(map(is_done, part))]
@@ -93,7 +102,8 @@ def fill_paintings(
 ) -> None:
     """OUT/<name>.png for each image of this shard that is not there; the same call again continues.
 
-    one_by_one: one region after the other, each in the result of those before it (baseline)"""
+    one_by_one: one region after the other, each in the result of those before it (baseline)
+    """
     lora = config.lora
     if lora is not None and config.checkpoint and numbered_folders(lora):
         lora = named_checkpoint(lora, config.checkpoint, LORA_FILE)

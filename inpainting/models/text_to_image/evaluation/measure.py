@@ -1,6 +1,8 @@
 """Filled images against their originals, as numbers and features.
+
 A metric looks at the whole image, at one region in its dimmed surroundings, or at its bounding box.
-Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w)."""
+Legend: h w pixels, k regions; images are RGB (h, w, 3) uint8, masks bool (h, w).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -111,11 +113,12 @@ def measure_images(
         true_views = in_batches(clip.images, [views(image.truth_u8, image.masks) for image in images])
         padded = in_batches(clip.texts, [[PADDED.format(text) for text in texts] for texts in captions])
         for name, one, other in (
-            ("clip_score_image2image", shown, true_views), ("clip_score_text2image", shown, padded),
+            ("clip_score_image2image", shown, true_views),
+            ("clip_score_text2image", shown, padded),
             ("masked_clip_score_image2image", crops, in_batches(clip.images, real)),
             ("masked_clip_score_text2image", crops, in_batches(clip.texts, captions)),
             ("clip_score_text2image_global", in_batches(clip.images, whole), in_batches(clip.texts, told)),
-        ):  # fmt: skip
+        ):
             for each, a, b in zip(metrics, one, other, strict=True):
                 each.numbers |= {name: (a * b).sum(1).tolist()} if len(a) else {}
     return metrics
