@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.published_model import PublishedSampler
 from cldm import pipeline
 from cldm.config import PRESETS, PUBLISHED_SAMPLING, AutoencoderConfig, CompositorSettings, NetworkConfig
 from cldm.convert.convert import convert_compositor
@@ -67,6 +68,18 @@ def test_control_maps_and_noise(model: Compositor, golden: Golden) -> None:
             golden.check(f"ctrl_{name}_{index:02d}", residual)
     noise = model(golden.inputs["x"], golden.inputs["t"], conditions)
     golden.check("eps_full", noise)
+
+
+@torch.inference_mode()
+def test_published_formulation(model: Compositor, golden: Golden) -> None:
+    """The formulation of the benchmark, on the same networks."""
+    sampler = PublishedSampler(model)
+    tokens, null = model.identity(golden.inputs["ref"]), model.identity.null(2)
+    hints = golden.inputs["hint"], golden.inputs["depth"]
+    noise = sampler.predict(golden.inputs["x"], golden.inputs["t"], tokens, hints)
+    golden.check("eps_full", noise)
+    *_, latents = sampler.sample(golden.inputs["xT"], tokens, null, hints, steps=5)
+    golden.check("ddim5_cfg5", latents)
 
 
 @torch.inference_mode()
