@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ class SaveModel(pl.Callback):
         self.seconds_before, self.started = 0.0, time.monotonic()
         self.step = -1
         self.interrupted, self.surplus = False, list[Path]()
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)
 
     def state_dict(self) -> dict[str, float]:
         """Time spent on this run, interruptions left out."""
@@ -82,6 +84,9 @@ class SaveModel(pl.Callback):
         self.interrupted = bool(state_dict.get("interrupted"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if signal.getsignal(signal.SIGTERM) is not self.on_sigterm:
+            # Lightning's handler broadcasts in the middle of a step, and ends before the processes agree.
+            signal.signal(signal.SIGTERM, self.on_sigterm)
         self.started, self.step = time.monotonic(), trainer.global_step
         self.surplus = [self.folder / f"step-{self.step:08d}"] if self.interrupted else []
 
@@ -96,6 +101,10 @@ class SaveModel(pl.Callback):
         stop = bool(self.signals) if settings.all_devices == 1 or step % settings.log_every == 0 else False
         stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         trainer.should_stop = trainer.should_stop or stop
+        # A launcher starts again what did not end well: that one process was told to stop is no success here.
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if stop and not self.signals and environment and environment.creates_processes_externally:
+            signal.raise_signal(signal.SIGTERM)
         if not (regular or stop):
             return
         self.interrupted = not regular
