@@ -57,7 +57,7 @@ def test_last_box_is_composed(late, drags, box):
 
 
 @pytest.mark.parametrize(
-    ("keys", "depth"), [(["Home"], [0.0]), (["Home", "ArrowRight", "ArrowRight"], [0.01])]
+    ("keys", "depth"), [(["End"], [1.0]), (["End", "ArrowLeft", "ArrowLeft"], [0.99])]
 )
 def test_last_depth_is_composed(late, keys, depth):
     late.drag("background", (0.2, 0.2), (0.5, 0.6))
