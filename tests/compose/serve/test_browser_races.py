@@ -56,9 +56,7 @@ def test_last_box_is_composed(late, drags, box):
     assert report["box"] == pytest.approx(box, abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("keys", "depth"), [(["End"], [1.0]), (["End", "ArrowLeft", "ArrowLeft"], [0.99])]
-)
+@pytest.mark.parametrize(("keys", "depth"), [(["End"], [1.0]), (["End", "ArrowLeft", "ArrowLeft"], [0.99])])
 def test_last_depth_is_composed(late, keys, depth):
     late.drag("background", (0.2, 0.2), (0.5, 0.6))
     for key in keys:
