@@ -37,7 +37,7 @@ CELL = 512  # pixels of the sheet
 SheetOption = Annotated[Path | None, typer.Option(help="also write all images into a PNG", metavar="PATH")]
 
 
-def measure_photographs(
+def measure_composites(
     data: Photographs = None, sheet: SheetOption = None, out: Out = RESULTS / "photographs.json"
 ) -> None:
     """Compose the cases of the test data by sentence and by box, without and with U2-Netp."""
@@ -58,7 +58,7 @@ def measure_photographs(
             for by, cutout in ways:
                 found, image_u8 = None, None
                 with patch.dict(os.environ, {} if cutout == "u2netp" else {"BIFROST_MODELS": empty}):
-                    settings = settings_of(case, about, by, folder, Path(empty))
+                    settings = case_settings(case, about, by, folder, Path(empty))
                     started = time.process_time()
                     try:
                         result = compose(settings, load_models(settings), progress=False)
@@ -74,7 +74,7 @@ def measure_photographs(
     write_results(out, {"rows": rows})
 
 
-def settings_of(
+def case_settings(
     case: Mapping[str, Any], about: Mapping[str, Any], by: str, folder: Path, scratch: Path
 ) -> ComposeSettings:
     """What a user gives. scratch: folder for the file of known objects."""
@@ -118,7 +118,7 @@ def measures(result: Any, case: Mapping[str, Any], about: Mapping[str, Any], fol
     return found
 
 
-build_app = single_app(measure_photographs)
+build_app = single_app(measure_composites)
 
 if __name__ == "__main__":
     run_module(build_app)

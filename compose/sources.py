@@ -13,7 +13,7 @@ from datasets import geometry
 from datasets.inputs import Inputs, check_object
 from ldm.decode import LoadedImage
 from ldm.experts.matting import band_of, outline_band, own_colours, soft_alpha
-from ldm.experts.segment import ObjectNotFound, completed, mask_doubts, object_mask, things
+from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things, with_parts
 from ldm.images import read_depth, read_image, read_mask, resize
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def replaced_region(
         mask, by = object_mask(LoadedImage(background_u8), settings.sam, settings.cutout, box01, *how)
         if (mask & region).sum() >= WITHIN * mask.sum():
             logger.info("replaced: what %s finds in the box (--target-mask FILE or --erase box chooses)", by)
-            return (mask if by == "sam" else completed(background_u8, mask, region)), by
+            return (mask if by == "sam" else with_parts(background_u8, mask, region)), by
     shown = ",".join(f"{value:.3g}" for value in box01)
     message = "no object is found in --box %s: all that it shows is replaced; --target-mask FILE chooses"
     logger.warning(message, shown)

@@ -120,7 +120,7 @@ def write_lora(model: nn.Module, file: Path, rank: int, targets: tuple[str, ...]
     write_safetensors(file, entries)
 
 
-def build(kind: Any, config: Any, folder: Path) -> Any:
+def random_network(kind: Any, config: Any, folder: Path) -> Any:
     """A network of the hub's library, without memory for its weights, and its folder."""
     with empty_parameters():
         network = kind(config)
@@ -137,11 +137,11 @@ def make_compositor(folder: Path) -> None:
 
 
 def make_depth(folder: Path) -> None:
-    build(hub.DPTForDepthEstimation, hub.DPTConfig(**SIZES["depth"]), folder)
+    random_network(hub.DPTForDepthEstimation, hub.DPTConfig(**SIZES["depth"]), folder)
 
 
 def make_sam(folder: Path) -> None:
-    vision = build(hub.SamModel, hub.SamConfig(**SIZES["sam"]), folder).config.vision_config
+    vision = random_network(hub.SamModel, hub.SamConfig(**SIZES["sam"]), folder).config.vision_config
     side, mask = vision.image_size, 4 * vision.image_size // vision.patch_size  # enlarged by the decoder
     hub.SamImageProcessorPil(
         size={"longest_edge": side}, pad_size={"height": side, "width": side},
@@ -160,7 +160,7 @@ def make_inpainter(folder: Path) -> None:
         )
         write_network(create_autoencoder(sizes.autoencoder), folder / "vae")
     write_network(unet, folder / "unet")
-    build(hub.CLIPTextModel, hub.CLIPTextConfig(**text), folder / "text_encoder")
+    random_network(hub.CLIPTextModel, hub.CLIPTextConfig(**text), folder / "text_encoder")
     for part in ("tokenizer", "scheduler"):  # the small tokenizer has fewer words, its length is the same
         shutil.copytree(SMALL / part, folder / part)
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionInpaintPipeline"})
@@ -190,7 +190,7 @@ def make_mllm(folder: Path, family: str, template: str, **options: Any) -> Any:
     words = llama_words()
     sizes = {**SIZES["llava"], "image_token_index": words.convert_tokens_to_ids("<image>")}
     kind, config = (getattr(hub, f"{family}{part}") for part in ("ForConditionalGeneration", "Config"))
-    network = build(kind, config(**sizes), folder)
+    network = random_network(kind, config(**sizes), folder)
     vision = network.config.vision_config
     side = {"height": vision.image_size, "width": vision.image_size}
     images = getattr(hub, f"{family}ImageProcessorPil")
@@ -229,7 +229,7 @@ def make_llava_next(folder: Path) -> None:
 
 def make_kosmos(folder: Path) -> None:
     config = hub.Kosmos2Config(**SIZES["kosmos"])
-    build(hub.Kosmos2ForConditionalGeneration, config, folder)
+    random_network(hub.Kosmos2ForConditionalGeneration, config, folder)
     size = dict.fromkeys(("height", "width"), config.vision_config.image_size)
     images = hub.CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
     hub.Kosmos2Processor(images, hub.CLIPTokenizer.from_pretrained(SMALL / "tokenizer")).save_pretrained(
@@ -239,7 +239,7 @@ def make_kosmos(folder: Path) -> None:
 
 def make_grounding_dino(folder: Path) -> None:
     config = hub.GroundingDinoConfig(**SIZES["grounding_dino"])
-    build(hub.GroundingDinoForObjectDetection, config, folder)
+    random_network(hub.GroundingDinoForObjectDetection, config, folder)
     named = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
     named |= dict(enumerate(string.ascii_lowercase, 1037))  # the numbers that BERT's vocabulary has
     named |= {number + 26: f"##{letter}" for number, letter in enumerate(string.ascii_lowercase, 1037)}
@@ -250,7 +250,7 @@ def make_grounding_dino(folder: Path) -> None:
 
 def make_judges(folder: Path) -> None:
     """CLIP ViT-B/32, Inception-v3 and the SqueezeNet of LPIPS."""
-    build(hub.CLIPModel, hub.CLIPConfig(**SIZES["clip"]), folder / "clip")
+    random_network(hub.CLIPModel, hub.CLIPConfig(**SIZES["clip"]), folder / "clip")
     hub.CLIPTokenizer.from_pretrained(SMALL / "tokenizer").save_pretrained(folder / "clip")
     with empty_parameters():
         write_network(Inception(), folder / "inception")

@@ -85,7 +85,7 @@ def object_mask(
     return mask, way
 
 
-def completed(rgb_u8: np.ndarray, mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def with_parts(rgb_u8: np.ndarray, mask: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """A mask (h, w) with what looks like it in the region `inside` (h, w), such as tails and handles."""
     lines = (np.flatnonzero((mask | inside).any(axis)) for axis in (1, 0))
     spans = ((line, 2 + round(BOX_MARGIN * len(line))) for line in lines)
