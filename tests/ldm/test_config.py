@@ -59,6 +59,15 @@ def test_result_is_a_plain_frozen_dataclass_and_defaults_are_not_shared():
         one.mode = "place"  # type: ignore[misc]
 
 
+def test_layers_after_a_mistake_start_from_the_same_defaults():
+    right = Layer({"image": "a.png", "optim": {"rate": 0.5}, "weights": {"depth": 2}})
+    before = merge_layers(Job, [Layer({"image": "a.png"})])
+    with pytest.raises(ValueError, match="seeds must be int"):
+        merge_layers(Job, [right, Layer({"strength": 0.1, "seeds": ["x"]})])
+    assert merge_layers(Job, [right]).optim == Optim(rate=0.5)
+    assert merge_layers(Job, [Layer({"image": "a.png"})]) == before
+
+
 def test_optional_section_is_none_until_a_key_of_it_is_set():
     assert load_config(Job, None, ["image=a"]).teacher is None
     assert load_config(Job, None, ["image=a", "teacher.rate=1"]).teacher == Optim(rate=1.0)
@@ -86,6 +95,9 @@ def test_override_of_a_text_is_taken_literally(text):
         ("image: a\nsize: 64", ["size must be int,int"]),
         ("image: a\nstrength: much", ["strength must be float", "'much'"]),
         ("image: a\nseeds: [1.5]", ["seeds must be int"]),
+        ("image: a\nseeds: [1]\nsize: [a, 2]\nstrength: much", ["size must be int,int"]),
+        ("image: a\noptim: {warm: true, rate: fast}\nsize: 64", ["optim.rate must be float", "'fast'"]),
+        ("image: a\nteacher: {rate: 1, warm: 7.5}\nseeds: []", ["teacher.warm must be true or false", "7.5"]),
         ("image: a\nstrength: true", ["strength must be float", "True"]),
         ("image: a\noptim: 3", ["optim must be a mapping"]),
         ("image: a\nmode: palce", ["unknown mode 'palce'", "did you mean 'place'", "id-transfer"]),
