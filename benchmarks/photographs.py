@@ -1,6 +1,6 @@
 """Composites of photographs from two images and a sentence, or a box: what can be measured of them.
 
-    BIFROST_TEST_DATA=FOLDER python -m benchmarks.photographs [--sheet FILE] [--out FILE]
+    BIFROST_TEST_DATA=FOLDER python -m benchmarks.photographs [--report FILE] [--out FILE]
 
 photographs.yaml says what the 11 cases of the test data must show; the rest is in their cases.json. No mask
 is given. By sentence the depth is estimated; by box the case's depth map and range are given if it has them.
@@ -34,11 +34,11 @@ from ldm.sheet import grid
 
 EXPECTED = Path(__file__).with_suffix(".yaml")
 CELL = 512  # pixels of the sheet
-SheetOption = Annotated[Path | None, typer.Option(help="also write all images into a PNG", metavar="PATH")]
+Sheet = Annotated[Path | None, typer.Option(help="also write all images into one PNG", metavar="PATH")]
 
 
 def measure_composites(
-    data: Photographs = None, sheet: SheetOption = None, out: Out = RESULTS / "photographs.json"
+    data: Photographs = None, report: Sheet = None, out: Out = RESULTS / "photographs.json"
 ) -> None:
     """Compose the cases of the test data by sentence and by box, without and with U2-Netp."""
     from compose import compose, load_models
@@ -68,9 +68,9 @@ def measure_composites(
                         found = {"error": str(error)}
                 rows.append({"case": case["id"], "by": by, "cutout": cutout, **found})
                 images[case["id"]].append(image_u8)
-    if sheet is not None:
+    if report is not None:
         titles = [", ".join(way) for way in ways]
-        write_result({sheet: encode_png(grid(list(images.values()), titles, list(images), CELL))}, True)
+        write_result({report: encode_png(grid(list(images.values()), titles, list(images), CELL))}, True)
     write_results(out, {"rows": rows})
 
 

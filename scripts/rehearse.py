@@ -119,7 +119,7 @@ def rehearse(
     work: Annotated[Path | None, typer.Option(help="folder for the models; default: a temporary one")] = None,
     steps: Annotated[int, typer.Option(help="sampling steps", min=1)] = 4,
     keep: Annotated[bool, typer.Option(help="keep the models")] = False,
-    numbers: Annotated[Path, typer.Option(help="JSON file of all rows")] = NUMBERS,
+    report: Annotated[Path, typer.Option(help="JSON file of all rows")] = NUMBERS,
     out: Annotated[Path, typer.Option(help="table to write")] = PAGE,
 ) -> dict[str, Any]:
     """Run documented commands at full size and write what they cost."""
@@ -128,7 +128,7 @@ def rehearse(
     if unknown := sorted({*(names or ())} - ROWS.keys()):
         raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
     models, chosen = Path(tempfile.mkdtemp(prefix="full_size_", dir=work)), names or [*ROWS]
-    rows: dict[str, dict[str, Any]] = read_json(numbers)["rows"] if numbers.is_file() else {}
+    rows: dict[str, dict[str, Any]] = read_json(report)["rows"] if report.is_file() else {}
     try:
         write_inputs(models)
         for number, name in enumerate(chosen):
@@ -139,14 +139,14 @@ def rehearse(
             for row, command in planned.items():
                 rows[row] = run_command(command.replace("STEPS", str(steps)), models)
                 log.info("%s: %s", row, rows[row])
-                write_results(numbers, {"steps": steps, "rows": rows}, overwrite=True)  # is kept at once
+                write_results(report, {"steps": steps, "rows": rows}, overwrite=True)  # is kept at once
             needed = {folder for other in chosen[number + 1 :] for folder in ROWS[other][0].split()}
             for folder in () if keep else {*folders.split(), "locator"} - needed:
                 shutil.rmtree(models / folder, ignore_errors=True)
     finally:
         if not keep:
             shutil.rmtree(models, ignore_errors=True)
-    write_result({out: page_of(read_json(numbers)).encode()}, True)
+    write_result({out: page_of(read_json(report)).encode()}, True)
     return rows
 
 

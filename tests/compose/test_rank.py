@@ -32,8 +32,8 @@ class ExactDepth:
     def __init__(self, known: list[tuple[np.ndarray, np.ndarray]]) -> None:
         self.known = known
 
-    def estimate(self, rgb_u8: np.ndarray) -> np.ndarray:
-        return next(depth for image, depth in self.known if np.array_equal(image, rgb_u8))
+    def estimate(self, image: LoadedImage) -> np.ndarray:
+        return next(depth for known_u8, depth in self.known if np.array_equal(known_u8, image.rgb_u8))
 
 
 class Networks:

@@ -132,7 +132,7 @@ def test_models_make_what_is_missing(made: PaintingSet, monkeypatch: pytest.Monk
     """From images and a table alone; the networks are replaced by what they would say."""
     entries = json.loads(made.annotations.read_text())
     sizes = {read_image(made.images / name).rgb_u8.tobytes(): entry for name, entry in entries.items()}
-    monkeypatch.setattr(describe, "open_model", lambda *_: None)
+    monkeypatch.setattr(describe, "open_model", lambda *_, **__: None)
     monkeypatch.setattr(
         describe, "describe_paintings", lambda _, images, limit: [sizes[image.tobytes()] for image in images]
     )

@@ -73,7 +73,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ]
 
     monkeypatch.setattr(module, "caption_crops", answer)
-    monkeypatch.setattr(module, "open_model", lambda *_: None)
+    monkeypatch.setattr(module, "open_model", lambda *_, **__: None)
     return sizes
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,7 @@ def loader_of_fit() -> DataLoader:
 
 
 def loader_of_compositor() -> DataLoader:
+    cv2.setNumThreads(1)  # as the compositor's data does before it starts processes
     return DataLoader(Numbers(6), num_workers=1, worker_init_fn=start_worker)
 
 
