@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 TIMES = ("second", "minute", "time", "date", "elapsed", "load_average")  # in keys of what tells the time
 

@@ -20,9 +20,10 @@ import typer
 from omegaconf import OmegaConf
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from tqdm import auto, std
 
 from benchmarks.campaign import COMMANDS, FAULTS, Campaign
-from benchmarks.campaign_state import contents, count_renames, differences, wait
+from benchmarks.campaign_state import contents, count_renames, differences, output_to, wait
 from benchmarks.fuzz import Fuzz, is_ours
 from ldm.images import write_png
 from ldm.settings.cli import single_app
@@ -199,6 +200,15 @@ def test_a_kill_comes_after_processor_time_whatever_else_runs(cpu_s: float, runs
         assert wait(child, 60) == -signal.SIGKILL
     else:
         assert code == 7
+
+
+def test_a_child_shares_no_lock_of_a_progress_bar_with_processes_that_may_be_killed(tmp_path: Path) -> None:
+    shared = std.tqdm.get_lock()
+    if not (child := os.fork()):
+        output_to(tmp_path / "log")
+        locks = {kind.get_lock() for kind in (std.tqdm, auto.tqdm)}
+        os._exit(len(locks | {shared}))
+    assert wait(child, 60) == 2  # one of its own
 
 
 def test_a_child_that_waits_without_work_is_given_up_on_the_clock() -> None:
