@@ -20,14 +20,16 @@ from typing import Any
 
 import psutil
 from PIL import Image
-from tqdm import tqdm
+from tqdm import auto, std
 
 TIMES = ("second", "minute", "time", "date", "elapsed", "load_average")  # in keys of what tells the time
 
 
 def output_to(path: Path) -> None:
     """Standard output and error of this process go to the end of a file; nothing is shared with others."""
-    tqdm.set_lock(threading.RLock())  # its own one stays locked where a process that holds it is killed
+    lock = threading.RLock()  # those of tqdm stay locked where a process that holds one is killed
+    for kind in (std.tqdm, auto.tqdm):
+        kind.set_lock(lock)
     for descriptor in (1, 2):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
 
