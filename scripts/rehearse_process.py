@@ -72,7 +72,7 @@ class Watch:
         return {"networks": rows, "stages_s": {name: round(spent, 2) for name, spent in self.stages.items()}}
 
 
-def run_command(place: str, *command: str) -> None:
+def run_watched(place: str, *command: str) -> None:
     watch = Watch()
     checkpoints.load_part = watch.timed(checkpoints.load_part)  # before another module takes its name
     checkpoints.load_pretrained = watch.timed(checkpoints.load_pretrained)
@@ -95,4 +95,4 @@ def run_command(place: str, *command: str) -> None:
 
 
 if __name__ == "__main__":
-    run_command(*sys.argv[1:])
+    run_watched(*sys.argv[1:])
