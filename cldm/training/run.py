@@ -4,6 +4,7 @@ import contextlib
 import logging
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,8 @@ class SaveModel(pl.Callback):
         self.interrupted = bool(state_dict.get("interrupted"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if signal.getsignal(signal.SIGTERM) is not self.on_sigterm:
+        here = threading.current_thread() is threading.main_thread()  # elsewhere nobody sets handlers
+        if here and signal.getsignal(signal.SIGTERM) is not self.on_sigterm:
             # Lightning's handler broadcasts in the middle of a step, and ends before the processes agree.
             signal.signal(signal.SIGTERM, self.on_sigterm)
         self.started, self.step = time.monotonic(), trainer.global_step

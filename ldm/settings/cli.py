@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -195,6 +196,8 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
 
 def _outcome(build: Callable[[], typer.Typer], argv: Sequence[str]) -> tuple[Mapping[str, Any], int]:
     """The report of the verb, or {"error": message}, and the exit code."""
+    # typer 0.29 sets this, and deletes it again, while it reads a value: of two threads one would fail.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     try:
         app = build()
         nothing = ["--help"] if app.registered_callback else []  # with verbs, one must be chosen

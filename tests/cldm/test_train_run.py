@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cldm.training.run import make_trainer, train
+from cldm.training.run import SaveModel, make_trainer, train
 from cldm.training.settings import RunConfig
 from ldm.settings.config import dump_yaml
 from tests.cldm.test_train import run_config, scenes, weights
@@ -179,3 +182,12 @@ def test_two_processes_train_like_one_with_twice_the_batch(
         shutil.rmtree(two.out / "checkpoints" / "step-00000006")
         run(arguments)
         torch.testing.assert_close(checkpoint(two.out, 6), other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_training_in_a_thread_sets_no_handler(tmp_path: Path) -> None:
+    saver: Any = object.__new__(SaveModel)
+    saver.folder, saver.interrupted, saver.on_sigterm = tmp_path, False, signal.SIG_IGN
+    with ThreadPoolExecutor() as threads:
+        threads.submit(saver.on_train_start, SimpleNamespace(global_step=3), None).result()
+    assert saver.step == 3
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN

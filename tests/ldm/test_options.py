@@ -1,12 +1,20 @@
 """Command line: every field of a settings dataclass is an option; a mistake is one line and exit code 2."""
 
+import contextlib
+import os
 import subprocess
 import sys
+import threading
+from collections import UserDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
+from typer import _adapters
 
 from ldm.settings.cli import command, new_app, run_app, single_app
 from ldm.settings.config import load_config, setting
@@ -222,3 +230,34 @@ def test_under_accelerate_the_last_line_says_what_is_wrong():
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1].startswith("error: none.yaml: ")
     assert "Traceback" not in done.stderr
+
+
+def test_values_are_read_in_two_threads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """typer sets a variable of the environment while it reads one, and would delete it twice."""
+    monkeypatch.delenv("PYDANTIC_DISABLE_PLUGINS", raising=False)
+    both = threading.Barrier(2)
+
+    def wait_for_the_other() -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+
+    class Late(UserDict):
+        def get(self, name: str, default: Any = None) -> Any:
+            value = os.environ.get(name, default)
+            wait_for_the_other()
+            return value
+
+        def __setitem__(self, name: str, value: str) -> None:
+            os.environ[name] = value
+            wait_for_the_other()
+
+    late = Late()
+    late.data = os.environ  # type: ignore[assignment]
+    monkeypatch.setattr(_adapters, "os", SimpleNamespace(environ=late))
+
+    def work(count: int = 1) -> int:
+        return 0
+
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(run_app, single_app(work), ["--count", "2"]) for _ in range(2)]
+        assert [run.result() for run in runs] == [0, 0]
