@@ -51,8 +51,9 @@ def signals_noted() -> Iterator[list[int]]:
 
 
 def shield_loader(worker: int) -> None:
-    """The `worker_init_fn` of a loader: SIGTERM ends its processes only where their owner sends it. torchrun
-    and SLURM signal all processes, while the owner still reads from these to finish its step.
+    """The `worker_init_fn` of a loader: SIGTERM ends its processes only where their owner sends it.
+
+    torchrun and SLURM signal all processes, while the owner still reads from these to finish its step.
     """
 
     def wait() -> None:
