@@ -44,7 +44,7 @@ from ldm.files import (
     write_json,
 )
 from ldm.journal import parse_line
-from ldm.locks import taken
+from ldm.locks import lock_beside, taken
 from ldm.registry.models import BUILTIN, cutout_network, depth_folder, detector_folder, how_to_get
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
@@ -250,7 +250,8 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     def is_done(job: BatchJob) -> bool:
         return all(map(job.is_done, job.images(out)))
 
-    todo = [job for job in mine if not is_done(job)]
+    # the lock that a dead process left of a done job goes in `taken`
+    todo = [job for job in mine if lock_beside(job.images(out)[0]).exists() or not is_done(job)]
     start, made = time.monotonic(), list[str]()
     for number, job in enumerate(taken(todo, is_done, lambda job: job.images(out)[0]), 1):
         try:

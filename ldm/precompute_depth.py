@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ldm.files import read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
-from ldm.locks import taken
+from ldm.locks import lock_beside, taken
 from ldm.registry.models import DEFAULT_DEPTH, depth_for_photographs
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
@@ -85,7 +85,7 @@ def estimate_tree(settings: DepthSettings) -> None:
     if known != record and (known["weights"] != record["weights"] or not record["weights"]):
         made = f"{settings.out} was made with {known['model']}"
         raise ValueError(f"{made}; choose another OUT_TREE for {folder}")
-    if not all_there(paths):
+    if not all_there(paths) or any(lock_beside(path).exists() for path in paths):  # of a dead process
         device = pick_device(settings.device)
         dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits
         depth = DepthEstimator.load(folder, device=str(device), dtype=dtype)

@@ -8,7 +8,7 @@ import pytest
 
 import compose.batch as batch_module
 from compose.batch import read_jobs
-from ldm.locks import held
+from ldm.locks import held, lock_beside
 from tests.compose.test_inference_many import batch, job, made, write
 from tests.images import Case
 
@@ -26,6 +26,15 @@ def test_a_job_is_done_only_where_image_and_report_agree(case: Case) -> None:
     assert not read_jobs(path, None, case.folder)[0].is_done(out)
     assert batch(case) == 0
     assert out.read_bytes() == wanted
+
+
+def test_a_kill_between_a_job_and_its_lock_leaves_nothing_after_the_next_run(case: Case) -> None:
+    write(case, job(case, name="a"))
+    assert batch(case) == 0
+    lock = lock_beside(case.folder / "many" / "a.png")
+    lock.touch()
+    assert batch(case) == 0
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -10,6 +10,7 @@ from PIL import Image
 from datasets.sources.readers import is_map_of
 from ldm import precompute_depth
 from ldm.images import read_depth, write_png
+from ldm.locks import lock_beside
 from ldm.settings.cli import run_app
 from tests.images import room
 
@@ -70,6 +71,10 @@ def test_an_interrupted_run_goes_on(tree, tmp_path, caplog):
         assert tree() == 0
     assert "1 written, 4 there already, 0 left out" in caplog.text
     assert kept.stat().st_mtime_ns == before
+    lock = lock_beside(kept)
+    lock.touch()  # as a kill between the last map and its lock
+    assert tree() == 0
+    assert not lock.exists()
 
 
 def test_a_damaged_image_is_named_and_left_out(tree, tmp_path, caplog):
