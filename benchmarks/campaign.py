@@ -169,7 +169,8 @@ class Campaign:
 
     def compare(self, case: str, place: Path) -> None:
         if "Traceback" in self.output():
-            self.note("traceback", case, self.said())
+            first, _, rest = self.output().partition("Traceback")
+            self.note("traceback", case, f"{first[-60:]} ... {rest.partition('Traceback')[0][-180:]}")
         now = state.contents(place, self.place)
         if more := now.keys() - self.alone.keys():
             self.note("left over", case, ", ".join(sorted(more)[:4]))

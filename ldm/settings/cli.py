@@ -166,6 +166,7 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
 def stop(number: int, frame: Any) -> None:
     """The handler of Ctrl-C and SIGTERM: leave so that nothing half-written stays; once more ends at once."""
     signal.signal(number, DEFAULTS[number])
+    sys.unraisablehook = lambda lost: None  # a destructor cannot raise it; the mark below is looked at
     STOPPED.append(number)
     check_stopped()
 

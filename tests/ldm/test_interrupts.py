@@ -43,6 +43,10 @@ ENGINES = {
         "engine.py": "def work(settings):\n    import library\n",
         "library.py": WAIT,
     },
+    "a destructor, which cannot raise": {
+        "engine.py": "class Held:\n    def __del__(self): import library\ndef work(settings): Held()\n",
+        "library.py": WAIT,
+    },
 }
 
 
