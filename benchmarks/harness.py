@@ -45,25 +45,15 @@ def fraction(values: Sequence[bool]) -> dict[str, float]:
     return {"n": len(values), **{key: round(float(value), 3) for key, value in numbers.items()}}
 
 
-def best_seconds(
-    functions: Mapping[str, Callable[[], Any]], repeats: int, device: "torch.device | str" = "cpu"
-) -> dict[str, float]:
-    """Best of `repeats` of each function, in turn, after a warm-up: CPU seconds, on a GPU the clock's."""
-    import torch
-
-    cpu = torch.device(device).type == "cpu"
-    clock = time.process_time if cpu else time.perf_counter
+def best_seconds(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Best of `repeats` of each function, in turn, after a warm-up, in CPU seconds."""
     best = dict.fromkeys(functions, float("inf"))
     for repeat in range(repeats + 1):
         for name, function in functions.items():
-            if not cpu:
-                torch.cuda.synchronize(device)
-            started = clock()
+            started = time.process_time()
             function()
-            if not cpu:
-                torch.cuda.synchronize(device)
             if repeat:
-                best[name] = min(best[name], clock() - started)
+                best[name] = min(best[name], time.process_time() - started)
     return best
 
 

@@ -51,7 +51,7 @@ REFUSED = [
     ("tiny.prompter.evaluate", ["--most", "0"]),
     ("tiny.prompter.scenes", ["--world", "patterned"]),
     ("tiny.bundle", ["depht"]),
-    ("benchmarks.rca", ["--batch", "0"]),
+    ("benchmarks.scenes", ["--count", "0"]),
     ("benchmarks.full_size", ["--precision", "fp9"]),
     ("benchmarks.campaign", ["--only", "nothing"]),
     ("scripts.docs.make_teaser", ["--hieght", "3"]),

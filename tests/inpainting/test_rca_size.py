@@ -1,4 +1,4 @@
-"""Rectified attention at the published size (no weights), its benchmark, and its figure."""
+"""Rectified attention at the published size (no weights) and its figure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig
 
-from benchmarks import rca as benchmark
 from inpainting.models.text_to_image.load import check_lora
 from inpainting.models.text_to_image.rca import (
     RegionalAttention,
     attention_layers,
     install_rca,
-    region_kwargs,
 )
 from ldm.images import read_mask
 from ldm.settings.cli import run_app
@@ -61,22 +59,6 @@ def test_released_lora_has_a_place_for_each_of_its_weights(published):
     trained = [value for value in published.parameters() if value.requires_grad]
     assert sum(value.numel() for value in trained) == 3_319_808
     published.delete_adapters("default")
-
-
-def test_benchmark_compares_equal_things():
-    masks = torch.zeros(1, benchmark.REGIONS, benchmark.IMAGE, benchmark.IMAGE, dtype=torch.bool)
-    for index, mask in enumerate(masks[0]):
-        mask[60 * index : 60 * index + 200, 40 * index : 40 * index + 150] = True
-    background = ~masks.any(dim=1, keepdim=True)
-    layout = torch.cat([torch.ones_like(background), masks | background], dim=1).float()
-    owners = torch.zeros(1, benchmark.TOKENS, dtype=torch.long)
-    owners[:, 1 : 1 + 12 * benchmark.REGIONS] = torch.arange(1, benchmark.REGIONS + 1).repeat_interleave(12)
-    kwargs = region_kwargs(masks, owners, (64, 64), levels=4, layout="nearest")
-    with torch.inference_mode():
-        row = benchmark.layer_row(16, layout, owners, kwargs["regions"], False, repeats=1)
-    assert row["largest_difference"] < 1e-5
-    assert row["memory_ratio"] > 2, "scores, mask and softmax are arrays of their own in the naive form"
-    assert set(row["seconds"]) == {"published", "ours", "none"}
 
 
 def test_figure_and_example_masks_are_what_the_script_makes(tmp_path: Path, monkeypatch):
