@@ -1,6 +1,7 @@
 """Remove, move and replace, by name and sentence, in photographs: one of the test data, one made here."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,23 @@ def test_a_replaced_object_is_gone_and_the_new_one_stands_there(
 def test_what_is_not_known_is_refused_and_nothing_is_done(bed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="tiger"):
         done(bed, {"say": "Remove the cat. Remove the tiger."})
+
+
+def test_the_example_of_a_photograph_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its three layers, over a disc that stands on a floor instead of the fetched photograph."""
+    monkeypatch.setenv("BIFROST_MODELS", str(tmp_path / "models"))
+    example = tmp_path / "assets" / "examples" / "coffee"
+    shutil.copytree("assets/examples/coffee", example)
+    y, x = np.mgrid[0:400, 0:600]
+    image = np.stack([(y // 4 + x // 8) % 2 * 20 + level for level in (150, 100, 60)], axis=-1).astype(np.uint8)
+    disc = np.hypot((x - 280) / 200, (y - 220) / 160) < 1
+    image[disc] = (160, 30, 20)
+    write_png(tmp_path / "models" / "coffee" / "coffee.png", image)
+    keys = {**yaml.safe_load((example / "scene.yaml").read_text()), "cutout": "grabcut"}
+    (example / "scene.yaml").write_text(yaml.safe_dump(keys))
+    result = compose_layers(example / "scene.yaml")
+    assert result.report["drift"]["changed_outside"] == 0
+    assert [layer["kind"] for layer in result.report["layers"]] == ["erase", "object", "object"]
+    red = (np.abs(result.image_u8.astype(int) - (160, 30, 20)) < 40).all(axis=2)
+    assert red[30:150, 500:580].mean() > 0.5  # behind
+    assert red[260:380, 40:160].mean() > 0.5  # in front
