@@ -127,7 +127,8 @@ def test_the_example_of_a_photograph_runs(tmp_path: Path, monkeypatch: pytest.Mo
     example = tmp_path / "assets" / "examples" / "coffee"
     shutil.copytree("assets/examples/coffee", example)
     y, x = np.mgrid[0:400, 0:600]
-    image = np.stack([(y // 4 + x // 8) % 2 * 20 + level for level in (150, 100, 60)], axis=-1).astype(np.uint8)
+    boards = (y // 4 + x // 8)[..., None] % 2 * 20
+    image = (boards + (150, 100, 60)).astype(np.uint8)
     disc = np.hypot((x - 280) / 200, (y - 220) / 160) < 1
     image[disc] = (160, 30, 20)
     write_png(tmp_path / "models" / "coffee" / "coffee.png", image)
