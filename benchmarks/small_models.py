@@ -17,8 +17,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from cldm.config import CompositorSettings
 from cldm.convert.convert import convert_compositor
 from cldm.training.settings import RunConfig
+from ldm.checkpoints import drawing
 from ldm.files import read_json, write_json
-from ldm.loading import drawing
 from ldm.settings.cli import command, single_app
 from ldm.settings.config import load_config
 from tiny.world import make_tokenizer

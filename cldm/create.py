@@ -6,8 +6,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from cldm.config import AutoencoderConfig, NetworkConfig
 from cldm.model import Compositor, IdentityEncoder
+from ldm.checkpoints import drawing
 from ldm.latents import LatentSpace
-from ldm.loading import drawing
 
 
 def backbone(config: NetworkConfig) -> dict:

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Dinov2Model
 
-from ldm.checkpoints import load_part, load_strict, read_weights, save_part
+from ldm.checkpoints import load_part, load_strict, loading, read_weights, save_part
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 from ldm.latents import LatentSpace
-from ldm.loading import loading
 from ldm.reuse import attended
 
 

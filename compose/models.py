@@ -12,13 +12,13 @@ from cldm.config import CompositorConfig, load_compositor_config, missing_parts
 from cldm.model import Compositor
 from cldm.pretrained import load_compositor
 from compose.settings import FULL_MODEL, TINY_MODEL, ComposeSettings
+from ldm.checkpoints import loading
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.experts.erase import Eraser
 from ldm.files import located
 from ldm.latents import scheduler_class
-from ldm.loading import loading
 from ldm.registry.models import depth_folder, resolve_model_path, warn_of_small
 from llava_bifrost.locator import Locator, load_locator
 

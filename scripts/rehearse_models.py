@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from cldm.config import CONFIG_FILE, CompositorConfig, NetworkConfig
 from cldm.convert.plan import empty_networks
 from cldm.create import backbone, create_autoencoder, noise_schedule
-from ldm.checkpoints import save_model_config, stored_names
+from ldm.checkpoints import empty_parameters, save_model_config, stored_names
 from ldm.files import ROOT, write_json
-from ldm.loading import empty_parameters
 from ldm.metrics.backbones import Inception, Lpips
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import write_config

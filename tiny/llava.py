@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ldm.checkpoints import folder_written_whole
+from ldm.checkpoints import drawing, folder_written_whole
 from ldm.files import write_atomic
-from ldm.loading import drawing
 from ldm.settings.config import dump_yaml, write_config
 from tiny.loop import Loss, Stage, means
 from tiny.settings import PATCH, LlavaStage, LlavaTraining, SmallConfig

@@ -17,10 +17,9 @@ from cldm.config import CONFIG_FILE, CompositorConfig, CompositorSettings, Conve
 from cldm.convert.plan import Origin, Plan, empty_networks, plan_compositor, plan_single
 from cldm.create import create_identity, noise_schedule
 from datasets.inputs import PairOptions
-from ldm.checkpoints import folder_written_whole, save_model_config, stored_names
+from ldm.checkpoints import drawing, empty_parameters, folder_written_whole, save_model_config, stored_names
 from ldm.device import DTYPES
 from ldm.files import json_bytes, write_json
-from ldm.loading import drawing, empty_parameters
 from ldm.result import write_result
 from ldm.settings.config import write_config
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors

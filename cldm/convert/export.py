@@ -19,9 +19,8 @@ from cldm.config import CONFIG_FILE, ExportSettings, require_complete
 from cldm.convert.convert import POSITIONS
 from cldm.convert.keys import RULES, Piece, original_pieces
 from cldm.convert.plan import CONTROLS, ENCODER, PROJECTOR, UNET, VAE
-from ldm.checkpoints import build_model, stored_names
+from ldm.checkpoints import build_model, empty_parameters, stored_names
 from ldm.files import read_json, set_aside, written_whole
-from ldm.loading import empty_parameters
 from ldm.weight_files import Entry, WeightFile, entry_of, is_live, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,7 @@ from transformers import Dinov2Model
 from cldm.config import NetworkConfig
 from cldm.convert.keys import Piece, original_pieces
 from cldm.create import create_autoencoder, create_control, create_identity, create_unet
-from ldm.checkpoints import stored_names
-from ldm.loading import drawing, empty_parameters
+from ldm.checkpoints import drawing, empty_parameters, stored_names
 from ldm.weight_files import RETIRED, TensorShape, WeightFile
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -29,10 +29,10 @@ from cldm.training.data import PairData
 from cldm.training.module import CompositorModule
 from cldm.training.records import Metrics, RejectionCounter, SampleSheets, Validation
 from cldm.training.settings import RunConfig
+from ldm.checkpoints import loading
 from ldm.device import make_manifest
 from ldm.files import read_json, read_text, write_atomic, write_json
 from ldm.latents import LatentSpace
-from ldm.loading import loading
 from ldm.training.run import Layout, read_files, trained
 from ldm.training.signals import signals_noted
 

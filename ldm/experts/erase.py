@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from ldm.checkpoints import loading
 from ldm.device import check_finite
 from ldm.files import file_sha256, hash_folder, named_failure
 from ldm.images import fitted, resize, to_01
-from ldm.loading import loading
 from ldm.registry.models import resolve_model_path
 
 logger = logging.getLogger(__name__)

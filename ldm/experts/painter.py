@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ldm.checkpoints import loading
 from ldm.device import check_finite
 from ldm.files import hash_folder, named_failure, read_json
-from ldm.loading import loading
 
 NEEDED = ("image", "mask_image", "prompt")  # what a pipeline must take
 SIZE, MULTIPLE = 1024, 32  # pixels of a pipeline that states none; sides that all known families accept

@@ -10,12 +10,11 @@ import cv2
 import numpy as np
 import torch
 
-from ldm.checkpoints import load_pretrained
+from ldm.checkpoints import load_pretrained, loading
 from ldm.decode import LoadedImage
 from ldm.device import check_finite, pick_device, pick_dtype
 from ldm.files import named_failure
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD, Box01, fitted, resize
-from ldm.loading import loading
 from ldm.registry.models import cutout_network
 
 OPAQUE = 127  # alpha above this, of 255, belongs to the object

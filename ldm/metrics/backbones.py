@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.checkpoints import Network, load_strict, read_weights
+from ldm.checkpoints import Network, load_strict, loading, read_weights
 from ldm.files import check_stopped, file_sha256, hash_folder
-from ldm.loading import loading
 from ldm.registry.models import how_to_get, resolve_model_path
 
 T = TypeVar("T")

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, CLIPModel, CLIPTokenizer
 
-from ldm.checkpoints import load_pretrained
+from ldm.checkpoints import load_pretrained, loading
 from ldm.files import read_json
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
-from ldm.loading import loading
 from ldm.metrics.backbones import fill, read_weight_file
 from ldm.registry.models import existing_folder
 

@@ -24,10 +24,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from ldm.checkpoints import load_pretrained
+from ldm.checkpoints import load_pretrained, loading
 from ldm.device import pick_device, pick_dtype
 from ldm.files import named_failure, read_json
-from ldm.loading import loading
 from ldm.registry.models import existing_folder
 
 log = logging.getLogger(__name__)

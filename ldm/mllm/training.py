@@ -13,9 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.checkpoints import check_weights, read_weights
+from ldm.checkpoints import check_weights, drawing, loading, read_weights
 from ldm.files import first_line, read_json
-from ldm.loading import drawing, loading
 from ldm.mllm.model import IGNORED
 from ldm.training.run import Layout
 from ldm.training.settings import LoraSettings

@@ -25,7 +25,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
-from ldm.loading import drawing, in_precision
+from ldm.checkpoints import drawing, in_precision
 from ldm.seeds import seed_of
 from ldm.training.run import (
     CHECKPOINT_PREFIX,

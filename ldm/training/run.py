@@ -24,9 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ldm.checkpoints import folder_written_whole
+from ldm.checkpoints import drawing, folder_written_whole, in_precision, loading
 from ldm.files import full_disk_named, write_atomic
-from ldm.loading import drawing, in_precision, loading
 from ldm.seeds import seed_of
 from ldm.training.settings import FitConfig
 from ldm.training.signals import shield_loader

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ldm.checkpoints import drawing
 from ldm.denoise import noise_for
-from ldm.loading import drawing
 from ldm.settings.config import load_config
 from ldm.training.fit import FitOutcome, Task, fit
 from ldm.training.run import Layout

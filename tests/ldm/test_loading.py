@@ -18,15 +18,14 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import CLIPTextModel
 
-import ldm.loading
+import ldm.checkpoints
 from cldm.config import AutoencoderConfig, NetworkConfig
 from cldm.convert.plan import empty_networks
 from cldm.create import create_compositor
 from cldm.model import IdentityEncoder
 from cldm.training.run import isolated_rng
 from inpainting.models.text_to_image.load import load_inpainter
-from ldm.checkpoints import load_pretrained, save_part
-from ldm.loading import RUNNING, drawing, in_precision, loading
+from ldm.checkpoints import RUNNING, drawing, in_precision, load_pretrained, loading, save_part
 from ldm.metrics.backbones import Lpips, load_inception
 from ldm.mllm.training import load_adapter, make_trainable
 from ldm.settings.config import load_config
@@ -103,7 +102,7 @@ def test_networks_are_built_while_no_other_thread_loads(tmp_path: Path, kind: st
 
     def note(module: nn.Module, name: str, parameter: object) -> None:
         if threading.get_ident() == mine:
-            locked.append(ldm.loading._LOCK._is_owned())  # type: ignore[attr-defined]
+            locked.append(ldm.checkpoints._LOCK._is_owned())  # type: ignore[attr-defined]
 
     hook = register_module_parameter_registration_hook(note)
     try:

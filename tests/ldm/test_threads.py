@@ -17,9 +17,8 @@ from torch import nn
 from transformers import CLIPTextModel, DPTForDepthEstimation, PreTrainedModel
 
 from compose import ComposeSettings, compose, load_models
-from ldm.checkpoints import load_part, load_pretrained, save_part
+from ldm.checkpoints import empty_parameters, load_part, load_pretrained, loading, save_part
 from ldm.experts.depth import DepthEstimator, DepthInput
-from ldm.loading import empty_parameters, loading
 from tests.images import Case
 from tests.inpainting.small_inpainter import small_text_encoder, small_tokenizer, small_unet
 from tests.ldm.test_experts import MAKERS, image

@@ -10,9 +10,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from cldm.create import create_autoencoder
 from datasets.sources.rendered import read_images
+from ldm.checkpoints import drawing
 from ldm.files import write_json
 from ldm.latents import LatentSpace
-from ldm.loading import drawing
 from ldm.settings.config import to_plain
 from tiny.compositor.autoencoder import AutoencoderTraining
 from tiny.loop import Stage, stages_manifest

@@ -17,11 +17,10 @@ from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
 
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import OpenShard, render_shards
-from ldm.checkpoints import folder_written_whole, save_part
+from ldm.checkpoints import drawing, folder_written_whole, save_part
 from ldm.device import pick_device
 from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_atomic, write_json
-from ldm.loading import drawing
 from ldm.settings.config import dump_yaml, to_plain
 from tiny.depth.train import AugmentConfig, DepthScenes, TrainDepthConfig
 from tiny.loop import Stage, stages_manifest

@@ -24,9 +24,8 @@ from cldm.create import create_autoencoder
 from datasets.geometry import Box
 from inpainting.models.text_to_image.config import InpainterConfig, Recommended
 from inpainting.models.text_to_image.load import INPAINTER_FILE
-from ldm.checkpoints import folder_written_whole, load_strict, save_part
+from ldm.checkpoints import drawing, folder_written_whole, load_strict, loading, save_part
 from ldm.files import write_atomic, write_json
-from ldm.loading import drawing, loading
 from ldm.settings.config import write_config
 from tiny.compositor.training import pm1_batch
 from tiny.inpainter.examples import make_example

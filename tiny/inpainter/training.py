@@ -14,9 +14,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from inpainting.models.text_to_image.rca import install_rca, region_kwargs
 from inpainting.tokens import encode_plans, plan_tokens
-from ldm.checkpoints import folder_written_whole, load_part
+from ldm.checkpoints import drawing, folder_written_whole, load_part
 from ldm.files import write_json
-from ldm.loading import drawing
 from tiny.inpainter import model as networks
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
 from tiny.inpainter.train import ADAPTERS, STAGES, InpainterTraining

@@ -22,11 +22,10 @@ from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
 from inpainting.models.text_to_image.config import InpainterConfig
 from inpainting.models.text_to_image.rca import install_rca
-from ldm.checkpoints import load_pretrained
+from ldm.checkpoints import load_pretrained, loading
 from ldm.device import pick_device, pick_dtype
 from ldm.files import file_sha256, first_line, hash_folder, read_json
 from ldm.latents import LatentSpace
-from ldm.loading import loading
 from ldm.registry.models import existing_folder, how_to_get
 from ldm.settings.config import read_config
 from ldm.weight_files import open_weights, weight_files

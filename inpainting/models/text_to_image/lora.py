@@ -18,10 +18,10 @@ from inpainting.models.text_to_image.rca import region_kwargs
 from inpainting.models.text_to_image.sample import known_channels
 from inpainting.models.text_to_image.train_text_to_image_lora import TrainLoraConfig
 from inpainting.tokens import encode_plans, plan_tokens
+from ldm.checkpoints import drawing
 from ldm.denoise import min_snr_weight, noise_for, prediction_target
 from ldm.device import DTYPES
 from ldm.files import write_atomic
-from ldm.loading import drawing
 from ldm.mllm.training import fill_adapter
 from ldm.seeds import seed_of
 from ldm.settings.config import dump_yaml
