@@ -37,8 +37,8 @@ def measure_speeds(
     from cldm.config import SPEEDS, EvaluateSettings
     from cldm.evaluate.cases import find_cases, nearest_candidate, rendered_candidates
     from cldm.evaluate.run import Measurer, SceneScores, pooled_rates
+    from cldm.model import load_compositor
     from cldm.pipeline import CompositorPipeline
-    from cldm.pretrained import load_compositor
     from datasets.sources.rendered import RenderedScenes
     from ldm.denoise import Monitor
     from ldm.metrics.intervals import mean_interval

@@ -2,6 +2,8 @@
 
 All networks are stock diffusers / transformers objects. What the papers add is small: the control branches
 never see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
+A folder has one sub-folder per network in `save_pretrained` layout, and a configuration: unet/ control_detail/
+control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, r side of the
 reference, t tokens (CLS first, then patches).
 """
@@ -12,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Dinov2Model
 
-from ldm.checkpoints import load_part, load_strict, loading, read_weights, save_part
+from cldm.config import CONFIG_FILE, CompositorConfig, load_compositor_config
+from ldm.checkpoints import folder_written_whole, load_part, load_strict, loading, read_weights, save_part
+from ldm.files import read_json
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
 from ldm.latents import LatentSpace
 from ldm.reuse import attended
+from ldm.settings.config import write_config
 
 
 class IdentityEncoder(nn.Module):
@@ -206,3 +211,29 @@ class Compositor(nn.Module):
 def shared(value: Tensor, times: int) -> Tensor:
     """(b, ...) -> (b * times, ...), each row `times` in a row."""
     return value if times == 1 else value.repeat_interleave(times, dim=0)
+
+
+def save_compositor(
+    model: Compositor, config: CompositorConfig, folder: Path, dtype: torch.dtype = torch.float16
+) -> None:
+    """Write the whole folder, or nothing."""
+    with folder_written_whole(folder) as partial:
+        save_part(model.unet, partial / "unet", dtype)
+        save_part(model.detail.net, partial / "control_detail", dtype)
+        save_part(model.depth.net, partial / "control_depth", dtype)
+        model.identity.save_pretrained(partial, dtype)
+        model.latent_space.save_pretrained(partial / "vae", dtype)
+        DDIMScheduler.from_config(model.scheduler_config).save_pretrained(partial / "scheduler")
+        write_config(partial / CONFIG_FILE, config)
+
+
+def load_compositor(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Compositor, CompositorConfig]:
+    """On the CPU in eval mode, strictly loaded: ValueError names what is missing, unexpected, mis-shaped."""
+    config = load_compositor_config(folder)
+    unet = load_part(UNet2DConditionModel, folder / "unet", dtype)
+    detail = load_part(ControlNetModel, folder / "control_detail", dtype)
+    depth = load_part(ControlNetModel, folder / "control_depth", dtype)
+    identity = IdentityEncoder.from_pretrained(folder, dtype)
+    space = LatentSpace.from_pretrained(folder / "vae", dtype)
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    return Compositor(unet, detail, depth, identity, space, schedule).eval(), config

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from cldm.config import CompositorConfig, load_compositor_config, missing_parts
-from cldm.model import Compositor
-from cldm.pretrained import load_compositor
+from cldm.model import Compositor, load_compositor
 from compose.settings import FULL_MODEL, TINY_MODEL, ComposeSettings
 from ldm.checkpoints import loading
 from ldm.device import pick_device, pick_dtype

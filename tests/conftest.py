@@ -101,7 +101,7 @@ def small_compositor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from cldm.create import create_compositor
-    from cldm.pretrained import save_compositor
+    from cldm.model import save_compositor
     from tests.cldm.small import SMALL, SMALL_CONFIG
 
     folder = tmp_path_factory.mktemp("models") / "compositor"

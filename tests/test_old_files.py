@@ -260,7 +260,7 @@ def test_old_model_descriptions_are_read_whole(read: Callable[[Path], object]) -
 
 
 def test_an_old_compositor_folder_loads() -> None:
-    from cldm.pretrained import load_compositor
+    from cldm.model import load_compositor
 
     model, card = load_compositor(BEFORE / "compositor")
     assert card.name == "small"

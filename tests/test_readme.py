@@ -10,7 +10,7 @@ import typer
 
 import compose.settings
 from cldm.create import create_compositor
-from cldm.pretrained import save_compositor
+from cldm.model import save_compositor
 from cldm.training.settings import RunConfig
 from compose.schema import command_modules
 from inpainting.models.image_to_text.settings import PromptTraining

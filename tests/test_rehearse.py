@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cldm.config import AutoencoderConfig, NetworkConfig
-from cldm.pretrained import load_compositor
+from cldm.model import load_compositor
 from inpainting.data.steps.describe import describe_paintings, open_model
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.load import load_inpainter

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cldm.create import create_compositor
-from cldm.pretrained import save_compositor
+from cldm.model import save_compositor
 from compose.sheet import read_cases
 from ldm.images import read_image
 from ldm.settings.cli import run_app

@@ -67,7 +67,7 @@ def compositor(
     force: Force = False,
 ) -> None:  # fmt: skip
     """Install the compositor of a run; its recommended sampler settings may be changed."""
-    from cldm.pretrained import load_compositor
+    from cldm.model import load_compositor
     from ldm.checkpoints import folder_written_whole
 
     measured = read_evaluation(evaluation, f"cldm.evaluate --model {run}/model --out {evaluation}")

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from cldm.config import EvaluateSettings, Sampling
 from cldm.evaluate.cases import SceneCase, find_cases, nearest_candidate, order_is_right, rendered_candidates
+from cldm.model import load_compositor
 from cldm.pipeline import CompositorPipeline, Weights
-from cldm.pretrained import load_compositor
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
 from datasets.scenes.store import read_options

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from cldm.config import CompositorConfig, NetworkConfig
 from cldm.create import create_compositor
-from cldm.model import Compositor
-from cldm.pretrained import load_compositor, save_compositor
+from cldm.model import Compositor, load_compositor, save_compositor
 from cldm.training import checkpoints
 from cldm.training.data import PairData
 from cldm.training.module import CompositorModule

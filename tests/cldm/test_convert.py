@@ -14,8 +14,7 @@ from cldm.convert.convert import CONFIGS, POSITIONS, convert_compositor, convert
 from cldm.convert.export import export, schedule_buffers
 from cldm.convert.keys import original_pieces
 from cldm.convert.plan import ENCODER, UNET, empty_networks
-from cldm.model import Compositor
-from cldm.pretrained import load_compositor
+from cldm.model import Compositor, load_compositor
 from ldm.settings.cli import run_app
 from tests.cldm.released import GRID, MINI, checkpoint, dinov2_file
 

@@ -12,8 +12,7 @@ from benchmarks.published_model import PublishedSampler
 from cldm import pipeline
 from cldm.config import PRESETS, PUBLISHED_SAMPLING, AutoencoderConfig, CompositorSettings, NetworkConfig
 from cldm.convert.convert import convert_compositor
-from cldm.model import Compositor
-from cldm.pretrained import load_compositor
+from cldm.model import Compositor, load_compositor
 from datasets.inputs import Inputs
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cldm.config import CONFIG_FILE, CompositorConfig, missing_parts
 from cldm.create import create_compositor
-from cldm.pretrained import load_compositor, save_compositor
+from cldm.model import load_compositor, save_compositor
 from datasets.inputs import PairOptions
 from tests.cldm.small import SMALL, SMALL_CONFIG
 
@@ -76,7 +76,7 @@ def test_a_folder_with_files_of_others_is_kept(copied: Path, mine: str) -> None:
 
 def test_failed_saving_leaves_the_old_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sorted(path.name for path in copied.iterdir())
-    monkeypatch.setattr("cldm.pretrained.write_config", lambda *_: 1 / 0)
+    monkeypatch.setattr("cldm.model.write_config", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_compositor(create_compositor(SMALL), SMALL_CONFIG, copied)
     assert sorted(path.name for path in copied.iterdir()) == before

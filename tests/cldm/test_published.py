@@ -12,8 +12,7 @@ from benchmarks.published_model import GUIDANCE, PublishedSampler
 from cldm.config import CompositorSettings, NetworkConfig
 from cldm.convert.convert import convert_compositor
 from cldm.create import create_compositor, noise_schedule
-from cldm.model import Compositor
-from cldm.pretrained import load_compositor
+from cldm.model import Compositor, load_compositor
 from ldm.denoise import Monitor, denoise, set_steps
 from ldm.latents import make_scheduler
 from tests.cldm.released import checkpoint

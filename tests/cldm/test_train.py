@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cldm.pretrained import load_compositor
+from cldm.model import load_compositor
 from cldm.training.run import train
 from cldm.training.settings import CompositorTrainConfig, DataConfig, RunConfig, TrainerConfig
 from datasets.base import BOTH, Rejected

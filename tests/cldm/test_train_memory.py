@@ -10,7 +10,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention
 
 from cldm.create import create_compositor
-from cldm.pretrained import load_compositor
+from cldm.model import load_compositor
 from cldm.training.module import CompositorModule
 from cldm.training.run import train as run_training
 from cldm.training.settings import CompositorTrainConfig, RunConfig

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cldm.create import create_compositor
-from cldm.pretrained import save_compositor
+from cldm.model import save_compositor
 from cldm.training import data as training_data
 from cldm.training.checkpoints import Change, check_resumed, run_record
 from cldm.training.run import starting_model, train

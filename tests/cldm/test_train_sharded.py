@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cldm.pretrained import load_compositor
+from cldm.model import load_compositor
 from cldm.training.run import train
 from cldm.training.settings import RunConfig
 from tests.cldm.test_train import run_config, scenes

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cldm.model import load_compositor
 from cldm.pipeline import CompositorPipeline
-from cldm.pretrained import load_compositor
 from datasets.augment import relight_room
 from datasets.pairs import build_pair
 from datasets.pasteback import stitch
