@@ -2,7 +2,7 @@
 
 All networks are stock diffusers / transformers objects. What the papers add is small: the control branches
 never see the noisy latent (AnyDoor, Bifrost), and their residuals are summed with one weight each.
-A folder has one sub-folder per network in `save_pretrained` layout, and a configuration: unet/ control_detail/
+A folder has a configuration and one sub-folder per network in `save_pretrained` layout: unet/ control_detail/
 control_depth/ image_encoder/ projector/ vae/ scheduler/ compositor.json
 Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels, H W pixels, r side of the
 reference, t tokens (CLS first, then patches).

@@ -48,9 +48,9 @@ from ldm.locks import lock_beside, taken
 from ldm.registry.models import BUILTIN, cutout_network, depth_folder, detector_folder, how_to_get
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
+from ldm.settings.choices import shard_of
 from ldm.settings.config import Layer, flag_name, layer_merger, to_plain, yaml_layers
 from ldm.settings.resources import resources_named
-from ldm.shards import shard_of
 from llava_bifrost.settings import GEOMETRIC
 
 logger = logging.getLogger(__name__)

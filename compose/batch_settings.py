@@ -5,8 +5,8 @@ from pathlib import Path
 
 from compose.settings import DEFAULTS, SHEET_HELP
 from ldm.result import overwrite_setting
+from ldm.settings.choices import shard_of
 from ldm.settings.config import CheckedSettings, setting
-from ldm.shards import shard_of
 
 
 @dataclass(frozen=True, kw_only=True)

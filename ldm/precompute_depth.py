@@ -23,9 +23,9 @@ from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
 from ldm.locks import lock_beside, taken
 from ldm.registry.models import DEFAULT_DEPTH, depth_for_photographs
+from ldm.settings.choices import shard_of
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
-from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ from ldm.files import located
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import DEFAULT_DEPTH, resolve_model_path
 from ldm.result import overwrite_setting
-from ldm.settings.choices import DEVICES, FLOAT_TYPES
+from ldm.settings.choices import DEVICES, FLOAT_TYPES, shard_of
 from ldm.settings.config import CheckedSettings, check_settings, setting
-from ldm.shards import shard_of
 from llava_bifrost.language.instruction import CODECS, FORMATS
 
 FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.result import overwrite_setting
+from ldm.settings.choices import shard_of
 from ldm.settings.schema import check_settings, setting
-from ldm.shards import shard_of
 
 EVAL_BIT = 1 << 40
 

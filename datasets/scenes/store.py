@@ -24,8 +24,8 @@ from datasets.scenes.layout import sample_scene
 from datasets.scenes.settings import SceneOptions, StoreSettings, eval_seed, train_seed
 from ldm.files import write_atomic
 from ldm.locks import taken
+from ldm.settings.choices import shard_of
 from ldm.settings.config import to_plain
-from ldm.shards import shard_of
 
 log = logging.getLogger(__name__)
 

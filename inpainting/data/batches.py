@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 from tqdm.auto import tqdm
 
 from ldm.journal import Journal
-from ldm.settings.choices import FLOAT_TYPES
+from ldm.settings.choices import FLOAT_TYPES, shard_of
 from ldm.settings.config import check_settings, setting
-from ldm.shards import shard_of
 
 T = TypeVar("T")
 PRECISIONS = ("auto", "4bit", "full")

@@ -35,3 +35,11 @@ SPEEDS: dict[str, dict[str, int]] = {
     "balanced": {"guidance_every": 2, "reuse_every": 2},
     "fast": {"guidance_every": 6, "reuse_every": 3, "reuse_layers": 1},
 }
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """ "i/n" -> (i, n) with 0 <= i < n; the work of shard i is every n-th item from the i-th."""
+    index, slash, count = text.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise ValueError(f"shard must be i/n with 0 <= i < n, got {text!r}")

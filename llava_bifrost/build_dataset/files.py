@@ -27,7 +27,7 @@ from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, wri
 from ldm.images import encode_png
 from ldm.journal import SharedLines, in_order, read_lines
 from ldm.locks import held, lock_beside, taken
-from ldm.shards import shard_of
+from ldm.settings.choices import shard_of
 from llava_bifrost.build_dataset.records import IMAGE, Built, statistics
 from llava_bifrost.settings import MergeShardsSettings, OutputSettings
 

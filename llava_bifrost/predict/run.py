@@ -33,8 +33,8 @@ from ldm.journal import append_line, parse_line, read_lines
 from ldm.locks import alone
 from ldm.registry.models import depth_folder, detector_folder, warn_of_small
 from ldm.result import beside, write_result
+from ldm.settings.choices import shard_of
 from ldm.settings.config import to_plain
-from ldm.shards import shard_of
 from llava_bifrost.draw import draw_candidates
 from llava_bifrost.language.answer import Candidate
 from llava_bifrost.locator import load_locator

@@ -16,8 +16,8 @@ from datasets.scenes.sheet import write_scene_sheet
 from datasets.scenes.store import OpenShard, read_shard, render_shards
 from ldm.images import read_image
 from ldm.locks import held
+from ldm.settings.choices import shard_of
 from ldm.settings.cli import run_app
-from ldm.shards import shard_of
 
 
 @pytest.fixture

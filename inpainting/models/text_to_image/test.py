@@ -14,10 +14,10 @@ from inpainting.config_path import HERE, ConfigPath, Overrides, find_config
 from inpainting.models.text_to_image.config import ALL, MULTI, PaintingsConfig
 from ldm.files import located, visible_files
 from ldm.result import write_result
+from ldm.settings.choices import shard_of
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
 from ldm.settings.later import later
-from ldm.shards import shard_of
 
 EVALUATION = "inpainting.models.text_to_image.evaluation"
 fill_paintings = later(f"{EVALUATION}.generate:fill_paintings")
