@@ -29,8 +29,7 @@ def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_ph
     """Compare the rules for photographs with the image row alone and with the small network."""
     folder = photographs(data)
     cutout_network("u2netp")  # or its error: `rules` would be those without it
-    from ldm.experts.depth import DepthEstimator, full_size
-    from ldm.experts.depth_rules import depth_by_rules
+    from ldm.experts.depth import DepthEstimator, depth_by_rules, full_size
 
     small = DepthEstimator.load(located("assets/tiny/depth"))
     rules = DepthEstimator.load(located(BUILTIN_DEPTH))

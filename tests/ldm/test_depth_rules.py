@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldm.decode import LoadedImage
-from ldm.experts import depth_rules
+from ldm.experts import depth
 from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.files import located
 from ldm.images import encode_image, read_depth, read_image, read_mask
@@ -19,14 +19,14 @@ TOP, BOTTOM, LEFT, RIGHT = 60, 180, 96, 160  # of the thing, in an image of 240 
 @pytest.fixture
 def thing(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """An image with a red thing, which the replaced network finds in every view."""
-    monkeypatch.setattr(depth_rules, "u2netp_scores", lambda rgb_u8, network: (rgb_u8[..., 0] > 127) * 1.0)
+    monkeypatch.setattr(depth, "u2netp_scores", lambda rgb_u8, network: (rgb_u8[..., 0] > 127) * 1.0)
     rgb_u8 = np.zeros((240, 256, 3), np.uint8)
     rgb_u8[TOP:BOTTOM, LEFT:RIGHT, 0] = 255
     return rgb_u8
 
 
 def test_without_the_network_lower_rows_are_nearer(thing: np.ndarray):
-    depth_01 = depth_rules.depth_by_rules(thing, None)
+    depth_01 = depth.depth_by_rules(thing, None)
     assert depth_01.shape == (240, 256)
     assert depth_01.dtype == np.float32
     np.testing.assert_array_equal(depth_01, np.repeat(depth_01[:, :1], 256, axis=1))
@@ -35,8 +35,8 @@ def test_without_the_network_lower_rows_are_nearer(thing: np.ndarray):
 
 
 def test_a_thing_is_as_near_as_the_ground_at_its_foot(thing: np.ndarray):
-    depth_01 = depth_rules.depth_by_rules(thing, Path("u2netp.onnx"))
-    ground = depth_rules.depth_by_rules(thing, None)
+    depth_01 = depth.depth_by_rules(thing, Path("u2netp.onnx"))
+    ground = depth.depth_by_rules(thing, None)
     foot = BOTTOM - 1
     assert depth_01[foot - 1, 128] == pytest.approx(ground[foot, 128], abs=0.02)
     # The top is a little farther than the foot, by 0.02 of its height, and nearer than what is beside it.
@@ -51,7 +51,7 @@ def test_a_thing_is_as_near_as_the_ground_at_its_foot(thing: np.ndarray):
 def test_specks_are_no_things(thing: np.ndarray):
     thing[:], thing[50:54, 100:104, 0] = 0, 255
     np.testing.assert_array_equal(
-        depth_rules.depth_by_rules(thing, Path("u2netp.onnx")), depth_rules.depth_by_rules(thing, None)
+        depth.depth_by_rules(thing, Path("u2netp.onnx")), depth.depth_by_rules(thing, None)
     )
 
 
