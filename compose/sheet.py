@@ -20,8 +20,7 @@ from ldm.files import read_json
 from ldm.images import encode_png
 from ldm.result import beside, write_result
 from ldm.sheet import as_levels, grid
-from llava_bifrost.draw import draw_candidates
-from llava_bifrost.language.answer import Candidate
+from llava_bifrost.language.answer import Candidate, draw_candidates
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from datasets.pairs import Pair, build_pair
 from datasets.scenes import Scene, SceneFacts, SceneOptions, render, sample_scene
 from datasets.scenes.describe import Solid
 from datasets.scenes.furnish import solid_at
-from datasets.scenes.sheet import from_01
+from datasets.scenes.store import from_01
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
 from ldm.images import normalize

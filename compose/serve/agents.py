@@ -18,10 +18,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from compose.serve import rest
-from compose.serve.fields import field_schemas
 from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED
-from compose.serve.settings import MOST_IMAGES
+from compose.serve.settings import MOST_IMAGES, field_schemas
 from compose.serve.uploads import new_file
 from ldm import __version__
 from ldm.doctor import lacks_mcp

@@ -23,7 +23,7 @@ from compose.serve.agents import agents_at
 from compose.serve.guard import LOCAL_HOSTS, Guard, error_json
 from compose.serve.jobs import Job, JobQueue, QueueFull
 from compose.serve.page import RESULT, Site
-from compose.serve.page_about import THEME, build_page
+from compose.serve.page_jobs import THEME, build_page
 from compose.serve.rest import error_answer, router
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings, anywhere, filled
 from compose.serve.uploads import without_paths

@@ -13,12 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from compose.preview import SIDE, Occlusion, occlusion, shrink
 from compose.recipe import settings_of_recipe
 from compose.serve.jobs import DEPTH, ENDED, Job
 from compose.serve.settings import COMPOSE_FIELDS, anywhere, filled
 from compose.settings import INPUT_FILES, ComposeSettings
-from compose.sources import Sources, depth_of
+from compose.sources import SIDE, Occlusion, Sources, depth_of, occlusion, shrink
 from datasets.geometry import Box01, bbox_of_mask, box_to_01, check_box01, depth_at_contact
 from datasets.inputs import PairOptions
 from ldm.decode import LoadedImage

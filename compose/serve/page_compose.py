@@ -12,7 +12,6 @@ import gradio as gr
 import numpy as np
 
 from compose import load_models
-from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import FIXES, MASK, NAME, PLACE, Desk
 from compose.serve.events import EVENT, Events, nothing, status_of_work
@@ -22,9 +21,10 @@ from compose.serve.uploads import public
 from compose.serve.work import Networks, compose_work, places_of
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sheet import on_white
+from compose.sources import SIDE
 from inpainting.prompts import paint_masks
 from ldm.images import fitted, resize
-from llava_bifrost.draw import COLOURS
+from llava_bifrost.language.answer import COLOURS
 
 TINT, PALE = 0.55, 0.25  # opacity of the target mask, and of what is not the object; chosen
 NAMED, EDGE = "#2b6cb0", (232, 64, 42)

@@ -12,13 +12,13 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from compose.preview import SIDE
 from compose.serve import page
 from compose.serve.desk import Visit, stroke_mask
 from compose.serve.events import Events, nothing, status_of_work
 from compose.serve.jobs import Work
 from compose.serve.settings import filled
 from compose.serve.work import paint_work
+from compose.sources import SIDE
 from inpainting.dream import DreamSettings
 from inpainting.prompts import paint_masks, palette, rgb_of_color, split_colors
 from ldm.decode import LoadedImage

@@ -11,9 +11,19 @@ from typing import Any, get_origin
 from starlette.datastructures import FormData, UploadFile
 
 from compose.recipe import settings_of_recipe
-from compose.serve.fields import COMMON, FIELDS, NEEDED, REGIONS
 from compose.serve.jobs import Job, Work
-from compose.serve.settings import COMPOSE_IMAGES, MOST_IMAGES, PATHS, SERVERS, ServeSettings, filled
+from compose.serve.settings import (
+    COMMON,
+    COMPOSE_IMAGES,
+    FIELDS,
+    MOST_IMAGES,
+    NEEDED,
+    PATHS,
+    REGIONS,
+    SERVERS,
+    ServeSettings,
+    filled,
+)
 from compose.serve.uploads import named_bytes, store, white_is_edit, written_mask
 from compose.serve.work import compose_work, paint_work, place_work, replay_work
 from compose.settings import CompositeSettings

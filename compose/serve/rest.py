@@ -21,12 +21,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 
-from compose.serve.fields import edit_schema
 from compose.serve.guard import error_json
 from compose.serve.jobs import ENDED, Job, QueueFull
-from compose.serve.page_about import networks_here
+from compose.serve.page_jobs import networks_here
 from compose.serve.request import EditRequest
-from compose.serve.settings import MOST_IMAGES
+from compose.serve.settings import MOST_IMAGES, edit_schema
 from ldm import __version__
 
 UPLOAD_S = 300  # seconds in which a request must have arrived; chosen

@@ -8,7 +8,7 @@ from ldm.settings.later import later
 def build_app() -> App:
     app = new_app("Rendered tabletop scenes with exact masks, depth and counterfactuals.")
     app.command("render")(command(StoreSettings, later("datasets.scenes.store:render_shards")))
-    app.command("sheet")(command(SheetSettings, later("datasets.scenes.sheet:write_scene_sheet")))
+    app.command("sheet")(command(SheetSettings, later("datasets.scenes.store:write_scene_sheet")))
     return app
 
 

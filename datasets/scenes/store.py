@@ -1,4 +1,5 @@
-"""Rendered scenes on disk: shards of 256 scenes, one safetensors file each, written whole or not at all.
+"""Rendered scenes on disk: shards of 256 scenes, one safetensors file each, written whole or not at all;
+and their contact sheets: every output of the renderer side by side.
 
 Shard `j` holds the scenes first_seed + 256 j ... of one set of options. A shard that is there, complete and
 made with the same settings is skipped. The scenes of an unfinished shard are kept in hidden parts.
@@ -9,23 +10,28 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
+from torch import Tensor
 from tqdm import tqdm
 
 from datasets.scenes.batch import SceneFacts, render
 from datasets.scenes.describe import Scene
 from datasets.scenes.layout import sample_scene
-from datasets.scenes.settings import SceneOptions, StoreSettings, eval_seed, train_seed
+from datasets.scenes.settings import SceneOptions, SheetSettings, StoreSettings, eval_seed, train_seed
 from ldm.files import write_atomic
+from ldm.images import encode_png
 from ldm.locks import taken
+from ldm.result import write_result
 from ldm.settings.choices import shard_of
 from ldm.settings.config import to_plain
+from ldm.sheet import grid
 
 log = logging.getLogger(__name__)
 
@@ -202,3 +208,44 @@ def _header(path: Path | str) -> dict[str, Any]:
 
 def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+COLUMNS = ("scene", "one solid removed", "inverse depth", "instances", "amodal mask", "reference")
+TINTS = np.array([  # room, then solids
+    (214, 210, 202), (228, 26, 28), (55, 126, 184), (77, 175, 74), (152, 78, 163),
+    (255, 127, 0), (240, 200, 40), (166, 86, 40), (247, 129, 191), (90, 190, 190),
+], np.uint8)  # fmt: skip
+
+
+def write_scene_sheet(settings: SheetSettings) -> Path:
+    """Write a labelled contact sheet of evaluation scenes."""
+    options = replace(settings, reference_size=(settings.size[0], settings.size[0]))
+    scenes = [sample_scene(eval_seed(settings.first_seed + i), options) for i in range(settings.count)]
+    batch = render(scenes, options, settings.device)
+    rows, captions = [], []
+    for index, fact in enumerate(batch.facts):
+        removed, image = fact.removed, from_01(batch.image_01[index])
+        outline = (image * 0.35 + 160 * 0.65).astype(np.uint8)
+        outline[batch.amodal[index, removed].cpu().numpy()] = (255, 160, 60)
+        outline[batch.visible[index, removed].cpu().numpy()] = (40, 120, 220)
+        gray = (batch.depth_01[index] * 255).round().byte().cpu().numpy()
+        depth = cv2.applyColorMap(gray, cv2.COLORMAP_INFERNO)[..., ::-1]
+        label = batch.instances[index].cpu().numpy()
+        tint = TINTS[np.where(label > 0, 1 + (label - 1) % (len(TINTS) - 1), 0)]
+        instances = (tint * (0.55 + 0.45 * image.mean(-1, keepdims=True) / 255)).astype(np.uint8)
+        without, reference = from_01(batch.without_01[index]), from_01(batch.reference_01[index])
+        rows.append([image, without, depth, instances, outline, reference])
+        d, far, near = fact.depths[removed]
+        words = fact.captions[0] if fact.captions else fact.names[removed]
+        seen = f"depth {d:.2f} ({far:.2f} to {near:.2f}), {100 * fact.visible[removed]:.0f} % visible"
+        view = "same pose" if fact.same_pose else "another view"
+        captions.append(f"{words}; {seen}; reference: {view}, another lamp")
+    sheet_u8 = grid(rows, COLUMNS, captions, cell=max(settings.size))
+    write_result({settings.out: encode_png(sheet_u8)}, settings.overwrite)
+    logging.getLogger(__name__).info("wrote %s", settings.out)
+    return settings.out
+
+
+def from_01(image_01: Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] -> RGB (h, w, 3) uint8, rounded."""
+    return (image_01 * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()

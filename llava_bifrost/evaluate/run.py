@@ -31,9 +31,8 @@ from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid
 from llava_bifrost.build_dataset.records import read_records
-from llava_bifrost.draw import draw_candidates
 from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table, measure_answer
-from llava_bifrost.language.answer import AnswerError, Candidate, satisfies
+from llava_bifrost.language.answer import AnswerError, Candidate, draw_candidates, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.settings import LocatorEvaluation

@@ -35,8 +35,7 @@ from ldm.registry.models import depth_folder, detector_folder, warn_of_small
 from ldm.result import beside, write_result
 from ldm.settings.choices import shard_of
 from ldm.settings.config import to_plain
-from llava_bifrost.draw import draw_candidates
-from llava_bifrost.language.answer import Candidate
+from llava_bifrost.language.answer import Candidate, draw_candidates
 from llava_bifrost.locator import load_locator
 from llava_bifrost.placement.placer import Item
 from llava_bifrost.propose import propose, read_anchors

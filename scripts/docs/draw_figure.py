@@ -97,7 +97,7 @@ def draw_compositor(
     """Draw how the compositor works, with the images of one example."""
     from compose import compose, load_models
     from compose.sheet import marked_background, on_white, read_cases, settings_of_case
-    from datasets.scenes.sheet import from_01
+    from datasets.scenes.store import from_01
 
     settings = settings_of_case(read_cases(examples / "cases.json")[0], examples, model=model)
     result = compose(settings, load_models(settings), progress=False)

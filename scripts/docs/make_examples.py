@@ -48,7 +48,7 @@ def make_examples(out: Annotated[Path, typer.Option(help="folder of the examples
 
 def write_examples(out: Path) -> None:
     from datasets.scenes import render, sample_scene
-    from datasets.scenes.sheet import from_01
+    from datasets.scenes.store import from_01
     from llava_bifrost.propose import as_json
 
     cases = []

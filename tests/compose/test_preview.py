@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from compose import compose, load_models
-from compose.preview import SIDE, occlusion, shrink
 from compose.recipe import sampling_of
-from compose.sources import read_sources
+from compose.sources import SIDE, occlusion, read_sources, shrink
 from ldm.images import read_image, write_depth, write_png
 from tests.compose.test_pipeline import settings_of
 from tests.images import Case, forbid_loading, room, room_depth, thing

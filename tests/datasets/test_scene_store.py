@@ -12,8 +12,7 @@ import pytest
 from datasets.scenes import eval_seed, render, sample_scene, store
 from datasets.scenes.__main__ import build_app
 from datasets.scenes.settings import SheetSettings, StoreSettings
-from datasets.scenes.sheet import write_scene_sheet
-from datasets.scenes.store import OpenShard, read_shard, render_shards
+from datasets.scenes.store import OpenShard, read_shard, render_shards, write_scene_sheet
 from ldm.images import read_image
 from ldm.locks import held
 from ldm.settings.choices import shard_of

@@ -25,10 +25,20 @@ from tiny.inpainter.measures import paint_examples
 from tiny.inpainter.model import create_scheduler
 from tiny.inpainter.train import AdapterConfig, InpainterTraining
 from tiny.loop import Stage
-from tiny.regions import Views, box_masks, overlap, read_views, refuse_training_scenes
 from tiny.report import scene_mean
 from tiny.settings import ClassifierConfig, DiffusionStage, InpainterNetworks, LatentsConfig
-from tiny.world import ONE_TOKEN, Name, caption_of, make_tokenizer, read_name
+from tiny.world import (
+    ONE_TOKEN,
+    Name,
+    Views,
+    box_masks,
+    caption_of,
+    make_tokenizer,
+    overlap,
+    read_name,
+    read_views,
+    refuse_training_scenes,
+)
 
 SIZE = 64
 SHORT = DiffusionStage(steps=4, batch=2, lr=1e-3, log_every=2, bf16=False)

@@ -21,7 +21,7 @@ from tiny.inpainter import measures
 from tiny.inpainter.examples import PaintCase, make_cases
 from tiny.inpainter.measures import paint_examples
 from tiny.inpainter.model import load_classifier
-from tiny.regions import box_masks, read_views
+from tiny.world import box_masks, read_views
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny" / "inpainter"
 

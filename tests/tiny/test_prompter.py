@@ -46,10 +46,9 @@ from tiny.prompter.sets import (
 )
 from tiny.prompter.train import PrompterTraining
 from tiny.prompter.training import CAPTION, VOCABULARY, pack_captions, train_prompter
-from tiny.regions import box_masks, overlap
 from tiny.report import scene_mean
 from tiny.settings import MASK_COLORS, LlavaStage, SmallConfig
-from tiny.world import COLOUR_WORDS, SHAPE_WORDS, Name, caption_of
+from tiny.world import COLOUR_WORDS, SHAPE_WORDS, Name, box_masks, caption_of, overlap
 
 TINY = SmallConfig(
     image=64, width=32, heads=2, stages=(8, 16, 16), blocks=(1, 1, 1), vision_layers=1, layers=3, hidden=48

@@ -19,8 +19,18 @@ from datasets.geometry import Box
 from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.models.text_to_image.rca import shrink_masks
 from tiny.compositor.training import pm1_batch
-from tiny.regions import Region, Views, box_masks, grown, spread_out
-from tiny.world import COLOUR_WORDS, PATTERNED, SHAPE_WORDS, Name, caption_of
+from tiny.world import (
+    COLOUR_WORDS,
+    PATTERNED,
+    SHAPE_WORDS,
+    Name,
+    Region,
+    Views,
+    box_masks,
+    caption_of,
+    grown,
+    spread_out,
+)
 
 CHUNK = 4  # images encoded together
 PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3

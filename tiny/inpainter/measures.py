@@ -23,9 +23,8 @@ from tiny.compositor.training import round_trip_db
 from tiny.inpainter.evaluate import MODELS, InpainterEvaluation
 from tiny.inpainter.examples import SMALL, Example, PaintCase, make_cases
 from tiny.inpainter.model import SolidClassifier, crop_pm1, load_classifier
-from tiny.regions import box_masks, read_views, refuse_training_scenes
 from tiny.report import Record, alternating, cell, scene_mean, table_lines, write_evaluation
-from tiny.world import COLOUR_WORDS, SHAPE_WORDS
+from tiny.world import COLOUR_WORDS, SHAPE_WORDS, box_masks, read_views, refuse_training_scenes
 
 MEASURES = ("colour", "shape", "both", "other")
 RIM = {  # of the masks on the sheet

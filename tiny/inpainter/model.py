@@ -30,9 +30,8 @@ from ldm.settings.config import write_config
 from tiny.compositor.training import pm1_batch
 from tiny.inpainter.examples import make_example
 from tiny.loop import Stage
-from tiny.regions import Views, grown
 from tiny.settings import ClassifierConfig, InpainterNetworks, LatentsConfig
-from tiny.world import COLOUR_WORDS, LENGTH, SHAPE_WORDS, make_tokenizer
+from tiny.world import COLOUR_WORDS, LENGTH, SHAPE_WORDS, Views, grown, make_tokenizer
 
 WEIGHTS = "judge.safetensors"  # the name that runs and the bundle have on disk
 SIDE = 32  # of the crops that the classifier sees, pixels

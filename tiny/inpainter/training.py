@@ -20,8 +20,8 @@ from tiny.inpainter import model as networks
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
 from tiny.inpainter.train import ADAPTERS, STAGES, InpainterTraining
 from tiny.loop import Stage, stages_manifest
-from tiny.regions import Views, box_masks, read_views
 from tiny.settings import DiffusionStage
+from tiny.world import Views, box_masks, read_views
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from ldm.settings.config import to_plain
 from ldm.sheet import grid
 from tiny.prompter.evaluate import PrompterEvaluation
 from tiny.prompter.sets import DrawnMasks, Sets, best_guess, draw_masks, open_sets, predictive
-from tiny.regions import box_masks, refuse_training_scenes
 from tiny.report import Record, alternating, cell, scene_interval, scene_mean, table_lines, write_evaluation
 from tiny.settings import MASK_COLORS
-from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, caption_of
+from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, Name, box_masks, caption_of, refuse_training_scenes
 
 ON_SHEET = 10  # images
 DRAWS, NEIGHBOURS = 8, 40  # masks per scene, and how many of the nearest vote; chosen

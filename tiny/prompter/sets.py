@@ -22,9 +22,8 @@ from datasets.scenes.store import read_shard, render_shards
 from datasets.sources.rendered import shard_files
 from inpainting.prompts import rgb_of_color
 from tiny.prompter.scenes import SetScenes
-from tiny.regions import box_area, grown, overlap
 from tiny.settings import MASK_COLORS, PATCH
-from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, cached_arrays, pooled
+from tiny.world import COLOUR_WORDS, KINDS, SHAPE_WORDS, box_area, cached_arrays, grown, overlap, pooled
 
 FOLLOW = 0.85
 NAME = "sets: colour of the half, shape of the scene"  # in the recipe of rendered shards

@@ -11,8 +11,7 @@ import pytest
 from compose.serve import page, page_compose, page_regions
 from compose.serve.app import make_queue
 from compose.serve.jobs import Job
-from compose.serve.page_about import build_page, networks_here
-from compose.serve.page_jobs import ALLOWED, jobs_of, row_of
+from compose.serve.page_jobs import ALLOWED, build_page, jobs_of, networks_here, row_of
 from compose.serve.page_regions import RegionsDesk
 from compose.serve.settings import SERVERS, ServeSettings
 from compose.serve.uploads import check_image
