@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # What "auto" tries first: big-lama.pt as TorchScript, and the folder of the model sd2-inpainting.
 WEIGHTS = Path("models/lama/big-lama.pt"), Path("models/stable-diffusion-2-inpainting/model_index.json")
 AUTO, EXEMPLAR, OPENCV = "auto", "exemplar", "opencv"
-PATCH = 2  # pixels around the middle of a patch; of 2, 3, 5 and 7 it keeps most texture (benchmarks.erasing)
+PATCH = 2  # pixels around the middle of a patch; of 2, 3, 5 and 7 it keeps most texture in photographs
 EXEMPLAR_WINDOW = 3.0  # side of the window that exemplars are taken from, over the side of the hole (chosen)
 EXEMPLAR_SIDE = 1024  # pixels; larger windows are filled at this size, in seconds (chosen)
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
