@@ -16,10 +16,11 @@ from typing import Any
 from compose.batch import check_files, named_folders
 from compose.job import JOB_KEYS, EraseSettings, JobLayer, LayeredJob, read_job
 from compose.layers import LayerFolder
+from compose.models import JobNetworks
 from compose.scene import JobResult, JobScene, Patch
 from compose.settings import ComposeSettings
 from compose.sources import depth_of
-from compose.verbs import JobNetworks, apply_layer, source_of
+from compose.verbs import apply_layer, source_of
 from datasets.relations import Place
 from inpainting.paint import PaintSettings
 from inpainting.painting import painter_folder

@@ -1,8 +1,9 @@
 """The networks that the settings of a composite name, loaded once."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,16 @@ class Models:
         return self.once(self.depth_folder, DepthEstimator.load, self.folder, dtype=dtype)
 
 
+def load_once(loaded: dict[Any, Any], key: Any, load: Callable[[], Any]) -> Any:
+    """What `load` gives, or gave before under the same key."""
+    if key not in loaded:
+        loaded[key] = load()
+    return loaded[key]
+
+
 def load_eraser(source: str, device: torch.device, loaded: dict[Any, Any]) -> Eraser:
     """What fills holes, by its setting; loaded once for all who share `loaded`."""
-    key = Eraser, source, device
-    if key not in loaded:
-        loaded[key] = Eraser.load(source, device=str(device))
-    eraser: Eraser = loaded[key]
-    return eraser
+    return load_once(loaded, (Eraser, source, device), partial(Eraser.load, source, device=str(device)))
 
 
 def quantised(wrapper: Any) -> bool:
@@ -127,3 +131,25 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
         logging.getLogger(__name__).info("%s", config.notice)
     dtype, offload = pick_dtype(settings.dtype, device), settings.offload
     return Models(folder, depth, config, device, dtype, offload, settings.dtype, settings.load_in, requested)
+
+
+@dataclass
+class JobNetworks:
+    """Of all layers of a job, or of all requests to a device: each is loaded once."""
+
+    device: str = ""
+    models: Models | None = None
+    loaded: dict[Any, Any] = field(default_factory=dict)  # inpainters, writers, erasers, foreign painters
+
+    def of(self, settings: ComposeSettings) -> Models:
+        if (models := load_models(settings, self.models)) is not self.models:
+            self.models = models = replace(models, others=self.loaded)
+        return models
+
+    def once(self, load: Callable[[Any], Any], settings: Any, names: Sequence[str]) -> Any:
+        """load(settings), or what it gave for settings with the same values of these names."""
+        key = (load, *(getattr(settings, name) for name in names))
+        return load_once(self.loaded, key, partial(load, settings))
+
+    def eraser(self, source: str, device: str) -> Eraser:
+        return load_eraser(source, pick_device(device), self.loaded)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cldm.config import Sampling
 from cldm.pipeline import CompositorPipeline, Weights
-from compose.models import Models
+from compose.models import Models, load_once
 from compose.settings import AUTO, BIFROST, PASTE, TINY_MODEL, ComposeSettings
 from compose.sources import Sources
 from datasets.masks import dilate
@@ -82,14 +82,14 @@ def folder_painter(settings: ComposeSettings, models: Models) -> FolderPainter |
     """The pipeline of the settings, loaded once; None where they name none."""
     if settings.painter in (AUTO, BIFROST, PASTE):
         return None
-    key = FolderPainter, settings.painter
-    if key not in models.others:
+
+    def load() -> FolderPainter:
         models.make_room()
         usual = "bf16" if models.device.type == "cuda" else "fp32"
         dtype = pick_dtype(settings.dtype, models.device, Path(settings.painter), usual)
-        models.others[key] = FolderPainter.load(settings.painter, str(models.device), dtype, settings.offload)
-    painter: FolderPainter = models.others[key]
-    return painter
+        return FolderPainter.load(settings.painter, str(models.device), dtype, settings.offload)
+
+    return load_once(models.others, (FolderPainter, settings.painter), load)
 
 
 def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, dict[str, str]]:

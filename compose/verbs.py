@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from compose.job import EraseSettings, JobLayer
-from compose.models import Models, load_eraser, load_models
+from compose.models import JobNetworks
 from compose.pipeline import compose
 from compose.scene import JobScene, Patch, Thing
 from compose.settings import ComposeSettings
@@ -17,14 +17,11 @@ from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_bo
 from datasets.masks import dilate
 from datasets.planes import fill_planes
 from datasets.relations import Place
-from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.pipeline import pair_masks
 from inpainting.paint import PaintSettings
-from inpainting.painting import load_painter, paint_regions
+from inpainting.painting import PAINTER_KEYS, load_painter, paint_regions
 from ldm.denoise import Monitor
-from ldm.device import pick_device
 from ldm.experts.detect import depth_in_box
-from ldm.experts.erase import Eraser
 from ldm.images import read_mask
 from ldm.temporary import as_file
 from llava_bifrost.language.reading import parse_instruction, with_known_names
@@ -33,29 +30,6 @@ from llava_bifrost.propose import as_json, propose
 from llava_bifrost.settings import GEOMETRIC
 
 OBJECT_KEYS = ("object", "object_mask", "object_depth", "object_box")  # what an object looks like
-
-
-@dataclass
-class JobNetworks:
-    """Networks of all layers, each loaded once."""
-
-    models: Models | None = None
-    loaded: dict[Any, Any] = field(default_factory=dict)  # inpainters, erasers and foreign painters
-
-    def of(self, settings: ComposeSettings) -> Models:
-        if (models := load_models(settings, self.models)) is not self.models:
-            self.models = replace(models, others=self.loaded)
-        assert self.models is not None
-        return self.models
-
-    def painter(self, settings: PaintSettings) -> Inpainter:
-        key = (settings.model, settings.lora, settings.lora_scale, settings.device, settings.dtype)
-        if key not in self.loaded:
-            self.loaded[key] = load_painter(settings)
-        return self.loaded[key]
-
-    def eraser(self, source: str, device: str) -> Eraser:
-        return load_eraser(source, pick_device(device), self.loaded)
 
 
 def apply_layer(layer: JobLayer, scene: JobScene, networks: JobNetworks) -> list[Patch]:
@@ -229,7 +203,7 @@ def paint_text(
         if not all(mask.any() for mask in masks):
             raise ValueError(f"nearer objects hide all of it at depth {depth:g}")
     regions = pair_masks(masks, settings.prompts, settings.negatives)
-    painter, silent = networks.painter(settings), Monitor(progress=False)
+    painter, silent = networks.once(load_painter, settings, PAINTER_KEYS), Monitor(progress=False)
     result = paint_regions(settings, scene.image, regions, painter, silent)
     edit = result.edit_mask if settings.options.paste_back else np.ones(scene.image.size, bool)
     depth_01 = scene.depth_01

@@ -88,6 +88,9 @@ def painter_folder(settings: PaintSettings) -> Path:
     return folder
 
 
+PAINTER_KEYS = ("model", "lora", "lora_scale", "device", "dtype")  # settings that decide what this loads
+
+
 def load_painter(settings: PaintSettings) -> Inpainter:
     where = {"device": settings.device, "dtype": settings.dtype}
     return load_inpainter(painter_folder(settings), settings.lora, lora_scale=settings.lora_scale, **where)

@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cldm.config import load_compositor_config
-from compose.models import compositor_folder
+from compose.models import JobNetworks, compositor_folder
 from compose.serve.agents import agents_at
 from compose.serve.guard import LOCAL_HOSTS, Guard, error_json
 from compose.serve.jobs import Job, JobQueue, QueueFull
@@ -27,7 +27,6 @@ from compose.serve.page_jobs import THEME, build_page
 from compose.serve.rest import error_answer, router
 from compose.serve.settings import COMPOSE_IMAGES, ServeSettings, anywhere, filled
 from compose.serve.uploads import without_paths
-from compose.serve.work import Networks
 from inpainting.dream import DreamSettings
 from inpainting.models.text_to_image.load import read_inpainter_config
 from inpainting.painting import painter_folder
@@ -58,7 +57,7 @@ def error_for_clients(text: str, job: Job) -> str:
 
 def make_queue(settings: ServeSettings) -> JobQueue:
     """The queue with a worker for each device; ValueError for a device that is not there."""
-    workers = [Networks(str(pick_device(name))) for name in settings.devices]
+    workers = [JobNetworks(str(pick_device(name))) for name in settings.devices]
     return JobQueue(
         settings.out.resolve(), workers, waiting=settings.waiting, keep_s=60 * settings.keep_minutes,
         per_minute=settings.rate_limit, clean=error_for_clients)  # fmt: skip

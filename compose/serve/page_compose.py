@@ -11,14 +11,14 @@ import cv2
 import gradio as gr
 import numpy as np
 
-from compose import load_models
+from compose.models import JobNetworks
 from compose.serve import page
 from compose.serve.desk import FIXES, MASK, NAME, PLACE, Desk
 from compose.serve.events import EVENT, Events, nothing, status_of_work
 from compose.serve.jobs import DEPTH, Job, QueueFull
 from compose.serve.settings import anywhere
 from compose.serve.uploads import public
-from compose.serve.work import Networks, compose_work, places_of
+from compose.serve.work import compose_work, places_of
 from compose.settings import INPUT_FILES, ComposeSettings
 from compose.sheet import on_white
 from compose.sources import SIDE
@@ -170,9 +170,9 @@ class ComposeTab:
         if (background := desk.background) is not None and DEPTH in desk.work:
             settings = anywhere(desk.config)
 
-            def work(job: Job, networks: Networks) -> dict[str, Any]:
-                networks.models = load_models(replace(settings, device=networks.device), networks.models)
-                desk.estimated(background, networks.models.depth.estimate(background))
+            def work(job: Job, networks: JobNetworks) -> dict[str, Any]:
+                models = networks.of(replace(settings, device=networks.device))
+                desk.estimated(background, models.depth.estimate(background))
                 return {}
 
             with contextlib.suppress(QueueFull):
@@ -199,7 +199,7 @@ class ComposeTab:
         given = page.values_of(ComposeSettings, CONTROLS, controls)
         own = replace(desk.settings(given, sentence or " "), candidates=PROPOSED)
 
-        def work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[str, Any]:
+        def work(settings: ComposeSettings, job: Job, networks: JobNetworks) -> dict[str, Any]:
             found = places_of(settings, networks, desk.depth_01)
             desk.records = [public(found.record(index)) for index in range(len(found.candidates))]
             desk.choose(0)

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from compose import ComposeSettings, compose, load_models
+from compose import ComposeSettings, compose
 from compose.layers import save_layers
-from compose.models import Models
+from compose.models import JobNetworks
 from compose.placement import Placement, locate
 from compose.recipe import check_unchanged
 from compose.serve.jobs import Job
@@ -31,32 +31,16 @@ from ldm.settings.config import to_plain
 from ldm.settings.resources import resources_named
 
 
-class Networks:
-    """The networks of one device, by what names them in the settings."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.models: Models | None = None
-        self.loaded: dict[Any, Any] = {}
-
-    def once(self, load: Callable[[Any], Any], settings: DreamSettings, *names: str) -> Any:
-        """load(settings), or what it gave for settings with the same values of these names."""
-        key = (load, *(getattr(settings, name) for name in names))
-        if key not in self.loaded:
-            self.loaded[key] = load(settings)
-        return self.loaded[key]
-
-
 def preview(space: LatentSpace, step: Step) -> bytes:
     """PNG of the first sample of a step, noise included."""
     return encode_png(space.decode_u8(step.latents[:1]))
 
 
-def places_of(settings: ComposeSettings, networks: Networks, depth_01: np.ndarray | None) -> Placement:
+def places_of(settings: ComposeSettings, networks: JobNetworks, depth_01: np.ndarray | None) -> Placement:
     """Where the sentence says. depth_01: (h, w) of the background, None: its file's, or estimated."""
     own = replace(settings, device=networks.device)
     with resources_named(own):
-        networks.models = models = load_models(own, networks.models)
+        models = networks.of(own)
         sources = read_sources(own)
         depth_01 = sources.depth_01 if depth_01 is None else depth_01
         if depth_01 is None:
@@ -64,7 +48,7 @@ def places_of(settings: ComposeSettings, networks: Networks, depth_01: np.ndarra
         return locate(own, models, sources, depth_01)
 
 
-def place_work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[str, Any]:
+def place_work(settings: ComposeSettings, job: Job, networks: JobNetworks) -> dict[str, Any]:
     """The proposed places, best first, with the clauses of the sentence that hold there."""
     found = places_of(settings, networks, None)
     record = public(found.record(0))
@@ -75,7 +59,7 @@ def place_work(settings: ComposeSettings, job: Job, networks: Networks) -> dict[
 def compose_work(
     settings: ComposeSettings,
     job: Job,
-    networks: Networks,
+    networks: JobNetworks,
     *,
     page: bool = False,
     layers: bool = False,
@@ -90,7 +74,7 @@ def compose_work(
     """
     own = replace(settings, device=networks.device)
     with resources_named(own):
-        networks.models = models = load_models(own, networks.models)
+        models = networks.of(own)
         if recipe is not None:
             check_unchanged(Path("result"), recipe, own, models)
         monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
@@ -109,7 +93,7 @@ def compose_work(
 
 
 def replay_work(
-    settings: ComposeSettings, recipe: dict[str, Any], image: Path, job: Job, networks: Networks
+    settings: ComposeSettings, recipe: dict[str, Any], image: Path, job: Job, networks: JobNetworks
 ) -> dict[str, Any]:
     """The sample of a recipe again, and whether its pixels are those of the image that carries the recipe."""
     made = compose_work(settings, job, networks, placement=recipe.get("placement"), recipe=recipe)
@@ -119,7 +103,7 @@ def replay_work(
 
 
 def paint_work(
-    settings: DreamSettings, job: Job, networks: Networks, *, paints: bool = True, page: bool = False
+    settings: DreamSettings, job: Job, networks: JobNetworks, *, paints: bool = True, page: bool = False
 ) -> dict[str, Any]:
     """Fill the masks of an image; prompts that are empty are written first.
 
@@ -132,11 +116,11 @@ def paint_work(
         known = painting.completed(own.prompts, len(masks))
         if not all(known):
             names = ("prompter", "adapter", "device", "dtype", "precision")
-            writer = networks.once(painting.load_writer, own, *names)
+            writer = networks.once(painting.load_writer, own, names)
         prompts = painting.write_missing(image.rgb_u8, masks, known, writer, own.decoding)
         if not paints:
             return {"prompts": prompts.rows()}
-        pipe = networks.once(painting.load_painter, own, "model", "lora", "lora_scale", "device", "dtype")
+        pipe = networks.once(painting.load_painter, own, painting.PAINTER_KEYS)
         regions = pair_masks(masks, prompts.texts, own.negatives)
         monitor = job.monitor(partial(preview, pipe.latent_space))
         result = painting.paint_regions(own, image, regions, pipe, monitor)
