@@ -22,7 +22,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from ldm.checkpoints import drawing, folder_written_whole
 from ldm.files import write_atomic
 from ldm.settings.config import dump_yaml, write_config
-from tiny.loop import Loss, Stage, means
+from tiny.loop import Loss, Stage, autocast, means
 from tiny.settings import PATCH, LlavaStage, LlavaTraining, SmallConfig
 from tiny.world import IMAGE, SPECIAL
 
@@ -146,7 +146,7 @@ def train_vision(
 
     def loss(step: int) -> tuple[Tensor, Measures]:
         pixels, batch = draw(np.random.default_rng((config.seed, 1, step)), config.vision.batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.vision.bf16):
+        with autocast("cpu", enabled=config.vision.bf16):
             patches = project(model, pixels)
         return vision_loss(patches, read(patches.float()), batch)
 

@@ -3,6 +3,7 @@
 The loss of a step is a function of the step number, so an interrupted run continues to the same result.
 """
 
+import functools
 import logging
 import math
 import time
@@ -24,6 +25,8 @@ from ldm.training.run import CsvLogger
 from ldm.training.signals import signals_noted
 from tiny.settings import StageSettings
 
+# torch keeps cast weights for all threads: another training that drops them would change how sums are rounded
+autocast = functools.partial(torch.autocast, dtype=torch.bfloat16, cache_enabled=False)
 Loss = Callable[[int], tuple[Tensor, dict[str, float]]]  # step -> loss, numbers for the log
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import AutocastKwargs, broadcast_object_list, send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -270,4 +270,11 @@ def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
         if AcceleratorState._shared_state.get("_mixed_precision") != config.precision:
             with in_precision(config.precision):  # a process may run one training after another
                 AcceleratorState._reset_state()
-        return Accelerator(mixed_precision=config.precision, cpu=cpu, log_with=tracker, project_dir=out)
+        alone = [AutocastKwargs(cache_enabled=False)]  # torch's cache is that of all threads
+        return Accelerator(
+            mixed_precision=config.precision,
+            cpu=cpu,
+            log_with=tracker,
+            project_dir=out,
+            kwargs_handlers=alone,
+        )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from torch import nn
 from transformers import CLIPTextModel, DPTForDepthEstimation, PreTrainedModel
 
 from compose import ComposeSettings, compose, load_models
-from ldm.checkpoints import empty_parameters, load_part, load_pretrained, loading, save_part
+from ldm.checkpoints import drawing, empty_parameters, load_part, load_pretrained, loading, save_part
 from ldm.experts.depth import DepthEstimator, DepthInput
+from ldm.settings.config import load_config
+from ldm.training.run import make_accelerator
+from ldm.training.settings import FitConfig
 from tests.images import Case
 from tests.inpainting.small_inpainter import small_text_encoder, small_tokenizer, small_unet
 from tests.ldm.test_experts import MAKERS, image
 from tests.ldm.test_experts import save as save_depth
+from tiny.loop import autocast
 
 TOGETHER = 4  # threads
 
@@ -173,3 +178,32 @@ def test_requests_load_every_network_once_and_paint_the_bytes_of_one_alone(case:
     assert sorted(loaded) == ["compositor", "depth"]
     for job, result in zip(jobs, found, strict=True):
         assert np.array_equal(result.images_u8, compose(job, models, progress=False).images_u8)
+
+
+@pytest.mark.parametrize("kind", ["small networks", "fine-tuning"])
+def test_the_autocast_of_another_training_changes_no_gradient(tmp_path: Path, kind: str) -> None:
+    """A weight that is read twice: the gradients of both reads are added in float32, whoever runs beside."""
+    settings = load_config(FitConfig, None, ["precision=bf16", "device=cpu"])
+    start = {
+        "small networks": partial(autocast, "cpu"),
+        "fine-tuning": make_accelerator(settings, tmp_path).autocast,
+    }[kind]
+    with drawing(0):
+        layer, rows = nn.Linear(64, 64), torch.randn(2, 32, 64)
+
+    def beside() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            pass
+
+    def gradient(between: Callable[[], None]) -> torch.Tensor:
+        layer.zero_grad()
+        with start():
+            first = layer(rows[0]).float().sum()
+            thread = threading.Thread(target=between)
+            thread.start()
+            thread.join()
+            total = first + layer(rows[1]).float().square().sum()
+        total.backward()
+        return layer.weight.grad.clone()
+
+    assert torch.equal(gradient(lambda: None), gradient(beside))

@@ -15,7 +15,7 @@ from ldm.files import write_json
 from ldm.latents import LatentSpace
 from ldm.settings.config import to_plain
 from tiny.compositor.autoencoder import AutoencoderTraining
-from tiny.loop import Stage, stages_manifest
+from tiny.loop import Stage, autocast, stages_manifest
 from tiny.settings import StageSettings
 
 
@@ -71,7 +71,7 @@ def train_first_stage(config: AutoencoderTraining) -> None:
         warm_up = 0.1 if config.steps == 20 else 0.05  # torch divides by its steps less one
         return OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=warm_up)
 
-    @torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
+    @autocast("cpu", enabled=config.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         """On random crops (b, 3, crop, crop) in [-1, 1], flipped and recoloured."""
         rng = np.random.default_rng((config.seed, step))

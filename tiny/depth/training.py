@@ -23,7 +23,7 @@ from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_atomic, write_json
 from ldm.settings.config import dump_yaml, to_plain
 from tiny.depth.train import AugmentConfig, DepthScenes, TrainDepthConfig
-from tiny.loop import Stage, stages_manifest
+from tiny.loop import Stage, autocast, stages_manifest
 from tiny.settings import MULTIPLE, DepthNetwork
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def train_depth(config: TrainDepthConfig) -> None:
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((config.seed, step))
         pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(device.type, enabled=config.bf16):
             predicted = predict(model, pixels_01)
         return depth_loss(predicted.float(), target, config.edges), {}
 

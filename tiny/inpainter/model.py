@@ -29,7 +29,7 @@ from ldm.files import write_atomic, write_json
 from ldm.settings.config import write_config
 from tiny.compositor.training import pm1_batch
 from tiny.inpainter.examples import make_example
-from tiny.loop import Stage
+from tiny.loop import Stage, autocast
 from tiny.settings import ClassifierConfig, InpainterNetworks, LatentsConfig
 from tiny.world import COLOUR_WORDS, LENGTH, SHAPE_WORDS, Views, grown, make_tokenizer
 
@@ -110,7 +110,7 @@ def train_autoencoder(config: LatentsConfig, images_u8: np.ndarray, out: Path) -
     with drawing(config.loop.seed):
         vae = create_autoencoder(sizes).to(memory_format=torch.channels_last)
 
-    @torch.autocast("cpu", torch.bfloat16, enabled=config.loop.bf16)
+    @autocast("cpu", enabled=config.loop.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         """On random crops; some have a box of mid-grey, as the encoder will see images with a hole too."""
         rng = np.random.default_rng((config.loop.seed, step))
@@ -175,7 +175,7 @@ def train_classifier(config: ClassifierConfig, views: Views, out: Path) -> tuple
         network = SolidClassifier(config.width)
     solids = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]
 
-    @torch.autocast("cpu", torch.bfloat16, enabled=config.loop.bf16)
+    @autocast("cpu", enabled=config.loop.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((config.loop.seed, step))
         crops, colours, shapes = [], [], []

@@ -19,7 +19,7 @@ from ldm.files import write_json
 from tiny.inpainter import model as networks
 from tiny.inpainter.examples import Encoder, UnetInputs, several, single
 from tiny.inpainter.train import ADAPTERS, STAGES, InpainterTraining
-from tiny.loop import Stage, stages_manifest
+from tiny.loop import Stage, autocast, stages_manifest
 from tiny.settings import DiffusionStage
 from tiny.world import Views, box_masks, read_views
 
@@ -64,7 +64,7 @@ def train_painter(config: InpainterTraining, views: Views) -> tuple[nn.Module, S
     solids = [(scene, index) for scene, regions in enumerate(views.regions) for index in range(len(regions))]
     plain = [(scene, index) for scene, index in solids if not views.regions[scene][index].name.pattern]
 
-    @torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16)
+    @autocast("cpu", enabled=settings.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, generator = draws(settings.seed, step)
         batch = [single(views, plain, rng) for _ in range(settings.batch)]
@@ -108,7 +108,7 @@ def train_adapter(config: InpainterTraining, views: Views, name: str) -> tuple[n
         model.unet.set_attn_processor(AttnProcessor())
     encoder, scheduler = Encoder(vae), networks.create_scheduler()
 
-    @torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16)
+    @autocast("cpu", enabled=settings.bf16)
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, generator = draws(settings.seed, step)
         batch = [several(views, config.adapter.most_masks, rng) for _ in range(settings.batch)]

@@ -23,7 +23,7 @@ from tiny import llava, world
 from tiny.locator import questions as words
 from tiny.locator.questions import ImageDraw
 from tiny.locator.train import LocatorTraining
-from tiny.loop import Stage, stages_manifest
+from tiny.loop import Stage, autocast, stages_manifest
 from tiny.settings import PATCH
 from tiny.world import COLOUR_WORDS, KINDS, PATTERN_NAMES, SHAPE_WORDS
 
@@ -198,7 +198,7 @@ class Training:
             rng = np.random.default_rng((config.seed, sum(name.encode()), step))
             draw = ImageDraw.random(train, settings.batch + settings.extra, rng)
             batch = labelled_images(self.scenes, draw, rng)
-            with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+            with autocast("cpu", enabled=settings.bf16):
                 total, attention, patches, measures = self.loss_of(draw, batch, rng, most, settings.batch)
             if attention_weight:
                 total = total + attention_weight * attention

@@ -25,7 +25,7 @@ from ldm.files import hash_folder
 from ldm.mllm.model import load_model
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from tiny import llava, world
-from tiny.loop import stages_manifest
+from tiny.loop import autocast, stages_manifest
 from tiny.prompter.sets import SOLIDS, DrawnMasks, Painted, Sets, draw_masks, open_sets, paint_scenes
 from tiny.prompter.train import PrompterTraining
 from tiny.settings import MASK_COLORS
@@ -230,7 +230,7 @@ def train_prompter(config: PrompterTraining) -> None:
         rng = np.random.default_rng((config.seed, 2, step))
         painted = draw(rng, settings.batch)
         alone = rng.random(settings.batch) < config.alone
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        with autocast("cpu", enabled=settings.bf16):
             return writing_loss(writer, painted, llava.pixel_values(painted.images_u8, rng), weights, alone)
 
     write = writer.train_stage("writing", settings, config.out, loss)
