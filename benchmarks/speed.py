@@ -41,8 +41,7 @@ def measure_speeds(
     from cldm.pipeline import CompositorPipeline
     from datasets.sources.rendered import RenderedScenes
     from ldm.denoise import Monitor
-    from ldm.metrics.intervals import mean_interval
-    from ldm.metrics.similarity import psnr_over
+    from ldm.metrics.numbers import mean_interval, psnr_over
 
     measurer = Measurer(EvaluateSettings(data=data))
     half = CompositorPipeline(load_compositor(measurer.settings.model, torch.bfloat16)[0])

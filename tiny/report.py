@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.files import json_bytes
-from ldm.metrics.intervals import percentile_interval
+from ldm.metrics.numbers import percentile_interval
 from ldm.result import write_result
 
 RESAMPLES = 1000

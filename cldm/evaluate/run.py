@@ -27,8 +27,7 @@ from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator
 from ldm.files import json_bytes
 from ldm.images import encode_png, from_pm1
-from ldm.metrics.intervals import Estimate, mean_interval
-from ldm.metrics.similarity import psnr_over, ssim_over
+from ldm.metrics.numbers import Estimate, mean_interval, psnr_over, ssim_over
 from ldm.registry.models import depth_folder, warn_of_small
 from ldm.result import write_result
 from ldm.settings.config import to_plain

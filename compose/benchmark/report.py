@@ -14,8 +14,13 @@ from scipy.stats import wilcoxon
 from datasets.benchmark import BenchmarkCase
 from ldm.files import json_bytes
 from ldm.images import encode_png
-from ldm.metrics.intervals import centred_interval, format_estimate, mean_interval
-from ldm.metrics.similarity import frechet_distance, kernel_distance
+from ldm.metrics.numbers import (
+    centred_interval,
+    format_estimate,
+    frechet_distance,
+    kernel_distance,
+    mean_interval,
+)
 from ldm.result import beside, write_result
 from ldm.sheet import grid
 

@@ -27,7 +27,7 @@ from ldm.files import file_sha256, visible_files
 from ldm.images import read_image, resize
 from ldm.metrics.backbones import MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, Dino
-from ldm.metrics.similarity import decibels, squared_error
+from ldm.metrics.numbers import decibels, squared_error
 from ldm.registry.models import depth_for_photographs
 
 MARGIN = 1.2  # the region outside which nothing should change, over the box of the object

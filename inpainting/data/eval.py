@@ -80,7 +80,7 @@ def score_pairs(settings: ClipSettings) -> dict[str, Any]:
     from ldm.device import pick_device
     from ldm.images import read_image
     from ldm.metrics.clip import Clip
-    from ldm.metrics.intervals import WIDTH
+    from ldm.metrics.numbers import WIDTH
 
     clip = Clip.load(local_or_hub_folder(settings.clip, OTHER_FRAMEWORKS), pick_device(settings.device))
     scores: list[float] = []

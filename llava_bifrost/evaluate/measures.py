@@ -10,7 +10,7 @@ import numpy as np
 
 from datasets.geometry import iou
 from datasets.relations import Place
-from ldm.metrics.intervals import Estimate
+from ldm.metrics.numbers import Estimate
 from llava_bifrost.language.answer import satisfies
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.worlds.world import SHAPE_NAMES, World

@@ -26,7 +26,7 @@ from datasets.scenes.store import read_shard, render_shards
 from ldm.files import json_bytes, numbered_lines, read_json
 from ldm.images import encode_png, read_image, read_mask
 from ldm.journal import parse_line
-from ldm.metrics.intervals import format_estimate, mean_interval
+from ldm.metrics.numbers import format_estimate, mean_interval
 from ldm.result import write_result
 from ldm.settings.config import to_plain
 from ldm.sheet import grid

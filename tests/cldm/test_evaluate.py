@@ -44,8 +44,7 @@ from datasets.scenes import sample_scene
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_options, read_shard, render_shards
 from datasets.sources.rendered import RenderedScenes, shard_files
-from ldm.metrics.intervals import mean_interval
-from ldm.metrics.similarity import psnr_over, ssim_over
+from ldm.metrics.numbers import mean_interval, psnr_over, ssim_over
 
 EVERY = np.ones((16, 16), bool)
 

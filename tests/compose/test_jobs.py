@@ -13,7 +13,7 @@ from compose.layering import JobResult
 from compose.verbs import JobNetworks
 from datasets.geometry import box_to_pixels, mask_of_box
 from ldm.images import write_mask
-from ldm.metrics.similarity import psnr_over
+from ldm.metrics.numbers import psnr_over
 from tests.compose.rendered import CAPSULE, TORUS, Room
 
 NETWORKS = JobNetworks()

@@ -21,8 +21,16 @@ from ldm.metrics.backbones import (
     resize_like_tensorflow,
 )
 from ldm.metrics.clip import BAD, GOOD, AttentionPool, Clip, Dino, ResnetClip, quality
-from ldm.metrics.intervals import centred_interval, mean_interval, percentile_interval
-from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance, psnr_over, squared_error
+from ldm.metrics.numbers import (
+    centred_interval,
+    decibels,
+    frechet_distance,
+    kernel_distance,
+    mean_interval,
+    percentile_interval,
+    psnr_over,
+    squared_error,
+)
 from tests.ldm.small_metrics import write_dino, write_inception, write_resnet_clip, write_squeezenet
 
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from datasets.scenes.store import depth_01, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.experts.depth import DepthEstimator
 from ldm.images import from_pm1
-from ldm.metrics.similarity import psnr_over
+from ldm.metrics.numbers import psnr_over
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny"
 LIMITS_MIB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}

@@ -23,7 +23,7 @@ from inpainting.models.image_to_text.score import ScoreOptions
 from ldm.device import pick_device
 from ldm.files import json_bytes
 from ldm.journal import JournalReader, stamp_path
-from ldm.metrics.intervals import format_estimate, value_of, with_interval
+from ldm.metrics.numbers import format_estimate, value_of, with_interval
 from ldm.result import write_result
 from ldm.settings.choices import BOOTSTRAPS
 

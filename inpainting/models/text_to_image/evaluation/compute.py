@@ -23,8 +23,16 @@ from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
 from ldm.files import file_sha256, read_json, write_atomic
 from ldm.images import read_image
-from ldm.metrics.intervals import Estimate, centred_interval, format_estimate, value_of, with_interval
-from ldm.metrics.similarity import decibels, frechet_distance, kernel_distance
+from ldm.metrics.numbers import (
+    Estimate,
+    centred_interval,
+    decibels,
+    format_estimate,
+    frechet_distance,
+    kernel_distance,
+    value_of,
+    with_interval,
+)
 from ldm.result import write_result
 from ldm.settings.config import to_plain
 

@@ -19,7 +19,7 @@ from inpainting.models.text_to_image.config import BackboneFiles
 from ldm.images import to_pm1
 from ldm.metrics.backbones import Lpips, MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, ResnetClip
-from ldm.metrics.similarity import squared_error
+from ldm.metrics.numbers import squared_error
 
 BATCH = 32  # images that go through a network together; chosen
 DIM, KERNEL, SIGMA = 0.1, 15, 20.0  # published: a tenth of the brightness, blurred
