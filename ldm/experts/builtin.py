@@ -30,7 +30,7 @@ from ldm.weight_files import open_weights
 BLOCKS = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
           (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))  # fmt: skip
 CLASSES, STRIDE = 1000, 32
-# What follows is chosen on other images than `benchmarks.builtin_detector` measures: single objects, these
+# What follows is chosen on other images than those of docs/locator.md: single objects, these
 # pasted into paintings, and mosaics of photographs, each also asked for 20 things that are not there.
 SIDES = (224, 320, 448, 640)  # shorter side of the image for each of its class maps, pixels
 GRID = 64  # side of the map of a name

@@ -29,7 +29,7 @@ CENTRALITY = 0.35  # distance from the middle, as a fraction of the image, at wh
 REACH, NEAR, CERTAIN = 0.3, 0.07, 0.012  # radii round a click, of the longer side (chosen)
 SMALL_HOLE = 0.004  # fraction of the image; larger holes, as in a handle, stay open
 U2NETP_SIDE = 320  # pixels; the published network's input (Qin et al. 2020, U2-Net, section 3.3)
-# Rim of the network's mask that colours decide; measured on 15 photographs with `benchmarks.cutout`.
+# Rim of the network's mask that colours decide; measured on 15 photographs (docs/compositor.md).
 COLOUR_SIDE, COLOUR_RIM, COLOUR_ITERATIONS = 512, 0.02, 3
 AGREES = 0.9  # least IoU of the result with the network's mask; below, the colours were misled
 BOX_MARGIN = 0.15  # of the sides of a box around the object, so that what is outside is seen (chosen)
