@@ -19,18 +19,17 @@ from compose.job import EditSettings, JobSettings
 from compose.schema import print_schema
 from compose.settings import DEFAULTS, CompositeSettings, ReplaySettings
 from ldm.settings.cli import App, command, new_app, run_module
-from ldm.settings.later import later
 
 
 def build_app() -> App:
     app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
-    job, batch = later("compose.commands:run_job"), later("compose.batch:batch")
+    job, batch = "compose.commands:run_job", "compose.batch:batch"
     app.command("job")(command(JobSettings, job))
     edits = 'Edit an image by sentences: "Move the lamp behind the sofa. Remove the chair."\n\n'
     edits += "Writes an image that carries its recipe, and a JSON report beside it."
     app.command("edit", help=edits)(command(EditSettings, job))
-    app.command("image")(command(CompositeSettings, later("compose.commands:run_image"), DEFAULTS))
-    app.command("replay")(command(ReplaySettings, later("compose.commands:replay")))
+    app.command("image")(command(CompositeSettings, "compose.commands:run_image", DEFAULTS))
+    app.command("replay")(command(ReplaySettings, "compose.commands:replay"))
     app.command("batch")(command(BatchSettings, batch))
     pairs = "Compose every object of the DreamBooth test set into every background. Run again to continue."
     app.command("dreambooth", help=pairs)(command(DreamBoothSettings, batch))

@@ -8,9 +8,8 @@ To continue an interrupted run, run the same command again.
 
 from cldm.training.settings import RunConfig
 from ldm.settings.cli import run_module, trainer
-from ldm.settings.later import later
 
-build_app = trainer(RunConfig, later("cldm.training.run:train"))
+build_app = trainer(RunConfig, "cldm.training.run:train")
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -10,7 +10,6 @@ from pathlib import Path
 from ldm.result import overwrite_setting
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,7 @@ class ContactSheetSettings(CheckedSettings):
             raise ValueError("give either images made by run_inference.py, or --cases FILE")
 
 
-build_app = single_app(command(ContactSheetSettings, later("compose.sheet:make_sheet")))
+build_app = single_app(command(ContactSheetSettings, "compose.sheet:make_sheet"))
 
 if __name__ == "__main__":
     run_module(build_app)

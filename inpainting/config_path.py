@@ -4,15 +4,15 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from ldm.files import located, visible_files
 from ldm.locks import alone
+from ldm.settings.cli import App, new_app, takes_keys
 from ldm.settings.config import load_config
-
-T = TypeVar("T")
+from ldm.settings.later import later
 
 ConfigPath = Annotated[Path, typer.Option(help="YAML file of settings", metavar="FILE")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, dotted for sections")]
@@ -38,12 +38,16 @@ def find_config(path: Path) -> Path:
     raise ValueError(f"--config-path: there is no file {path}; there are {', '.join(there) or 'none'}")
 
 
-def config_verb(schema: type[T], work: Callable[[T], Any], help: str) -> Callable[..., None]:
-    """The verb `--config-path FILE [key=value ...]` that does `work` as the one writer of `project_dir`."""
+def config_app(title: str, name: str, schema: type, work: str, help: str) -> Callable[[], App]:
+    """Builds an app of the verb `--config-path FILE [key=value ...]`, the one writer of `project_dir`."""
+    writer = alone(later(work), lambda settings: settings.project_dir)
 
     def verb(config_path: ConfigPath, overrides: Overrides = None) -> None:
-        settings = load_config(schema, find_config(config_path), overrides or [])
-        alone(work, lambda settings: settings.project_dir)(settings)
+        writer(load_config(schema, find_config(config_path), overrides or []))
 
-    verb.__doc__ = help
-    return verb
+    def build() -> App:
+        app = new_app(title)
+        app.command(name, cls=takes_keys(schema), help=help)(verb)
+        return app
+
+    return build

@@ -13,7 +13,7 @@ from inpainting.models.image_to_text.settings import RELEASED, TINY, Decoding
 from inpainting.paint import PaintSettings
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
-from ldm.settings.later import later, later_names
+from ldm.settings.later import later_names
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DreamSettings(PaintSettings):
 
 
 __getattr__ = later_names("inpainting", {"dream": "painting"})  # from inpainting.dream import dream
-build_app = single_app(command(DreamSettings, later("inpainting.painting:run_dream")))
+build_app = single_app(command(DreamSettings, "inpainting.painting:run_dream"))
 
 if __name__ == "__main__":
     run_module(build_app)

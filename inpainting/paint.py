@@ -11,7 +11,6 @@ from ldm.result import overwrite_setting
 from ldm.settings.choices import scheduler_name
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import check_settings, setting
-from ldm.settings.later import later
 
 FULL_MODEL, TINY_MODEL = Path("models/stable-diffusion-2-inpainting"), Path("assets/tiny/inpainter")
 PUBLISHED = ("layout", "encoding", "paste_back")  # what --compat sets
@@ -59,7 +58,7 @@ class PaintSettings(PaintOptions, _Inputs):
         return replace(options, **published) if self.compat else options
 
 
-build_app = single_app(command(PaintSettings, later("inpainting.painting:run_paint")))
+build_app = single_app(command(PaintSettings, "inpainting.painting:run_paint"))
 
 if __name__ == "__main__":
     run_module(build_app)

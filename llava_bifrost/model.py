@@ -11,7 +11,6 @@ from ldm.mllm.templates import TEMPLATES
 from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.cli import App, command, new_app, run_module
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 from llava_bifrost.language.instruction import FORMATS
 from llava_bifrost.settings import FULL
 
@@ -36,8 +35,8 @@ class MergeLocator(CheckedSettings):
 
 def build_app() -> App:
     app = new_app("Folders of locators.")
-    app.command("convert")(command(ConvertLocator, later("llava_bifrost.training:convert_adapter")))
-    app.command("merge")(command(MergeLocator, later("llava_bifrost.training:merge_adapter")))
+    app.command("convert")(command(ConvertLocator, "llava_bifrost.training:convert_adapter"))
+    app.command("merge")(command(MergeLocator, "llava_bifrost.training:merge_adapter"))
     return app
 
 

@@ -4,10 +4,9 @@ python -m llava_bifrost.probe FOLDER [--images PHOTOGRAPHS] [--out REPORT.json]
 """
 
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.later import later
 from llava_bifrost.settings import ProbeSettings
 
-build_app = single_app(command(ProbeSettings, later("llava_bifrost.probing:probe_locator")), bare=False)
+build_app = single_app(command(ProbeSettings, "llava_bifrost.probing:probe_locator"), bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

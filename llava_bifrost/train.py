@@ -11,7 +11,6 @@ from ldm.mllm.templates import TEMPLATES
 from ldm.settings.choices import FLOAT_TYPES
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import check_settings, setting
-from ldm.settings.later import later
 from ldm.training.settings import FitConfig, LoraSettings
 from llava_bifrost.language.instruction import CODECS, FORMATS
 
@@ -46,7 +45,7 @@ class TrainConfig:
             raise ValueError(f"dtype={self.dtype} needs fit.precision={self.dtype}, got {self.fit.precision}")
 
 
-build_app = trainer(TrainConfig, later("llava_bifrost.training:fine_tune_locator"))
+build_app = trainer(TrainConfig, "llava_bifrost.training:fine_tune_locator")
 
 if __name__ == "__main__":
     run_module(build_app)

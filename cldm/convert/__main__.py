@@ -32,7 +32,7 @@ def build_app() -> App:
         app.command(kind, help=text)(command(CompositorSettings, partial(compositor, kind)))
     for kind, text in SINGLE.items():
         app.command(kind, help=text)(command(ConvertSettings, partial(single, kind)))
-    app.command("export")(command(ExportSettings, later("cldm.convert.export:export")))
+    app.command("export")(command(ExportSettings, "cldm.convert.export:export"))
     return app
 
 

@@ -2,9 +2,8 @@
 
 from cldm.config import EvaluateSettings
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.later import later
 
-build_app = single_app(command(EvaluateSettings, later("cldm.evaluate.run:evaluate")), bare=False)
+build_app = single_app(command(EvaluateSettings, "cldm.evaluate.run:evaluate"), bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

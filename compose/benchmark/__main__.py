@@ -29,7 +29,6 @@ from ldm.images import read_image
 from ldm.registry.models import depth_for_photographs
 from ldm.result import write_result
 from ldm.settings.cli import command, new_app, run_module
-from ldm.settings.later import later
 from llava_bifrost.language.instruction import Request, make_instruction
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ def build_app() -> typer.Typer:
     app.command("build")(build)
     app.command("verify")(check)
     app.command("jobs")(jobs)
-    app.command("score")(command(ScoreSettings, later("compose.benchmark.score:score")))
+    app.command("score")(command(ScoreSettings, "compose.benchmark.score:score"))
     return app
 
 

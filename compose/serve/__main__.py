@@ -6,9 +6,8 @@ python -m compose.serve --host 0.0.0.0 --auth anne:secret --allow /data/images -
 
 from compose.serve.settings import ServeSettings
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.later import later
 
-build_app = single_app(command(ServeSettings, later("compose.serve.app:serve")))
+build_app = single_app(command(ServeSettings, "compose.serve.app:serve"))
 
 if __name__ == "__main__":
     run_module(build_app)

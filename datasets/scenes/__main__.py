@@ -2,13 +2,12 @@
 
 from datasets.scenes.settings import SheetSettings, StoreSettings
 from ldm.settings.cli import App, command, new_app, run_module
-from ldm.settings.later import later
 
 
 def build_app() -> App:
     app = new_app("Rendered tabletop scenes with exact masks, depth and counterfactuals.")
-    app.command("render")(command(StoreSettings, later("datasets.scenes.store:render_shards")))
-    app.command("sheet")(command(SheetSettings, later("datasets.scenes.store:write_scene_sheet")))
+    app.command("render")(command(StoreSettings, "datasets.scenes.store:render_shards"))
+    app.command("sheet")(command(SheetSettings, "datasets.scenes.store:write_scene_sheet"))
     return app
 
 

@@ -1,7 +1,7 @@
 """Command-line verbs made of settings dataclasses: an option per field, YAML below flags, one-line errors.
 
 app = new_app("Compose images.")
-work = later("compose.commands:run_image")  # imported when the verb runs
+work = "compose.commands:run_image"  # imported when the verb runs (`later`)
 app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
 """
 
@@ -25,7 +25,7 @@ from ldm.files import STOPPED, check_stopped, located
 from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
-from ldm.settings.later import quiet_libraries
+from ldm.settings.later import later, quiet_libraries
 from ldm.settings.resources import check_places, resources_named, user_message
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
@@ -45,14 +45,16 @@ def new_app(help: str) -> typer.Typer:
 
 
 def command(
-    schema: type[T], function: Callable[[T], Any], default_config: Path | None = None
+    schema: type[T], work: Callable[[T], Any] | str, default_config: Path | None = None
 ) -> Callable[..., None]:
-    """The function that a typer app registers as a verb: it fills `schema` and calls `function` with it.
+    """The function that a typer app registers as a verb: it fills `schema` and calls `work` with it, a
+    function or the name of one for `later`.
 
     Every field is an option `--kebab-case` (a field of a section `--section.field`); `--config FILE` names a
     YAML file of defaults, by default `default_config` where that file exists, unless the schema has a field
-    `config`. What `function` returns is the object that `--json` prints; without it that names `out`.
+    `config`. What `work` returns is the object that `--json` prints; without it that names `out`.
     """
+    function = later(work) if isinstance(work, str) else work
     found = None if default_config is None or not located(default_config).is_file() else default_config
     below = [] if found is None else yaml_layers(found)
     names: dict[str, tuple[str, Any]] = {}
@@ -136,8 +138,9 @@ def key_rows(schema: type) -> list[tuple[str, str]]:
     return rows
 
 
-def trainer(schema: type[T], function: Callable[[T], Any]) -> Callable[[], typer.Typer]:
+def trainer(schema: type[T], work: str) -> Callable[[], typer.Typer]:
     """An app for `CONFIG.yaml key=value ...`, as trainers take it; for `run_module`."""
+    function = later(work)
 
     def verb(
         config: Annotated[Path, typer.Argument(help="YAML file of settings", metavar="CONFIG")],

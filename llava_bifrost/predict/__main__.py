@@ -6,15 +6,14 @@ python -m llava_bifrost.predict anchors "sofa=0.1,0.4,0.6,0.9" --image F --out a
 """
 
 from ldm.settings.cli import App, command, new_app, run_module
-from ldm.settings.later import later
 from llava_bifrost.settings import NamedBoxes, PredictImage, PredictJobs
 
 
 def build_app() -> App:
     app = new_app("Where does an object go? Boxes and depths from an image and a sentence.")
-    app.command("image")(command(PredictImage, later("llava_bifrost.predict.run:predict_image")))
-    app.command("jsonl")(command(PredictJobs, later("llava_bifrost.predict.run:predict_jobs")))
-    app.command("anchors")(command(NamedBoxes, later("llava_bifrost.predict.run:write_anchors")))
+    app.command("image")(command(PredictImage, "llava_bifrost.predict.run:predict_image"))
+    app.command("jsonl")(command(PredictJobs, "llava_bifrost.predict.run:predict_jobs"))
+    app.command("anchors")(command(NamedBoxes, "llava_bifrost.predict.run:write_anchors"))
     return app
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from cldm.config import AutoencoderConfig
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class AutoencoderTraining(CheckedSettings):
     log_every: int = setting(200, low=1, help="steps between rows of log.csv")
 
 
-build_app = trainer(AutoencoderTraining, later("tiny.compositor.training:train_first_stage"))
+build_app = trainer(AutoencoderTraining, "tiny.compositor.training:train_first_stage")
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 from tiny.settings import DepthNetwork, StageSettings
 
 
@@ -52,7 +51,7 @@ class TrainDepthConfig(StageSettings):
     ema: float = setting(0.999, help="decay of the averaged weights, which are the ones saved", low=0, high=1)
 
 
-build_app = trainer(TrainDepthConfig, later("tiny.depth.training:train_depth"))
+build_app = trainer(TrainDepthConfig, "tiny.depth.training:train_depth")
 
 if __name__ == "__main__":
     run_module(build_app)

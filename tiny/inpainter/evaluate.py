@@ -12,7 +12,6 @@ from pathlib import Path
 from inpainting.models.text_to_image.config import PaintOptions
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 from tiny.inpainter.train import ADAPTERS
 from tiny.settings import PROMPTS
 
@@ -47,7 +46,7 @@ class InpainterEvaluation(CheckedSettings):
     sampling: EvaluationSampling = setting(EvaluationSampling(), help="how images are painted")
 
 
-evaluate = command(InpainterEvaluation, later("tiny.inpainter.measures:evaluate_inpainter"))
+evaluate = command(InpainterEvaluation, "tiny.inpainter.measures:evaluate_inpainter")
 build_app = single_app(evaluate, bare=False)
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from inpainting.models.text_to_image.config import PaintOptions
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 from tiny.settings import ClassifierConfig, DiffusionStage, InpainterNetworks, LatentsConfig
 
 STAGES = ("first_stage", "painter", "rca", "joint", "plain", "judge")
@@ -51,7 +50,7 @@ class InpainterTraining(CheckedSettings):
     classifier: ClassifierConfig = setting(ClassifierConfig(), help="of the evaluation", was=("judge",))
 
 
-build_app = trainer(InpainterTraining, later("tiny.inpainter.training:train_inpainter"))
+build_app = trainer(InpainterTraining, "tiny.inpainter.training:train_inpainter")
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
-from ldm.settings.later import later
 from tiny.settings import LlavaStage, LlavaTraining
 
 
@@ -29,7 +28,7 @@ class LocatorTraining(LlavaTraining):
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
 
 
-build_app = trainer(LocatorTraining, later("tiny.locator.training:train_small_locator"))
+build_app = trainer(LocatorTraining, "tiny.locator.training:train_small_locator")
 
 if __name__ == "__main__":
     run_module(build_app)

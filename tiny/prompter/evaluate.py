@@ -19,7 +19,6 @@ from pathlib import Path
 
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import CheckedSettings, setting
-from ldm.settings.later import later
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class PrompterEvaluation(CheckedSettings):
     batch: int = setting(64, low=1, help="questions that go through the model together")
 
 
-evaluate = command(PrompterEvaluation, later("tiny.prompter.measures:evaluate_prompter"))
+evaluate = command(PrompterEvaluation, "tiny.prompter.measures:evaluate_prompter")
 build_app = single_app(evaluate, bare=False)
 
 if __name__ == "__main__":

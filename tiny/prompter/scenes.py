@@ -15,7 +15,6 @@ from pathlib import Path
 from datasets.scenes.settings import StoreSettings
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
-from ldm.settings.later import later
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class SetScenes(StoreSettings):
     world: str = setting("plain", help="the world whose words the prompts are made of", choices=("plain",))
 
 
-build_app = single_app(command(SetScenes, later("tiny.prompter.sets:render_sets")), bare=False)
+build_app = single_app(command(SetScenes, "tiny.prompter.sets:render_sets"), bare=False)
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ldm.settings.cli import run_module, trainer
 from ldm.settings.config import setting
-from ldm.settings.later import later
 from tiny.settings import MASK_COLORS, LlavaStage, LlavaTraining
 
 
@@ -28,7 +27,7 @@ class PrompterTraining(LlavaTraining):
     alone: float = setting(0.5, help="fraction of images whose captions see no other one", low=0, high=1)
 
 
-build_app = trainer(PrompterTraining, later("tiny.prompter.training:train_prompter"))
+build_app = trainer(PrompterTraining, "tiny.prompter.training:train_prompter")
 
 if __name__ == "__main__":
     run_module(build_app)

@@ -8,7 +8,6 @@ from ldm.result import overwrite_setting
 from ldm.settings.choices import BOOTSTRAPS
 from ldm.settings.cli import command, run_module, single_app
 from ldm.settings.config import setting
-from ldm.settings.later import later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,8 @@ class ScoreOptions(MetricFolders):
     seed: int = setting(0, low=0, help="of the resamples")
 
 
-score = later("inpainting.models.image_to_text.evaluation.report:score_prompts")
-build_app = single_app(command(ScoreOptions, score))
+WORK = "inpainting.models.image_to_text.evaluation.report:score_prompts"
+build_app = single_app(command(ScoreOptions, WORK))
 
 if __name__ == "__main__":
     run_module(build_app)

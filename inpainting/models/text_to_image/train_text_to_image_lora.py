@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from inpainting.config_path import config_verb
+from inpainting.config_path import config_app
 from inpainting.data.paintings import PaintingOptions
 from inpainting.models.text_to_image.config import ENCODINGS, LAYOUTS
-from ldm.settings.cli import App, new_app, run_module, takes_keys
+from ldm.settings.cli import run_module
 from ldm.settings.config import CheckedSettings, check_settings, setting
-from ldm.settings.later import later
 from ldm.training.settings import FitConfig
 
+WORK = "inpainting.models.text_to_image.lora:train_lora"
 HELP = "Train a LoRA of the inpainter; the same command again continues an interrupted run."
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0")
 
@@ -49,12 +49,7 @@ class TrainLoraConfig:
             raise ValueError("encoding=separate needs rca: without region maps there is one sequence")
 
 
-def build_app() -> App:
-    work = later("inpainting.models.text_to_image.lora:train_lora")
-    app = new_app("Train a LoRA of the inpainter.")
-    app.command("main", cls=takes_keys(TrainLoraConfig))(config_verb(TrainLoraConfig, work, HELP))
-    return app
-
+build_app = config_app("Train a LoRA of the inpainter.", "main", TrainLoraConfig, WORK, HELP)
 
 if __name__ == "__main__":
     run_module(build_app)
