@@ -26,7 +26,7 @@ def measure_regions(
     from inpainting.models.text_to_image.config import PaintOptions
     from inpainting.models.text_to_image.load import load_inpainter
     from inpainting.models.text_to_image.pipeline import paint
-    from ldm.settings.choices import SPEEDS
+    from ldm.settings.choices import UNET_SPEEDS
 
     pipe = load_inpainter("assets/tiny/inpainter", device="cpu")
     side, options = pipe.resolution, partial(PaintOptions, steps=20, guidance=5.0, encoding="joint")
@@ -41,7 +41,7 @@ def measure_regions(
     run = partial(paint, image_u8, pipe=pipe, options=options(), progress=False)
     works: dict[str, Any] = {f"{count} regions": partial(run, cells(count)) for count in REGIONS}
     works[f"{PASSES} passes"] = lambda: [run([one]) for one in cells(PASSES)]
-    for speed in SPEEDS:
+    for speed in UNET_SPEEDS:
         works[f"{PASSES} regions, {speed}"] = partial(run, cells(PASSES), options=options(speed=speed))
     seconds = best_seconds(works, repeats)
     seconds |= best_seconds({f"{n} samples": partial(run, cells(2), samples=n) for n in SAMPLES}, 1)

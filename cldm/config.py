@@ -51,6 +51,12 @@ class Sampling(CheckedSettings):
     reimpose: bool = setting(True, help="known background is put back at every step; published: false")
     step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
+    @property
+    def usual_speed(self) -> str:
+        """Where none is asked for: balanced, unless the sampling says itself what runs less."""
+        own = any(getattr(self, key) != getattr(Sampling(), key) for key in SPEEDS["fast"])
+        return "exact" if own else "balanced"
+
 
 @dataclass(frozen=True)
 class CompositorConfig:
@@ -70,8 +76,8 @@ class CompositorConfig:
 # What `--speed` sets: chosen on ten scenes, 20 steps, guidance 3; measured by `python -m benchmarks.speed`.
 SPEEDS: dict[str, dict[str, Any]] = {
     "exact": {},
-    "balanced": {"control_evaluations": 4, **choices.SPEEDS["balanced"]},
-    "fast": {"control_evaluations": 3, **choices.SPEEDS["fast"]},
+    "balanced": {"control_evaluations": 4, **choices.UNET_SPEEDS["balanced"]},
+    "fast": {"control_evaluations": 3, **choices.UNET_SPEEDS["fast"]},
 }
 
 # Of the two published systems: pre-processing, switch for switch, and sampling.

@@ -42,8 +42,7 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
 
 def speed_of(settings: ComposeSettings, models: Models) -> str:
     """The speed that was asked for; otherwise balanced, unless the sampling says itself what runs less."""
-    own = any(getattr(models.config.sampling, key) != getattr(Sampling(), key) for key in SPEEDS["fast"])
-    return settings.speed or ("exact" if settings.compat or own else "balanced")
+    return settings.speed or ("exact" if settings.compat else models.config.sampling.usual_speed)
 
 
 def make_recipe(

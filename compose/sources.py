@@ -18,7 +18,7 @@ from datasets import geometry
 from datasets.inputs import Inputs, PairOptions, check_object
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
-from ldm.experts.matting import band_of, outline_band, own_colours, soft_alpha
+from ldm.experts.matting import alpha_at_outline, own_colours, soft_alpha
 from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things, with_parts
 from ldm.images import fitted, read_depth, read_image, read_mask, resize
 
@@ -86,8 +86,7 @@ def read_sources(settings: ComposeSettings, stage: "JobScene | None" = None) -> 
     check_object(cut, where=f"{settings.object_mask or settings.object}: the object")
     alpha_01 = None
     if not settings.hard_edge and cut_by == "alpha" and item.alpha_u8 is not None:  # colours are the object's
-        near = cut | outline_band(cut, band_of(max(cut.shape)))
-        alpha_01 = np.where(near, item.alpha_u8.astype(np.float32) / 255, np.float32(0))
+        alpha_01 = alpha_at_outline(cut, item.alpha_u8)
     elif not settings.hard_edge:
         alpha_01 = soft_alpha(item.rgb_u8, cut)
         item = replace(item, rgb_u8=own_colours(item.rgb_u8, alpha_01))
@@ -118,16 +117,11 @@ def make_inputs(settings: ComposeSettings, sources: Sources, depth_01: np.ndarra
     standing = box  # where the object stands in depth
     if settings.plain_mode == "replace" and target is not None and settings.compat is None:
         box = where_it_covers(sources.cut, target, box)
-    if settings.depth is None:
-        ground = geometry.depth_at_contact(depth_01, standing)
-        if settings.plain_mode in DEPTH_MODES:
-            message = "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)"
-            logger.info(message, ground)
-        extent, source = geometry.depth_extent(ground, box), "foot of the box"
-    elif len(settings.depth) == 1:
-        extent, source = geometry.depth_extent(settings.depth[0], box), "centre"
-    else:
-        extent, source = (settings.depth[0], settings.depth[1]), "range"
+    extent = geometry.extent_in_depth(settings.depth, depth_01, box, standing)
+    source = ("foot of the box", "centre", "range")[len(settings.depth or ())]
+    if settings.depth is None and settings.plain_mode in DEPTH_MODES:
+        message = "depth: %.3f, the background's at the bottom edge of the box (--depth chooses it)"
+        logger.info(message, geometry.depth_at_contact(depth_01, standing))
     if sources.stage is not None:
         depth_01 = sources.stage.ordered_for(*extent)
     relief = "rounded body" if sources.object_depth_01 is None else "estimated"

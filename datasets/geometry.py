@@ -167,6 +167,20 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
     return max(0.0, d - half), min(1.0, d + half)
 
 
+def extent_in_depth(
+    depth: float | Sequence[float] | None, background_depth_01: np.ndarray, box01: Box01,
+    standing01: Box01 | None = None,
+) -> tuple[float, float]:  # fmt: skip
+    """(far, near) of an object in a box, as given, or round the depth of its middle.
+
+    Without one it stands on the ground at the lower edge of the box, or of another where it `stands`.
+    """
+    if depth is None:
+        depth = depth_at_contact(background_depth_01, standing01 or box01)
+    values = (depth,) if isinstance(depth, int | float) else tuple(depth)
+    return depth_extent(values[0], box01) if len(values) == 1 else (values[0], values[1])
+
+
 def depth_at_contact(background_depth_01: np.ndarray, box01: Sequence[float]) -> float:
     """Depth of the background (h, w) along the bottom edge of the box: the ground an object stands on.
 

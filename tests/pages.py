@@ -17,7 +17,7 @@ PAGES = [
     *("README.md", "CONTRIBUTING.md", "assets/tiny/README.md"),
     *("docs/compositor.md", "docs/scenes.md", "docs/released_weights.md", "docs/datasets.md"),
     *("docs/inpainting.md", "docs/paintings.md", "docs/prompts.md", "docs/locator.md"),
-    *("docs/windows.md", "docs/reliability.md", "docs/serve.md"),
+    *("docs/windows.md", "docs/reliability.md", "docs/serve.md", "docs/hub.md"),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")

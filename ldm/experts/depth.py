@@ -120,7 +120,6 @@ class DepthEstimator:
         """RGB (h, w, 3) uint8, path, PIL image (`ldm.images.loaded_image`) -> depth_01 (h, w) float32."""
         return self.estimate_many([image])[0]
 
-    @torch.inference_mode()
     def estimate_many(
         self, images: Sequence[Any], *, batch_size: int = 8, enlarge: bool = True
     ) -> list[np.ndarray]:
@@ -132,16 +131,28 @@ class DepthEstimator:
         """
         loaded = [loaded_image(image) for image in images]
         images_u8 = [image.rgb_u8 for image in loaded]
+        found: dict[int, np.ndarray] = {}
+        if self.by_rules:
+            for index, each in enumerate(loaded):
+                if each.is_photograph:
+                    low_01 = depth_by_rules(each.rgb_u8, cutout_network("auto"))
+                    found[index] = full_size(low_01, each.size, enlarge)
+        rest = [index for index in range(len(loaded)) if index not in found]
+        maps = self.predict([images_u8[index] for index in rest], batch_size, enlarge)
+        found |= zip(rest, maps, strict=True)
+        return [found[index] for index in range(len(loaded))]
+
+    @torch.inference_mode()
+    def predict(
+        self, images_u8: Sequence[np.ndarray], batch_size: int = 8, enlarge: bool = True
+    ) -> list[np.ndarray]:
+        """The network's depth of images (h, w, 3), as of `estimate_many`."""
         if next(self.model.parameters()).device.type == "cpu":  # where it is as fast, and always the same
             batch_size = 1
         groups: dict[tuple[int, int], list[int]] = {}
         found: dict[int, np.ndarray] = {}
         for index, rgb_u8 in enumerate(images_u8):
-            if self.by_rules and loaded[index].is_photograph:
-                low_01 = depth_by_rules(rgb_u8, cutout_network("auto"))
-                found[index] = full_size(low_01, rgb_u8.shape[:2], enlarge)
-            else:
-                groups.setdefault(self.input.network_size(rgb_u8.shape[:2]), []).append(index)
+            groups.setdefault(self.input.network_size(rgb_u8.shape[:2]), []).append(index)
         for indices in groups.values():
             for start in range(0, len(indices), batch_size):
                 part = indices[start : start + batch_size]

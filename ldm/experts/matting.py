@@ -79,6 +79,12 @@ def outline_band(mask: np.ndarray, reach: int) -> np.ndarray:
     return cv2.dilate(solid, kernel) > cv2.erode(solid, kernel)
 
 
+def alpha_at_outline(mask: np.ndarray, alpha_u8: np.ndarray) -> np.ndarray:
+    """(h, w) float32 coverage by an object, of a file's alpha: 0 away from its mask (h, w) bool."""
+    near = mask | outline_band(mask, band_of(max(mask.shape)))
+    return np.where(near, alpha_u8.astype(np.float32) / 255, np.float32(0))
+
+
 def _closed_form(image_01: np.ndarray, mask: np.ndarray, unknown: np.ndarray) -> np.ndarray:
     """Levin et al. eq. 12 over the windows of 3 x 3 with an unknown pixel, and the mask; (h, w) float32."""
     h, w = mask.shape

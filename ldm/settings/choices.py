@@ -30,7 +30,7 @@ BOOTSTRAPS = 2000
 
 # What `--speed` sets of every UNet in a sampling loop: the unconditional half of guidance and the deep
 # features are computed at every n-th step only; of the steps between so many last layers run, 0 for a level.
-SPEEDS: dict[str, dict[str, int]] = {
+UNET_SPEEDS: dict[str, dict[str, int]] = {
     "exact": {},
     "balanced": {"guidance_every": 2, "reuse_every": 2},
     "fast": {"guidance_every": 6, "reuse_every": 3, "reuse_layers": 1},

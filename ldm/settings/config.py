@@ -135,7 +135,7 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
                     wrong = f"{layer.spell(key)} must be {type_name(hint)}, got {shown}"
                     raise ValueError(f"{layer.source}{wrong}") from error
         try:
-            check_values(schema, config, layer.spell)
+            check_values(schema, config, layer.spell, is_open=is_open)
         except (ValueError, OmegaConfBaseException) as error:
             raise ValueError(f"{layer.source}{_one_line(error)}") from error
     try:
@@ -157,6 +157,11 @@ def merge_layers(schema: type[T], layers: Sequence[Layer], where: str = "") -> T
     except (ValueError, OmegaConfBaseException) as error:
         raise ValueError(f"{where}{_one_line(error)}") from error
     return settings  # type: ignore[return-value]
+
+
+def is_open(node: Any, name: str) -> bool:
+    """Whether a value of a node is missing, or refers to another."""
+    return OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)
 
 
 def _laid(config: Any, layer: Layer, leaves: Iterable[tuple[str, Any, Any]]) -> Any:

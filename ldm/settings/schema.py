@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -69,17 +69,21 @@ def check_settings(settings: Any) -> None:
     check_values(type(settings), settings)
 
 
-def check_values(schema: type, node: Any, spell: Callable[[str], str] = str, prefix: str = "") -> None:
-    """Ranges and choices of a dataclass, or of the OmegaConf node that becomes one. spell: keys in errors"""
-    is_node = isinstance(node, DictConfig)
+def check_values(
+    schema: type, node: Any, spell: Callable[[str], str] = str, prefix: str = "",
+    is_open: Callable[[Any, str], bool] = lambda node, name: False,
+) -> None:  # fmt: skip
+    """Ranges and choices of a dataclass, or of the OmegaConf node that becomes one.
+
+    spell: keys in errors;  is_open: whether a value is not there yet
+    """
     for field, section in limited_fields(schema):
-        name = field.name
-        if is_node and (OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name)):
+        if is_open(node, name := field.name):
             continue
         if (value := getattr(node, name)) is None:
             continue
         if section is not None:
-            check_values(section, value, spell, f"{prefix}{name}.")
+            check_values(section, value, spell, f"{prefix}{name}.", is_open)
             continue
         single = isinstance(value, str | int | float) or not isinstance(value, Mapping | Sequence)
         items: Iterable[Any] = [value] if single else value.values() if isinstance(value, Mapping) else value

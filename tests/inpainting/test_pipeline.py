@@ -258,7 +258,7 @@ def test_swapped_processors_stop_the_pipeline(tmp_path):
 
 
 def test_many_samples_are_painted_in_batches(pipe, monkeypatch):
-    module = "inpainting.models.text_to_image.pipeline"
+    module = "inpainting.models.text_to_image.sample"
     monkeypatch.setattr(f"{module}.AT_ONCE", 3)
     batches = []
     hook = pipe.unet.register_forward_pre_hook(lambda unet, given: batches.append(len(given[0])))

@@ -17,7 +17,7 @@ from inpainting.models.text_to_image.pipeline import paint
 from inpainting.models.text_to_image.rca import install_rca, region_kwargs
 from ldm import device
 from ldm.reuse import LAST_FULL, DeepReuse, predict_in_parts
-from ldm.settings.choices import SPEEDS
+from ldm.settings.choices import UNET_SPEEDS
 from tests.inpainting.small_inpainter import (
     QUICK,
     random_image,
@@ -78,7 +78,7 @@ def test_the_parts_are_the_whole_with_regions(layers: int, size: tuple[int, int]
 
 def test_every_speed_runs_less_and_nothing_moves_outside(pipe: Inpainter, calls: Counter[str]) -> None:
     found = {}
-    for speed in SPEEDS:
+    for speed in UNET_SPEEDS:
         calls.clear()
         result = paint(IMAGE, REGIONS, pipe, 3, replace(GIVEN, speed=speed), progress=False)
         found[speed] = dict(calls)

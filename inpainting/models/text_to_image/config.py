@@ -5,7 +5,7 @@ from pathlib import Path
 
 from inpainting.data.batches import PRECISIONS
 from inpainting.data.paintings import SPLITS, PaintingOptions
-from ldm.settings.choices import SPEEDS
+from ldm.settings.choices import UNET_SPEEDS
 from ldm.settings.config import CheckedSettings, check_settings, setting
 
 LAYOUTS = ("coverage", "nearest")
@@ -53,7 +53,7 @@ class PaintOptions(CheckedSettings):
         high=1.0,
         help="fraction of the steps after which every pixel reads all prompts; 1 = never",
     )
-    speed: str = setting("exact", choices=tuple(SPEEDS),
+    speed: str = setting("exact", choices=tuple(UNET_SPEEDS),
         help="balanced, fast: steps take guidance, deep features from others: nearly the same")  # fmt: skip
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0), low=0, high=1, help="noise levels t/T at which guidance acts; elsewhere one pass"

@@ -21,11 +21,11 @@ from torch import Tensor
 from datasets.masks import feather_inside
 from inpainting.models.text_to_image.config import DEFAULTS, PaintOptions
 from inpainting.models.text_to_image.load import Inpainter, weights_of
-from inpainting.models.text_to_image.sample import Batch, sample
+from inpainting.models.text_to_image.sample import Batch, sample_all
 from inpainting.prompts import check_masks
 from inpainting.tokens import TokenPlan, plan_shared, plan_tokens
 from ldm.decode import LoadedImage
-from ldm.denoise import AT_ONCE, Monitor
+from ldm.denoise import Monitor
 from ldm.device import FasterAttention
 from ldm.images import read_image, read_mask, resize, to_pm1
 from ldm.result import Samples, StageTimer, library_versions, measure_drift
@@ -112,25 +112,28 @@ class PreparedJob:
     plan: TokenPlan
     negative: TokenPlan
 
+    def pasted(
+        self, painted_u8: Iterator[np.ndarray], options: PaintOptions
+    ) -> tuple[list[LoadedImage], np.ndarray]:
+        """Canvases, one a seed, at the image's own size; outside the mask (H, W), also given, bytes stay."""
+        image, (h, w) = self.job.image_u8, self.canvas.inner_hw
+        source, size = self.job.source or LoadedImage(image), (image.shape[0], image.shape[1])
+        edit = np.logical_or.reduce([region.mask for region in self.regions])
+        place = edit if options.paste_back else edit | True
+        weight_01 = feather_inside(place, options.feather * min(size) * options.paste_back)
+        how = "cubic" if size[0] > h or size[1] > w else "area"
+        canvases = islice(painted_u8, len(self.job.seeds))
+        wholes = (resize(canvas_u8[:h, :w], size, how=how) for canvas_u8 in canvases)
+        return [source.painted(whole_u8, weight_01, place) for whole_u8 in wholes], edit
+
     def finish(
-        self,
-        painted_u8: Iterator[np.ndarray],
-        pipe: Inpainter,
-        options: PaintOptions,
-        timer: StageTimer,
+        self, painted_u8: Iterator[np.ndarray], pipe: Inpainter, options: PaintOptions, timer: StageTimer
     ) -> PaintResult:
-        """Back to the image's own size, one canvas a seed; outside the masks every byte stays (measured)."""
+        """The result with its recipe and report; what changed outside the masks is measured."""
         image, canvas, regions = self.job.image_u8, self.canvas, self.regions
-        source, seeds, images = self.job.source or LoadedImage(image), list(self.job.seeds), []
-        (h, w), (high, wide) = canvas.inner_hw, image.shape[:2]
-        edit = np.logical_or.reduce([region.mask for region in regions])
+        source, seeds = self.job.source or LoadedImage(image), list(self.job.seeds)
         with timer.stage("paste back"):
-            place = edit if options.paste_back else edit | True
-            weight_01 = feather_inside(place, options.feather * min(edit.shape) * options.paste_back)
-            for canvas_u8 in islice(painted_u8, len(seeds)):
-                how = "cubic" if high > h or wide > w else "area"
-                whole_u8 = resize(canvas_u8[:h, :w], (high, wide), how=how)
-                images.append(source.painted(whole_u8, weight_01, place))
+            images, edit = self.pasted(painted_u8, options)
         report = {
             "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
             "seeds": seeds,
@@ -211,27 +214,26 @@ def paint_all(
     results: dict[int, PaintResult] = {}
     for indices in batches.values():
         group = [prepared[index] for index in indices]
-        # Images with fewer regions get empty ones.
-        masks = torch.nn.utils.rnn.pad_sequence([each.canvas.masks for each in group], batch_first=True)
-        batch = Batch(
-            image_pm1=torch.stack([each.canvas.image_pm1 for each in group]),
-            masks=masks,
-            union=masks.any(dim=1, keepdim=True),
-            plans=[each.plan for each in group],
-            negatives=[each.negative for each in group],
-            rows=[row for row, each in enumerate(group) for _ in each.job.seeds],
-            seeds=[seed for each in group for seed in each.job.seeds],
-        )
-        timer, images_u8 = StageTimer(), list[np.ndarray]()
+        timer = StageTimer()
         with timer.stage("paint"), FasterAttention():
-            for start in range(0, len(batch.rows), AT_ONCE):
-                part = slice(start, start + AT_ONCE)
-                several = replace(batch, rows=batch.rows[part], seeds=batch.seeds[part])
-                images_u8 += sample(several, pipe, options, monitor)
-        remaining = iter(images_u8)
+            remaining = iter(sample_all(batch_of(group), pipe, options, monitor))
         for index in indices:
             results[index] = prepared[index].finish(remaining, pipe, options, timer)
     return [results[index] for index in range(len(jobs))]
+
+
+def batch_of(jobs: Sequence[PreparedJob]) -> Batch:
+    """Jobs of one painting size together; images with fewer regions get empty ones."""
+    masks = torch.nn.utils.rnn.pad_sequence([job.canvas.masks for job in jobs], batch_first=True)
+    return Batch(
+        image_pm1=torch.stack([job.canvas.image_pm1 for job in jobs]),
+        masks=masks,
+        union=masks.any(dim=1, keepdim=True),
+        plans=[job.plan for job in jobs],
+        negatives=[job.negative for job in jobs],
+        rows=[row for row, job in enumerate(jobs) for _ in job.job.seeds],
+        seeds=[seed for job in jobs for seed in job.job.seeds],
+    )
 
 
 def resolve_options(pipe: Inpainter, options: PaintOptions = DEFAULTS) -> PaintOptions:

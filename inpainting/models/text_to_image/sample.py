@@ -4,7 +4,7 @@ Legend: j images, b samples of them, c channels, r regions, H W pixels, h w late
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -16,11 +16,11 @@ from inpainting.models.text_to_image.config import PaintOptions
 from inpainting.models.text_to_image.load import Inpainter
 from inpainting.models.text_to_image.rca import check_processors, region_kwargs, shrink_masks
 from inpainting.tokens import TokenPlan, encode_plans
-from ldm.denoise import Monitor, denoise, noise_for, set_steps, start_latents
+from ldm.denoise import AT_ONCE, Monitor, denoise, noise_for, set_steps, start_latents
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
 from ldm.reuse import DeepReuse
-from ldm.settings.choices import SPEEDS
+from ldm.settings.choices import UNET_SPEEDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,13 @@ def known_channels(union: Tensor, masked: Tensor, layout: str = "coverage") -> T
     """
     channel = shrink_masks(union, (masked.shape[-2], masked.shape[-1]), layout)
     return torch.cat([channel.to(masked), masked], dim=1)
+
+
+def sample_all(batch: Batch, pipe: Inpainter, options: PaintOptions, monitor: Monitor) -> list[np.ndarray]:
+    """As `sample`, at most AT_ONCE samples together."""
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(batch.rows), AT_ONCE)]
+    batches = [replace(batch, rows=batch.rows[part], seeds=batch.seeds[part]) for part in parts]
+    return [image_u8 for each in batches for image_u8 in sample(each, pipe, options, monitor)]
 
 
 @torch.inference_mode()
@@ -69,7 +76,7 @@ def sample(batch: Batch, pipe: Inpainter, options: PaintOptions, monitor: Monito
         joined = region_kwargs(torch.ones_like(masks), region_ids, latent_hw, **fixed)
     scheduler = make_scheduler(str(options.scheduler), pipe.scheduler_config)
     schedule = set_steps(scheduler, int(options.steps or 1), options.strength, device)
-    saved = {"guidance_every": 1, "reuse_every": 1, "reuse_layers": 0, **SPEEDS[options.speed]}
+    saved = {"guidance_every": 1, "reuse_every": 1, "reuse_layers": 0, **UNET_SPEEDS[options.speed]}
     schedule = schedule._replace(interval=options.guidance_interval, guide_every=saved["guidance_every"])
     check_processors(pipe.unet, (), {"cross_attention_kwargs": apart})  # a reused step does not
     unet = DeepReuse(pipe.unet, len(schedule.timesteps), saved["reuse_every"], saved["reuse_layers"])

@@ -1,0 +1,1 @@
+"""Folders for the hub: pipelines that stock diffusers loads, and the benchmark."""

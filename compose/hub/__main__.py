@@ -1,0 +1,30 @@
+"""Folders that others load with stock diffusers, without this repository, and the benchmark as a data set.
+
+python -m compose.hub compositor --source assets/tiny/compositor --out outputs/hub/compositor --repo ME/x
+python -m compose.hub inpainter --source assets/tiny/inpainter --out outputs/hub/inpainter
+python -m compose.hub benchmark --manifest outputs/benchmark.json --out outputs/hub/benchmark
+"""
+
+from compose.hub.settings import BenchmarkHub, CompositorHub, InpainterHub
+from ldm.settings.cli import App, command, new_app, run_module
+from ldm.settings.later import later
+
+VERBS = {  # verb -> settings, help
+    "compositor": (CompositorHub, "A compositor folder -> a pipeline folder with its own code."),
+    "inpainter": (
+        InpainterHub,
+        "An inpainter folder, its LoRA merged -> a pipeline folder with its own code.",
+    ),
+    "benchmark": (BenchmarkHub, "A manifest of the composite benchmark -> a data-set folder."),
+}
+
+
+def build_app() -> App:
+    app = new_app("Folders for the Hugging Face hub.")
+    for verb, (settings, text) in VERBS.items():
+        app.command(verb, help=text)(command(settings, later(f"compose.hub.export:export_{verb}")))
+    return app
+
+
+if __name__ == "__main__":
+    run_module(build_app)
