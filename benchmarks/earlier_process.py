@@ -40,11 +40,13 @@ def main(kind: str, count: str = "0") -> None:
         started, clock = time.process_time(), time.process_time
 
         def imported() -> None:
-            ready, batch = clock(), sys.modules.get("compose_batch" if old else "compose.batch")
+            ready, batch = clock(), sys.modules.get("compose_batch" if old else "compose.composer")
+
+            def first(*_: Any, **__: Any) -> None:
+                finish(cpu_s=clock() - started, without_imports_s=clock() - ready)
+
             if batch is not None:
-                batch.compose = lambda *_, **__: finish(  # type: ignore[attr-defined]
-                    cpu_s=clock() - started, without_imports_s=clock() - ready
-                )
+                setattr(batch, "compose" if old else "prepare", first)
 
         if old:
             import_module("compose_batch")

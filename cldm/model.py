@@ -9,7 +9,7 @@ reference, t tokens (CLS first, then patches).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,11 @@ class Compositor(nn.Module):
         self.scheduler_config = dict(scheduler_config)
         self.check_parts()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the UNet; its own property looks at every weight."""
+        return self.unet.conv_in.weight.dtype
+
     def check_parts(self) -> None:
         net = self.unet.config
         fits: dict[str, tuple[Any, Any]] = {
@@ -206,6 +211,13 @@ class Compositor(nn.Module):
         *down, mid = residuals
         hints = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         return self.unet(x, timestep, encoder_hidden_states=tokens, **hints).sample
+
+
+def joined(conditions: Sequence[Conditions]) -> Conditions:
+    """Those of several composites, each of b rows: the first row of every one, then the second."""
+    names = [field.name for field in fields(Conditions)]
+    rows = ([getattr(each, name) for each in conditions] for name in names)
+    return Conditions(*(torch.stack(each, dim=1).flatten(0, 1) for each in rows))
 
 
 def shared(value: Tensor, times: int) -> Tensor:

@@ -6,6 +6,7 @@ Legend: n samples, b conditions (2 with guidance: unconditional, conditional), c
 H W pixels of the crop.
 """
 
+import hashlib
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from cldm.config import Sampling
-from cldm.model import Compositor, Conditions, shared
+from cldm.model import Compositor, Conditions, joined, shared
 from datasets.pairs import Pair
 from ldm.denoise import AT_ONCE, Known, Monitor, Schedule, denoise, noise_for, set_steps, start_latents
-from ldm.device import FasterAttention, check_finite
+from ldm.device import FasterAttention, as_alone, check_finite
 from ldm.images import from_pm1
 from ldm.latents import make_scheduler
+from ldm.recent import FORGETFUL, Recent
 from ldm.reuse import DeepReuse
 
 OFFLOADING = threading.RLock()  # held while networks are on the device for a stage
@@ -69,7 +71,7 @@ def make_controls(
     """The residuals of one composite: of all conditions, or of each half where not all steps are guided."""
     times, count = schedule.timesteps.tolist(), sampling.control_evaluations
     guided = [time for time, both in zip(times, schedule.guided(), strict=True) if both]
-    if len(conditions.tokens) == 1 or len(guided) == len(times):
+    if sampling.guidance == 1.0 or len(guided) == len(times):
         return [Controls(model, conditions, weights, times, count)]
     halves = conditions.halves()
     fewer = math.ceil(count * sum(schedule.acts()) / len(times))  # over a shorter interval
@@ -81,7 +83,7 @@ class Predictor:
     """`predict` of `ldm.denoise.denoise` for one run of a schedule of `total` steps."""
 
     def __init__(self, model: Compositor, controls: list[Controls], sampling: Sampling, total: int) -> None:
-        self.controls, self.dtype = controls, model.unet.dtype
+        self.controls, self.dtype = controls, model.dtype
         self.unet = DeepReuse(model.unet, total, sampling.reuse_every, sampling.reuse_layers)
 
     def __call__(self, x: Tensor, t: Tensor, both: bool) -> Tensor:
@@ -96,20 +98,27 @@ class Predictor:
 
 
 class CompositorPipeline:
-    """Paints pairs with one model. With offload, each network is on the device for its own stage only."""
+    """Paints pairs with one model. With offload, each network is on the device for its own stage only.
 
-    def __init__(self, model: Compositor, device: torch.device | str = "cpu", offload: bool = False) -> None:
-        self.model, self.offload = model, offload
+    recent: keeps tokens for images to come
+    """
+
+    def __init__(
+        self, model: Compositor, device: torch.device | str = "cpu", offload: bool = False,
+        recent: Recent = FORGETFUL,
+    ) -> None:  # fmt: skip
+        self.model, self.offload, self.recent = model, offload, recent
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0"
-        if self.device.type == "cpu" and model.unet.dtype is torch.bfloat16:
+        if self.device.type == "cpu" and model.dtype is torch.bfloat16:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.2 times faster
 
     @contextmanager
     def on_device(self, *modules: nn.Module) -> Iterator[None]:
         """Have networks on the device for one stage; with offload, for that of one thread."""
-        with OFFLOADING if self.offload else nullcontext(), FasterAttention():
+        faster = FasterAttention() if self.model.dtype is torch.bfloat16 else nullcontext()
+        with OFFLOADING if self.offload else nullcontext(), faster:
             for module in modules:
-                if any(parameter.device != self.device for parameter in module.parameters()):
+                if self.device.type != "cpu" and any(p.device != self.device for p in module.parameters()):
                     module.to(self.device)
             try:
                 yield
@@ -119,15 +128,17 @@ class CompositorPipeline:
 
     def batch(self, image: Tensor) -> Tensor:
         """(...) -> (1, ...) on the device, in the precision of the UNet."""
-        return image[None].to(self.device, self.model.unet.dtype)
+        return image[None].to(self.device, self.model.dtype)
 
     @torch.inference_mode()
     def conditions(self, pair: Pair, guided: bool) -> Conditions:
         """Tokens and hint embeddings of one pair; both halves when guided."""
-        model = self.model
+        model, recent, reference = self.model, self.recent, pair.reference_01
         with self.on_device(model.identity):
-            tokens = check_finite(model.identity(self.batch(pair.reference_01)), "image encoder")
-            null = model.identity.null() if guided else None
+            digest = hashlib.sha256(reference.cpu().numpy().tobytes()).hexdigest() if recent.limit else ""
+            tokens = recent.once(lambda: model.identity(self.batch(reference)), "tokens", digest)
+            tokens = check_finite(tokens, "image encoder")
+            null = recent.once(model.identity.null, "null") if guided else None
         with self.on_device(model.detail, model.depth):
             detail = model.detail.embed(self.batch(pair.detail_pm1))
             conditions = Conditions(tokens, detail, model.depth.embed(self.batch(pair.depth_01)))
@@ -150,15 +161,15 @@ class CompositorPipeline:
         return [image.permute(1, 2, 0).numpy() for image in levels]
 
     @staticmethod
-    def known_region(pair: Pair, background: Tensor, noise: Tensor) -> Known:
-        """Latent pixels that hold no pixel of the edit region keep the background (1, c, h, w)."""
-        edit = pair.edit_mask.float().to(background)[None]
+    def known_region(pairs: Sequence[Pair], background: Tensor, noise: Tensor) -> Known:
+        """Latent pixels that hold no pixel of the edit region keep the background (1 or n, c, h, w)."""
+        edit = torch.stack([pair.edit_mask for pair in pairs]).to(background)
         touched = nn.functional.adaptive_max_pool2d(edit, background.shape[-2:])
         return Known(background.expand(len(noise), -1, -1, -1), 1 - touched, noise)
 
     def paint(
         self,
-        pair: Pair,
+        pair: Pair | Sequence[Pair],
         seeds: Sequence[int],
         sampling: Sampling,
         weights: Weights = Weights(),
@@ -167,17 +178,24 @@ class CompositorPipeline:
     ) -> list[np.ndarray]:
         """One image (H, W, 3) uint8 of the crop per seed; float32 in [0, 255] unless rounded.
 
+        pair: one for all seeds; or one for each, at most `AT_ONCE`, which share batches of the networks: on a
+        CPU each gives the image that it gives alone, to the bit
         Outside the edit region the background's latents are re-imposed at every step if `reimpose` is set;
         `init: paste` starts from the depth-tested cut-out paste noised to `strength`. With `strength` 0 the
         paste is returned.
         """
-        monitor = monitor or Monitor()
+        monitor, pairs = monitor or Monitor(), list(pair) if isinstance(pair, Sequence) else [pair]
+        if len(pairs) not in (1, len(seeds)) or len(pairs) > AT_ONCE:
+            raise ValueError(
+                f"{len(pairs)} pairs with {len(seeds)} seeds; allowed: 1, or as many, up to {AT_ONCE}"
+            )
         model, pasted = self.model, sampling.init == "paste"
         if pasted and sampling.strength == 0:
-            return [from_pm1(pair.paste_pm1)] * len(seeds)
-        conditions = self.conditions(pair, guided=sampling.guidance != 1.0)
-        background = self.encode(pair.background_pm1)
-        pasted_latents = self.encode(pair.paste_pm1) if pasted else None
+            pastes = [from_pm1(each.paste_pm1) for each in pairs]
+            return pastes if len(pairs) > 1 else pastes * len(seeds)
+        conditions = joined([self.conditions(each, guided=sampling.guidance != 1.0) for each in pairs])
+        background = torch.cat([self.encode(each.background_pm1) for each in pairs])
+        pasted_latents = torch.cat([self.encode(each.paste_pm1) for each in pairs]) if pasted else None
         strength = sampling.strength if pasted else 1.0
         images: list[np.ndarray] = []
         for start in range(0, len(seeds), AT_ONCE):
@@ -187,11 +205,11 @@ class CompositorPipeline:
             schedule = schedule._replace(interval=interval, guide_every=every)
             noise, generators = noise_for(seeds[start : start + AT_ONCE], background.shape[1:])
             noise = noise.to(self.device)
-            known = self.known_region(pair, background, noise) if sampling.reimpose else None
+            known = self.known_region(pairs, background, noise) if sampling.reimpose else None
             first = None if pasted_latents is None else pasted_latents.expand(len(noise), -1, -1, -1)
             if not start:
                 controls = make_controls(model, conditions, weights, sampling, schedule)
-            with self.on_device(model.unet, model.detail, model.depth):
+            with self.on_device(model.unet, model.detail, model.depth), as_alone(len(pairs), self.device):
                 latents = denoise(
                     Predictor(model, controls, sampling, len(schedule.timesteps)),
                     start_latents(schedule, noise, first), schedule, guidance=sampling.guidance,

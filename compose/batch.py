@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from cldm.config import load_compositor_config
 from compose.batch_settings import BatchSettings, DreamBoothSettings
-from compose.models import compositor_folder, load_models
-from compose.pipeline import compose
+from compose.composer import FAILURES, Composer
+from compose.models import compositor_folder
 from compose.settings import ComposeSettings
 from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
@@ -44,13 +44,12 @@ from ldm.files import (
     write_json,
 )
 from ldm.journal import parse_line
-from ldm.locks import lock_beside, taken
+from ldm.locks import lock_beside, taken_together
 from ldm.registry.models import BUILTIN, cutout_network, depth_folder, detector_folder, how_to_get
 from ldm.result import sample_paths
 from ldm.seeds import seed_of
 from ldm.settings.choices import shard_of
 from ldm.settings.config import Layer, flag_name, layer_merger, to_plain, yaml_layers
-from ldm.settings.resources import resources_named
 from llava_bifrost.settings import GEOMETRIC
 
 logger = logging.getLogger(__name__)
@@ -245,7 +244,7 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
         jobs = read_jobs(settings.jobs, settings.config, settings.root)
     out, (index, count) = settings.out, shard_of(settings.shard)
     record = out / f"failed-{index}-of-{count}.json"
-    mine, failed, models = jobs[index::count], dict[str, str](), None
+    mine, failed, composer = jobs[index::count], dict[str, str](), Composer()
 
     def is_done(job: BatchJob) -> bool:
         return all(map(job.is_done, job.images(out)))
@@ -253,18 +252,19 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     # the lock that a dead process left of a done job goes in `taken`
     todo = [job for job in mine if lock_beside(job.images(out)[0]).exists() or not is_done(job)]
     start, made = time.monotonic(), list[str]()
-    for number, job in enumerate(taken(todo, is_done, lambda job: job.images(out)[0]), 1):
+    parts = taken_together(todo, is_done, lambda job: job.images(out)[0], composer.at_once)
+    results = (pair for part in parts for pair in composer.results(part))
+    for number, (job, result) in enumerate(results, 1):
         try:
-            models = load_models(job.settings, models)
-            with resources_named(job.settings):
-                result = compose(job.settings, models, progress=False)
+            if isinstance(result, Exception):
+                raise result
             if settings.sheet:
                 save_sheet(result, out / f"{job.name}.png", settings.overwrite)
             for sample, path in enumerate(job.images(out)):  # last, for the reports say that the job is done
                 result.save(sample, path, job.digest(), settings.overwrite)
             made.append(job.name)
             text = f"{100 * result.report['visible_fraction']:.0f} % visible"
-        except (ValueError, OSError, RuntimeError) as error:
+        except FAILURES as error:
             check_stopped()
             text = failed[job.name] = " ".join(str(error).split())
             write_json(record, failed)

@@ -19,6 +19,7 @@ from ldm.experts.detect import Detector
 from ldm.experts.erase import Eraser
 from ldm.files import located
 from ldm.latents import scheduler_class
+from ldm.recent import Recent
 from ldm.registry.models import depth_folder, resolve_model_path, warn_of_small
 from llava_bifrost.locator import Locator, load_locator
 
@@ -38,6 +39,7 @@ class Models:
     requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
     others: dict[Any, Any] = field(default_factory=dict)  # erasers and foreign painters, likewise
+    recent: Recent = field(default_factory=Recent)  # what was read of files and computed of them
 
     @loading()
     def once(self, folder: Path, load: Callable[..., Any], *beside: Path, **more: Any) -> Any:

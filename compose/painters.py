@@ -5,7 +5,7 @@ Legend: H W pixels of the background, h w pixels of the window in which anything
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from cldm.config import Sampling
 from cldm.pipeline import CompositorPipeline, Weights
@@ -21,9 +22,9 @@ from compose.settings import AUTO, BIFROST, PASTE, TINY_MODEL, ComposeSettings
 from compose.sources import Sources
 from datasets.masks import dilate
 from datasets.pairs import Geometry, Pair, square_view
-from datasets.pasteback import Stitched, stitch
+from datasets.pasteback import WHOLE, Stitched, stitch
 from ldm.decode import LoadedImage
-from ldm.denoise import Cancelled, Monitor
+from ldm.denoise import AT_ONCE, Cancelled, Monitor
 from ldm.device import pick_dtype
 from ldm.experts.painter import FolderPainter
 from ldm.files import located
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 LINEAR = (np.arange(256) / 255) ** 2.2  # light of a channel's values
 NORM = 6  # of the mean that estimates the light (Finlayson and Trezzi 2004, shades of gray)
+SMALL = 128 * 128  # pixels; measured at 96 x 96: a step of 8 jobs takes a third less than 8 of one
 PART, MOST = 0.5, 1.25  # of the difference in light that is made up for, and the largest factor (chosen)
 
 
@@ -46,6 +48,21 @@ class Work:
     settings: ComposeSettings
     models: Models
     timer: StageTimer
+    sampling: Sampling
+    recipe: dict[str, Any]
+    decided: dict[str, Any]  # for the report
+
+    @property
+    def group(self) -> Any:
+        """What works have in common that the compositor paints in one batch; None: it paints this alone."""
+        alone = self.settings.painter != BIFROST or self.settings.num_samples > 1 or self.settings.offload
+        if alone or self.sources.background.rgb_u8.size > 3 * WHOLE:  # for memory
+            return None
+        return id(self.models), self.sampling, self.weights, self.settings.compat, self.geometry.options.size
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.settings.detail_weight, self.settings.depth_weight)
 
     @property
     def seeds(self) -> list[int]:
@@ -145,22 +162,40 @@ def _light_of(rgb_u8: np.ndarray) -> np.ndarray:
     return np.maximum((counts @ LINEAR**NORM / np.sum(counts[0])) ** (1 / NORM), 1e-3)
 
 
-def paint_by_compositor(work: Work, sampling: Sampling, monitor: Monitor) -> PaintedCrops:
-    """The samples of the compositor."""
-    settings, models, timer = work.settings, work.models, work.timer
+def at_once(models: Models) -> int:
+    """How many images of different jobs the compositor paints in one batch: 1 where a batch saves nothing."""
+    (h, w), device = models.config.pair.size, models.device.type
+    small = models.dtype is torch.float32 and h * w <= SMALL  # others keep a core busy one by one
+    return AT_ONCE if device == "cuda" or (device == "cpu" and small) else 1
+
+
+def paint_by_compositor(works: Sequence[Work], monitor: Monitor) -> list[PaintedCrops]:
+    """The samples of the compositor for one work, or one sample each for several of a `group`.
+
+    On a CPU these are what the works give one by one, to the bit; elsewhere up to rounding.
+    """
+    first = works[0]
+    settings, models, timer, sampling = first.settings, first.models, first.timer, first.sampling
     with timer.stage("load"):
         compositor = models.compositor
     with timer.stage("paint"):
-        weights, rounded = Weights(settings.detail_weight, settings.depth_weight), settings.compat is None
-        pipeline = CompositorPipeline(compositor, models.device, settings.offload)
-        painted = pipeline.paint(work.pair, work.seeds, sampling, weights, monitor, rounded=rounded)
-    with timer.stage("paste back"):
-        way, background = "mask-feather" if rounded else "legacy-rect", work.sources.background
-        finish = partial(stitch, work.geometry, paste=way, background=background)
-        detail, scale = sampling.detail, sampling.detail_scale
-        stitched = [finish(image, detail=detail, detail_scale=scale) for image in painted]
-        warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
-    return PaintedCrops(stitched, [np.rint(image).astype(np.uint8) for image in painted], {})
+        rounded, seeds = settings.compat is None, [seed for work in works for seed in work.seeds]
+        pipeline = CompositorPipeline(compositor, models.device, settings.offload, models.recent)
+        pairs = [work.pair for work in works]
+        painted = pipeline.paint(pairs, seeds, sampling, first.weights, monitor, rounded=rounded)
+    spent, crops = {name: timer.seconds[name] / len(works) for name in ("load", "paint")}, []
+    for work, images in zip(
+        works, [painted] if len(works) == 1 else [[image] for image in painted], strict=True
+    ):
+        work.timer.seconds |= spent
+        with work.timer.stage("paste back"):
+            way, background = "mask-feather" if rounded else "legacy-rect", work.sources.background
+            finish = partial(stitch, work.geometry, paste=way, background=background)
+            detail, scale = sampling.detail, sampling.detail_scale
+            stitched = [finish(image, detail=detail, detail_scale=scale) for image in images]
+            warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
+        crops.append(PaintedCrops(stitched, [np.rint(image).astype(np.uint8) for image in images], {}))
+    return crops
 
 
 def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> PaintedCrops:

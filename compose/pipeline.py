@@ -9,8 +9,9 @@ the pixels stands in the recipe; `compose.recipe.check_unchanged` says whether t
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,14 @@ import numpy as np
 from cldm.config import Sampling
 from cldm.evaluate.cases import order_is_right
 from compose.models import Models
-from compose.painters import Work, choose_painter, folder_painter, paint_by_compositor, paint_elsewhere
+from compose.painters import (
+    PaintedCrops,
+    Work,
+    choose_painter,
+    folder_painter,
+    paint_by_compositor,
+    paint_elsewhere,
+)
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import BIFROST, DEPTH_MODES, ComposeSettings
@@ -146,6 +154,20 @@ def compose(
 
     Raises ValueError for invalid user input, `ldm.denoise.Cancelled` when `cancelled` says so.
     """
+    return compose_prepared([prepare(settings, models, stage)], Monitor(on_step, cancelled, progress))[0]
+
+
+def compose_prepared(works: Sequence[Work], monitor: Monitor) -> list[Result]:
+    """What comes after `prepare`, for one work or several with the same `group`, which share batches."""
+    if works[0].settings.painter == BIFROST:
+        paintings = paint_by_compositor(works, monitor)
+    else:
+        paintings = [paint_elsewhere(work, monitor.cancelled) for work in works]
+    return [finish(work, painting) for work, painting in zip(works, paintings, strict=True)]
+
+
+def prepare(settings: ComposeSettings, models: Models, stage: "JobScene | None" = None) -> Work:
+    """All that comes before the painting."""
     timer = StageTimer()
     sampling, options = sampling_of(settings, models)
     if (painter := folder_painter(settings, models)) is not None:
@@ -158,12 +180,13 @@ def compose(
     if settings.best is not None and settings.rank_by == "identity":
         similarity_network(models)  # before any work
     with timer.stage("read"):
-        sources = read_sources(settings, stage)
+        sources = read_sources(settings, stage, models.recent)
     settings = choose_painter(settings, models, sources.background)
     settings, depth_01 = settings.in_fractions(sources.background.size), sources.depth_01
     with timer.stage("depth"):
         if depth_01 is None:
-            depth_01 = models.depth.estimate(sources.background)
+            estimate = partial(models.depth.estimate, sources.background)
+            depth_01 = models.recent.once(estimate, "depth", settings.background)
         if object_depth_is_estimated(settings):
             sources = replace(sources, object_depth_01=models.depth.estimate(sources.item))
     placement = None
@@ -172,25 +195,30 @@ def compose(
             placement = locate(settings, models, sources, depth_01)
     with timer.stage("prepare"):
         settings, geometry, decided = resolve_placement(settings, placement, sources, depth_01, options)
-        layers, pair = geometry.native_layers, pair_of(geometry)
-        recipe = make_recipe(settings, models, decided.get("placement"))
-    work = Work(geometry, pair, sources, settings, models, timer)
-    if settings.painter == BIFROST:
-        painting = paint_by_compositor(work, sampling, Monitor(on_step, cancelled, progress))
-    else:
-        painting = paint_elsewhere(work, cancelled)
-    with timer.stage("paste back"):
-        stitched, before_u8 = painting.stitched, sources.background.own_u8
+        pair, recipe = pair_of(geometry), make_recipe(settings, models, decided.get("placement"))
+    return Work(geometry, pair, sources, settings, models, timer, sampling, recipe, decided)
+
+
+def finish(work: Work, painting: PaintedCrops) -> Result:
+    """What was painted, with recipe and report."""
+    settings, models, geometry, background = (
+        work.settings,
+        work.models,
+        work.geometry,
+        work.sources.background,
+    )
+    with work.timer.stage("paste back"):
+        stitched, before_u8 = painting.stitched, background.own_u8
         allowed = [np.greater(s.edit_mask, s.keep_mask) for s in stitched]  # nearer objects stay too
         drift = [measure_drift(before_u8, s.result_u8, a) for s, a in zip(stitched, allowed, strict=True)]
-    if (visible := layers.visible_fraction) < LEAST_VISIBLE:
+    if (visible := geometry.native_layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
     measured = {"visible_fraction": visible, "drift": drift, "seeds": work.seeds}
     measured["device"] = str(models.device)
-    report = {**decided, **measured, **painting.report, "seconds": timer.report()}
+    report = {**work.decided, **measured, **painting.report, "seconds": work.timer.report()}
     images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
-    about = recipe, report, geometry, pair, painting.painted_u8, sources.background
+    about = work.recipe, report, geometry, work.pair, painting.painted_u8, background
     all_samples = Result(images, edit_mask, work.seeds, *about)
     return all_samples if settings.best is None else all_samples.best(settings, models)
 

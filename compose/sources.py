@@ -21,6 +21,7 @@ from ldm.decode import LoadedImage
 from ldm.experts.matting import alpha_at_outline, own_colours, soft_alpha
 from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things, with_parts
 from ldm.images import fitted, read_depth, read_image, read_mask, resize
+from ldm.recent import FORGETFUL, Recent
 
 if TYPE_CHECKING:
     from compose.job import EraseSettings
@@ -54,17 +55,35 @@ class Sources:
         return self.cut if self.alpha_01 is None else self.cut | (self.alpha_01 > 0)
 
 
-def read_sources(settings: ComposeSettings, stage: "JobScene | None" = None) -> Sources:
-    """Read and check all files; cheap checks run first. stage: instead of the background and its depth."""
-    background = read_image(settings.background) if stage is None else stage.image
-    item = read_image(settings.object)
+def read_sources(
+    settings: ComposeSettings, stage: "JobScene | None" = None, recent: Recent = FORGETFUL
+) -> Sources:
+    """Read and check all files; cheap checks run first.
+
+    stage: instead of the background and its depth. recent: keeps background and object for jobs to come
+    """
+    if stage is not None:
+        background = stage.image
+    else:
+        background = recent.once(lambda: read_image(settings.background), "image", settings.background)
+    decisive = str(settings.sam), settings.cutout, settings.object_box, settings.device, settings.dtype
+    files = settings.object, settings.object_mask
+    thing = recent.once(lambda: read_object(settings), "object", *files, *decisive, settings.hard_edge)
     target = box = None
     if settings.target_mask is not None:
         target = read_mask(settings.target_mask, size=background.size) ^ settings.invert_target_mask
         if settings.box is None and settings.box_px is None:
             box = geometry.box_to_01(geometry.bbox_of_mask(target), background.size)
     depth_01 = stage.depth_01 if stage else depth_of(settings.background_depth, background.size)
-    object_depth_01 = depth_of(settings.object_depth, item.size)
+    object_depth_01 = depth_of(settings.object_depth, thing["item"].size)
+    return Sources(
+        background=background, target_box01=box, target=target, depth_01=depth_01,
+        object_depth_01=object_depth_01, stage=stage, **thing)  # fmt: skip
+
+
+def read_object(settings: ComposeSettings) -> dict[str, Any]:
+    """The object's part of `Sources`."""
+    item = read_image(settings.object)
     if settings.object_mask is not None:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
     else:
@@ -90,8 +109,7 @@ def read_sources(settings: ComposeSettings, stage: "JobScene | None" = None) -> 
     elif not settings.hard_edge:
         alpha_01 = soft_alpha(item.rgb_u8, cut)
         item = replace(item, rgb_u8=own_colours(item.rgb_u8, alpha_01))
-    depths = depth_01, object_depth_01
-    return Sources(background, item, cut, cut_by, box, target, *depths, doubts, stage, alpha_01)
+    return {"item": item, "cut": cut, "cut_by": cut_by, "doubts": doubts, "alpha_01": alpha_01}
 
 
 def object_depth_is_estimated(settings: ComposeSettings) -> bool:

@@ -8,12 +8,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import conv2d, linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ldm.files import read_json
@@ -139,6 +140,30 @@ class FasterAttention(TorchFunctionMode):
         if function is not scaled_dot_product_attention or not suits(*args, **more):
             return function(*args, **more)
         return blockwise_attention(args[0], args[1], args[2], more.get("scale"))
+
+
+class RowsAsAlone(TorchFunctionMode):
+    """Within it every one of `count` parts of a batch, rows i, i + count, ..., gets what it gets alone.
+
+    On a CPU the number of rows decides how convolutions and linear layers add up; other layers of these
+    networks do not look at it.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        more = dict(kwargs or {})
+        if function not in (conv2d, linear) or len(args[0]) % self.count:
+            return function(*args, **more)
+        parts = [function(args[0][index :: self.count], *args[1:], **more) for index in range(self.count)]
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def as_alone(count: int, device: torch.device) -> AbstractContextManager[Any]:
+    """`RowsAsAlone` where that costs little: on a CPU, for more than one part."""
+    return RowsAsAlone(count) if count > 1 and device.type == "cpu" else nullcontext()
 
 
 def suits(

@@ -74,14 +74,31 @@ def alone(
 
 def taken(items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T], Path]) -> Iterator[T]:
     """The items that are not done, each held by a lock beside its path; those that others hold come last."""
+    return (item for (item,) in taken_together(items, is_done, path_of, lambda item: 1))
+
+
+def taken_together(
+    items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T], Path], count: Callable[[T], int]
+) -> Iterator[list[T]]:
+    """As `taken`, up to `count` of the first of them at a time. One that is waited for comes alone: two
+    processes that wait for each other would do so for ever.
+    """
     busy: list[T] = []
-    for wait, part in ((False, items), (True, busy)):
-        for item in part:
-            lock = lock_beside(path_of(item))
-            if is_done(item) and not lock.exists():  # one of a dead process goes
-                continue
-            with held(lock, wait) as free:
-                if not free:
-                    busy.append(item)
-                elif not is_done(item):  # another process may have done it in between
-                    yield item
+    for wait, left in ((False, iter(items)), (True, iter(busy))):
+        while True:
+            with contextlib.ExitStack() as locks:
+                mine, most = list[T](), 1
+                while len(mine) < most and (item := next(left, None)) is not None:
+                    lock = lock_beside(path_of(item))
+                    if is_done(item) and not lock.exists():  # one of a dead process goes
+                        continue
+                    with contextlib.ExitStack() as own:
+                        if not own.enter_context(held(lock, wait)):
+                            busy.append(item)
+                        elif not is_done(item):  # another process may have done it in between
+                            mine.append(item)
+                            most = 1 if wait else count(mine[0])
+                            locks.enter_context(own.pop_all())
+                if not mine:
+                    break
+                yield mine

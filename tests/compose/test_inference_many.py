@@ -48,7 +48,7 @@ def test_jobs_are_made_once_and_a_failure_stops_nothing(case: Case, monkeypatch)
 
 @pytest.mark.slow
 def test_a_batch_killed_in_the_middle_ends_with_the_same_images(case: Case) -> None:
-    names = [f"job{index}" for index in range(8)]
+    names = [f"job{index}" for index in range(20)]
     write(case, *(job(case, name=name, seed=index) for index, name in enumerate(names)))
     out = case.folder / "many"
     assert batch(case) == 0
@@ -107,7 +107,7 @@ def test_shards_divide_the_work_and_seeds_do_not_depend_on_it(case: Case) -> Non
 
 
 def test_all_mistakes_are_listed_with_their_lines_before_any_work(case: Case, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("compose.batch.compose", lambda *args, **kwargs: pytest.fail("worked"))
+    monkeypatch.setattr("compose.composer.prepare", lambda *args, **kwargs: pytest.fail("worked"))
     write(
         case,
         job(case, name="fine"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import compose.batch as batch_module
+from compose import composer
 from compose.batch import read_jobs
 from ldm.locks import held, lock_beside
 from tests.compose.test_inference_many import batch, job, made, write
@@ -67,14 +68,14 @@ def test_a_batch_killed_before_any_rename_of_changed_jobs_ends_right(case: Case,
 
 def test_a_second_batch_makes_other_jobs_and_waits_for_the_rest(case: Case, monkeypatch, caplog) -> None:
     write(case, *(job(case, name=name) for name in "abc"))
-    out, order, compose = case.folder / "many", [], batch_module.compose
+    out, order, prepare = case.folder / "many", [], composer.prepare
 
     def noted(settings, *args, **kwargs):
         order.append(settings.seed)
-        return compose(settings, *args, **kwargs)
+        return prepare(settings, *args, **kwargs)
 
     seeds = [one.settings.seed for one in read_jobs(case.folder / "jobs.jsonl", None, case.folder)]
-    monkeypatch.setattr(batch_module, "compose", noted)
+    monkeypatch.setattr(composer, "prepare", noted)
     other = contextlib.ExitStack()
     other.enter_context(held(out / ".a.png.lock"))
 

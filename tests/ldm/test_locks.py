@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ldm.checkpoints import folder_written_whole
-from ldm.locks import alone, held, lock_beside, one_writer, taken
+from ldm.locks import alone, held, lock_beside, one_writer, taken, taken_together
 
 
 @dataclass
@@ -94,6 +95,33 @@ def test_the_lock_that_a_dead_process_left_of_a_done_item_goes(tmp_path: Path) -
     items = [tmp_path / name for name in ("a", "b")]
     lock_beside(items[1]).touch()
     assert list(taken(items, lambda path: True, Path)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_items_are_held_together_and_one_that_is_waited_for_comes_alone(tmp_path: Path) -> None:
+    items = [tmp_path / name for name in "abcdefg"]
+    done, parts = {items[1]}, []
+    with contextlib.ExitStack() as others:
+        for item in (items[2], items[5]):
+            assert others.enter_context(held(lock_beside(item)))
+        for part in taken_together(items, done.__contains__, Path, lambda item: 3):
+            assert all(lock_beside(item).exists() for item in part)
+            if len(parts) == 1:
+                others.close()
+            parts.append("".join(item.name for item in part))
+            done.update(part)
+    assert parts == ["ade", "g", "c", "f"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_locks_of_items_go_when_their_work_ends_in_an_error(tmp_path: Path, count: int) -> None:
+    items = [tmp_path / name for name in "abc"]
+    parts = taken_together(items, lambda item: False, Path, lambda item: count)
+    assert len(next(parts)) == min(count, 3)
+    assert len(list(tmp_path.iterdir())) == min(count, 3)
+    with pytest.raises(KeyboardInterrupt):
+        parts.throw(KeyboardInterrupt)
     assert list(tmp_path.iterdir()) == []
 
 

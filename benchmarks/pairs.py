@@ -1,0 +1,100 @@
+"""Every object in every background by `dreambooth` on the small compositor, here and at earlier revisions.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.pairs [--sides 10,30] [--repeats 3]     (an hour on one core)
+
+CPU seconds of the command with its start, in turn. Images have 512 pixels; those of here are compared with
+those of the last revision. A side is measured `repeats` times, the last one once.
+"""
+
+import logging
+import resource
+import subprocess
+import sys
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+
+from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.size import BEFORE, checked_out
+from ldm.files import ROOT
+from ldm.images import read_image, write_mask, write_png
+from ldm.settings.cli import run_module, single_app
+
+log = logging.getLogger(__name__)
+
+ALONE = "9eca4fd944b930061a1495e5a80f7deb2f355aa0"  # every job on its own, every file read anew
+EXAMPLES, SIDE = ("cone", "dome", "pyramid", "tent"), 512
+MODELS = "--model assets/tiny/compositor --depth-model assets/tiny/depth"
+
+
+def write_pairs(folder: Path, count: int) -> None:
+    """So many objects and backgrounds: those of the examples, with other colours and turned."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        place = ROOT / "assets" / "examples" / EXAMPLES[number % len(EXAMPLES)]
+        colours, step = rng.uniform(0.5, 1, 3), 1 if number % 8 < 4 else -1
+        room, thing = (read_image(place / name) for name in ("room.png", "object.png"))
+        for image, name in ((room, f"backgrounds/{number}_GT.png"), (thing, f"objects/{number}/0.png")):
+            rgb_u8 = (image.rgb_u8 * colours).astype(np.uint8)
+            alpha_u8 = np.full(image.size, 255, np.uint8) if image.alpha_u8 is None else image.alpha_u8
+            rgba_u8 = cv2.resize(np.dstack([rgb_u8, alpha_u8])[:, ::step].copy(), (SIDE, SIDE))
+            write_png(
+                folder / name,
+                rgba_u8[..., :3],
+                alpha_u8=image.alpha_u8 if image.alpha_u8 is None else rgba_u8[..., 3],
+            )
+        mask, (left, top) = np.zeros((SIDE, SIDE), bool), rng.integers(SIDE // 8, SIDE // 2, 2)
+        mask[top : top + SIDE * 3 // 8, left : left + SIDE // 3] = True
+        write_mask(folder / f"backgrounds/{number}_mask.png", mask)
+
+
+def cpu_seconds(root: Path, data: Path, out: Path) -> float:
+    """Those of the command in the folder of a revision."""
+    places = f"--objects {data / 'objects'} --backgrounds {data / 'backgrounds'} --out {out}"
+    argv = [sys.executable, "run_inference.py", "dreambooth", *places.split(), *MODELS.split()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(argv, cwd=root, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def measure_pairs(
+    sides: Annotated[str, typer.Option(help="how many objects and backgrounds, with commas")] = "10,30",
+    repeats: Annotated[int, typer.Option(help="how often each is measured, in turn", min=1)] = 3,
+    out: Out = RESULTS / "pairs.json",
+) -> dict[str, Any]:
+    """Measure many composites here and at earlier revisions."""
+    rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    grids, body = [int(side) for side in sides.split(",")], dict[str, Any]()
+    with ExitStack() as stack:
+        roots = {name[:8]: stack.enter_context(checked_out(name)) for name in (BEFORE, ALONE)} | {
+            "here": ROOT
+        }
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        for side, turn in [(n, turn) for n in grids for turn in range(1 if n == grids[-1] else repeats)]:
+            write_pairs(folder / f"data{side}", side)
+            for name, root in roots.items():
+                used_s = cpu_seconds(root, folder / f"data{side}", folder / f"{side}-{turn}-{name}")
+                rows[f"{side} x {side}"][name].append(round(used_s, 2))
+                log.info("%d x %d, %s: %.1f CPU s", side, side, name, used_s)
+            made = [folder / f"{side}-{turn}-{name}" for name in (ALONE[:8], "here")]
+            images = [[read_image(path).rgb_u8 for path in sorted(each.rglob("*.png"))] for each in made]
+            differ = sum(not np.array_equal(*pair) for pair in zip(*images, strict=True))
+            spent = {grid: {name: median(each) for name, each in row.items()} for grid, row in rows.items()}
+            ratios = {g: {n: round(each[n] / each["here"], 2) for n in each} for g, each in spent.items()}
+            body = {"cpu_s": spent, "times_here": ratios, "measured": rows, "images_that_differ": differ}
+            write_results(out, body, overwrite=True)
+    return body
+
+
+build_app = single_app(measure_pairs)
+
+if __name__ == "__main__":
+    run_module(build_app)
