@@ -7,7 +7,6 @@ python -m compose.hub benchmark --manifest outputs/benchmark.json --out outputs/
 
 from compose.hub.settings import BenchmarkHub, CompositorHub, InpainterHub
 from ldm.settings.cli import App, command, new_app, run_module
-from ldm.settings.later import later
 
 VERBS = {  # verb -> settings, help
     "compositor": (CompositorHub, "A compositor folder -> a pipeline folder with its own code."),
@@ -22,7 +21,7 @@ VERBS = {  # verb -> settings, help
 def build_app() -> App:
     app = new_app("Folders for the Hugging Face hub.")
     for verb, (settings, text) in VERBS.items():
-        app.command(verb, help=text)(command(settings, later(f"compose.hub.export:export_{verb}")))
+        app.command(verb, help=text)(command(settings, f"compose.hub.export:export_{verb}"))
     return app
 
 

@@ -1,7 +1,5 @@
 """Requests in several threads against the same requests alone: every one must give the same bytes.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.threads [--requests 200] [--threads 4] [--out FILE]
-
 Composites, paintings, answers of the locator and depth maps take turns, in images of mixed sizes; the small
 networks of composites and answers are loaded by the threads themselves.
 """
@@ -11,18 +9,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
+import pytest
 
-from benchmarks.harness import RESULTS, Out, write_results
 from compose import ComposeSettings
 from inpainting.models.text_to_image.config import PaintOptions
 from ldm.files import located
 from ldm.images import resize
-from ldm.settings.cli import run_module, single_app
 
+REQUESTS, THREADS = 40, 4
 SIZES = ((96, 128), (160, 96), (64, 64), (120, 200), (256, 192))  # (h, w) in pixels; chosen: four aspects
 OPTIONS, LOCATOR = PaintOptions(steps=2), located("assets/tiny/locator")
 SENTENCE = "Place the red cube behind the green sphere"
@@ -60,22 +57,11 @@ def digest(request: Callable[[], Any]) -> str:
     return hashlib.sha256(made.tobytes() if isinstance(made, np.ndarray) else repr(made).encode()).hexdigest()
 
 
-def measure_threads(
-    requests: Annotated[int, typer.Option(help="how many", min=4)] = 200,
-    threads: Annotated[int, typer.Option(help="that work at once", min=2)] = 4,
-    out: Out = RESULTS / "threads.json",
-) -> dict[str, Any]:
-    """Compare requests in threads with the same requests alone; exit code 1 where one differs."""
-    kinds, works = zip(*make_requests(requests), strict=True)
-    with ThreadPoolExecutor(threads) as pool:  # first, so that the threads load the networks
+@pytest.mark.slow
+def test_requests_in_threads_give_the_bytes_of_the_same_requests_alone() -> None:
+    kinds, works = zip(*make_requests(REQUESTS), strict=True)
+    with ThreadPoolExecutor(THREADS) as pool:  # first, so that the threads load the networks
         together = list(pool.map(digest, works))
     alone = map(digest, works)
-    wrong = {i: kind for i, (kind, a, b) in enumerate(zip(kinds, together, alone, strict=True)) if a != b}
-    write_results(out, {"requests": requests, "threads": threads, "failed": wrong})
-    return {"failed": wrong}
-
-
-build_app = single_app(measure_threads)
-
-if __name__ == "__main__":
-    run_module(build_app)
+    pairs = zip(kinds, together, alone, strict=True)
+    assert {i: kind for i, (kind, a, b) in enumerate(pairs) if a != b} == {}
