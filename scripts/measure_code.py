@@ -3,9 +3,9 @@
     python -m scripts.measure_code                 the table
     python -m scripts.measure_code --list          also the functions with one use, the shortest first
 
-Uses are counted for the functions of modules, not for methods. By name: every name or attribute anywhere that
-reads the function's name, recursion apart; functions that share a name share their uses. By import: names in
-the function's own module and where it is imported. Lines are those of the body without the docstring.
+Uses are counted for the functions of modules, not for methods: every name or attribute anywhere that reads
+the function's name, recursion apart; functions that share a name share their uses. Lines are those of the
+body without the docstring.
 A thought (measure_code.yaml) is a chain of definitions from question to answer; one before reads each.
 """
 
@@ -57,26 +57,6 @@ def uses(tree: ast.AST) -> Counter[str]:
     return found
 
 
-def uses_by_import(trees: dict[str, ast.Module]) -> Counter[tuple[str, str]]:
-    """(path, name) of a top-level function -> how often its module and those that import it read it."""
-    homes = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in trees}
-    own = {
-        path: {node.name: (path, node.name) for node in tree.body if isinstance(node, ast.FunctionDef)}
-        for path, tree in trees.items()
-    }
-    found: Counter[tuple[str, str]] = Counter()
-    for path, tree in trees.items():
-        known, nodes = dict(own[path]), list(ast.walk(tree))
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom) and node.module in homes:
-                theirs = own[homes[node.module]]
-                shared = (item for item in node.names if item.name in theirs)
-                known |= {item.asname or item.name: theirs[item.name] for item in shared}
-        read = (node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-        found.update(known[name] for name in read if name in known)
-    return found
-
-
 def thoughts(trees: dict[str, ast.Module]) -> Iterator[tuple[str, int, int]]:
     """Each thought with its files before and now; ValueError where its chain is broken."""
     for question, thought in yaml.safe_load(read_text(THOUGHTS)).items():
@@ -101,10 +81,9 @@ def measure_tree(
     texts = {path: (root / path).read_text(encoding="utf-8") for path in paths if (root / path).is_file()}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     found = [function for path, tree in trees.items() for function in functions(path, tree)]
-    used, by_import = sum((uses(tree) for tree in trees.values()), Counter()), uses_by_import(trees)
+    used = sum((uses(tree) for tree in trees.values()), Counter())
     plain, many = [f for f in found if not f.method], sum(f.parameters > MOST_PARAMETERS for f in found)
     once = [function for function in plain if used[function.name] == 1]
-    alone = sum(by_import[function.path, function.name] == 1 for function in plain)
     homes: dict[str, list[str]] = defaultdict(list)
     for path, tree in trees.items():
         defined = (node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
@@ -117,7 +96,6 @@ def measure_tree(
         "functions, methods": f"{len(plain)}, {len(found) - len(plain)}",
         "functions with one use, by name": f"{len(once)} ({100 * len(once) / len(plain):.1f} %)",
         f"of these at most {SMALL} lines": f"{sum(function.lines <= SMALL for function in once)}",
-        "functions with one use, by import": f"{alone} ({100 * alone / len(plain):.1f} %)",
         f"with more than {MOST_PARAMETERS} parameters": f"{many}",
         "public names in two or more modules": f"{len(names)}"}  # fmt: skip
     if root.samefile(Path(".")):
