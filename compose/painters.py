@@ -216,7 +216,7 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
         prompt = settings.prompt or settings.object.stem.replace("_", " ").replace("-", " ")
         given = painter.arguments(prompt, settings.steps, settings.guidance, settings.strength)
         options = replace(geometry.options, reference_size=painter.size)
-        view_u8, _ = square_view(geometry.cutout, geometry.params.reference_ratio, options)
+        view_u8 = square_view(geometry.cutout, geometry.params.reference_ratio, options)
         edit, painted = work.pair.edit_mask[0].numpy(), list[np.ndarray]()
         for seed in work.seeds:
             if cancelled is not None and cancelled():

@@ -226,9 +226,10 @@ def collage(
     the object's detail as far as coverage_01 (h, w), how much of a pixel the visible object covers.
     """
     result = background_u8.copy() if hide is None else masked(background_u8, ~hide)
-    box = tight_slices(coverage_01)
-    under, part = result[box].astype(np.float32), coverage_01[box][..., None]
-    result[box] = np.rint(under + part * (detail_u8[box] - under)).astype(np.uint8)
+    if coverage_01.any():
+        box = tight_slices(coverage_01)
+        under, part = result[box].astype(np.float32), cv2.merge([coverage_01[box]] * 3)
+        result[box] = cv2.convertScaleAbs(under + part * (detail_u8[box] - under))  # rounded
     return result
 
 
@@ -252,8 +253,8 @@ def high_frequency(image_u8: np.ndarray, mask: np.ndarray, mode: str, threshold:
     across, down = (cv2.convertScaleAbs(cv2.Sobel(image, cv2.CV_16S, *xy, ksize=3)) for xy in sides)
     strength = reduce(cv2.max, cv2.split(cv2.addWeighted(across, 0.5, down, 0.5, 0)))
     inner = cv2.erode(inside, np.ones((5, 5), np.uint8), iterations=2) > 0
-    edges = np.where(inner & (strength >= threshold), strength, 0).astype(np.uint8)[..., None]
-    map_u8 = np.repeat(edges, 3, axis=-1) if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)
+    edges = cv2.merge([np.where(inner & (strength >= threshold), strength, np.uint8(0))] * 3)
+    map_u8 = edges if mode == "gray255" else (edges / 255.0 * image).astype(np.uint8)
     return resize(map_u8, (image_u8.shape[0], image_u8.shape[1]), how="linear")
 
 

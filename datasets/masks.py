@@ -128,7 +128,9 @@ def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size 
         grown = (solid > 0) | (runs.cumsum(dtype=np.int32, out=runs).reshape(solid.shape) > 0)
         grown = grown[kh : kh + y1 - y0, kw : kw + x1 - x0]
         del runs  # the largest
-    return np.pad(grown, ((y0, mask.shape[0] - y1), (x0, mask.shape[1] - x1)))
+    result = np.zeros(mask.shape, bool)
+    result[y0:y1, x0:x1] = grown
+    return result
 
 
 def mask_level(

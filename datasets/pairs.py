@@ -139,10 +139,9 @@ class Geometry:
         edit = self._edit_region(crop, frame, (placed.alpha_01 > 0.5) & shown, target, region)
         if options.occlusion != "published":
             edit = edit & ~keep
-        coverage = placed.alpha_01 * (shown & edit)
+        coverage = cv2.copyTo(placed.alpha_01, (shown & edit).view(np.uint8))
         if fused:
-            depth_01 = depth_01.copy()
-            cv2.copyTo(placed.depth_01, (coverage > 0.5).astype(np.uint8), depth_01)
+            depth_01 = cv2.copyTo(placed.depth_01, (coverage > 0.5).view(np.uint8), depth_01.copy())
         if inputs.target_depth_01 is not None:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
@@ -234,11 +233,14 @@ def pair_of(geometry: Geometry) -> Pair:
     if not layers.edit.any():
         raise ValueError("nothing to paint: at this box and depth nearer things hide the object completely")
 
-    view_u8, view_mask = square_view(geometry.cutout, geometry.params.reference_ratio, options)
+    view_u8 = square_view(geometry.cutout, geometry.params.reference_ratio, options)
     view_u8 = relit(view_u8, geometry.params) if options.augment.whole_view else view_u8
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
-        map_u8 = fusion.high_frequency(view_u8, view_mask, options.hf_mode, options.hf_threshold)
+        mask_u8 = squared(
+            geometry.cutout.mask.astype(np.uint8) * 255, geometry.params.reference_ratio, options, 0
+        )
+        map_u8 = fusion.high_frequency(view_u8, mask_u8 > 127, options.hf_mode, options.hf_threshold)
         detail_u8, part = np.zeros_like(layers.background_u8), geo.tight_slices(layers.region)
         detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")
         depth_u8 = (layers.depth_01 * 255).astype(np.uint8)
@@ -260,7 +262,8 @@ def pair_of(geometry: Geometry) -> Pair:
             warped, part = fusion.warp_into(map_u8, geometry.fitted_box(crop), crop.size)
             detail_u8 = np.zeros_like(layers.background_u8)
             detail_u8[part] = cv2.convertScaleAbs(warped)  # rounded and clipped
-        mask = np.where(crop.inside, layers.edit, np.int8(options.mask_pad))
+        mask = layers.edit.astype(np.int8)
+        mask[~crop.inside] = options.mask_pad
     if options.collage == "box":
         hint_u8 = np.where(layers.region[..., None], detail_u8, layers.background_u8)
     else:
@@ -272,21 +275,23 @@ def pair_of(geometry: Geometry) -> Pair:
         target_u8 = cv2.copyTo(crop.take(inputs.target_u8), (mask == 1).astype(np.uint8), target_u8.copy())
     images = view_u8, target_u8, geometry.fit(hint_u8)
     reference, target, hint = (torch.from_numpy(np.stack(cv2.split(image_u8))) for image_u8 in images)
-    regions = torch.from_numpy(mask.astype(np.int8))[None]
+    regions = torch.from_numpy(mask.astype(np.int8, copy=False))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
 
 
-def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> tuple[np.ndarray, np.ndarray]:
-    """The object on white with a margin, square: (r, r, 3) uint8 and its mask (r, r) bool."""
-    h, w = cutout.mask.shape
+def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> np.ndarray:
+    """The object on white with a margin, square: (r, r, 3) uint8."""
+    white = np.full_like(cutout.rgb_u8, 255, order="C")
+    return squared(cv2.copyTo(cutout.rgb_u8, cutout.mask.astype(np.uint8), white), ratio, options, 255)
+
+
+def squared(image_u8: np.ndarray, ratio: float, options: PairOptions, fill: int) -> np.ndarray:
+    """An image (h, w[, 3]) uint8 of a cut-out with a margin, square: (r, r[, 3])."""
+    h, w = image_u8.shape[:2]
     extra_h, extra_w = int(h * ratio) - h, int(w * ratio) - w
     left, top, right, bottom = geo.square_padding((h + extra_h, w + extra_w))
     above, before = extra_h // 2, extra_w // 2
     sides = top + above, bottom + extra_h - above, left + before, right + extra_w - before
-    white = np.full_like(cutout.rgb_u8, 255, order="C")
-    cv2.copyTo(cutout.rgb_u8, cutout.mask.astype(np.uint8), white)
-    view = cv2.copyMakeBorder(white, *sides, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-    mask = cv2.copyMakeBorder(cutout.mask.astype(np.uint8) * 255, *sides, cv2.BORDER_CONSTANT, value=0)
+    view = cv2.copyMakeBorder(image_u8, *sides, cv2.BORDER_CONSTANT, value=[fill] * 4)
     size = (options.reference_size, options.reference_size)
-    how = "linear" if options.resample == "legacy" else "area"
-    return resize(view, size, how=how), resize(mask, size, how=how) > 127
+    return resize(view, size, how="linear" if options.resample == "legacy" else "area")

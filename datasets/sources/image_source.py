@@ -153,6 +153,6 @@ class ImageSource:
             x0, y0, x1, y1 = bbox_of_mask(mask)
             shrink = max(n for n in (1, 2, 4, 8) if n == 1 or max(x1 - x0, y1 - y0) >= n * side)
         rgb_u8, turn = self.read(view, mask, shrink)
-        small_u8 = mask.astype(np.uint8) * 255
-        small = mask if shrink == 1 else resize(small_u8, smaller(mask.shape, shrink)) > 127
-        return rgb_u8, small, (turn, shrink)
+        if shrink > 1:
+            mask = resize(mask.astype(np.uint8) * 255, smaller(mask.shape, shrink)) > 127
+        return rgb_u8, mask, (turn, shrink)

@@ -225,11 +225,10 @@ def read_ids(path: Path) -> np.ndarray:
         return image_ids(image, path)
 
 
-def id_mask(path: Path, label: int | None, ids: np.ndarray | None = None) -> np.ndarray:
-    """Bool (h, w) where the ids equal `label`, None: are not 0; Rejected where none is. ids: if known"""
+def id_mask(path: Path, label: int, ids: np.ndarray | None = None) -> np.ndarray:
+    """Bool (h, w) where the ids equal `label`; Rejected where none does. ids: if known"""
     ids = read_ids(path) if ids is None else ids
-    what = "no id" if label is None else f"id {label}"
-    return require_mask(ids > 0 if label is None else ids == label, f"object absent: {what} in {path}")
+    return require_mask(ids == label, f"object absent: id {label} in {path}")
 
 
 def dark_mask(path: Path, channel: Callable[..., np.ndarray], limit: int, message: str) -> np.ndarray:

@@ -105,31 +105,31 @@ class VipSegConfig(VideoConfig):
 
     def views(self, item: Item) -> Iterator[readers.ObjectView]:
         for path in readers.images_in(item[1], (".png",)):
-            mask = lambda path=path: readers.id_mask(path, None, self._ids(path))  # noqa: E731
-            yield readers.ObjectView(self._image(path), mask, self.tree)
+            yield readers.ObjectView(self._image(path), partial(self._everything, path), self.tree)
 
     def draws(self, item: Item, rng: np.random.Generator) -> Iterator[readers.ViewPair]:
         paths = self.two_of(readers.images_in(item[1], (".png",)), item, rng)
-        ids = [self._ids(path) for path in paths]
-        seen = [set(np.unique(every[::COARSE, ::COARSE]).tolist()) for every in ids]
-        shared = sorted((seen[0] & seen[1]) - {0})
-        if not shared:
+        ids = {path: readers.read_ids(path) for path in dict.fromkeys(paths)}  # both may be the same frame
+        seen = {path: np.unique(every[::COARSE, ::COARSE]) for path, every in ids.items()}
+        objects = (set(labels[self._objects(labels, path)].tolist()) for path, labels in seen.items())
+        if not (shared := sorted(set.intersection(*objects))):
             raise Rejected(f"no common object: {paths[0]} and {paths[1].name}")
         for label in rng.permutation(shared).tolist():
-            first, second = (
-                readers.ObjectView(self._image(path), partial(readers.id_mask, path, label, seen), self.tree)
-                for path, seen in zip(paths, ids, strict=True)
-            )
-            yield first, second
+            masks = {path: partial(readers.id_mask, path, label, every) for path, every in ids.items()}
+            views = {p: readers.ObjectView(self._image(p), mask, self.tree) for p, mask in masks.items()}
+            yield views[paths[0]], views[paths[1]]
 
-    def _ids(self, mask: Path) -> np.ndarray:
-        """The ids (h, w) of a frame, 0 where there is no object."""
-        ids = readers.read_ids(mask)
+    def _objects(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        """Bool, which of the ids (any shape) of a mask are those of objects."""
         if self.things_only and ids.max() > VIPSEG_LARGEST:
-            raise ValueError(f"things_only: {mask} holds colours; set masks to the folder of gray masks")
-        if self.things_only:
-            ids = ids * (ids > VIPSEG_STUFF)
-        return ids if self.void is None else ids * (ids != self.void)
+            raise ValueError(f"things_only: {path} holds colours; set masks to the folder of gray masks")
+        objects = ids > (VIPSEG_STUFF if self.things_only else 0)
+        return objects if self.void is None else objects & (ids != self.void)
+
+    def _everything(self, path: Path) -> np.ndarray:
+        """(h, w) bool, all objects of a frame."""
+        objects = self._objects(readers.read_ids(path), path)
+        return readers.require_mask(objects, f"object absent: no id in {path}")
 
     def _image(self, mask: Path) -> Path:
         return self.images / mask.parent.name / f"{mask.stem}.jpg"

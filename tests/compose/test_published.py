@@ -18,7 +18,7 @@ from compose.sources import make_inputs, read_sources, uses_depth_network
 from datasets.fusion import high_frequency
 from datasets.geometry import truncated_box
 from datasets.masks import dilate
-from datasets.pairs import Geometry, pair_of, square_view
+from datasets.pairs import Geometry, pair_of, square_view, squared
 from ldm.denoise import Known
 from tests.datasets import published_steps as steps
 from tests.images import Case
@@ -158,8 +158,9 @@ def test_anydoor_stands_in_front_of_everything_with_its_whole_detail_map(
     assert layers.visible_fraction == pytest.approx(1)
     assert np.array_equal(layers.edit, layers.region)
     assert not layers.keep.any()
-    view_u8, view_mask = square_view(geometry.cutout, 1.2, geometry.options)
-    map_u8 = high_frequency(view_u8, view_mask, "color")
+    view_u8 = square_view(geometry.cutout, 1.2, geometry.options)
+    mask_u8 = squared(geometry.cutout.mask.astype(np.uint8) * 255, 1.2, geometry.options, 0)
+    map_u8 = high_frequency(view_u8, mask_u8 > 127, "color")
     hint_u8 = geometry.inputs.background_u8.copy()
     hint_u8[y0:y1, x0:x1] = cv2.resize(map_u8, (x1 - x0, y1 - y0))
     expected_u8 = geometry.crop.fit(hint_u8[geometry.crop.part], how="linear")

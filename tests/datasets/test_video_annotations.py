@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from datasets.base import Rejected
+from datasets.sources import readers
+from datasets.sources.readers import read_ids
 from datasets.sources.registry import DatasetsConfig, open_source
 from datasets.sources.video import MoseConfig, UvoConfig, VipSegConfig, YoutubeConfig
 from ldm.images import write_depth
@@ -145,6 +147,36 @@ def test_things_only_leaves_out_the_stuff_of_vipseg(tree):
         Image.fromarray(np.full((*SIZE, 3), (0, 60, 1), np.uint8)).save(path)
     with pytest.raises(ValueError, match="things_only: .*v/[01].png holds colours; set masks to the folder"):
         next(things.config.draws(things.items[0], np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(("kind", "config"), [("mose", MoseConfig), ("panomasks", VipSegConfig)])
+def test_a_frame_drawn_twice_is_read_once(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, kind: str, config: type[VipSegConfig], count: int
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(readers, "read_ids", lambda path: [read_ids(path), read.append(path)][0])
+    source = config(**id_video(tree, kind, np.where(square(), 3, 0), count)).open()
+    seen = set[bool]()
+    for k in range(30):
+        read.clear()
+        reference, target = next(source.config.draws(source.items[0], np.random.default_rng(k)))
+        same = reference.image == target.image
+        assert len(read) == 2 - same
+        assert (reference is target) == same, "what is not a second view needs no second image and depth map"
+        assert np.array_equal(reference.mask(), square())
+        assert np.array_equal(target.mask(), square())
+        assert reference.image.stem in {str(j) for j in range(count)}
+        seen.add(same)
+    assert seen == ({True} if count == 1 else {True, False})
+
+
+def test_colours_of_a_single_frame_are_named(tree: Tree) -> None:
+    folders = id_video(tree, "panomasks", np.where(square(), 6101, 124))
+    Image.fromarray(np.full((*SIZE, 3), (0, 60, 1), np.uint8)).save(folders["masks"] / "v/1.png")
+    things = VipSegConfig(**folders, things_only=True).open()
+    with pytest.raises(ValueError, match=r"v/1.png holds colours"):
+        list(things.config.draws(things.items[0], np.random.default_rng(1)))
 
 
 def test_one_damaged_video_of_youtube_vos_is_left_out(tmp_path, caplog):
