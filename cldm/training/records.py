@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from diffusers import DDIMScheduler
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -193,6 +194,9 @@ class SampleSheets(pl.Callback):
         self.folder, self.every, self.sampling = folder, every, sampling
         self.drawn = -1  # step
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.drawn = trainer.global_step  # by the run before
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *ignored: object) -> None:
         step = trainer.global_step
         if not self.every or step % self.every or step == self.drawn or not runs_model(trainer):
@@ -205,8 +209,14 @@ class SampleSheets(pl.Callback):
                 painted = pipeline.paint(pair, [0], self.sampling, monitor=Monitor(progress=False))[0]
             rows.append([from_pm1(pair.reference_01 * 2 - 1), from_pm1(pair.detail_pm1[:3]),
                          pair.depth_01[0].numpy(), from_pm1(pair.target_pm1), painted])  # fmt: skip
-        if trainer.is_global_zero:
-            write_png(self.folder / f"step-{step:08d}.png", grid(rows, TITLES, cell=160))
+        if not trainer.is_global_zero:
+            return
+        sheet_u8, tracker = grid(rows, TITLES, cell=160), trainer.logger
+        write_png(self.folder / f"step-{step:08d}.png", sheet_u8)
+        if isinstance(tracker, WandbLogger):
+            tracker.log_image("samples", [sheet_u8], step)
+        elif isinstance(tracker, TensorBoardLogger):
+            tracker.experiment.add_image("samples", sheet_u8, step, dataformats="HWC")
 
 
 class Validation(pl.Callback):

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -30,9 +29,9 @@ from cldm.training.records import Metrics, RejectionCounter, SampleSheets, Valid
 from cldm.training.settings import RunConfig
 from ldm.checkpoints import loading
 from ldm.device import make_manifest
-from ldm.files import read_json, read_text, write_atomic, write_json
+from ldm.files import read_json, write_json
 from ldm.latents import LatentSpace
-from ldm.training.run import Layout, read_files, trained
+from ldm.training.run import Layout, read_files, tracker_id, trained
 from ldm.training.signals import signals_noted
 
 logger = logging.getLogger(__name__)
@@ -159,15 +158,6 @@ def isolated_rng(include_cuda: bool = True) -> Iterator[None]:
         yield
 
 
-@rank_zero_only
-def tracker_id(out: Path) -> str:
-    """The id under which a tracker goes on with this run, also in a moved folder."""
-    file = out / "tracker_id.txt"
-    if not file.is_file():
-        write_atomic(file, uuid4().hex[:8].encode())
-    return read_text(file).strip()
-
-
 def make_trainer(config: RunConfig, signals: Sequence[int] = (), record: dict | None = None) -> pl.Trainer:
     """The trainer with what it records; only a chosen tracker needs its package. record: of run.json"""
     settings, out = config.trainer, config.out
@@ -178,7 +168,8 @@ def make_trainer(config: RunConfig, signals: Sequence[int] = (), record: dict | 
             again = int(found[-1].name[5:]) + 1 if found else None  # what came after it is sent again
             tracker = TensorBoardLogger(out, name="tensorboard", version="", purge_step=again)
         elif settings.tracker == "wandb":
-            tracker = WandbLogger(name=out.name, save_dir=out, id=tracker_id(out), resume="allow")
+            name = rank_zero_only(tracker_id)(out)
+            tracker = WandbLogger(name=out.name, save_dir=out, id=name, resume="allow")
     except ModuleNotFoundError as error:
         wrong = f"trainer.tracker={settings.tracker} needs a package that is not installed:"
         raise ValueError(f"{wrong} pip install {settings.tracker} (requirements-extras.txt)") from error
@@ -226,5 +217,9 @@ def train(config: RunConfig) -> None:
         trainer = make_trainer(config, signals, record)
         if trainer.logger is not None:
             trainer.logger.log_hyperparams(record["config"])
-        trainer.fit(module, data, ckpt_path=newest, weights_only=True)
+        try:
+            trainer.fit(module, data, ckpt_path=newest, weights_only=True)
+        finally:
+            if isinstance(trainer.logger, WandbLogger):
+                trainer.logger.experiment.finish()  # or the next run in this process goes on in this one
     logger.info("model folder: %s", config.out / "model")

@@ -36,6 +36,7 @@ from ldm.training.run import (
     checkpoint_folders,
     make_accelerator,
     read_checkpoint,
+    tracker_id,
     trained,
     write_checkpoint,
 )
@@ -126,8 +127,12 @@ class TrainingRun:
         if self.is_main:
             for table in (self.rows, self.validation_rows):
                 table.truncate(self.progress.step)
-        if self.config.tracker != "none":
-            self.accelerator.init_trackers(self.out.name)
+        if self.config.tracker != "none" and self.is_main:
+            wandb = {"id": tracker_id(self.out), "resume": "allow", "name": self.out.name, "dir": self.out}
+            again = self.progress.step + 1 if newest else None  # what came after it is sent again
+            options = {"wandb": wandb, "tensorboard": {"purge_step": again}}
+            settings = {**vars(self.config), "betas": str(self.config.betas)}  # tensorboard takes no lists
+            self.accelerator.init_trackers(self.out.name, settings, options)
         self.bar.update(self.progress.step)
         self.started = time.monotonic() - self.progress.seconds
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ldm.checkpoints import drawing, folder_written_whole, in_precision, loading
-from ldm.files import full_disk_named, write_atomic
+from ldm.files import full_disk_named, read_text, write_atomic
 from ldm.seeds import seed_of
 from ldm.training.settings import FitConfig
 from ldm.training.signals import shield_loader
@@ -253,6 +254,14 @@ class FitOutcome:
     stopped_early: bool
     newest: Path
     best: Path | None
+
+
+def tracker_id(out: Path) -> str:
+    """The id under which a tracker goes on with this run, also in a moved folder."""
+    file = out / "tracker_id.txt"
+    if not file.is_file():
+        write_atomic(file, uuid4().hex[:8].encode())
+    return read_text(file).strip()
 
 
 def make_accelerator(config: FitConfig, out: Path) -> Accelerator:
