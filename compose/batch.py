@@ -19,6 +19,7 @@ import logging
 import re
 import time
 import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -34,6 +35,7 @@ from compose.settings import ComposeSettings
 from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders
+from ldm.cluster import Stream, spread
 from ldm.files import (
     check_stopped,
     file_sha256,
@@ -89,6 +91,9 @@ class BatchJob:
             return report.get("image_sha256") == file_sha256(path) and report.get("job") == self.digest()
         except ValueError:
             return False
+
+    def all_done(self, out: Path) -> bool:
+        return all(map(self.is_done, self.images(out)))
 
 
 def read_jobs(path: Path, defaults: Path | None = None, root: Path = Path(".")) -> list[BatchJob]:
@@ -244,34 +249,43 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
         jobs = read_jobs(settings.jobs, settings.config, settings.root)
     out, (index, count) = settings.out, shard_of(settings.shard)
     record = out / f"failed-{index}-of-{count}.json"
-    mine, failed, composer = jobs[index::count], dict[str, str](), Composer()
-
-    def is_done(job: BatchJob) -> bool:
-        return all(map(job.is_done, job.images(out)))
-
+    mine, failed, made = jobs[index::count], dict[str, str](), list[str]()
     # the lock that a dead process left of a done job goes in `taken`
-    todo = [job for job in mine if lock_beside(job.images(out)[0]).exists() or not is_done(job)]
-    start, made = time.monotonic(), list[str]()
-    parts = taken_together(todo, is_done, lambda job: job.images(out)[0], composer.at_once)
-    results = (pair for part in parts for pair in composer.results(part))
-    for number, (job, result) in enumerate(results, 1):
-        try:
-            if isinstance(result, Exception):
-                raise result
-            if settings.sheet:
-                save_sheet(result, out / f"{job.name}.png", settings.overwrite)
-            for sample, path in enumerate(job.images(out)):  # last, for the reports say that the job is done
-                result.save(sample, path, job.digest(), settings.overwrite)
-            made.append(job.name)
-            text = f"{100 * result.report['visible_fraction']:.0f} % visible"
-        except FAILURES as error:
-            check_stopped()
-            text = failed[job.name] = " ".join(str(error).split())
+    todo = [job for job in mine if lock_beside(job.images(out)[0]).exists() or not job.all_done(out)]
+    start = time.monotonic()
+
+    def make() -> Stream:
+        composer = Composer()
+
+        def work(jobs: Iterable[BatchJob]) -> Iterator[tuple[str, bool, str]]:
+            parts = taken_together(
+                jobs, lambda job: job.all_done(out), lambda job: job.images(out)[0], composer.at_once
+            )
+            for job, result in (pair for part in parts for pair in composer.results(part)):
+                try:
+                    if isinstance(result, Exception):
+                        raise result
+                    if settings.sheet:
+                        save_sheet(result, out / f"{job.name}.png", settings.overwrite)
+                    for sample, path in enumerate(job.images(out)):  # last: reports say that the job is done
+                        result.save(sample, path, job.digest(), settings.overwrite)
+                    yield job.name, False, f"{100 * result.report['visible_fraction']:.0f} % visible"
+                except FAILURES as error:
+                    check_stopped()
+                    yield job.name, True, " ".join(str(error).split())
+
+        return work
+
+    results = spread(make, todo, settings.ray, lambda job, why: (job.name, True, why))
+    for number, (name, wrong, text) in enumerate(results, 1):
+        if wrong:
+            failed[name] = text
             write_json(record, failed)
-        passed = time.monotonic() - start
-        left = tqdm.format_interval(passed / number * (len(todo) - number))
-        level = logging.ERROR if job.name in failed else logging.INFO
-        logger.log(level, "%d/%d %s: %s (%s left)", number, len(todo), job.name, text, left)
+        else:
+            made.append(name)
+        left = tqdm.format_interval((time.monotonic() - start) / number * (len(todo) - number))
+        level = logging.ERROR if wrong else logging.INFO
+        logger.log(level, "%d/%d %s: %s (%s left)", number, len(todo), name, text, left)
     kept = len(mine) - len(made) - len(failed)
     logger.info("%s: %d made, %d were there, %d failed", out, len(made), kept, len(failed))
     if failed:

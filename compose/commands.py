@@ -14,6 +14,7 @@ from compose.models import Models
 from compose.recipe import check_unchanged, settings_of_recipe
 from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
+from ldm.cluster import spread
 from ldm.decode import opened
 from ldm.denoise import Step
 from ldm.files import file_sha256, set_aside, write_atomic
@@ -69,8 +70,11 @@ def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
     Writes an image that carries its recipe, and a JSON report beside it.
     """
     job, out = read_job(settings.job), settings.out
-    resume = isinstance(settings, JobSettings) and settings.resume
     output_paths(out, 1, job.base.input_files.values())
+    if isinstance(settings, JobSettings) and settings.ray:
+        (report,) = spread(lambda: partial(map, run_job), [replace(settings, ray="")], settings.ray)
+        return report
+    resume = isinstance(settings, JobSettings) and settings.resume
     folder = LayerFolder(out, resume, settings.overwrite) if settings.layers or resume else None
     result = compose_layers(job, folder=folder)
     result.save(out, settings.overwrite)

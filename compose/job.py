@@ -22,6 +22,7 @@ from datasets.geometry import Box01, check_box01
 from inpainting.paint import PaintSettings
 from ldm.files import excerpt, same_file
 from ldm.result import overwrite_setting
+from ldm.settings.choices import RAY_HELP
 from ldm.settings.config import CheckedSettings, Layer, merge_layers, nearest, setting, yaml_layers
 from ldm.settings.schema import type_hints
 from ldm.temporary import as_file
@@ -96,6 +97,7 @@ class JobSettings(CheckedSettings):
     resume: bool = setting(
         False, help="keep the layers in NAME_layers, and take those that nothing has changed for from there"
     )
+    ray: str = setting("", help=RAY_HELP)
     overwrite: bool = overwrite_setting()
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import platform
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
 
-from ldm.files import located
+from ldm.files import ROOT, located, read_text
 from ldm.registry.models import folder_of, load_registry, missing_files, models_root
 from ldm.result import library_versions
 from ldm.settings.cli import run_module, single_app
@@ -23,6 +24,29 @@ COMMANDS = {  # what runs with each of them
 }
 
 
+EXTRAS = {  # libraries that not every machine has -> what uses them
+    "ray": "--ray of bulk commands",
+    "pypatchmatch": "eraser exemplar of layers, erasing and build_dataset coco",
+    "torchvision": "published metric networks",
+    "timm": "CLIP encoders of other releases",
+    "open_clip_torch": "published CLIP scores",
+    "lpips": "published LPIPS",
+    "torch-fidelity": "published FID and KID",
+    "bitsandbytes": "--load-in 4bit|8bit, 8-bit optimisers",
+    "lvis": "the evaluation of LVIS itself",
+    "wandb": "tracker wandb of trainings",
+    "tensorboard": "tracker tensorboard of trainings",
+    "playwright": "tests of the page in a browser",
+}
+
+
+def requirement(name: str) -> str:
+    """A library as the files of requirements have it: "ray==2.60.0"."""
+    texts = [read_text(ROOT / f"requirements{kind}.txt") for kind in ("", "-extras")]
+    lines = (line.partition(";")[0].strip() for text in texts for line in text.splitlines())
+    return next(line for line in lines if re.split("[=<>]", line)[0] == name)
+
+
 def lacks_mcp() -> str:
     """Why the server has no tools for agents; empty where the library for them is installed."""
     found = "the library mcp is missing"
@@ -30,7 +54,7 @@ def lacks_mcp() -> str:
         found = f"mcp {version('mcp')} is no 1.x"
         if version("mcp").startswith("1."):
             return ""
-    return f"no tools: {found}; pip install mcp==1.30.0 (requirements-extras.txt)"
+    return f"no tools: {found}; pip install {requirement('mcp')} (requirements-extras.txt)"
 
 
 def print_report() -> dict[str, list[str]]:
@@ -60,6 +84,11 @@ def report_sections() -> dict[str, list[str]]:
     lack = lacks_mcp()
     gains = [f"compose.serve, for agents: {lack}"] if lack else []
     works += [] if lack else ["compose.serve, for agents: /mcp"]
+    for name, use in EXTRAS.items():
+        try:
+            works.append(f"{use}: with {name} {version(name)}")
+        except PackageNotFoundError:
+            gains.append(f"{use}: pip install '{requirement(name)}'")
     for name, model in registry.items():
         users = ", ".join(model.used_by)
         if users and missing[name]:

@@ -125,13 +125,14 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
     return mask
 
 
-def read_depth(path: Any, *, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_depth(path: Any, *, size: tuple[int, int] | None = None, data: bytes | None = None) -> np.ndarray:
     """Read a depth map of any bit depth as depth_01 (h, w) float32, min-max normalised, 1 = nearest.
 
     Larger values in the file are nearer. A constant file gives zeros. `size` is the (h, w) that it must have.
+    data: as in `read_image`
     """
     path = as_file(path, "depth map")
-    with decode.opened(path) as image:
+    with decode.opened(path, data) as image:
         deep = decode.sixteen_bit_rgb(image, path)
         if deep is None and (decode.is_deep(image) or image.mode in ("1", "L")):
             values = np.asarray(image).astype(np.float32)

@@ -10,36 +10,42 @@ an interruption changes no map.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from ldm.cluster import Stream, spread
 from ldm.files import read_json, visible_files, write_json
 from ldm.images import read_image, write_depth
 from ldm.journal import attempt_in_order
 from ldm.locks import lock_beside, taken
 from ldm.registry.models import DEFAULT_DEPTH, depth_for_photographs
-from ldm.settings.choices import shard_of
+from ldm.settings.choices import Divided, shard_of
 from ldm.settings.cli import command, run_module, single_app
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import setting
+
+if TYPE_CHECKING:
+    from ldm.experts.depth import DepthEstimator
 
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 RECORD = "depth_model.json"  # in OUT_TREE: which network made the maps
 TAKEN = 8  # batches that a process takes at a time, so that it can read ahead
+Part = list[dict[Path, Path]]  # of each batch depth map -> image
 
 
 @dataclass(frozen=True)
-class DepthSettings:
+class DepthSettings(Divided):
     images: Path = setting(aliases=("IMAGE_TREE",), help="tree of images")
     out: Path = setting(aliases=("OUT_TREE",), help="tree of depth maps")
     model: str | None = setting(None, help=f"folder or hub name; {DEFAULT_DEPTH}")
-    shard: str = setting("0/1", help="i/n: only every n-th image, from the i-th")
     batch: int = setting(8, low=1, help="images per pass")
     workers: int = setting(4, low=1, help="threads that read and write")
     suffix: tuple[str, ...] = setting(IMAGE_SUFFIXES, help="kinds of image files")
@@ -47,8 +53,7 @@ class DepthSettings:
     dtype: str = setting("auto", help="auto, fp32, fp16 or bf16")
 
     def __post_init__(self) -> None:
-        check_settings(self)
-        shard_of(self.shard)
+        super().__post_init__()
         if self.out.resolve().is_relative_to(self.images.resolve()):
             where = f"OUT_TREE {self.out} lies in {self.images}"
             raise ValueError(f"{where}, so its maps would be read as images")
@@ -86,31 +91,44 @@ def estimate_tree(settings: DepthSettings) -> None:
         made = f"{settings.out} was made with {known['model']}"
         raise ValueError(f"{made}; choose another OUT_TREE for {folder}")
     if not all_there(paths) or any(lock_beside(path).exists() for path in paths):  # of a dead process
-        device = pick_device(settings.device)
-        dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits
-        depth = DepthEstimator.load(folder, device=str(device), dtype=dtype)
-        if not record_path.is_file():
-            write_json(record_path, record)
         batches = [paths[start : start + settings.batch] for start in range(0, len(paths), settings.batch)]
         parts = [batches[start : start + TAKEN] for start in range(0, len(batches), TAKEN)]
-        unit = settings.batch * TAKEN
-        bar = tqdm(parts, desc="depth", unit_scale=unit, disable=None)
-        threads = settings.workers
-        with ThreadPoolExecutor(threads) as writers, bar:
-            for part in taken(bar, lambda part: all(map(all_there, part)), lambda part: part[0][0]):
-                todo = [batch for batch in part if not all_there(batch)]
-                images = attempt_in_order(lambda p: read_image(images_of[p]), chain(*todo), threads)
-                for batch in todo:
-                    read = dict(zip(batch, islice(images, len(batch)), strict=True))
-                    good = {path: image for path, image in read.items() if not isinstance(image, ValueError)}
-                    maps = depth.estimate_many(list(good.values()), batch_size=settings.batch, enlarge=False)
-                    new = {path: map_ for path, map_ in zip(good, maps, strict=True) if not path.is_file()}
-                    list(writers.map(write_depth, new, new.values()))
-                    for path in [path for path in batch if path not in good]:
-                        log.warning("left out: %s", read[path])
-                    written, unreadable = written + len(new), unreadable + len(batch) - len(good)
+        work = [[{path: images_of[path] for path in batch} for batch in part] for part in parts]
+
+        def make() -> Stream:
+            device = pick_device(settings.device)
+            dtype = pick_dtype(settings.dtype, device, folder, "fp32")  # bf16 resolves 8 bits
+            depth = DepthEstimator.load(folder, device=str(device), dtype=dtype)
+            if not record_path.is_file():
+                write_json(record_path, record)
+            return partial(write_maps, settings, depth)
+
+        for new, bad in spread(make, work, settings.ray):
+            written, unreadable = written + new, unreadable + len(bad)
+            for reason in bad:
+                log.warning("left out: %s", reason)
     there = len(paths) - written - unreadable
     log.info("%d written, %d there already, %d left out: %s", written, there, unreadable, settings.out)
+
+
+def write_maps(
+    settings: DepthSettings, depth: "DepthEstimator", parts: Iterable[Part]
+) -> Iterator[tuple[int, list[str]]]:
+    """Write the maps of parts; of each batch how many, and why other images have none."""
+    threads, unit = settings.workers, settings.batch * TAKEN
+    bar = tqdm(parts, desc="depth", unit_scale=unit, disable=None)
+    with ThreadPoolExecutor(threads) as writers, bar:
+        for part in taken(bar, lambda part: all(map(all_there, part)), lambda part: next(iter(part[0]))):
+            todo = [batch for batch in part if not all_there(batch)]
+            read = attempt_in_order(read_image, (image for b in todo for image in b.values()), threads)
+            for batch in todo:
+                images = dict(zip(batch, islice(read, len(batch)), strict=True))
+                bad = [str(image) for image in images.values() if isinstance(image, ValueError)]
+                good = {path: i for path, i in images.items() if not isinstance(i, ValueError)}
+                maps = depth.estimate_many(list(good.values()), batch_size=settings.batch, enlarge=False)
+                new = {path: map_ for path, map_ in zip(good, maps, strict=True) if not path.is_file()}
+                list(writers.map(write_depth, new, new.values()))
+                yield len(new), bad
 
 
 build_app = single_app(command(DepthSettings, estimate_tree))

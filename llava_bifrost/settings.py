@@ -8,8 +8,8 @@ from ldm.files import located
 from ldm.mllm.templates import TEMPLATES
 from ldm.registry.models import DEFAULT_DEPTH, resolve_model_path
 from ldm.result import overwrite_setting
-from ldm.settings.choices import DEVICES, FLOAT_TYPES, shard_of
-from ldm.settings.config import CheckedSettings, check_settings, setting
+from ldm.settings.choices import DEVICES, FLOAT_TYPES, Divided
+from ldm.settings.config import CheckedSettings, setting
 from llava_bifrost.language.instruction import CODECS, FORMATS
 
 FULL, TINY = Path("models/locator"), Path("assets/tiny/locator")
@@ -89,11 +89,10 @@ class PredictImage(LocatorSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictJobs(LocatorSettings):
+class PredictJobs(LocatorSettings, Divided):
     jobs: Path = setting(help="JSONL file: {id, image, instruction} a line; image relative to the file")
     out: Path | None = setting(None, help="JSONL file to append answers to; without it JOBS.answers.jsonl")
     batch: int = setting(8, low=1, help="greedy answers computed together")
-    shard: str = setting("0/1", help="i/n: this machine answers every n-th job from the i-th")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,18 +141,13 @@ class ProbeSettings(CheckedSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputSettings:
+class OutputSettings(Divided):
     """Where the data set goes and how its answers look; shared by all sources."""
 
     out: Path = setting(help="folder of the data set")
     format: str = setting("center", choices=FORMATS, help="depths of an answer: one, or max, median and min")
     decimals: int = setting(3, low=2, high=6, help="of the numbers in an answer")
     seed: int = setting(0, low=0, help="of all random choices")
-    shard: str = setting("0/1", help="i/n: build every n-th chunk, from the i-th; then run merge")
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-        shard_of(self.shard)
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ WITHOUT_ROW = re.compile(
     |scripts.rehearse                            # at full size; writes one table at its end
     |ldm.registry[ ](list|show|where|verify)
     |datasets.uvo_process                        # seconds, one file
+    |datasets.tars                               # tests/datasets/test_tars.py
     |compose.serve                               # does not end; tests/compose/serve
     |cldm.convert[ ](anydoor|sd21|dinov2|dpt)    # write as `bifrost` does, at full size
     |compose.hub[ ].*                            # write as `cldm.convert` does

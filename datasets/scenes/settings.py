@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.result import overwrite_setting
-from ldm.settings.choices import shard_of
+from ldm.settings.choices import Divided, shard_of
 from ldm.settings.schema import check_settings, setting
 
 EVAL_BIT = 1 << 40
@@ -54,12 +54,11 @@ class SceneOptions:
 
 
 @dataclass(frozen=True)
-class StoreSettings(SceneOptions):
+class StoreSettings(SceneOptions, Divided):
     out: Path = setting(Path("outputs/scenes"), help="folder of the shards")
     count: int = setting(1024, help="scenes in all shards", low=1)
     first_seed: int = setting(0, help="index of the first scene within its split", low=0)
     split: str = setting("train", help="seeds of the two splits never meet", choices=("train", "eval"))
-    shard: str = setting("0/1", help="i/n: render only every n-th file, from the i-th")
     device: str = setting("cpu", help="cpu, cuda or mps")
 
     def __post_init__(self) -> None:

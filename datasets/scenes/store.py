@@ -9,8 +9,9 @@ Legend: k scenes of a shard, n solids (padded), h w pixels, r reference size.
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from datasets.scenes.batch import SceneFacts, render
 from datasets.scenes.describe import Scene
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.settings import SceneOptions, SheetSettings, StoreSettings, eval_seed, train_seed
+from ldm.cluster import spread
 from ldm.files import write_atomic
 from ldm.images import encode_png
 from ldm.locks import taken
@@ -41,6 +43,7 @@ PACKED = {"amodal": "image_u8", "reference_mask": "reference_u8"}  # stored as b
 FORMAT = 1  # of the files; part of what must agree before a shard is kept
 PART_S = 5.0  # seconds between the parts of an unfinished shard; with one scene, what a kill can lose
 Rendered = tuple[dict[str, np.ndarray], list[dict[str, Any]]]  # arrays as stored, facts of scenes
+Work = tuple[Path, str, list[int]]  # a shard, its recipe, the seeds of its scenes
 Sampler = Callable[[int, SceneOptions], Scene]
 
 
@@ -84,18 +87,18 @@ def render_shards(
         paths[path] = own = seeds[j * SCENES_PER_SHARD : (j + 1) * SCENES_PER_SHARD]
         recipes[path] = json.dumps(common | {"seeds": [own[0], own[-1]]}, sort_keys=True)
 
-    def is_done(path: Path) -> bool:
-        if not path.exists():
-            return False
-        try:
-            stored = _header(path).get("recipe", "")
-        except ValueError:
-            log.warning("%s is damaged and is rendered again", path)
-            return False
-        if stored != recipes[path]:  # results would be mixed
-            raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
-        _drop_parts(path)
-        return True
+    total = sum(map(len, paths.values()))
+    work = [(path, recipes[path], own) for path, own in paths.items()]
+    with tqdm(total=total, unit="scene", desc="rendering") as bar:
+        for _ in spread(partial(renderer, settings, sample), work, settings.ray):
+            bar.update()
+        bar.update(total - bar.n)  # what was there
+    log.info("%d shards in %s", len(paths), settings.out)
+    return list(paths)
+
+
+def renderer(settings: StoreSettings, sample: Sampler) -> Callable[[Iterable[Work]], Iterator[int]]:
+    """What renders shards that are not there; it gives the seed of every scene that is ready."""
 
     def make(seed: int) -> Rendered:
         batch = render([sample(seed, settings)], settings, settings.device)
@@ -112,30 +115,39 @@ def render_shards(
     def part(path: Path, rendered: Sequence[Rendered]) -> Path:
         return path.with_name(f".{path.stem}.{sum(len(facts) for _, facts in rendered):03d}.part")
 
-    def render_shard(path: Path) -> None:
+    def render_shards_of(work: Iterable[Work]) -> Iterator[int]:
         """Render the scenes that no part holds, write the shard; a part is written every few seconds."""
-        rendered, new, recipe = list[Rendered](), list[Rendered](), recipes[path]
-        while (file := part(path, rendered)).exists() and _header(file).get("recipe") == recipe:
-            rendered.append((load_file(file), _header(file)["facts"]))
-        count = sum(len(facts) for _, facts in rendered)
-        bar.update(count)
-        since = time.monotonic()
-        for seed in paths[path][count:]:
-            new.append(make(seed))
-            bar.update()
-            if time.monotonic() - since > PART_S:
-                write_atomic(part(path, rendered), _pack(new, recipe))
-                rendered, new, since = rendered + new, [], time.monotonic()
-        write_atomic(path, _pack(rendered + new, recipe))
-        _drop_parts(path)
+        for path, recipe, seeds in taken(work, lambda item: _is_done(*item[:2]), lambda item: item[0]):
+            rendered, new = list[Rendered](), list[Rendered]()
+            while (file := part(path, rendered)).exists() and _header(file).get("recipe") == recipe:
+                rendered.append((load_file(file), _header(file)["facts"]))
+            count = sum(len(facts) for _, facts in rendered)
+            yield from seeds[:count]
+            since = time.monotonic()
+            for seed in seeds[count:]:
+                new.append(make(seed))
+                yield seed
+                if time.monotonic() - since > PART_S:
+                    write_atomic(part(path, rendered), _pack(new, recipe))
+                    rendered, new, since = rendered + new, [], time.monotonic()
+            write_atomic(path, _pack(rendered + new, recipe))
+            _drop_parts(path)
 
-    total = sum(map(len, paths.values()))
-    with tqdm(total=total, unit="scene", desc="rendering") as bar:
-        for path in taken(paths, is_done, Path):
-            render_shard(path)
-        bar.update(total - bar.n)  # what was there
-    log.info("%d shards in %s", len(paths), settings.out)
-    return list(paths)
+    return render_shards_of
+
+
+def _is_done(path: Path, recipe: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        stored = _header(path).get("recipe", "")
+    except ValueError:
+        log.warning("%s is damaged and is rendered again", path)
+        return False
+    if stored != recipe:  # results would be mixed
+        raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
+    _drop_parts(path)
+    return True
 
 
 def _drop_parts(path: Path) -> None:

@@ -103,7 +103,7 @@ class ImageSource:
 
     def read(self, view: ObjectView, mask: np.ndarray, shrink: int = 1) -> tuple[np.ndarray, Turn | None]:
         """The image of a view, of the size of its mask (h, w), as in `read_annotated`."""
-        rgb_u8, turn = read_annotated(view.image, mask.shape, shrink)
+        rgb_u8, turn = read_annotated(view.image, mask.shape, shrink, view.data)
         if turn is not None:
             self.as_stored.add(view.image)
         return rgb_u8, turn

@@ -110,7 +110,7 @@ def item_problems(source: ImageSource, index: int, objects: RejectionStats) -> l
         if key not in readable:
             readable[key] = False
             try:
-                size_hw = read_image(view.image).size if mask is None else mask.shape
+                size_hw = read_image(view.image, view.data).size if mask is None else mask.shape
                 turn = None if mask is None else source.read(view, mask)[1]
                 readable[key] = True
                 if view.tree is not None:

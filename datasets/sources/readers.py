@@ -6,6 +6,7 @@ Messages of Rejected start with a short reason and a colon, which is what tables
 """
 
 import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,11 +105,28 @@ class Tree:
 
 @dataclass(frozen=True)
 class ObjectView:
-    """One image and where the object is in it. mask() gives (h, w) bool; tree None: never a target."""
+    """One image and where the object is in it. mask() gives (h, w) bool; tree None: never a target.
+
+    data, depth_data: the bytes of the image and its depth map, where they are no files of their own
+    """
 
     image: Path
     mask: Callable[[], np.ndarray]
     tree: Tree | None = None
+    data: bytes | None = None
+    depth_data: bytes | None = None
+
+    @property
+    def depth_path(self) -> Path:
+        """The file of its depth map; ValueError where there is none names the command that makes it."""
+        if self.tree is None or self.tree.depth is None:
+            raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
+        if self.depth_data is not None:
+            return self.image
+        path = same_file(self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png"))
+        if not path.is_file():
+            raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
+        return path
 
     def read_depth(self, size_hw: Size, turn: Turn | None = None, shrink: int = 1) -> np.ndarray:
         """depth_01 (h, w) of a target; a missing file is named with the command that makes it.
@@ -118,14 +136,10 @@ class ObjectView:
         shrink: of the image, which the map then fits
         """
         shape = smaller(size_hw, shrink)
-        if self.tree is None:
-            raise ValueError(f"{self.image} has no depth map, so it cannot be a target")
-        if self.tree.depth is None:
+        if self.tree is not None and self.tree.depth is None:
             return np.zeros(shape, np.float32)
-        path = same_file(self.tree.depth / self.image.relative_to(self.tree.images).with_suffix(".png"))
-        if not path.is_file():
-            raise ValueError(f"depth map {path} does not exist; `{self.tree.command}` makes it")
-        depth_01, (h, w) = read_depth(path), size_hw
+        path = self.depth_path
+        depth_01, (h, w) = read_depth(path, data=self.depth_data), size_hw
         if turn is not None and is_map_of(depth_01.shape, (w, h)):
             depth_01 = turn(depth_01)
         if not is_map_of(depth_01.shape, size_hw):
@@ -149,17 +163,20 @@ def is_map_of(shape: tuple[int, ...], size_hw: Size) -> bool:
     return shape == tuple(size_hw) or (n <= h and m <= w and abs(n * w - m * h) <= max(h, w))
 
 
-def read_annotated(path: Path, size_hw: Size, shrink: int = 1) -> tuple[np.ndarray, Turn | None]:
+def read_annotated(
+    path: Path, size_hw: Size, shrink: int = 1, data: bytes | None = None
+) -> tuple[np.ndarray, Turn | None]:
     """An image (h, w, 3) uint8 in the size of its annotation, and what turned it; ValueError if neither fits.
 
     It is upright (None) where that fits, and as stored where only that fits: the annotation ignores the EXIF
     orientation then. Orientations that keep the size do not show; such an image is upright.
     shrink: by which the result is smaller than its annotation, its sides rounded up
+    data: the bytes of the image, where it is no file of its own
     """
-    rgb_u8 = read_image(path, shrink=shrink).rgb_u8
+    rgb_u8 = read_image(path, data, shrink).rgb_u8
     h, w = rgb_u8.shape[:2]
     if shrink > 1:
-        with Image.open(same_file(path)) as image:
+        with Image.open(same_file(path) if data is None else io.BytesIO(data)) as image:
             stored = sorted(image.size)
         h, w = stored if h < w else stored[::-1]  # of the whole image, upright
         small = smaller((h, w), shrink)
@@ -168,7 +185,8 @@ def read_annotated(path: Path, size_hw: Size, shrink: int = 1) -> tuple[np.ndarr
         return rgb_u8, None
     if (w, h) == tuple(size_hw):
         turn = None
-        with contextlib.suppress(*DECODER_ERRORS), Image.open(same_file(path)) as image:
+        file = same_file(path) if data is None else io.BytesIO(data)
+        with contextlib.suppress(*DECODER_ERRORS), Image.open(file) as image:
             turn = TO_STORED.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if turn is not None:
             return np.ascontiguousarray(turn(rgb_u8)), turn

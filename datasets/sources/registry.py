@@ -7,7 +7,10 @@ from datasets.base import ExampleSource
 from datasets.sources import video
 from datasets.sources.objects import DreamBoothConfig, DressCodeConfig, FashionTryonConfig, VitonHdConfig
 from datasets.sources.still import FolderConfig, LvisConfig, PanopticConfig, SaliencyConfig, SamConfig
+from datasets.sources.tarred import open_tars
 from ldm.settings.config import check_settings, nearest, setting
+
+MAPS = ("weights", "indexes", "tars")  # settings by the name of a source
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class RenderedConfig:
 class DatasetsConfig:
     weights: dict[str, float] = setting({}, low=0, help="fraction of each source in training, in any unit")
     indexes: dict[str, str] = setting({}, help="lists of sound items (run_dataset_debug.py --validate)")
+    tars: dict[str, str] = setting({}, help="folders of tar shards to read instead (python -m datasets.tars)")
     youtube_vos: video.YoutubeConfig | None = setting(None, help="YouTube-VOS")
     youtube_vis: video.YoutubeConfig | None = setting(None, help="YouTube-VIS in the layout of YouTube-VOS")
     vipseg: video.VipSegConfig | None = setting(None, help="VIPSeg")
@@ -47,7 +51,7 @@ class DatasetsConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        for key in ("weights", "indexes"):
+        for key in MAPS:
             for name in getattr(self, key):
                 if name not in SOURCES:
                     raise ValueError(f"{key}: {nearest(name, SOURCES, 'source')}")
@@ -60,20 +64,21 @@ class DatasetsConfig:
 
 
 # The sections; each opens its source.
-SOURCES = tuple(field.name for field in fields(DatasetsConfig) if field.name not in ("weights", "indexes"))
+SOURCES = tuple(field.name for field in fields(DatasetsConfig) if field.name not in MAPS)
 
 
 def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
     """The source of a name; a ValueError starts with that name."""
     if name not in SOURCES:
         raise ValueError(nearest(name, SOURCES, "source"))
-    section = getattr(config, name)
+    section, tars, index = getattr(config, name), config.tars.get(name), config.indexes.get(name)
     if section is None:
         present = ", ".join(key for key in SOURCES if getattr(config, key)) or "none"
         raise ValueError(f"{name}: the settings file has no section {name}; it has {present}")
-    index = config.indexes.get(name)
     try:
-        return section.open(None if index is None else Path(index))
+        if tars is not None and index is not None:
+            raise ValueError("an index counts when tar shards are written, not when they are read")
+        return open_tars(Path(tars), name, section) if tars else section.open(index and Path(index))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except (KeyError, TypeError) as error:

@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm.auto import tqdm
 
+from ldm.cluster import Stream, spread
 from ldm.journal import Journal
-from ldm.settings.choices import FLOAT_TYPES, shard_of
+from ldm.settings.choices import FLOAT_TYPES, RAY_HELP, shard_of
 from ldm.settings.config import check_settings, setting
 
-T = TypeVar("T")
+Load = Callable[[str], Any]
+Answer = Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]]
+Answers = tuple[dict[str, Mapping[str, Any]], dict[str, str]]  # records, and why other items are left out
 PRECISIONS = ("auto", "4bit", "full")
 
 
@@ -22,6 +25,7 @@ class ProcessSettings:
     num_processes: int = setting(1, low=1, help="number of processes that divide the work")
     process_id: int = setting(0, low=0, help="which of them this is")
     shard: str = setting("", help="i/n instead of the two")
+    ray: str = setting("", help=RAY_HELP)
     dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the model's arithmetic")
 
     def __post_init__(self) -> None:
@@ -58,24 +62,47 @@ class CaptionSettings(ProcessSettings):
 def run_batches(
     journal: Journal,
     items: Sequence[str],
-    load: Callable[[str], T],
-    answer: Callable[[Sequence[T]], Sequence[Mapping[str, Any]]],
+    make: Callable[[], tuple[Load, Answer]],
     batch: int,
+    ray: str = "",
 ) -> None:
-    """Load each item, answer them in batches, record the answers; what cannot be loaded is left out."""
-    with tqdm(total=len(items), desc=journal.name) as bar:
-        for start in range(0, len(items), batch):
-            group = items[start : start + batch]
-            pending = [item for item in group if item not in journal.done]
-            if any(item not in journal.left_out for item in pending):
-                pending = list(group)  # anew as a whole: answers depend a little on what shares a batch
-            loaded: dict[str, T] = {}
-            for item in pending:
+    """Load each item, answer them in batches, record the answers; what cannot be loaded is left out.
+
+    make: gives what loads an item (ValueError: it is left out) and what answers a batch of loaded items
+    ray: as in `ldm.cluster.spread`
+    """
+    groups = []
+    for start in range(0, len(items), batch):
+        group = items[start : start + batch]
+        pending = [item for item in group if item not in journal.done]
+        if any(item not in journal.left_out for item in pending):
+            pending = list(group)  # anew as a whole: answers depend a little on what shares a batch
+        if pending:
+            groups.append(pending)
+
+    def lost(group: list[str], why: str) -> Answers:
+        return {}, dict.fromkeys(group, why)
+
+    def work() -> Stream:
+        load, answer = make()
+
+        def answered(group: list[str]) -> Answers:
+            loaded, left_out = dict[str, Any](), dict[str, str]()
+            for item in group:
                 try:
                     loaded[item] = load(item)
                 except ValueError as error:
-                    journal.leave_out(item, str(error))
-            if loaded:
-                journal.add_all(dict(zip(loaded, answer(list(loaded.values())), strict=True)))
-            bar.update(len(group))
+                    left_out[item] = str(error)
+            records = answer(list(loaded.values())) if loaded else []
+            return dict(zip(loaded, records, strict=True)), left_out
+
+        return lambda groups: map(answered, groups)
+
+    with tqdm(total=len(items), initial=len(items) - sum(map(len, groups)), desc=journal.name) as bar:
+        for answers, left_out in spread(work, groups, ray, lost):
+            for item, why in left_out.items():
+                journal.leave_out(item, why)
+            if answers:
+                journal.add_all(answers)
+            bar.update(len(answers) + len(left_out))
     journal.finish()

@@ -1,6 +1,8 @@
 """Names that settings choose from; the code behind them needs libraries that take seconds to import."""
 
-from ldm.settings.schema import nearest
+from dataclasses import dataclass
+
+from ldm.settings.schema import CheckedSettings, nearest, setting
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
 FLOAT_TYPES = ("fp32", "fp16", "bf16")
@@ -43,3 +45,18 @@ def shard_of(text: str) -> tuple[int, int]:
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return int(index), int(count)
     raise ValueError(f"shard must be i/n with 0 <= i < n, got {text!r}")
+
+
+RAY_HELP = "divide the work among the devices of a Ray cluster: auto, HOST:PORT, or local for one here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divided(CheckedSettings):
+    """Settings of work that machines divide."""
+
+    shard: str = setting("0/1", help="i/n: this machine does every n-th part of the work, from the i-th")
+    ray: str = setting("", help=RAY_HELP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shard_of(self.shard)

@@ -16,13 +16,16 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import typer
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ldm.cluster import spread
 from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
 from ldm.images import encode_png
 from ldm.journal import SharedLines, in_order, read_lines
@@ -74,15 +77,38 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
     lines = SharedLines(settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl")
     mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
     parts, count = [mine[at : at + TAKEN] for at in range(0, len(mine), TAKEN)], 0
-
-    def unfinished(part: Sequence[range]) -> list[range]:
-        lines.update()
-        return [chunk for chunk in part if any(names[index] not in lines.items for index in chunk)]
-
     lines.update()
     total, there = sum(map(len, mine)), sum(names[index] in lines.items for chunk in mine for index in chunk)
     with tqdm(total=total, initial=there, desc="building", unit="item", disable=None) as bar:
-        lock_of: Any = lambda part: lines.path.with_suffix(f".{part[0].start}")  # noqa: E731
+        open_source = partial(make, settings) if settings.ray else lambda: source
+        for line in spread(partial(builder, open_source, settings, lines), parts, settings.ray):
+            lines.update(line)
+            bar.update()
+            count += 1
+        bar.update(total - bar.n)  # what other processes built
+    seconds = time.perf_counter() - start
+    log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
+    if shards == 1:
+        return merge_shards(MergeShardsSettings(settings.out))
+    merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
+    log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
+    return None
+
+
+def builder(
+    make: Callable[[], QuestionSource], settings: OutputSettings, lines: SharedLines
+) -> Callable[[Iterable[Sequence[range]]], Iterator[dict[str, Any]]]:
+    """What builds the chunks that are not in `lines`: it writes their images, and gives their lines."""
+    source = make()
+
+    def unfinished(part: Sequence[range]) -> list[range]:
+        lines.update()
+        return [chunk for chunk in part if any(source.names[index] not in lines.items for index in chunk)]
+
+    def lock_of(part: Sequence[range]) -> Path:
+        return lines.path.with_suffix(f".{part[0].start}")
+
+    def build(parts: Iterable[Sequence[range]]) -> Iterator[dict[str, Any]]:
         for part in taken(parts, lambda part: not unfinished(part), lock_of):
             chunks = in_order(source.prepare, unfinished(part), workers=1)  # while networks of `finish` run
             for built in (built for prepared in chunks for built in source.finish(prepared)):
@@ -95,17 +121,9 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
                     write_atomic(settings.out / "images" / name, buffer.getvalue() or encode_png(rgb_u8))
                 numbers = settings.format, settings.decimals
                 records = [sample.record(*numbers) for sample in built.samples]
-                lines.update({"item": built.name, "records": records, "dropped": list(built.dropped)})
-                bar.update()
-                count += 1
-        bar.update(total - bar.n)  # what other processes built
-    seconds = time.perf_counter() - start
-    log.info("%d items in %.1f s, %.2f per second", count, seconds, count / max(seconds, 1e-9))
-    if shards == 1:
-        return merge_shards(MergeShardsSettings(settings.out))
-    merge_command = f"python -m llava_bifrost.build_dataset merge --out {settings.out}"
-    log.info("shard %s is done; `%s` when all are", settings.shard, merge_command)
-    return None
+                yield {"item": built.name, "records": records, "dropped": list(built.dropped)}
+
+    return build
 
 
 def merge_shards(settings: MergeShardsSettings) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import typer
 from tqdm.auto import tqdm
 
 from datasets.relations import Place
+from ldm.cluster import Stream, spread
 from ldm.decode import LoadedImage
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
@@ -44,6 +45,7 @@ from llava_bifrost.settings import GEOMETRIC, LocatorSettings, NamedBoxes, Predi
 log = logging.getLogger(__name__)
 
 Job = dict[str, Any]
+Answered = tuple[Job, dict[str, Any]]  # a job, and its candidates or error
 
 
 def load_networks(settings: LocatorSettings) -> SimpleNamespace:
@@ -54,16 +56,20 @@ def load_networks(settings: LocatorSettings) -> SimpleNamespace:
     device = pick_device(settings.device)
     if settings.detector is not None:
         detector = Detector.load(settings.detector, device=str(device), dtype=settings.dtype)
-    needed = name == GEOMETRIC or settings.anchors is not None or settings.detector is not None
-    ranking = settings.candidates > 1 and folder is not None
     depth = None
-    if needed or ranking:
+    if needs_depth(settings):
         source = depth_folder(folder)
         beside = [] if name == GEOMETRIC else [Path(name)]
         warn_of_small(source, *beside, photographs=settings.detector is not None)
         dtype = pick_dtype(settings.dtype, device, source, "fp32")
         depth = DepthEstimator.load(source, device=str(device), dtype=dtype)
     return SimpleNamespace(locator=lambda _: locator, detector=lambda _: detector, depth=depth)
+
+
+def needs_depth(settings: LocatorSettings) -> bool:
+    needed = settings.locator_name == GEOMETRIC or settings.anchors is not None
+    ranking = settings.candidates > 1 and settings.depth_model is not None
+    return needed or settings.detector is not None or ranking
 
 
 def known_and_proposed(
@@ -113,6 +119,7 @@ def candidate_report(candidate: Candidate) -> dict[str, Any]:
 def fingerprints(settings: PredictJobs, jobs: Sequence[Job]) -> dict[str, str]:
     """For every id a hash of what decides its answer: job, image, settings, networks and version."""
     plain = to_plain(settings) | dict.fromkeys(("jobs", "out", "batch", "shard", "device"))
+    del plain["ray"]
     detector = settings.detector and detector_folder(settings.detector)
     named = (settings.locator_name, detector, settings.sam, depth_folder(settings.depth_model))
     folders = [Path(folder) for folder in named if folder and Path(folder).is_dir()]
@@ -169,36 +176,42 @@ def predict_jobs(settings: PredictJobs) -> dict[str, Any]:
     counts = {"out": out.as_posix(), "jobs": len(jobs), "kept": len(jobs) - len(todo), "errors": 0}
     if not todo:
         return counts
-    networks = load_networks(settings)
-    single = settings.candidates > 1 or networks.depth is not None
+    single = needs_depth(settings) or settings.candidates > 1
     size, failed = 1 if single else settings.batch, 0
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
-    progress = tqdm(total=len(todo), desc="answers", unit="job")
-    while groups:
-        group = groups.pop(0)
-        try:
-            images = [read_image(job["folder"] / job["image"]) for job in group]
-            if single:
-                (job,), (image,) = group, images
-                anchors = job.get("anchors", settings.anchors)
-                text = job["instruction"]
-                located = [known_and_proposed(settings, networks, image, text, None, anchors)[1]]
-            else:
-                best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
-                located = [[candidate] for candidate in best]
-        except (ValueError, OSError) as error:
-            if len(group) > 1:  # is tried job by job
-                groups = [[job] for job in group] + groups
-                continue
-            results: list[dict[str, Any]] = [{"error": " ".join(str(error).split())}]
-            failed += 1
-        else:
-            results = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
-        for job, result in zip(group, results, strict=True):
-            facts = {key: job[key] for key in ("id", "image", "instruction")}
-            append_line(out, {**facts, "made_by": made_by[job["id"]], **result})
-        progress.update(len(group))
-    progress.close()
+
+    def lost(group: list[Job], why: str) -> list[Answered]:
+        return [(job, {"error": why}) for job in group]
+
+    def make() -> Stream:
+        networks = load_networks(settings)
+
+        def answer(group: list[Job]) -> list[Answered]:
+            try:
+                images = [read_image(job["folder"] / job["image"]) for job in group]
+                if single:
+                    (job,), (image,) = group, images
+                    anchors, text = job.get("anchors", settings.anchors), job["instruction"]
+                    located = [known_and_proposed(settings, networks, image, text, None, anchors)[1]]
+                else:
+                    best = networks.locator(None).locate_many(images, [job["instruction"] for job in group])
+                    located = [[candidate] for candidate in best]
+            except (ValueError, OSError) as error:
+                if len(group) > 1:  # is tried job by job
+                    return [answered for job in group for answered in answer([job])]
+                return [(group[0], {"error": " ".join(str(error).split())})]
+            reports = [{"candidates": list(map(candidate_report, candidates))} for candidates in located]
+            return list(zip(group, reports, strict=True))
+
+        return lambda groups: map(answer, groups)
+
+    with tqdm(total=len(todo), desc="answers", unit="job") as progress:
+        for answered in spread(make, groups, settings.ray, lost):
+            for job, result in answered:
+                facts = {key: job[key] for key in ("id", "image", "instruction")}
+                append_line(out, {**facts, "made_by": made_by[job["id"]], **result})
+                failed += "error" in result
+            progress.update(len(answered))
     if failed:
         log.warning("%d jobs could not be answered; their lines in %s say why", failed, out)
     return {**counts, "errors": failed}

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from inpainting.data import paintings
-from inpainting.data.batches import AnnotateSettings, CaptionSettings, run_batches
+from inpainting.data.batches import AnnotateSettings, Answer, CaptionSettings, Load, run_batches
 from inpainting.data.steps.texts import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
 from ldm.device import pick_dtype
@@ -132,14 +132,15 @@ def annotate_images(settings: AnnotateSettings) -> Path | None:
     names = sorted(images)
     path, paths = journal_paths(settings)
     journal = Journal(path, journal_inputs(settings, path), keep=True)
-    model = functools.cache(lambda: open_model(settings.model_id, "full", dtype=settings.dtype))
-    run_batches(
-        journal,
-        names[index::count],
-        lambda name: read_image(images[name]).rgb_u8,
-        lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
-        settings.batch_size,
-    )
+
+    def make() -> tuple[Load, Answer]:
+        model = functools.cache(lambda: open_model(settings.model_id, "full", dtype=settings.dtype))
+        return (
+            lambda name: read_image(images[name]).rgb_u8,
+            lambda images_u8: describe_paintings(model(), images_u8, settings.max_new_tokens),
+        )
+
+    run_batches(journal, names[index::count], make, settings.batch_size, settings.ray)
     journals = [JournalReader(path) for path in paths]
     if not all(progress.complete for progress in journals):
         log.info("%s is written when the other processes have finished", out)
@@ -184,18 +185,20 @@ def caption_masks(settings: CaptionSettings) -> Path:
                 log.info("%d captions taken over from %s", len(taken), source)
                 journal.add_all(taken)
     to_caption = [key for key in concepts if "from" not in journal.done.get(key, {})]
-    precision, dtype = settings.precision, settings.dtype
-    model = functools.cache(lambda: open_model(settings.model_id, precision, dtype=dtype))
 
-    def load(key: str) -> tuple[np.ndarray, str]:
-        return read_image(entities_dir / f"{key}.png").rgb_u8, concepts[key]
+    def make() -> tuple[Load, Answer]:
+        model = functools.cache(
+            lambda: open_model(settings.model_id, settings.precision, dtype=settings.dtype)
+        )
 
-    def answer(crops: Sequence[tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
-        images_u8, named = [crop_u8 for crop_u8, _ in crops], [concept for _, concept in crops]
-        texts = caption_crops(model(), images_u8, named, settings.max_new_tokens)
-        return [{"concept": name, "caption": text} for name, text in zip(named, texts, strict=True)]
+        def answer(crops: Sequence[tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
+            images_u8, named = [crop_u8 for crop_u8, _ in crops], [concept for _, concept in crops]
+            texts = caption_crops(model(), images_u8, named, settings.max_new_tokens)
+            return [{"concept": name, "caption": text} for name, text in zip(named, texts, strict=True)]
 
-    run_batches(journal, to_caption, load, answer, settings.batch_size)
+        return lambda key: (read_image(entities_dir / f"{key}.png").rgb_u8, concepts[key]), answer
+
+    run_batches(journal, to_caption, make, settings.batch_size, settings.ray)
     steps = -(-len(to_caption) // settings.batch_size)
     final = output_dir / f"backup_{index}_final.json"
     paintings.write_object(final, {**captions_of(journal, concepts), STEPS: steps})

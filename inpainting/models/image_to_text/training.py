@@ -91,7 +91,8 @@ class HeldOutTest:
         facts |= {"type": config.fine_tuning_type, "dtype": config.dtype_name, "template": config.template}
         facts["shard"] = [rank, world]
         journal, mine = Journal(stamp_path(out, f"predictions_{rank}"), facts, keep=True), stems[rank::world]
-        run_batches(journal, mine, lambda stem: self.data[numbers[stem]], answer, config.val.batch)
+        load = lambda stem: self.data[numbers[stem]]  # noqa: E731
+        run_batches(journal, mine, lambda: (load, answer), config.val.batch)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             journals = [JournalReader(stamp_path(out, f"predictions_{index}")) for index in range(world)]

@@ -14,7 +14,7 @@ from inpainting.config_path import HERE, ConfigPath, Overrides, find_config
 from inpainting.models.text_to_image.config import ALL, MULTI, PaintingsConfig
 from ldm.files import located, visible_files
 from ldm.result import write_result
-from ldm.settings.choices import shard_of
+from ldm.settings.choices import RAY_HELP, shard_of
 from ldm.settings.cli import new_app, run_module, takes_keys
 from ldm.settings.config import load_config
 from ldm.settings.later import later
@@ -31,6 +31,7 @@ TABLE = Path("outputs/inpainting_table.md")
 NumProc = Annotated[int, typer.Option("--num-proc", "--num_proc", help="processes that divide the work")]
 ProcIdx = Annotated[int, typer.Option("--proc-idx", "--proc_idx", help="which of them this is, from 0")]
 Shard = Annotated[str, typer.Option(help="i/n, the two in one")]
+Ray = Annotated[str, typer.Option(help=RAY_HELP)]
 
 
 def read_run(config_path: Path, overrides: Overrides) -> PaintingsConfig:
@@ -43,7 +44,7 @@ def index_of_count(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
     return shard_of(shard) if shard else (proc_idx, num_proc)
 
 
-def sharded(work: Callable[[PaintingsConfig, tuple[int, int]], None]) -> Callable[..., None]:
+def sharded(work: Callable[[PaintingsConfig, tuple[int, int], str], None]) -> Callable[..., None]:
     """The verb that does `work` on the settings of a file for one of several processes."""
 
     def verb(
@@ -51,9 +52,10 @@ def sharded(work: Callable[[PaintingsConfig, tuple[int, int]], None]) -> Callabl
         num_proc: NumProc = 1,
         proc_idx: ProcIdx = 0,
         shard: Shard = "",
+        ray: Ray = "",
         overrides: Overrides = None,
     ) -> None:
-        work(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard))
+        work(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard), ray)
 
     return verb
 
@@ -74,13 +76,14 @@ def build_app() -> typer.Typer:
         num_proc: NumProc = 1,
         proc_idx: ProcIdx = 0,
         shard: Shard = "",
+        ray: Ray = "",
         config_path: ConfigPath = REPEATED,
         overrides: Overrides = None,
     ) -> None:
         """Fill one region after the other (baseline)."""
         config = read_run(config_path, overrides)
         config = config if output_dir is None else replace(config, output_dir=output_dir)
-        fill_paintings(config, index_of_count(num_proc, proc_idx, shard), one_by_one=True)
+        fill_paintings(config, index_of_count(num_proc, proc_idx, shard), ray, one_by_one=True)
 
     @app.command("compute", cls=keys)
     def compute_metrics(

@@ -22,6 +22,7 @@ from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.models.text_to_image.config import PaintingsConfig
 from inpainting.models.text_to_image.load import LORA_FILE, load_inpainter, load_tokenizer, weights_of
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
+from ldm.cluster import Stream, spread
 from ldm.denoise import Monitor
 from ldm.files import read_json, write_atomic
 from ldm.images import from_pm1, write_png
@@ -32,6 +33,7 @@ from ldm.settings.config import to_plain
 from ldm.training.run import named_checkpoint, numbered_folders
 
 Item = dict[str, Any]
+Work = Callable[[list[Item]], None]
 GENERATED_WITH = "generated_with.json"  # beside the images
 
 
@@ -98,48 +100,81 @@ def record(path: Path, facts: dict[str, Any]) -> None:
 
 
 def fill_paintings(
-    config: PaintingsConfig, shard: tuple[int, int] = (0, 1), one_by_one: bool = False
+    config: PaintingsConfig, shard: tuple[int, int] = (0, 1), ray: str = "", one_by_one: bool = False
 ) -> None:
     """OUT/<name>.png for each image of this shard that is not there; the same call again continues.
 
     one_by_one: one region after the other, each in the result of those before it (baseline)
+    ray: as in `ldm.cluster.spread`
     """
-    lora = config.lora
-    if lora is not None and config.checkpoint and numbered_folders(lora):
-        lora = named_checkpoint(lora, config.checkpoint, LORA_FILE)
-    model = load_inpainter(config.pretrained, lora, device=config.device, dtype=config.dtype)
-    # At the size of the images, unless the settings name another.
-    size = config.paint.resolution or config.data.resolution
-    options = resolve_options(model, replace(config.paint, resolution=size))
-    out = config.output_dir
-    dataset = open_paintings(config, model.tokenizer, out, config.texts_dir)
-    facts = {"weights": weights_of(model), "paint": to_plain(options), "seed": config.seed}
-    facts |= {"regions": "one after the other" if one_by_one else "at once"}
-    facts |= {"fixed_prompt": config.fixed_prompt, "texts_dir": to_plain(config.texts_dir)}
-    record(out / GENERATED_WITH, facts)
+    out, tokenizer = config.output_dir, load_tokenizer(config.pretrained / "tokenizer")
+    dataset = open_paintings(config, tokenizer, out, config.texts_dir)
+
+    def turns_of(item: Item) -> list[PaintJob]:
+        """What to paint into an image, in turn."""
+        image_u8, stem, masks = item_image(item), item["image_stems"], item_masks(item)
+        pairs = list(zip(masks, item["texts"], strict=True))
+        if one_by_one:
+            turns = [([pair], seed_of(stem, config.seed, turn)) for turn, pair in enumerate(pairs)]
+        elif config.fixed_prompt is None:
+            turns = [(pairs, seed_of(stem, config.seed))]
+        else:  # it counts once, for all regions together
+            turns = [([(np.any(masks, axis=0), config.fixed_prompt)], seed_of(stem, config.seed))]
+        return [PaintJob(image_u8, regions, [seed]) for regions, seed in turns]
+
+    def make() -> Work:
+        lora = config.lora
+        if lora is not None and config.checkpoint and numbered_folders(lora):
+            lora = named_checkpoint(lora, config.checkpoint, LORA_FILE)
+        model = load_inpainter(config.pretrained, lora, device=config.device, dtype=config.dtype)
+        # At the size of the images, unless the settings name another.
+        size = config.paint.resolution or config.data.resolution
+        options = resolve_options(model, replace(config.paint, resolution=size))
+        facts = {"weights": weights_of(model), "paint": to_plain(options), "seed": config.seed}
+        facts |= {"regions": "one after the other" if one_by_one else "at once"}
+        facts |= {"fixed_prompt": config.fixed_prompt, "texts_dir": to_plain(config.texts_dir)}
+        record(out / GENERATED_WITH, facts)
+
+        def fill(items: list[Item]) -> None:
+            jobs = list(map(turns_of, items))
+            images_u8 = [turns[0].image_u8 for turns in jobs]
+            for turn in range(
+                max(map(len, jobs))
+            ):  # the second job of an image paints into the first's result
+                numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]
+                batch = [replace(jobs[number][turn], image_u8=images_u8[number]) for number in numbers]
+                painted = paint_all(batch, model, options, Monitor(progress=False))
+                for number, result in zip(numbers, painted, strict=True):
+                    images_u8[number] = result.image_u8
+            for item, image_u8 in zip(items, images_u8, strict=True):
+                if not (path := image_path(out, item["image_stems"])).is_file():
+                    write_png(path, image_u8)
+
+        return fill
+
     mine = dataset.stems[shard[0] :: shard[1]]
-    for items in pending_batches(config, dataset, mine, lambda s: image_path(out, s).is_file(), "images"):
-        jobs: list[list[PaintJob]] = []  # of each image what to paint into it, in turn
-        for item in items:
-            image_u8, stem, masks = item_image(item), item["image_stems"], item_masks(item)
-            pairs = list(zip(masks, item["texts"], strict=True))
-            if one_by_one:
-                turns = [([pair], seed_of(stem, config.seed, turn)) for turn, pair in enumerate(pairs)]
-            elif config.fixed_prompt is None:
-                turns = [(pairs, seed_of(stem, config.seed))]
-            else:  # it counts once, for all regions together
-                turns = [([(np.any(masks, axis=0), config.fixed_prompt)], seed_of(stem, config.seed))]
-            jobs.append([PaintJob(image_u8, regions, [seed]) for regions, seed in turns])
-        images_u8 = [turns[0].image_u8 for turns in jobs]
-        for turn in range(max(map(len, jobs))):  # the second job of an image paints into the first's result
-            numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]
-            batch = [replace(jobs[number][turn], image_u8=images_u8[number]) for number in numbers]
-            painted = paint_all(batch, model, options, Monitor(progress=False))
-            for number, result in zip(numbers, painted, strict=True):
-                images_u8[number] = result.image_u8
-        for item, image_u8 in zip(items, images_u8, strict=True):
-            if not (path := image_path(out, item["image_stems"])).is_file():
-                write_png(path, image_u8)
+    in_batches(make, config, dataset, mine, lambda stem: image_path(out, stem).is_file(), ray)
+
+
+def in_batches(
+    make: Callable[[], Work],
+    config: PaintingsConfig,
+    dataset: InpaintingDataset,
+    stems: Sequence[str],
+    is_done: Callable[[str], bool],
+    ray: str,
+) -> None:
+    """Do the images of these names that are not done."""
+
+    def work() -> Stream:
+        do = make()
+        return lambda batches: map(
+            do, pending_batches(config, dataset, list(chain(*batches)), is_done, "images")
+        )
+
+    lists = [stems[at : at + config.batch] for at in range(0, len(stems), config.batch)]
+    for _ in spread(work, lists, ray):
+        pass
 
 
 def image_path(out: Path, stem: str) -> Path:
@@ -151,7 +186,7 @@ def item_image(item: Item) -> np.ndarray:
     return from_pm1(item["pixel_values"])
 
 
-def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -> None:
+def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), ray: str = "") -> None:
     """OUT/<name>.json, a list of prompts in the order of the regions; the same call again continues."""
     out, model = config.llava_output_dir, config.llava_model_id
     if out is None:
@@ -160,20 +195,29 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1)) -
         wrong = "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
         raise ValueError(wrong)
     dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
-    if config.llava_checkpoint and numbered_folders(Path(model)):
-        found = named_checkpoint(Path(model), config.llava_checkpoint, f"adapter/{ADAPTER_CONFIG}")
-        model = str(found / "adapter")
-    folder, adapter = (config.llava_base, Path(model)) if config.llava_base else (model, None)
-    writer = PromptWriter.load(folder, adapter, config.device, config.dtype, config.llava_precision)
-    if config.llava_constrained:  # max_new_tokens is divided among the prompts of an image
-        regions = config.data.max_concepts or len(writer.config.colors)
-        decoding = Decoding(longest=max(1, config.max_new_tokens // regions))
-    else:
-        decoding = Decoding(constrained=False, longest=config.max_new_tokens)
-    record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
+
+    def make() -> Work:
+        name = model
+        if config.llava_checkpoint and numbered_folders(Path(name)):
+            found = named_checkpoint(Path(name), config.llava_checkpoint, f"adapter/{ADAPTER_CONFIG}")
+            name = str(found / "adapter")
+        folder, adapter = (config.llava_base, Path(name)) if config.llava_base else (name, None)
+        writer = PromptWriter.load(folder, adapter, config.device, config.dtype, config.llava_precision)
+        if config.llava_constrained:  # max_new_tokens is divided among the prompts of an image
+            regions = config.data.max_concepts or len(writer.config.colors)
+            decoding = Decoding(longest=max(1, config.max_new_tokens // regions))
+        else:
+            decoding = Decoding(constrained=False, longest=config.max_new_tokens)
+        record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
+
+        def write(items: list[Item]) -> None:
+            images_u8, masks = [item_image(item) for item in items], [item_masks(item) for item in items]
+            written = writer.write(images_u8, masks, decoding, config.batch)
+            for item, texts in zip(items, written, strict=True):
+                if not (path := out / f"{item['image_stems']}.json").is_file():
+                    write_atomic(path, json.dumps(texts).encode())
+
+        return write
+
     mine = dataset.stems[shard[0] :: shard[1]]
-    for items in pending_batches(config, dataset, mine, lambda s: (out / f"{s}.json").is_file(), "prompts"):
-        images_u8, masks = [item_image(item) for item in items], [item_masks(item) for item in items]
-        for item, texts in zip(items, writer.write(images_u8, masks, decoding, config.batch), strict=True):
-            if not (path := out / f"{item['image_stems']}.json").is_file():
-                write_atomic(path, json.dumps(texts).encode())
+    in_batches(make, config, dataset, mine, lambda stem: (out / f"{stem}.json").is_file(), ray)
