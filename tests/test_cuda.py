@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from llava_bifrost.locator import Locator, LocatorConfig
 from tests.batches import batch, job, write
 from tests.cldm.small import SMALL, SMALL_CONFIG
 from tests.cldm.test_train import run_config, scenes, weights
+from tests.cldm.test_train_run import command
+from tests.conftest import ROOT
 from tests.images import Case, room
 from tests.ldm.small_mllm import build_small
 
@@ -32,6 +35,7 @@ __all__ = ["scenes"]  # a fixture
 pytestmark = pytest.mark.cuda
 
 DEVICE = "cuda"
+LR = 1e-3  # of run_config
 FP32_DEPTH, HALF_DEPTH = 1e-3, 0.1  # of the range, most pixels: rounding of another device, of 8 to 11 bits
 
 
@@ -116,14 +120,17 @@ def test_a_run_that_goes_on_ends_as_one_without_pause(tmp_path: Path, scenes: Pa
     run_training(training(tmp_path / "parts", scenes, 4, precision=precision, save_every=2))
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=1e-2, atol=1e-3, msg=name)
+        # Sums in another order turn the sign of some of Adam's first steps, which are as large as the rate.
+        assert (parts[name].float() - value.float()).abs().mean() < 0.2 * LR, name
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_devices_train(tmp_path: Path, scenes: Path, strategy: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    run_training(training(tmp_path / "run", scenes, 2, devices=2, strategy=strategy))
+    config = training(tmp_path / "run", scenes, 2, devices=2, strategy=strategy)
+    # A process of its own, as Lightning starts the command line again for the second device.
+    subprocess.run(command(config, tmp_path), cwd=ROOT, check=True)
     assert (tmp_path / "run/model/unet").is_dir()
 
 
