@@ -141,7 +141,8 @@ class Geometry:
             edit = edit & ~keep
         coverage = cv2.copyTo(placed.alpha_01, (shown & edit).view(np.uint8))
         if fused:
-            depth_01 = cv2.copyTo(placed.depth_01, (coverage > 0.5).view(np.uint8), depth_01.copy())
+            depth_01 = depth_01.copy()
+            cv2.copyTo(placed.depth_01, (coverage > 0.5).view(np.uint8), depth_01)
         if inputs.target_depth_01 is not None:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
