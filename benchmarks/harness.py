@@ -3,15 +3,13 @@
 import json
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 RESULTS = Path("benchmarks/results")
 Out = Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")]
 Photographs = Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")]
@@ -68,24 +65,6 @@ def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict
             row = {"failed": "out of memory" if "out of memory" in str(error).lower() else str(error)[:200]}
     log.info("%s", row)
     return row
-
-
-@contextmanager
-def sampled(read: Callable[[], T], pause_s: float) -> Iterator[list[T]]:
-    """What `read` gives now and, while the block runs, every `pause_s` seconds."""
-    values, over = [read()], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(pause_s):
-            values.append(read())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield values
-    finally:
-        over.set()
-        watcher.join()
 
 
 def short_json(value: Any, indent: str = "\n") -> str:

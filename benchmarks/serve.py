@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import typer
 
-from benchmarks.harness import RESULTS, Out, sampled, write_results
+from benchmarks.harness import RESULTS, Out, write_results
 from ldm.files import ROOT, read_text
 from ldm.images import encode_png
 from ldm.settings.cli import run_module, single_app
@@ -73,16 +73,18 @@ class Server:
         wanted = [(index % users, index // users) for index in range(requests)]
         start = time.monotonic()
         alone = [image_of(self.post(*one)) for one in wanted]
-        seconds, told = time.monotonic() - start, list[int]()
+        seconds, told, resident = time.monotonic() - start, list[int](), [self.memory().rss]
 
         def insist(one: tuple[int, int]) -> bytes:
             while (answer := self.post(*one)).status_code == 429:
                 told.append(int(answer.headers["retry-after"]))
+                resident.append(self.memory().rss)
                 time.sleep(told[-1])
+            resident.append(self.memory().rss)
             return image_of(answer)
 
         start = time.monotonic()
-        with sampled(lambda: self.memory().rss, 0.05) as resident, ThreadPoolExecutor(requests) as pool:
+        with ThreadPoolExecutor(requests) as pool:
             together = list(pool.map(insist, wanted))
         return {
             "requests": requests, "users": users, "different_images": len(set(alone)),
