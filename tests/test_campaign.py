@@ -136,6 +136,7 @@ WITHOUT_ROW = re.compile(
     |compose.serve                               # does not end; tests/compose/serve
     |cldm.convert[ ](anydoor|sd21|dinov2|dpt)    # write as `bifrost` does, at full size
     |compose.hub[ ].*                            # write as `cldm.convert` does
+    |compose.benchmark[ ]dreamedit|inpainting.data.ops[ ]lomoe  # seconds, a whole folder or none
     |llava_bifrost.model[ ]convert               # writes as `merge` does
     |inpainting.data.dci_ops[ ].*                # the steps of `ops`
     |tiny.bundle[ ].*|scripts.docs.(?!draw_regions).*  # into assets/ and docs/ of the repository""",

@@ -73,28 +73,43 @@ def check(manifest: ManifestFile, images: Images, objects: Objects) -> dict[str,
     return {"failed": wrong}
 
 
+def dreamedit(
+    source: Annotated[Path, typer.Argument(help="DreamEditBench as SHINE arranged it", metavar="FOLDER")],
+    out: Annotated[Path, typer.Option(help="folder of the manifest and the cut-outs", metavar="FOLDER")],
+    view: Annotated[str, typer.Option(help="which view of an object: SHINE takes 03")] = "03",
+) -> None:
+    """Write manifest and cut-outs of DreamEditBench, for `jobs` and `score` without --instances."""
+    from compose.benchmark.dreamedit import build_dreamedit
+
+    log.info("%s: %d cases", out / "manifest.json", len(build_dreamedit(source, out, view).cases))
+
+
 def jobs(
     manifest: ManifestFile,
-    instances: InstancesFile,
     images: Images,
     objects: Objects,
     out: Out,
+    instances: Annotated[
+        Path | None,
+        typer.Option(help="COCO instances JSON; without it objects stand on the ground", metavar="FILE"),
+    ] = None,
     depth_model: Annotated[Path | None, typer.Option(help="depth network folder", metavar="FOLDER")] = None,
     seed: Annotated[int, typer.Option(help="seed of every composite", min=0)] = 0,
 ) -> None:
     """Write one job a line for `run_inference.py batch`, with the depth that the depth network implies."""
     from ldm.experts.depth import DepthEstimator
 
-    annotations, roots = Instances(instances), {"pictures": images, "objects": objects}
-    network = DepthEstimator.load(depth_for_photographs(depth_model))
+    annotations, roots = instances and Instances(instances), {"pictures": images, "objects": objects}
+    network: Any = annotations and DepthEstimator.load(depth_for_photographs(depth_model))
     estimate = lru_cache(maxsize=1)(lambda path: network.estimate(read_image(path)))
     lines = []
     for case in tqdm(read_benchmark(manifest).cases, desc="depth", disable=None):
         background = file_path(f"pictures/{case.background}", roots)
-        depth = case.depth_in(annotations.mask(case.anchor.annotation), estimate(background))
         cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
         files = {"name": case.id, "background": str(background), "object": str(cut_out)}
-        job = {**files, "box": list(case.box01_xyxy), "depth": [depth], "seed": seed}
+        job: dict[str, Any] = {**files, "box": list(case.box01_xyxy), "seed": seed}
+        if isinstance(annotations, Instances):
+            job["depth"] = [case.depth_in(annotations.mask(case.anchor.annotation), estimate(background))]
         lines.append(json.dumps(job) + "\n")
     write_result({out: "".join(lines).encode()})
     log.info("%s: %d jobs", out, len(lines))
@@ -104,6 +119,7 @@ def build_app() -> typer.Typer:
     app = new_app("The open benchmark of composites.")
     app.command("build")(build)
     app.command("verify")(check)
+    app.command("dreamedit")(dreamedit)
     app.command("jobs")(jobs)
     app.command("score")(command(ScoreSettings, "compose.benchmark.score:score"))
     return app

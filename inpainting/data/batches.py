@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ldm.cluster import Stream, spread
 from ldm.journal import Journal
 from ldm.settings.choices import FLOAT_TYPES, RAY_HELP, shard_of
-from ldm.settings.config import check_settings, setting
+from ldm.settings.config import CheckedSettings, check_settings, setting
 
 Load = Callable[[str], Any]
 Answer = Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]]
@@ -106,3 +106,9 @@ def run_batches(
                 journal.add_all(answers)
             bar.update(len(answers) + len(left_out))
     journal.finish()
+
+
+@dataclass(frozen=True)
+class LomoeSettings(CheckedSettings):
+    source: Path = setting(help="folder with LoMOE.json, images and masks, such as data/LoMOE-Bench")
+    out_dir: Path = setting(Path("data/lomoe"), help="gets images, masks and entities")

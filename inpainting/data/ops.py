@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from inpainting.data.batches import AnnotateSettings, CaptionSettings
+from inpainting.data.batches import AnnotateSettings, CaptionSettings, LomoeSettings
 from inpainting.data.paintings import GET, RAW_CAPTIONS
 from inpainting.data.steps import texts
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
@@ -93,6 +93,7 @@ def build_app() -> App:
     app.command("llava-annotations-to-entity-annotations")(cleaned)
     app.command("train-val-test-split")(command(SplitSettings, split_images))
     app.command("annotate-images")(command(AnnotateSettings, annotate_images))
+    app.command("lomoe")(command(LomoeSettings, later("inpainting.data.steps.lomoe:build_lomoe")))
     app.command("build")(command(BuildSettings, alone(build_paintings, lambda settings: settings.out_dir)))
     return app
 

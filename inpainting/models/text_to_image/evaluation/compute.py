@@ -39,6 +39,7 @@ from ldm.settings.config import to_plain
 log = logging.getLogger(__name__)
 
 MEANS = ("lpips", "clip_iqa", "clip_score_text2image", "clip_score_image2image")
+OUTSIDE = "outside_"  # the masks: what should not have changed
 GLOBAL = "clip_score_text2image_global"
 PUBLISHED = ("psnr", "lpips", "fid", "clip_iqa", GLOBAL, "clip_score_text2image", "clip_score_image2image")
 BY_MASKS = ("psnr", "clip_score_text2image")
@@ -50,7 +51,7 @@ TITLES = ("FID", "LPIPS", "PSNR", "CLIP-IQA", "I2I", "T2I")
 PERCENT = {"lpips", "clip_iqa", "clip_score_image2image", "clip_score_text2image"}
 
 MEASURED = "measured"  # folder beside the images
-VERSION = 1  # of what `measure_images` computes
+VERSION = 2  # of what `measure_images` computes
 
 
 def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: bool = False) -> Path:
@@ -64,7 +65,8 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
         raise ValueError(f"{config.output_dir}: no image to measure")
     path = config.output_dir / (MULTI if only_multi_prompt else ALL)
     seed, resamples, fid_resamples = config.seed, config.resamples, config.fid_resamples
-    whole, masked = (numbers(metrics, view, seed, resamples, fid_resamples) for view in ("", "masked_"))
+    views = ("", "masked_", OUTSIDE)
+    whole, masked, outside = (numbers(metrics, view, seed, resamples, fid_resamples) for view in views)
     by_masks = {
         str(count): numbers([row for row in metrics if row.regions == count], "", seed, resamples, 0)
         for count in sorted({row.regions for row in metrics})
@@ -80,16 +82,17 @@ def compute(config: PaintingsConfig, only_multi_prompt: bool = False, partial: b
         "regions": sum(row.regions for row in metrics),
         "with_intervals": whole,
         "masked_regions_only": masked,
+        "outside_of_masks": outside,
         "by_number_of_masks": by_masks,
         "settings": {"row": config.row, "split": config.split, "only_multi_prompt": only_multi_prompt},
         "backbones": networks.used,
         "skipped": {name: f"{need}: {skipped[need]}" for name, need in NEEDS.items() if need in skipped},
     }
     write_result({path: (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()})
-    lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}"]
-    for name in sorted(whole.keys() | masked.keys()):
-        cells = [format_estimate(table.get(name), ".4f") for table in (whole, masked)]
-        lines.append(f"{name:32}{cells[0]:>30}{cells[1]:>30}")
+    lines = [f"{'':32}{'whole image':>30}{'masked regions only':>30}{'outside of masks':>30}"]
+    for name in sorted(whole.keys() | masked.keys() | outside.keys()):
+        cells = [format_estimate(table.get(name), ".4f") for table in (whole, masked, outside)]
+        lines.append(f"{name:32}" + "".join(f"{cell:>30}" for cell in cells))
     lines += [f"skipped {name}: {why}" for name, why in content["skipped"].items()]
     log.info("%s", "\n".join(lines))
     log.info("%s", path)
@@ -147,17 +150,22 @@ def measure_run(
 def numbers(
     rows: Sequence[measure.ImageMetrics], view: str, seed: int, resamples: int, fid_resamples: int
 ) -> dict[str, Estimate]:
-    """What was measured on all of `rows`; PSNR of the error over all their pixels. view: "" or "masked_"."""
+    """What was measured on all of `rows`; PSNR of the error over all their pixels.
+
+    view: "", "masked_", or "outside_" of the rows that have an outside
+    """
+    rows = [row for row in rows if f"{view}squared_error" in row.numbers]
     if not rows:
         return {}
-    pixels = np.array([row.masked_pixels if view else row.pixels for row in rows], np.float64)
+    whole, masked = (np.array([getattr(row, n) for row in rows], float) for n in ("pixels", "masked_pixels"))
+    pixels = {"": whole, OUTSIDE: whole - masked}.get(view, masked)
     errors = np.array([row.numbers[f"{view}squared_error"][0] for row in rows]) * pixels
 
     def mean(sums: np.ndarray, counts: np.ndarray, unit: Callable[[Any], float] = float) -> Estimate:
         return with_interval(lambda i: unit(sums[i].sum() / counts[i].sum()), rows, seed, resamples)
 
     table = {"psnr": mean(errors, pixels, decibels)}
-    for name in (*MEANS, GLOBAL):
+    for name in (*MEANS, "ssim", GLOBAL):
         if all(view + name in row.numbers for row in rows):
             values = [row.numbers[view + name] for row in rows]
             table[name] = mean(np.array([np.sum(each) for each in values]), np.array([*map(len, values)]))

@@ -19,7 +19,7 @@ from inpainting.models.text_to_image.config import BackboneFiles
 from ldm.images import to_pm1
 from ldm.metrics.backbones import Lpips, MetricNetworks, inception_features, load_inception
 from ldm.metrics.clip import Clip, ResnetClip
-from ldm.metrics.numbers import squared_error
+from ldm.metrics.numbers import squared_error, ssim_over
 
 BATCH = 32  # images that go through a network together; chosen
 DIM, KERNEL, SIGMA = 0.1, 15, 20.0  # published: a tenth of the brightness, blurred
@@ -77,7 +77,8 @@ class ImageMetrics:
 def measure_images(
     images: Sequence[InpaintedImage], networks: Backbones, device: torch.device
 ) -> list[ImageMetrics]:
-    """All numbers of images of one size; `masked_` ones look at the regions' boxes or pixels alone."""
+    """All numbers of images of one size; `masked_` ones look at the regions' boxes or pixels alone,
+    `outside_` ones at the pixels of none."""
     metrics, real, fake = [], [], []
     for image in images:
         boxes, union = [bbox_of_mask(mask) for mask in image.masks], np.any(image.masks, axis=0)
@@ -86,6 +87,9 @@ def measure_images(
         fake.append([result[y0:y1, x0:x1] for x0, y0, x1, y1 in boxes])
         numbers = {"squared_error": [squared_error(result, truth)]}
         numbers["masked_squared_error"] = [squared_error(result, truth, union)]
+        if not union.all():
+            numbers["outside_squared_error"] = [squared_error(result, truth, ~union)]
+            numbers["outside_ssim"] = [ssim_over(result, truth, ~union)]
         metrics.append(ImageMetrics(image.stem, len(image.masks), union.size, int(union.sum()), numbers))
     truths, results = ([[image.truth_u8] for image in images], [[image.result_u8] for image in images])
 
@@ -95,6 +99,8 @@ def measure_images(
         for each, image, mean, where in zip(metrics, images, lpips(*pair), lpips.map(*pair), strict=True):
             inside = torch.from_numpy(np.any(image.masks, axis=0)).to(device)
             each.numbers |= {"lpips": [float(mean)], "masked_lpips": [float(where[inside].mean())]}
+            if "outside_ssim" in each.numbers:
+                each.numbers["outside_lpips"] = [float(where[~inside].mean())]
     if (inception := networks.inception) is not None:
         seen = {"real": truths, "fake": results, "masked_real": real, "masked_fake": fake}
         for name, groups in seen.items():

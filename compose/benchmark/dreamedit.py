@@ -1,0 +1,50 @@
+"""DreamEditBench (Li et al. 2023) as SHINE arranged it -> cut-outs and a manifest of our benchmark.
+
+CLASS/bg/content.json  [{"image", "bbox": [x0, y0, x1, y1], "source_prompt"}], bg/IMAGE
+CLASS/fg/VIEW.jpg      the object, fg/VIEW.png its mask
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.benchmark import Anchor, BenchmarkCase, Manifest, write_benchmark
+from datasets.geometry import check_box01
+from datasets.sources.readers import subfolders
+from ldm.checkpoints import folder_written_whole
+from ldm.files import read_json
+from ldm.images import read_image, read_mask, write_png
+
+FRAME = 768  # pixels; boxes are in images of this side, as SHINE's evaluation reads them
+RELATION = "in its box"  # there is no object beside it in this benchmark
+
+
+def build_dreamedit(source: Path, out: Path, view: str) -> Manifest:
+    """Write OUT/manifest.json and OUT/objects/CLASS/VIEW.png; ValueError names the file that is wrong."""
+    found = [folder for folder in subfolders(source) if (folder / "bg" / "content.json").is_file()]
+    if not found:
+        raise ValueError(f"{source} has no folder CLASS/bg with a content.json")
+    with folder_written_whole(out) as folder:
+        cases = [case for each in found for case in read_class(each, folder / "objects", view)]
+        roots = {"pictures": source, "objects": folder / "objects"}
+        return write_benchmark(folder / "manifest.json", source.name, 0, cases, roots)
+
+
+def read_class(folder: Path, objects: Path, view: str) -> list[BenchmarkCase]:
+    """The cases of one object, whose cut-out is written."""
+    item = read_image(folder / "fg" / f"{view}.jpg")
+    mask = read_mask(folder / "fg" / f"{view}.png", size=item.size)
+    write_png(objects / folder.name / f"{view}.png", item.rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
+    file, cases = folder / "bg" / "content.json", []
+    rows: Any = read_json(file, list)
+    for number, row in enumerate(rows, 1):
+        try:
+            box01 = check_box01([float(edge) / FRAME for edge in row["bbox"]])
+            image, text = Path(row["image"]), str(row.get("source_prompt", ""))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{file}: entry {number}: {error}") from None
+        name, place = f"{folder.name}_{image.stem}", f"{folder.name}/bg/{image.name}"
+        where = RELATION, Anchor("", 0, box01), box01, text
+        cases.append(BenchmarkCase(name, place, folder.name, f"{view}.png", *where))
+    return cases
