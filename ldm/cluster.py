@@ -147,7 +147,7 @@ def _connected(address: str) -> Iterator[Any]:
         if port.isdecimal():
             socket.create_connection((host, int(port)), timeout=ANSWERS_S).close()
         ray.init(address, runtime_env={"env_vars": carried}, logging_level=logging.WARNING, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ValueError(f"--ray {address}: {first_line(error)}") from error
     finally:
         with contextlib.suppress(ValueError):  # in a thread, where ray sets none either

