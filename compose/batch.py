@@ -31,7 +31,7 @@ from cldm.config import load_compositor_config
 from compose.batch_settings import BatchSettings, DreamBoothSettings
 from compose.composer import FAILURES, Composer
 from compose.models import compositor_folder
-from compose.settings import ComposeSettings
+from compose.settings import CAST, SHADOW_MODEL, ComposeSettings
 from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders
@@ -39,6 +39,7 @@ from ldm.cluster import Stream, spread
 from ldm.files import (
     check_stopped,
     file_sha256,
+    located,
     numbered_lines,
     read_json,
     same_file,
@@ -162,6 +163,8 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
         folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
         folders["locator"] = Path(locator)
+    if settings.shadow == CAST:
+        folders["shadow"] = located(SHADOW_MODEL)
     if settings.object_mask is None and settings.sam is None:
         folders["cutout"] = (network := cutout_network(settings.cutout)) and network.parent
     return {name: folder for name, folder in folders.items() if folder is not None}
@@ -175,7 +178,7 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
         sound.add(file)
     chosen = tuple(getattr(settings, name) for name in NETWORKS)
     chosen += tuple(getattr(settings, name) is None for name in DECIDE_NETWORKS)
-    chosen += (uses_depth_network(settings),)
+    chosen += (uses_depth_network(settings), settings.shadow)
     if chosen in sound:
         return
     folders = named_folders(settings)

@@ -7,7 +7,7 @@ Legend: H W pixels of the background, h w pixels of the window in which anything
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cldm.config import Sampling
 from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models, load_once
 from compose.settings import AUTO, BIFROST, PASTE, TINY_MODEL, ComposeSettings
+from compose.shadow import Shadow
 from compose.sources import Sources
 from datasets.masks import dilate
 from datasets.pairs import Geometry, Pair, square_view
@@ -51,6 +52,7 @@ class Work:
     sampling: Sampling
     recipe: dict[str, Any]
     decided: dict[str, Any]  # for the report
+    shadow: Shadow | None = None  # in which the geometry's background lies; the sources have none
 
     @property
     def group(self) -> Any:
@@ -63,6 +65,15 @@ class Work:
     @property
     def weights(self) -> Weights:
         return Weights(self.settings.detail_weight, self.settings.depth_weight)
+
+    @cached_property
+    def background(self) -> LoadedImage:
+        """(H, W), in the shadow of the object."""
+        return self.shaded(self.sources.background)
+
+    def shaded(self, image: LoadedImage) -> LoadedImage:
+        """An image of the size of the background, in the shadow of the object."""
+        return image if self.shadow is None else self.shadow.over(image)
 
     @property
     def seeds(self) -> list[int]:
@@ -121,12 +132,11 @@ def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, d
     return found
 
 
-def paste(
-    geometry: Geometry, sources: Sources, settings: ComposeSettings, models: Models
-) -> tuple[Stitched, np.ndarray]:
+def paste(work: Work) -> tuple[Stitched, np.ndarray]:
     """The relit cut-out over the background, at the background's resolution; where the target mask was, the
     eraser's filling. Also returns the hole (H, W) bool that was filled.
     """
+    geometry, sources, settings = work.geometry, work.sources, work.settings
     layers, window, background = geometry.native_layers, geometry.window, sources.background
     hole, target = np.zeros(layers.edit.shape, bool), geometry.inputs.target_mask
     if target is not None and settings.plain_mode != "place":
@@ -135,11 +145,12 @@ def paste(
     weight = layers.coverage_01
     over_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
     if hole.any():
-        filled_u8 = models.eraser(settings.eraser).erase(background.rgb_u8, window.embed(hole), settings.seed)
-        below = filled_u8[window.part].astype(np.float32)
+        eraser = work.models.eraser(settings.eraser)
+        filled_u8 = eraser.erase(background.rgb_u8, window.embed(hole), settings.seed)
+        below = work.shaded(LoadedImage(filled_u8)).rgb_u8[window.part].astype(np.float32)
         mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
         over_u8, weight = np.where(hole[..., None], mixed_u8, over_u8), np.where(hole, np.float32(1), weight)
-    result = background.painted(over_u8, weight, layers.edit, window.part)
+    result = work.background.painted(over_u8, weight, layers.edit, window.part)
     return Stitched(result, window.embed(layers.edit), window.embed(layers.keep)), window.embed(hole)
 
 
@@ -189,7 +200,7 @@ def paint_by_compositor(works: Sequence[Work], monitor: Monitor) -> list[Painted
     ):
         work.timer.seconds |= spent
         with work.timer.stage("paste back"):
-            way, background = "mask-feather" if rounded else "legacy-rect", work.sources.background
+            way, background = "mask-feather" if rounded else "legacy-rect", work.background
             finish = partial(stitch, work.geometry, paste=way, background=background)
             detail, scale = sampling.detail, sampling.detail_scale
             stitched = [finish(image, detail=detail, detail_scale=scale) for image in images]
@@ -204,7 +215,7 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
     with timer.stage("load"):
         painter = folder_painter(settings, models)
     with timer.stage("paint"):
-        pasted, hole = paste(geometry, work.sources, settings, models)
+        pasted, hole = paste(work)
         report: dict[str, Any] = {"painter": settings.painter}
         if hole.any():
             report["eraser"] = models.eraser(settings.eraser).kind
@@ -223,6 +234,6 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
                 raise Cancelled
             painted.append(painter.paint(crop_u8, edit, view_u8, seed, given))
     with timer.stage("paste back"):
-        stitched = [stitch(geometry, image, background=work.sources.background) for image in painted]
+        stitched = [stitch(geometry, image, background=work.background) for image in painted]
     report["pipeline"] = {"class": type(painter.pipeline).__name__, **given}
     return PaintedCrops(stitched, painted, report)

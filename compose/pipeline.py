@@ -31,7 +31,8 @@ from compose.painters import (
 )
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
-from compose.settings import BIFROST, DEPTH_MODES, ComposeSettings
+from compose.settings import BIFROST, DEPTH_MODES, OFF, ComposeSettings
+from compose.shadow import in_shadow
 from compose.sources import object_depth_is_estimated, read_sources
 from datasets.geometry import tight_slices
 from datasets.pairs import Geometry, Pair, pair_of
@@ -61,6 +62,7 @@ class Result(Samples):
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
     background: LoadedImage  # (H, W), as it was read
+    shadow_mask: np.ndarray | None = None  # (H, W) bool, part of the edit mask; None: no shadow
 
     @property
     def fused_depth_01(self) -> np.ndarray:
@@ -73,6 +75,8 @@ class Result(Samples):
     def summary(self) -> str:
         """Visible fraction and drift in words."""
         visible = f"{100 * self.report['visible_fraction']:.0f} % of the object visible"
+        if "shadow" in self.report:
+            visible += f", {self.report['shadow']['pixels']} pixels of the ground in its shadow"
         return f"{visible}, {self.changed_outside} pixels changed outside the edit region"
 
     def with_placement(self, placement: dict[str, Any] | None) -> "Result":
@@ -132,6 +136,8 @@ def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
         notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
     elif settings.depth is not None and settings.compat == "anydoor":
         notes.append("--depth hides nothing: --compat anydoor puts the object in front of everything")
+    if settings.shadow != OFF and settings.plain_mode not in DEPTH_MODES:
+        notes.append(f"--shadow has no effect: mode {settings.mode} keeps the depth of the background")
     if settings.erase not in ("object", settings.erases):
         notes.append("--erase has no effect: it belongs to --mode replace without target mask and --compat")
     if settings.strength is not None and sampling.init == "noise":
@@ -195,31 +201,32 @@ def prepare(settings: ComposeSettings, models: Models, stage: "JobScene | None" 
             placement = locate(settings, models, sources, depth_01)
     with timer.stage("prepare"):
         settings, geometry, decided = resolve_placement(settings, placement, sources, depth_01, options)
+        geometry, shadow = in_shadow(settings, geometry, sources, models)
         pair, recipe = pair_of(geometry), make_recipe(settings, models, decided.get("placement"))
-    return Work(geometry, pair, sources, settings, models, timer, sampling, recipe, decided)
+    return Work(geometry, pair, sources, settings, models, timer, sampling, recipe, decided, shadow)
 
 
 def finish(work: Work, painting: PaintedCrops) -> Result:
     """What was painted, with recipe and report."""
-    settings, models, geometry, background = (
-        work.settings,
-        work.models,
-        work.geometry,
-        work.sources.background,
-    )
+    settings, models, geometry, shadow = work.settings, work.models, work.geometry, work.shadow
     with work.timer.stage("paste back"):
-        stitched, before_u8 = painting.stitched, background.own_u8
+        stitched, before_u8 = painting.stitched, work.sources.background.own_u8
         allowed = [np.greater(s.edit_mask, s.keep_mask) for s in stitched]  # nearer objects stay too
+        edits = [s.edit_mask for s in stitched]
+        if shadow is not None:
+            edits, allowed = ([mask | shadow.region for mask in masks] for masks in (edits, allowed))
         drift = [measure_drift(before_u8, s.result_u8, a) for s, a in zip(stitched, allowed, strict=True)]
     if (visible := geometry.native_layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
     measured = {"visible_fraction": visible, "drift": drift, "seeds": work.seeds}
     measured["device"] = str(models.device)
+    if shadow is not None:
+        measured["shadow"] = shadow.report(settings.shadow, stitched[0].edit_mask)
     report = {**work.decided, **measured, **painting.report, "seconds": work.timer.report()}
-    images, edit_mask = [each.result for each in stitched], stitched[0].edit_mask
-    about = work.recipe, report, geometry, work.pair, painting.painted_u8, background
-    all_samples = Result(images, edit_mask, work.seeds, *about)
+    about = work.recipe, report, geometry, work.pair, painting.painted_u8, work.sources.background
+    images, region = [each.result for each in stitched], None if shadow is None else shadow.region
+    all_samples = Result(images, edits[0], work.seeds, *about, region)
     return all_samples if settings.best is None else all_samples.best(settings, models)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from cldm.config import SPEEDS, Sampling
 from compose.models import Models
 from compose.painters import weights_of_painter
-from compose.settings import ComposeSettings
+from compose.settings import CAST, SHADOW_MODEL, ComposeSettings
 from compose.sources import uses_depth_network
 from datasets.inputs import PairOptions
 from ldm.experts.depth import weights_of_depth
-from ldm.files import file_sha256, hash_folder, same_file
+from ldm.files import file_sha256, hash_folder, located, same_file
 from ldm.registry.models import cutout_network
 from ldm.result import library_versions, read_recipe
 from ldm.settings.config import Layer, flag_name, merge_layers, to_plain
@@ -73,6 +73,8 @@ def make_recipe(
     if network is not None:
         weights["cutout"] = {network.name: file_sha256(network)}
     weights |= weights_of_painter(settings, models)
+    if settings.shadow == CAST:
+        weights["shadow"] = hash_folder(located(SHADOW_MODEL))
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
     for name, path in settings.input_files.items():
         if path.parent.name.startswith(FOLDER):  # a replay needs a file with the same pixels

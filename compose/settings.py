@@ -22,6 +22,8 @@ from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it
 AUTO, BIFROST, PASTE = "auto", "bifrost", "paste"  # painters, beside folders
+SHADOWS = OFF, CONTACT, CAST = "off", "contact", "cast"
+SHADOW_MODEL = Path("assets/tiny/shadow")
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
 
 
@@ -108,6 +110,9 @@ class ComposeSettings(LocatorOptions):
     edge: str = setting("soft", choices=("soft", "hard"),
         help="soft: partly covered pixels along the object's outline, in its own colours; "
         "hard: its mask")  # fmt: skip
+    shadow: str = setting(OFF, choices=SHADOWS,
+        help="what the object does to the light on the ground: contact, dark where it touches it; cast, the "
+        "shadow that a small network expects in a rendered room")  # fmt: skip
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
     best: int | None = setting(
@@ -173,6 +178,8 @@ class ComposeSettings(LocatorOptions):
             raise ValueError(f"--best {best} needs --num-samples {best} or more, got {count}")
         if self.compat is not None and (painter := self.painter) not in (AUTO, BIFROST):
             raise ValueError(f"--compat is about the compositor: it does not go with --painter {painter}")
+        if self.compat is not None and self.shadow != OFF:
+            raise ValueError(f"--compat composes as published, without --shadow {self.shadow}")
         if self.within_mask and (self.target_mask is None or self.compat is not None):
             wrong = "needs --target-mask" if self.target_mask is None else "does not go with --compat"
             raise ValueError(f"--within-mask {wrong}")

@@ -67,7 +67,7 @@ def sheet_rows(result: Result, name: str | None = None) -> tuple[list[list[np.nd
 
 def marked_background(result: Result) -> np.ndarray:
     """The background with the box, or with all places that a locator proposed, the chosen one first."""
-    placement, background_u8 = result.report.get("placement"), result.geometry.inputs.background_u8
+    placement, background_u8 = result.report.get("placement"), result.background.rgb_u8
     if placement is None:
         h, w = background_u8.shape[:2]
         x0, y0, x1, y1 = box_to_pixels(result.report["box"], (h, w))

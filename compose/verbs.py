@@ -11,7 +11,7 @@ from compose.job import EraseSettings, JobLayer
 from compose.models import JobNetworks
 from compose.pipeline import compose
 from compose.scene import JobScene, Patch, Thing
-from compose.settings import ComposeSettings
+from compose.settings import OFF, ComposeSettings
 from compose.sources import replaced_region
 from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
 from datasets.masks import dilate
@@ -90,12 +90,15 @@ def put_object(
     visible, report = embed(layers.visible), result.report
     edit = result.edit_mask & ~embed(layers.keep)
     replaced = result.geometry.inputs.mode == "replace"
-    depth_01 = np.where(edit if replaced else visible, result.fused_depth_01, scene.depth_01)
+    own = edit if result.shadow_mask is None else embed(layers.edit)  # its shadow leaves the depth
+    edit = edit if result.shadow_mask is None else edit | result.shadow_mask
+    depth_01 = np.where(own if replaced else visible, result.fused_depth_01, scene.depth_01)
     far, near = report["depth"]["far"], report["depth"]["near"]
     place = Place(tuple(report["box"]), (far + near) / 2, far, near)
     local = settings.mode == "place" and settings.instruction is None and settings.target_mask is None
+    local = local and settings.shadow == OFF
     read = result.geometry.crop.box_xyxy if local else None
-    keys = ("mode", "box", "depth", "visible_fraction", "placement", "ranking")
+    keys = ("mode", "box", "depth", "visible_fraction", "placement", "ranking", "shadow")
     shown = {key: report[key] for key in keys if key in report}
     return Patch.of(
         result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],

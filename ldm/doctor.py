@@ -18,6 +18,7 @@ SMALL_NETWORKS = Path("assets/tiny")  # the small networks that come with the co
 COMMANDS = {  # what runs with each of them
     "compositor": "run_inference.py image, replay, batch, dreambooth",
     "depth": "ldm.precompute_depth; run_inference.py without --background-depth",
+    "shadow": "run_inference.py image --shadow cast",
     "locator": "run_inference.py image --instruction; llava_bifrost.predict",
     "inpainter": "inpainting.paint",
     "prompter": "inpainting.dream",

@@ -139,6 +139,7 @@ WITHOUT_ROW = re.compile(
     |compose.benchmark[ ]dreamedit|inpainting.data.ops[ ]lomoe  # seconds, a whole folder or none
     |llava_bifrost.model[ ]convert               # writes as `merge` does
     |inpainting.data.dci_ops[ ].*                # the steps of `ops`
+    |tiny.shadow.train                           # shards and loop are those of tiny.depth.train
     |tiny.bundle[ ].*|scripts.docs.(?!draw_regions).*  # into assets/ and docs/ of the repository""",
     re.VERBOSE,
 )

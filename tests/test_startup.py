@@ -48,6 +48,7 @@ REFUSED = [
     ("compose.contact_sheet", ["--out", "sheet.png"]),
     ("tiny.locator.train", ["configs/tiny/locator.yaml", "placement.lr=-1"]),
     ("tiny.depth.train", ["configs/tiny/depth.yaml", "network.sise=64"]),
+    ("tiny.shadow.train", ["configs/tiny/shadow.yaml", "scenes.trian=4"]),
     ("tiny.prompter.evaluate", ["--most", "0"]),
     ("tiny.prompter.scenes", ["--world", "patterned"]),
     ("tiny.bundle", ["depht"]),

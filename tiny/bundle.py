@@ -20,10 +20,11 @@ from tiny.inpainter.train import STAGES
 
 BUNDLE, RUNS, RESULTS = Path("assets/tiny"), Path("runs/tiny"), Path("benchmarks/results")
 MANIFEST = "manifest.json"
-LIMITS_MB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
+LIMITS_MB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6, "shadow": 2}
 QUALITY = {  # of what was measured on held-out scenes, more is better
     "compositor": lambda held_out: held_out["best_psnr_db"],
     "depth": lambda held_out: -held_out["mae"],
+    "shadow": lambda held_out: held_out["f1"],
     "locator": lambda held_out: next(iter(held_out["place"].values()))["valid"],  # greedy answers
     "inpainter": lambda held_out: held_out["models"]["rca_finetuned"]["random"]["all"]["colour"]["mean"],
     "prompter": lambda held_out: held_out["tasks"]["multimask"]["accuracy"]["prompter"]["both"]["mean"],
@@ -93,6 +94,12 @@ def depth(run: Run = RUNS / "depth", force: Force = False) -> None:
     install("depth", run / "network", read_json(run / "network" / MANIFEST), force)
 
 
+def shadow(run: Run = RUNS / "shadow", force: Force = False) -> None:
+    """Install the shadow network of a run, and the curve of its training."""
+    install("shadow", run / "network", read_json(run / "network" / MANIFEST), force)
+    shutil.copyfile(run / "curve.png", RESULTS / "shadow_training.png")
+
+
 def locator(
     run: Run = RUNS / "locator", evaluation: Evaluation = RESULTS / "locator.json", force: Force = False
 ) -> None:
@@ -155,7 +162,7 @@ def prompter(
 
 def build_app() -> typer.Typer:
     app = new_app("Assemble assets/tiny from training runs.")
-    for part in (compositor, depth, locator, inpainter, prompter):
+    for part in (compositor, depth, shadow, locator, inpainter, prompter):
         app.command(part.__name__)(part)
     return app
 

@@ -29,7 +29,7 @@ from llava_bifrost.language.answer import COLOURS
 TINT, PALE = 0.55, 0.25  # opacity of the target mask, and of what is not the object; chosen
 NAMED, EDGE = "#2b6cb0", (232, 64, 42)
 CONTROLS: tuple[str, ...] = ("mode", "num_samples", "seed", "steps", "guidance", "detail", "strength", "init")
-CONTROLS += ("scheduler", "detail_weight", "depth_weight", "compat")
+CONTROLS += ("shadow", "scheduler", "detail_weight", "depth_weight", "compat")
 PROPOSED = 5  # places; chosen
 DEPTH_ACT = """(d, low) =>
   document.querySelector('#background-canvas canvas').act('drag', {depth: low ? null : d}, 'depth')"""

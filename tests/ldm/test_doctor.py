@@ -45,14 +45,14 @@ def test_what_would_be_gained_is_named_with_its_command(tmp_path: Path, monkeypa
 
 def test_a_bundle_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm.doctor.SMALL_NETWORKS", tmp_path)
-    lacks = "lacks compositor, depth, inpainter, locator, prompter: git checkout -- assets/tiny"
+    lacks = "lacks compositor, depth, inpainter, locator, prompter, shadow: git checkout -- assets/tiny"
     assert f"{tmp_path} {lacks}" in print_report()["works now"]
     for part in ("depth", "compositor"):
         (tmp_path / part).mkdir()
         (tmp_path / part / f"{part}.json").write_text("{}")
     works = print_report()["works now"]
     assert f"run_inference.py image, replay, batch, dreambooth: with {tmp_path / 'compositor'}" in works
-    assert f"{tmp_path} lacks inpainter, locator, prompter: git checkout -- assets/tiny" in works
+    assert f"{tmp_path} lacks inpainter, locator, prompter, shadow: git checkout -- assets/tiny" in works
 
 
 def test_every_extra_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

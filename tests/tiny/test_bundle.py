@@ -20,8 +20,8 @@ from ldm.images import from_pm1
 from ldm.metrics.numbers import psnr_over
 
 BUNDLE = Path(__file__).parents[2] / "assets" / "tiny"
-LIMITS_MIB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6}
-PARTS = ["compositor", "depth", "locator", "inpainter", "prompter"]
+LIMITS_MIB = {"compositor": 18, "depth": 6, "locator": 6, "inpainter": 12, "prompter": 6, "shadow": 2}
+PARTS = ["compositor", "depth", "locator", "inpainter", "prompter", "shadow"]
 SEEDS = 50_000  # of the evaluation split, beyond those that the manifests were measured on
 
 
