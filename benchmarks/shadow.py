@@ -1,6 +1,6 @@
 """How well `--shadow` darkens the ground that an object stands on: held-out rendered scenes, exact truth.
 
-    python -m benchmarks.shadow [--scenes 300] [--sheet FILE] [--out FILE]
+    python -m benchmarks.shadow [--scenes 300] [--report FILE] [--out FILE]
 
 Each scene is rendered with and without one solid; the solid alone is pasted where it stood. Measured on what
 the scene shows of the surface it stands on, outside the solid, in luminance. recall: fraction of the true
@@ -29,7 +29,7 @@ ROWS = 8  # scenes of the sheet, all with a visible shadow
 Scenes = Annotated[int, typer.Option(help="held-out scenes with a visible shadow", metavar="INT", min=2)]
 
 
-def measure_shadows(scenes: Scenes = 300, sheet: Sheet = None, out: Out = RESULTS / "shadow.json") -> None:
+def measure_shadows(scenes: Scenes = 300, report: Sheet = None, out: Out = RESULTS / "shadow.json") -> None:
     """Paste solids with each kind of shadow, and compare the ground with the true image."""
     from compose import compose, load_models
     from compose.settings import SHADOWS, ComposeSettings
@@ -71,9 +71,9 @@ def measure_shadows(scenes: Scenes = 300, sheet: Sheet = None, out: Out = RESULT
         off.append(falls(before_u8, before_u8, true_u8, free))
         if len(images) < ROWS:
             images[f"scene {index - 1}"] = [before_u8, true_u8, *shown]
-    if sheet is not None:
+    if report is not None:
         titles = ["without", "true", *(", ".join(way) for way in ways)]
-        write_result({sheet: encode_png(grid(list(images.values()), titles, list(images), 256))}, True)
+        write_result({report: encode_png(grid(list(images.values()), titles, list(images), 256))}, True)
     tables: dict[str, Any] = {"off": summary(off, off), "exact": {}, "estimated": {}}
     for by, kind in ways:
         tables[by][kind] = summary(rows[by, kind], off)

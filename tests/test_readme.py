@@ -234,6 +234,7 @@ BARE = """compose.contact_sheet compose.serve ldm.doctor ldm.registry_list ldm.r
     inpainting.data.downloader_download-and-save-images-wikiart-v2
     inpainting.models.text_to_image.test_generate-repeated inpainting.models.text_to_image.test_compute
     tiny.bundle_compositor tiny.bundle_depth tiny.bundle_locator tiny.bundle_inpainter tiny.bundle_prompter
+    tiny.bundle_shadow
     datasets.scenes_render datasets.scenes_sheet scripts.docs.draw_figure scripts.docs.draw_locator
     scripts.docs.draw_regions scripts.docs.make_command_docs scripts.docs.make_examples
     scripts.docs.make_teaser scripts.measure_code run_inference.py_schema"""
