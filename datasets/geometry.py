@@ -168,9 +168,11 @@ def depth_extent(d: float, box01: Sequence[float]) -> tuple[float, float]:
 
 
 def extent_in_depth(
-    depth: float | Sequence[float] | None, background_depth_01: np.ndarray, box01: Box01,
+    depth: float | Sequence[float] | None,
+    background_depth_01: np.ndarray,
+    box01: Box01,
     standing01: Box01 | None = None,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """(far, near) of an object in a box, as given, or round the depth of its middle.
 
     Without one it stands on the ground at the lower edge of the box, or of another where it `stands`.

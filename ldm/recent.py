@@ -22,8 +22,10 @@ class Recent:
 
         key: all that decides the value; a file counts by its contents
         """
-        if not self.limit:
-            return make()
+        return self.keep(make, *key) if self.limit else make()
+
+    def keep(self, make: Callable[[], T], *key: Any) -> T:
+        """The same where values are kept."""
         key = tuple(file_sha256(part) if isinstance(part, Path) else part for part in key)
         if key not in self.values:
             value = make()

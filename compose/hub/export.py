@@ -1,5 +1,6 @@
 """Folders of ours -> folders of the hub: stock networks, one file of code, a card, scores; the benchmark."""
 
+import filecmp
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import diffusers
 import torch
 import yaml
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData, RepoCard
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,19 +24,26 @@ from datasets.benchmark import read_benchmark
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole, read_weights
 from ldm.experts.depth import NOTICE_FILE, DepthEstimator
-from ldm.files import located, read_json, write_atomic, write_json
+from ldm.files import located, read_json, set_aside, write_atomic, write_json
 from ldm.latents import STATISTICS, make_scheduler
 from ldm.registry.models import depth_folder
 from ldm.settings.config import to_plain
 
 CARDS = Path(__file__).parent / "cards"
 VERSION = {"_diffusers_version": diffusers.__version__}
-# Methods that read or write folders of ours; a pipeline of diffusers gets its networks from diffusers.
+# Methods that read, write or remember files of ours; diffusers gives a pipeline its networks.
 FILES = {
-    "IdentityEncoder.save_pretrained", "IdentityEncoder.from_pretrained", "LatentSpace.save_pretrained",
-    "LatentSpace.from_pretrained", "DepthEstimator.load", "DepthEstimator.estimate",
-    "DepthEstimator.estimate_many", "RegionPrompt.__post_init__", "PreparedJob.finish",
-}  # fmt: skip
+    "IdentityEncoder.save_pretrained",
+    "IdentityEncoder.from_pretrained",
+    "LatentSpace.save_pretrained",
+    "LatentSpace.from_pretrained",
+    "DepthEstimator.load",
+    "DepthEstimator.estimate",
+    "DepthEstimator.estimate_many",
+    "RegionPrompt.__post_init__",
+    "PreparedJob.finish",
+    "Recent.keep",
+}
 # Of the held-out numbers of what was trained here: part -> number -> where it stands in manifest.json.
 BEST = "noise, 1 steps, guidance 1, detail 1/all"
 SCORES = {
@@ -104,12 +112,18 @@ def hub_folder(settings: HubSettings, code: str, kind: str, values: Mapping[str,
     if not (licence := settings.license or ("apache-2.0" if manifest else "")):
         raise ValueError(f"{settings.source} was not trained here: --license names its weights' licence")
     data = ModelCardData(
-        license=licence, library_name="diffusers", pipeline_tag="image-to-image", tags=["inpainting"],
+        license=licence,
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        tags=["inpainting"],
         base_model=settings.base_model or None,
-        base_model_relation=settings.relation if settings.base_model else None)  # fmt: skip
+        base_model_relation=settings.relation if settings.base_model else None,
+    )
     named = SCORES.get(manifest.get("part", ""), {})
-    scores = {name: reduce(dict.__getitem__, [manifest["held_out"], *place.split("/")])["mean"]
-              for name, place in named.items()}  # fmt: skip
+    scores = {
+        name: reduce(dict.__getitem__, [manifest["held_out"], *place.split("/")])["mean"]
+        for name, place in named.items()
+    }
     name = settings.repo or settings.out.name
     card = ModelCard.from_template(data, str(CARDS / f"{code}.md"), name=name, scores=scores)
     with folder_written_whole(settings.out) as folder:
@@ -118,12 +132,14 @@ def hub_folder(settings: HubSettings, code: str, kind: str, values: Mapping[str,
         text = Bundle([Name(f"compose.hub.{code}", kind)], FILES).write(about)
         write_atomic(folder / f"{code}.py", text.encode())
         write_indices(settings, folder, [code, kind], values)
-        card.save(folder / "README.md")
+        save_card(card, folder, settings.out)
         if scores and settings.repo:
             data_set = f"{settings.repo.split('/')[0]}/bifrost-scenes"
             note = f"held-out rendered scenes, code revision {manifest['code_revision']}"
-            entries = [{"dataset": {"id": data_set, "task_id": name}, "value": value, "notes": note}
-                       for name, value in scores.items()]  # fmt: skip
+            entries = [
+                {"dataset": {"id": data_set, "task_id": name}, "value": value, "notes": note}
+                for name, value in scores.items()
+            ]
             write_atomic(folder / ".eval_results" / "scenes.yaml", yaml_bytes(entries))
 
 
@@ -142,8 +158,10 @@ def write_indices(settings: HubSettings, folder: Path, kind: list[str], values: 
             folder / "modular_config.json", {"_class_name": "BifrostBlocks", **VERSION, "auto_map": blocks}
         )
         place = {"pretrained_model_name_or_path": settings.repo or str(settings.out), "variant": None}
-        parts = {name: [*each, {**place, "subfolder": name, "revision": None, "type_hint": each}]
-                 for name, each in found.items()}  # fmt: skip
+        parts = {
+            name: [*each, {**place, "subfolder": name, "revision": None, "type_hint": each}]
+            for name, each in found.items()
+        }
         names = {"_class_name": "ModularPipeline", "_blocks_class_name": "BifrostBlocks"}
         write_json(folder / "modular_model_index.json", {**index, **names, **parts})
 
@@ -168,7 +186,15 @@ def export_benchmark(settings: BenchmarkHub) -> None:
         write_atomic(folder / "test.jsonl", rows.encode())
         write_atomic(folder / "eval.yaml", yaml_bytes({**evaluation, "tasks": tasks}))
         shutil.copyfile(settings.manifest, folder / "manifest.json")
-        card.save(folder / "README.md")
+        save_card(card, folder, settings.out)
+
+
+def save_card(card: RepoCard, folder: Path, former: Path) -> None:
+    """Write the card; a former folder whose card somebody has changed is kept beside the new one."""
+    card.save(folder / "README.md")
+    edited = former / "README.md"
+    if edited.is_file() and not filecmp.cmp(edited, folder / "README.md", shallow=False):
+        set_aside([former])
 
 
 def yaml_bytes(value: Any) -> bytes:

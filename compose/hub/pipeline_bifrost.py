@@ -48,9 +48,14 @@ from ldm.latents import LatentSpace
 from ldm.settings.config import nearest
 
 PARTS = {
-    "unet": UNet2DConditionModel, "control_detail": ControlNetModel, "control_depth": ControlNetModel,
-    "image_encoder": Dinov2Model, "vae": ModelMixin, "scheduler": DDIMScheduler,
-    "depth_estimator": PreTrainedModel}  # fmt: skip
+    "unet": UNet2DConditionModel,
+    "control_detail": ControlNetModel,
+    "control_depth": ControlNetModel,
+    "image_encoder": Dinov2Model,
+    "vae": ModelMixin,
+    "scheduler": DDIMScheduler,
+    "depth_estimator": PreTrainedModel,
+}
 SETTINGS = "of the model: pair, sampling, latents, depth"
 REQUIRED = ("image", "reference", "box")
 DEFAULTS = {"mode": "place", "depth_weight": 1.0, "num_images_per_prompt": 1, "seed": 0}
@@ -71,10 +76,15 @@ VALUES = {  # what the blocks read and make
     "depth_weight": "weight of the depth branch, lambda in the paper",
     "speed": "exact, balanced or fast; without it the model's",
     "num_images_per_prompt": "samples; sample i has seed + i",
-    "seed": "of the first sample", "generator": "draws the seed", "seeds": "of the samples",
-    "crops": "(h, w, 3) uint8 each, as painted", "sampling": "sampler settings that were used",
-    "output_type": "pil, or np: uint8 arrays (h, w, c)", "images": "the background with the object in it",
-    "edit_mask": "(h, w) bool, what was allowed to change"}  # fmt: skip
+    "seed": "of the first sample",
+    "generator": "draws the seed",
+    "seeds": "of the samples",
+    "crops": "(h, w, 3) uint8 each, as painted",
+    "sampling": "sampler settings that were used",
+    "output_type": "pil, or np: uint8 arrays (h, w, c)",
+    "images": "the background with the object in it",
+    "edit_mask": "(h, w) bool, what was allowed to change",
+}
 
 
 class Block(ModularPipelineBlocks):
@@ -87,11 +97,15 @@ class Block(ModularPipelineBlocks):
         lambda self: [ComponentSpec(name, PARTS[name]) for name in self.parts.split()]
     )
     expected_configs = property(lambda self: [ConfigSpec("settings", {}, SETTINGS)])
-    inputs = property(lambda self: [
-        InputParam(name, default=DEFAULTS.get(name), required=name in REQUIRED, description=VALUES[name])
-        for name in self.reads.split()])  # fmt: skip
-    intermediate_outputs = property(lambda self: [
-        OutputParam(name, description=VALUES[name]) for name in self.makes.split()])  # fmt: skip
+    inputs = property(
+        lambda self: [
+            InputParam(name, default=DEFAULTS.get(name), required=name in REQUIRED, description=VALUES[name])
+            for name in self.reads.split()
+        ]
+    )
+    intermediate_outputs = property(
+        lambda self: [OutputParam(name, description=VALUES[name]) for name in self.makes.split()]
+    )
 
     @torch.no_grad()
     def __call__(self, pipe: Any, state: PipelineState) -> tuple[Any, PipelineState]:
@@ -144,8 +158,14 @@ class Fuse(Block):
             alpha_01 = alpha_at_outline(cut, item.alpha_u8)
         place = block.box, block.extent, block.mode
         inputs = Inputs(
-            item.rgb_u8, cut, image.rgb_u8, block.background_depth, *place, target_mask=target,
-            reference_alpha_01=alpha_01)  # fmt: skip
+            item.rgb_u8,
+            cut,
+            image.rgb_u8,
+            block.background_depth,
+            *place,
+            target_mask=target,
+            reference_alpha_01=alpha_01,
+        )
         pair["augment"] = Augment(**as_tuples(pair.get("augment", {})))
         block.geometry = Geometry.of(inputs, PairOptions(**pair))
 
@@ -227,10 +247,16 @@ class BifrostPipeline(HubPipeline):
     _optional_components = ["depth_estimator"]
 
     def __init__(
-        self, unet: UNet2DConditionModel, control_detail: ControlNetModel, control_depth: ControlNetModel,
-        image_encoder: Dinov2Model, vae: ModelMixin, scheduler: DDIMScheduler,
-        depth_estimator: PreTrainedModel | None = None, settings: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        unet: UNet2DConditionModel,
+        control_detail: ControlNetModel,
+        control_depth: ControlNetModel,
+        image_encoder: Dinov2Model,
+        vae: ModelMixin,
+        scheduler: DDIMScheduler,
+        depth_estimator: PreTrainedModel | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         branches = {"control_detail": control_detail, "control_depth": control_depth}
         networks = {"image_encoder": image_encoder, "vae": vae, "depth_estimator": depth_estimator}

@@ -45,9 +45,14 @@ class MultiMaskInpaintPipeline(HubPipeline, StableDiffusionLoraLoaderMixin):
     """Fill several masks of an image, each with its own prompt. LoRAs load as for Stable Diffusion."""
 
     def __init__(
-        self, vae: ModelMixin, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel, scheduler: SchedulerMixin, settings: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        vae: ModelMixin,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         """settings: of the model: `inpainter`, its configuration, and `latents` (mean, std)."""
         super().__init__()
         text = {"text_encoder": text_encoder, "tokenizer": tokenizer}
@@ -56,11 +61,20 @@ class MultiMaskInpaintPipeline(HubPipeline, StableDiffusionLoraLoaderMixin):
 
     @torch.no_grad()
     def __call__(
-        self, image: Any, masks: Sequence[Any], prompts: Sequence[str], negative_prompts: Sequence[str] = (),
-        num_inference_steps: int | None = None, guidance_scale: float | None = None,
-        num_images_per_prompt: int = 1, seed: int = 0, generator: torch.Generator | None = None,
-        output_type: str = "pil", return_dict: bool = True, **options: Any,
-    ) -> MultiMaskOutput | tuple[list[Any]]:  # fmt: skip
+        self,
+        image: Any,
+        masks: Sequence[Any],
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] = (),
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **options: Any,
+    ) -> MultiMaskOutput | tuple[list[Any]]:
         """The image with every mask filled.
 
         image, masks: paths, addresses, PIL images or uint8 arrays; masks are white where they are filled

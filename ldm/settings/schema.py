@@ -70,9 +70,12 @@ def check_settings(settings: Any) -> None:
 
 
 def check_values(
-    schema: type, node: Any, spell: Callable[[str], str] = str, prefix: str = "",
+    schema: type,
+    node: Any,
+    spell: Callable[[str], str] = str,
+    prefix: str = "",
     is_open: Callable[[Any, str], bool] = lambda node, name: False,
-) -> None:  # fmt: skip
+) -> None:
     """Ranges and choices of a dataclass, or of the OmegaConf node that becomes one.
 
     spell: keys in errors;  is_open: whether a value is not there yet
