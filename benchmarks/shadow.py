@@ -1,6 +1,6 @@
 """How well `--shadow` darkens the ground that an object stands on: held-out rendered scenes, exact truth.
 
-    python -m benchmarks.shadow [--scenes 300] [--report FILE] [--out FILE]
+    python -m benchmarks.shadow [--scenes 300] [--out FILE]
 
 Each scene is rendered with and without one solid; the solid alone is pasted where it stood. Measured on what
 the scene shows of the surface it stands on, outside the solid, in luminance. recall: fraction of the true
@@ -16,20 +16,15 @@ import numpy as np
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
-from benchmarks.photographs import Sheet
-from ldm.images import encode_png
-from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
-from ldm.sheet import grid
 
 LUMINANCE = np.array([0.299, 0.587, 0.114]) / 255
 LEVEL = 0.01  # metres within which a pixel belongs to the surface; chosen
 DARK, LEAST = 0.03, 30  # a shadow is seen where so many pixels lose so much luminance; chosen
-ROWS = 8  # scenes of the sheet, all with a visible shadow
 Scenes = Annotated[int, typer.Option(help="held-out scenes with a visible shadow", metavar="INT", min=2)]
 
 
-def measure_shadows(scenes: Scenes = 300, report: Sheet = None, out: Out = RESULTS / "shadow.json") -> None:
+def measure_shadows(scenes: Scenes = 300, out: Out = RESULTS / "shadow.json") -> None:
     """Paste solids with each kind of shadow, and compare the ground with the true image."""
     from compose import compose, load_models
     from compose.settings import SHADOWS, ComposeSettings
@@ -37,8 +32,8 @@ def measure_shadows(scenes: Scenes = 300, report: Sheet = None, out: Out = RESUL
     from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
 
     options = SceneOptions(size=(256, 256), reference_size=(192, 192), reference_pose="same")
-    ways, images, index = list(product(("exact", "estimated"), SHADOWS[1:])), dict[str, list[np.ndarray]](), 0
-    off, models = list[dict[str, float]](), None
+    off, models, index = list[dict[str, float]](), None, 0
+    ways = list(product(("exact", "estimated"), SHADOWS[1:]))
     rows: dict[tuple[str, str], list[dict[str, float]]] = {way: [] for way in ways}
     while len(off) < scenes:
         scene, index = sample_scene(eval_seed(index), options), index + 1
@@ -61,19 +56,12 @@ def measure_shadows(scenes: Scenes = 300, report: Sheet = None, out: Out = RESUL
             "exact": {"background_depth": depth_01, "depth": fact.depths[solid][1:],
                       "object_depth": batch.reference_depth_01[0].numpy()},
             "estimated": {"background_depth": models.depth.estimate(before_u8)}}  # fmt: skip
-        shown = list[np.ndarray]()
         for by, kind in ways:
             result = compose(ComposeSettings(**given, **depths[by], shadow=kind), models, progress=False)
             covered = result.geometry.window.embed(result.geometry.native_layers.coverage_01 > 0)
             free = ground & ~dilate(covered, 0.01)
             rows[by, kind].append(falls(before_u8, result.images_u8[0], true_u8, free))
-            shown.append(result.images_u8[0])
         off.append(falls(before_u8, before_u8, true_u8, free))
-        if len(images) < ROWS:
-            images[f"scene {index - 1}"] = [before_u8, true_u8, *shown]
-    if report is not None:
-        titles = ["without", "true", *(", ".join(way) for way in ways)]
-        write_result({report: encode_png(grid(list(images.values()), titles, list(images), 256))}, True)
     tables: dict[str, Any] = {"off": summary(off, off), "exact": {}, "estimated": {}}
     for by, kind in ways:
         tables[by][kind] = summary(rows[by, kind], off)
@@ -90,9 +78,8 @@ def seen_surface(scene: Any, depth_01: np.ndarray, owner: np.ndarray) -> np.ndar
     low, high = scene.inverse_range
     x, y = (2 * np.arange(w) + 1) / w - 1, 1 - (2 * np.arange(h)[:, None] + 1) / h
     right, up, forward = camera.axes[:, 2]
-    height = camera.origin[2] + (forward + x * camera.tan_x * right + y * camera.tan_y * up) / (
-        low + depth_01 * (high - low)
-    )
+    rise = forward + x * camera.tan_x * right + y * camera.tan_y * up  # of a ray, for a metre forward
+    height = camera.origin[2] + rise / (low + depth_01 * (high - low))
     return (np.abs(height - level) < LEVEL) & np.isin(owner, (0, solid.support + 1))
 
 

@@ -94,6 +94,8 @@ def test_a_pause_changes_nothing_and_the_network_loads(tmp_path: Path, folder: P
     dark = ShadowNetwork.load(networks[0]).darkening(np.zeros((SIDE, SIDE, 3), np.uint8), *planes)
     assert dark.shape == (SIDE, SIDE)
     assert 0 < dark.min() <= dark.max() < 1
+    train("unmeasured", 1, "log_every=50")
+    assert (tmp_path / "unmeasured" / "curve.png").is_file()
     with pytest.raises(ValueError, match="other settings"):
         train("parts", 4, "seed=1")
 

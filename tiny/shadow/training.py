@@ -133,7 +133,8 @@ def draw_curve(log: Path) -> bytes:
     figure, buffer = Figure(figsize=(6, 4), layout="constrained"), io.BytesIO()
     axes, rows = figure.subplots(), CsvLogger(log).rows()
     for name in ("recall", "precision", "loss"):
-        axes.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], label=name)
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        axes.plot(*np.array(points).reshape(-1, 2).T, label=name)
     axes.set(xlabel="steps", ylim=(0, 1))
     axes.legend()
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -159,10 +160,8 @@ def train_shadow(config: TrainShadowConfig) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             ours = darkening(model, inputs) * light
         error = functional.smooth_l1_loss(ours, fall, beta=QUADRATIC, reduction="none") * ground
-        measures = (
-            measure_shadow(model, held_out) if (step + 1) % config.log_every == 0 else dict[str, float]()
-        )
-        return error.sum() / (fall * ground).sum(), measures
+        measured = (step + 1) % config.log_every == 0
+        return error.sum() / (fall * ground).sum(), measure_shadow(model, held_out) if measured else {}
 
     stage.train(loss)
     measures = measure_shadow(model, held_out)
