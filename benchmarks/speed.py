@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
+from ldm.files import read_json
 from ldm.settings.cli import run_module, single_app
 
 STEPS, GUIDANCE = (20, 50), (1.0, 3.0)
@@ -27,7 +28,9 @@ def measure_speeds(
     scenes: Annotated[int, typer.Option(help="held-out scenes", min=2)] = 200,
     data: Annotated[Path, typer.Option(help="folder of rendered scenes")] = Path("data/scenes/wide_eval"),
     scheduler: Annotated[str, typer.Option(help="scheduler name")] = "unipc",
-    only: Annotated[str, typer.Option(help="such as: 20 steps, guidance 3")] = "",
+    only: Annotated[
+        str, typer.Option(help="such as: 20 steps, guidance 3; the other rows of the file stay")
+    ] = "",
     out: Out = RESULTS / "speed.json",
 ) -> None:
     """Measure cost and loss of every speed."""
@@ -72,11 +75,41 @@ def measure_speeds(
         scores = SceneScores()
         measurer.measure_order(case, images, scores)
         orders.append(scores.order)
-    rates, rows = pooled_rates(orders), dict[str, Any]()
+    rates: dict[str, Any] = pooled_rates(orders)
+    rows: dict[str, Any] = read_json(out)["rows"] if only and out.is_file() else {}
     for name, row in values.items():
         means = {measure: mean_interval(each) for measure, each in row.items()}
         rows[name] = {**means, "depth_order": rates.get(name)}
-    write_results(out, {"scenes": len(cases), "scheduler": scheduler, "speeds": SPEEDS, "rows": rows})
+    body = {"scenes": len(cases), "scheduler": scheduler, "speeds": SPEEDS, "rows": rows}
+    write_results(out, body, overwrite=bool(only))
+    draw_losses(out)
+
+
+def draw_losses(out: Path) -> None:
+    """A PNG beside the results: over CPU seconds, PSNR to `exact` and what PSNR to the truth changes by."""
+    from matplotlib.figure import Figure
+
+    from scripts.docs.draw_figure import figure_png
+
+    figure, rows = Figure(figsize=(10, 4), layout="constrained"), read_json(out)["rows"]
+    labels = {
+        "psnr_to_exact_db": "PSNR to exact, dB",
+        "psnr_db_gain": "PSNR to the truth less that of exact, dB",
+    }
+    for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        for part in sorted({name.rsplit(", ", 1)[0] for name in rows}):
+            speeds = [s for s in ("exact", "balanced", "fast") if f"{part}, {s}" in rows]
+            points = [(rows[f"{part}, {s}"]["cpu_s"], rows[f"{part}, {s}"][measure], s) for s in speeds]
+            points = points[measure == "psnr_to_exact_db" :]  # that of exact to itself says nothing
+            cost, value = ([point[i]["mean"] for point in points] for i in (0, 1))
+            ends = [[abs(p[1]["mean"] - p[1][end]) for p in points] for end in ("low", "high")]
+            axes.errorbar(cost, value, yerr=ends, marker="o", capsize=3, label=part)
+            for (_, _, speed), x, y in zip(points, cost, value, strict=True):
+                axes.annotate(speed, (x, y), xytext=(6, 6), textcoords="offset points")
+        axes.set(xlabel="CPU s an image", ylabel=label)
+        axes.margins(0.25, 0.15)
+        axes.legend()
+    out.with_suffix(".png").write_bytes(figure_png(figure))
 
 
 build_app = single_app(measure_speeds)

@@ -41,6 +41,7 @@ RETIRED = re.compile(
     r"(?:.+\.)?(?:embeddings\.position_ids|rotary_emb\.inv_freq|masked_bias|relative_position_index"
     r"|num_batches_tracked)"
 )
+MAPPED = 2**28  # bytes of a file that are read by one mapping; chosen: a large weight alone takes a tenth
 DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 DTYPE_NAMES |= {torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
 
@@ -83,9 +84,17 @@ def open_weights(path: Path) -> WeightFile:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
+    handle: Any = None
+    left = 0
+
     def read(key: str) -> Tensor:
-        with safe_open(path, framework="pt") as fresh:  # a new mapping each time: its pages are given back
-            return fresh.get_tensor(key)
+        nonlocal handle, left
+        if handle is None:  # reads the whole header
+            handle, left = safe_open(path, framework="pt"), MAPPED
+        value = handle.get_tensor(key)
+        left -= value.nbytes
+        handle = handle if left > 0 else None  # a new mapping: the pages of this one are given back
+        return value
 
     return WeightFile(path, shapes, dtypes, read)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm import weight_files
 from ldm.checkpoints import load_strict, read_weights
 from ldm.files import hash_folder
 from ldm.weight_files import Entry, entry_of, open_weights, write_safetensors
@@ -158,3 +159,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_safetensors(path, entries | {"z": Entry((1,), torch.float32, lambda: torch.ones(2))})
     assert [one.name for one in tmp_path.iterdir()] == ["w.safetensors"]
     assert load_file(path).keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(("limit", "openings"), [(2**28, 1), (40, 25), (1, 50)])
+def test_a_file_is_opened_once_for_many_keys_and_anew_where_much_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, openings: int
+) -> None:
+    """The header was read for every key: time grew with the square of the number of keys."""
+    values = {f"{n}.weight": torch.full((5,), float(n)) for n in range(50)}
+    save_file(values, tmp_path / "a.safetensors")
+    opened, real = [], weight_files.safe_open
+    weights = open_weights(tmp_path / "a.safetensors")
+    monkeypatch.setattr(weight_files, "MAPPED", limit)
+    monkeypatch.setattr(weight_files, "safe_open", lambda *a, **k: (opened.append(a), real(*a, **k))[1])
+    for key, value in values.items():
+        assert torch.equal(weights.read(key), value)
+    assert len(opened) == openings
