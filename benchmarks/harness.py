@@ -1,5 +1,6 @@
 """What the benchmarks share: timing in turn, rows from processes of their own, the report with hardware."""
 
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from ldm.result import write_result
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -87,3 +89,15 @@ def write_results(
     text = short_json(json.loads(json.dumps({"hardware": describe_hardware(device), **body})))  # of lists
     write_result({out: f"{text}\n".encode()}, overwrite)
     log.info("%s", text)
+
+
+def figure_png(figure: "Figure") -> bytes:
+    """The figure on white, without the version of the library in the file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_figure(out: Path, figure: "Figure") -> None:
+    """A PNG beside the results."""
+    write_result({out.with_suffix(".png"): figure_png(figure)}, overwrite=True)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.harness import RESULTS, Out, write_figure, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_module, single_app
 
@@ -89,8 +89,6 @@ def draw_losses(out: Path) -> None:
     """A PNG beside the results: over CPU seconds, PSNR to `exact` and what PSNR to the truth changes by."""
     from matplotlib.figure import Figure
 
-    from scripts.docs.draw_figure import figure_png
-
     figure, rows = Figure(figsize=(10, 4), layout="constrained"), read_json(out)["rows"]
     labels = {
         "psnr_to_exact_db": "PSNR to exact, dB",
@@ -109,7 +107,7 @@ def draw_losses(out: Path) -> None:
         axes.set(xlabel="CPU s an image", ylabel=label)
         axes.margins(0.25, 0.15)
         axes.legend()
-    out.with_suffix(".png").write_bytes(figure_png(figure))
+    write_figure(out, figure)
 
 
 build_app = single_app(measure_speeds)

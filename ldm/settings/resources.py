@@ -81,9 +81,7 @@ def _values(settings: Any) -> Iterator[tuple[str, str, Any]]:
 
 @contextlib.contextmanager
 def resources_named(settings: Any) -> Iterator[None]:
-    """Work with these settings: ValueError before it where an image is missing or a place cannot be written, and
-    for memory.
-    """
+    """Work with these settings: ValueError before it for missing images and unwritable places; for memory."""
     for key, name, value in _values(settings):
         for path in value if isinstance(value, tuple) else (value,):
             if name in IMAGES and isinstance(path, Path) and not same_file(path).exists():

@@ -3,7 +3,6 @@
 python -m scripts.docs.draw_figure
 """
 
-import io
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from benchmarks.harness import figure_png
 from ldm.images import from_pm1
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
@@ -19,7 +19,6 @@ from scripts.docs.make_examples import FOLDER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 138.0, 66.0  # of the drawing, in its own units
 DOTS = 10  # pixels per unit
@@ -35,13 +34,6 @@ set again at
 every step"""
 DINOV2 = "DINOv2 + projector:\nidentity tokens, also\nfor both branches"
 STEP, NET, PAINT = "#eef1f4", "#dce9f7", "#fbe7cf"  # pre-processing, networks, the UNet
-
-
-def figure_png(figure: "Figure") -> bytes:
-    """The figure on white, without the version of the library in the file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def rounded_box(

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import typer
 
+from benchmarks.harness import figure_png
 from datasets.geometry import mask_of_box
 from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.prompts import COLORS, paint_masks
 from ldm.images import encode_png, read_image
 from ldm.result import write_result
 from ldm.settings.cli import run_module, single_app
-from scripts.docs.draw_figure import INK, figure_png, rounded_box
+from scripts.docs.draw_figure import INK, rounded_box
 
 if TYPE_CHECKING:
     import torch
