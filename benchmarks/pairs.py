@@ -83,7 +83,10 @@ def measure_pairs(
                 used_s = cpu_seconds(root, folder / f"data{side}", folder / f"{side}-{turn}-{name}")
                 rows[f"{side} x {side}"][name].append(round(used_s, 2))
                 log.info("%d x %d, %s: %.1f CPU s", side, side, name, used_s)
-            spent = {grid: {name: median(each) for name, each in row.items()} for grid, row in rows.items()}
+            spent = {
+                grid: {name: round(median(each), 2) for name, each in row.items()}
+                for grid, row in rows.items()
+            }
             ratios = {g: {n: round(each[n] / each["here"], 2) for n in each} for g, each in spent.items()}
             body = {"cpu_s": spent, "times_here": ratios, "measured": rows}
             write_results(out, body, overwrite=True)

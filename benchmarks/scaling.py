@@ -34,7 +34,7 @@ def samples_of_a_composite() -> Callable[[int], Any]:
     from compose import compose, load_models
     from compose.settings import ComposeSettings
 
-    files = {"background": PLACE / "room.png", "object": PLACE / "object.png"}
+    files: Any = {"background": PLACE / "room.png", "object": PLACE / "object.png"}
     settings = ComposeSettings(**files, background_depth=PLACE / "room_depth.png", box=(0.3, 0.3, 0.7, 0.8))
     models = load_models(settings)
     return lambda count: compose(replace(settings, num_samples=count), models, progress=False)
@@ -94,7 +94,11 @@ def workers_of_a_training() -> Callable[[int], Any]:
     folder = TemporaryDirectory()
     render_shards(StoreSettings(out=Path(folder.name), count=32))
     data = PairDataset([RenderedScenes(Path(folder.name))], PairOptions(size=(96, 96), reference_size=64), 0)
-    more = {"batch_size": BATCH, "collate_fn": PairData.collate, "worker_init_fn": start_worker}
+    more: dict[str, Any] = {
+        "batch_size": BATCH,
+        "collate_fn": PairData.collate,
+        "worker_init_fn": start_worker,
+    }
     return lambda count: (folder, list(DataLoader(data, num_workers=count, sampler=range(EXAMPLES), **more)))
 
 

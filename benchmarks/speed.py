@@ -97,7 +97,9 @@ def draw_losses(out: Path) -> None:
     for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for part in sorted({name.rsplit(", ", 1)[0] for name in rows}):
             speeds = [s for s in ("exact", "balanced", "fast") if f"{part}, {s}" in rows]
-            points = [(rows[f"{part}, {s}"]["cpu_s"], rows[f"{part}, {s}"][measure], s) for s in speeds]
+            points: list[Any] = [
+                (rows[f"{part}, {s}"]["cpu_s"], rows[f"{part}, {s}"][measure], s) for s in speeds
+            ]
             points = points[measure == "psnr_to_exact_db" :]  # that of exact to itself says nothing
             cost, value = ([point[i]["mean"] for point in points] for i in (0, 1))
             ends = [[abs(p[1]["mean"] - p[1][end]) for p in points] for end in ("low", "high")]

@@ -84,16 +84,16 @@ def open_weights(path: Path) -> WeightFile:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
-    handle: Any = None
+    mapped: Any = None
     left = 0
 
     def read(key: str) -> Tensor:
-        nonlocal handle, left
-        if handle is None:  # reads the whole header
-            handle, left = safe_open(path, framework="pt"), MAPPED
-        value = handle.get_tensor(key)
+        nonlocal mapped, left
+        if mapped is None:  # reads the whole header
+            mapped, left = safe_open(path, framework="pt"), MAPPED
+        value: Tensor = mapped.get_tensor(key)
         left -= value.nbytes
-        handle = handle if left > 0 else None  # a new mapping: the pages of this one are given back
+        mapped = mapped if left > 0 else None  # its pages are given back
         return value
 
     return WeightFile(path, shapes, dtypes, read)

@@ -110,7 +110,7 @@ def test_commands_of_plain_options_refuse_them_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("benchmarks.regions", ["--out", "{}"]),
+        ("benchmarks.scaling", ["--out", "{}"]),
         ("scripts.docs.make_teaser", ["--out", "{}"]),
         ("datasets.uvo_process", ["video.json", "{}"]),
         ("inpainting.models.text_to_image.test", ["compute", "--table", "--out", "{}"]),
