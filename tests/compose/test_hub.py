@@ -214,7 +214,7 @@ def test_the_benchmark_is_a_data_set_with_its_tasks(tmp_path):
 
 ELSEWHERE = """
 import sys
-from diffusers import DiffusionPipeline, ModularPipeline
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, ModularPipeline
 from PIL import Image
 
 hub, place = sys.argv[1], {"box": (0.2, 0.3, 0.6, 0.8), "depth": 0.6, "seed": 3}
@@ -229,12 +229,18 @@ pipe("bg.png", "obj.png", **place).images[0].save("c.png")
 pipe.save_pretrained("saved")
 pipe = DiffusionPipeline.from_pretrained("saved", trust_remote_code=True)
 pipe(Image.open("bg.png"), Image.open("obj.png"), **place).images[0].save("saved.png")
+pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+pipe("bg.png", "obj.png", num_inference_steps=3, **place).images[0].save("euler.png")
 pipe = ModularPipeline.from_pretrained(f"{hub}/c", trust_remote_code=True)
 assert "fractions of the image" in pipe.blocks.doc
 pipe.load_components()
 pipe(image="bg.png", reference="obj.png", output="images", **place)[0].save("modular.png")
 pipe = DiffusionPipeline.from_pretrained(f"{hub}/i", trust_remote_code=True)
 pipe("bg.png", ["m.png", "n.png"], ["a red cube", "a green ball"], seed=3).images[0].save("i.png")
+pipe.load_lora_weights(sys.argv[2])
+pipe("bg.png", ["m.png"], ["a red cube"], seed=3, num_inference_steps=1).images[0].save("lora.png")
+pipe.unload_lora_weights()
+pipe("bg.png", ["m.png"], ["a red cube"], seed=3, num_inference_steps=1).images[0].save("plain.png")
 """
 
 
@@ -242,17 +248,32 @@ pipe("bg.png", ["m.png", "n.png"], ["a red cube", "a green ball"], seed=3).image
 def test_stock_diffusers_gives_our_pixels_without_our_repository(hub, tmp_path, monkeypatch):
     images(tmp_path)
     outside = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
-    subprocess.run([sys.executable, "-c", ELSEWHERE, str(hub)], cwd=tmp_path, check=True, env=outside)
+    subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(hub), str(TINY / "inpainter/plain")],
+        cwd=tmp_path,
+        check=True,
+        env=outside,
+    )
     monkeypatch.chdir(tmp_path)
     place = (
         "--background bg.png --object obj.png --box 0.2,0.3,0.6,0.8 --depth 0.6 --painter bifrost --no-sheet"
     )
     networks = ["--model", f"{TINY}/compositor", "--depth-model", f"{TINY}/depth", "--seed", "3"]
-    assert run_app(run_inference.build_app, ["image", *place.split(), *networks, "--out", "ours_c.png"]) == 0
+    for more, out in (([], "ours_c.png"), (["--scheduler", "euler", "--steps", "3"], "ours_euler.png")):
+        words = ["image", *place.split(), *networks, *more, "--out", out]
+        assert run_app(run_inference.build_app, words) == 0
     paint = ["--image", "bg.png", "--masks", "m.png", "n.png", "--prompts", "a red cube", "a green ball"]
     networks = ["--model", f"{TINY}/inpainter", "--seed", "3"]
     assert run_app(inpainting.paint.build_app, [*paint, *networks, "--no-sheet", "--out", "ours_i.png"]) == 0
-    for theirs, ours in (("c", "ours_c"), ("saved", "ours_c"), ("modular", "ours_c"), ("i", "ours_i")):
+    for theirs, ours in (
+        ("c", "ours_c"),
+        ("saved", "ours_c"),
+        ("modular", "ours_c"),
+        ("euler", "ours_euler"),
+        ("i", "ours_i"),
+    ):
         read = {name: np.asarray(Image.open(f"{name}.png").convert("RGB")) for name in (theirs, ours, "bg")}
         assert np.abs(read[theirs].astype(int) - read[ours]).max() <= 1, theirs
         assert (read[theirs] != read["bg"]).any(), theirs
+    with_lora, without = (np.asarray(Image.open(f"{name}.png")) for name in ("lora", "plain"))
+    assert (with_lora != without).any()
