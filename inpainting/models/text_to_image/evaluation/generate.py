@@ -138,9 +138,7 @@ def fill_paintings(
         def fill(items: list[Item]) -> None:
             jobs = list(map(turns_of, items))
             images_u8 = [turns[0].image_u8 for turns in jobs]
-            for turn in range(
-                max(map(len, jobs))
-            ):  # the second job of an image paints into the first's result
+            for turn in range(max(map(len, jobs))):  # the second job paints into the first's result
                 numbers = [number for number, turns in enumerate(jobs) if turn < len(turns)]
                 batch = [replace(jobs[number][turn], image_u8=images_u8[number]) for number in numbers]
                 painted = paint_all(batch, model, options, Monitor(progress=False))
