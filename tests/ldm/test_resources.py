@@ -216,16 +216,16 @@ def test_a_folder_that_is_there_is_checked_itself(tmp_path: Path, capsys, monkey
 
 @pytest.mark.parametrize("error", NO_MEMORY[:5], ids=kind)
 def test_a_job_without_memory_is_recorded_and_the_rest_goes_on(case: Case, monkeypatch, error) -> None:
-    import compose.batch as module
+    import compose.composer as module
 
-    real = module.compose
+    real = module.prepare
 
-    def compose(settings: Any, *rest: Any, **more: Any) -> Any:
+    def prepare(settings: Any, *rest: Any, **more: Any) -> Any:
         if settings.seed == 2:
             raise error
         return real(settings, *rest, **more)
 
-    monkeypatch.setattr(module, "compose", compose)
+    monkeypatch.setattr(module, "prepare", prepare)
     write(case, *(job(case, name=name, seed=seed) for seed, name in enumerate("abc", 1)))
     assert batch(case) == 1
     assert {path.stem for path in (case.folder / "many").glob("*.png")} == {"a", "c"}
