@@ -69,7 +69,8 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {  # name -> folders that it needs
         "locate": f"{LOCATE} --locator MODELS/locator"})}  # fmt: skip
 LEAST = 0.01  # of the CPU seconds of its command: shorter calls are not shown
 NOTES = {  # row -> what the first rehearsal found, and what became of it
-    "image": "Convolutions are copied to lie channels-last: half of the brackets.",
+    "image": "Convolutions are copied to lie channels-last: half of the brackets. "
+    "`prepare` hashes the weights for the recipe, once: 6 GB at 1 to 2 a second.",
     "sam": "Was loaded at every call, in single precision: 89 s and 5.2 GiB.",
     "detect": "Gave NaN: PyTorch samples large maps of half precision in the wrong place on a CPU.",
     "paint": "Had PyTorch's attention and convolutions channels-first: 69 s, a step 11.1.",
