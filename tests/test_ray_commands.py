@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-import datasets.scenes.__main__ as scenes
 import inpainting.data.ops as ops
 import inpainting.models.text_to_image.test as paintings
 import llava_bifrost.build_dataset.__main__ as build
 import llava_bifrost.predict.__main__ as predict
 from datasets import tars
+from datasets.scenes import __main__ as scenes
 from inpainting.data.steps import describe
 from ldm import precompute_depth
 from ldm.images import write_png
