@@ -53,14 +53,14 @@ def test_known_region_keeps_the_latents_of_the_background(model: Compositor, pai
     )
     with torch.no_grad():
         background = model.latent_space.encode(pair.background_pm1[None])
-    keep = CompositorPipeline.known_region(pair, background, background).keep
+    keep = CompositorPipeline.known_region([pair], background, background).keep
     assert 0 < keep.mean() < 1
     assert torch.equal(steps[-1] * keep, background * keep)
     assert not torch.allclose(steps[-1] * (1 - keep), background * (1 - keep))
 
 
 def test_no_edited_pixel_counts_as_known(pair: Pair) -> None:
-    keep = CompositorPipeline.known_region(pair, *torch.zeros(2, 1, 4, 8, 8)).keep[0, 0].numpy()
+    keep = CompositorPipeline.known_region([pair], *torch.zeros(2, 1, 4, 8, 8)).keep[0, 0].numpy()
     covered = np.kron(keep, np.ones((4, 4))) > 0
     assert not (covered & pair.edit_mask[0].numpy()).any()
 
