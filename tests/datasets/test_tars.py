@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def settings(source: str, **more: Any) -> TarSettings:
     )
 
 
+@cache
+def configuration(*overrides: str) -> DatasetsConfig:
+    return load_config(DatasetsConfig, CONFIG, overrides)
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch):
+    monkeypatch.setattr(
+        "datasets.tars.load_config", lambda schema, path, overrides: configuration(*overrides)
+    )
+
+
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Writes the tree of a source and its shards: the source of files, then that of shards."""
@@ -46,7 +59,7 @@ def written(tmp_path, monkeypatch):
     def write(name: str, **more: Any) -> tuple[ImageSource, ImageSource]:
         trees.TREES[name](tmp_path / "data")
         report = write_tars(settings(name, **{"items": 2, **more}))
-        files = open_source(load_config(DatasetsConfig, CONFIG, OVERRIDES), name)
+        files = open_source(configuration(*OVERRIDES), name)
         assert report["written"] == len(files)
         return files, opened(name)
 
@@ -54,7 +67,7 @@ def written(tmp_path, monkeypatch):
 
 
 def opened(name: str, *more: str) -> ImageSource:
-    return open_source(load_config(DatasetsConfig, CONFIG, [*OVERRIDES, f"tars.{name}=tars", *more]), name)
+    return open_source(configuration(*OVERRIDES, f"tars.{name}=tars", *more), name)
 
 
 def example(source: ImageSource, index: int, *key: int) -> Any:
