@@ -36,6 +36,7 @@ from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders
 from ldm.cluster import Stream, spread
+from ldm.denoise import AT_ONCE
 from ldm.files import (
     check_stopped,
     file_sha256,
@@ -279,7 +280,7 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
 
         return work
 
-    results = spread(make, todo, settings.ray, lambda job, why: (job.name, True, why))
+    results = spread(make, todo, settings.ray, lambda job, why: (job.name, True, why), AT_ONCE)
     for number, (name, wrong, text) in enumerate(results, 1):
         if wrong:
             failed[name] = text

@@ -31,23 +31,25 @@ def spread(
     items: Sequence[Any],
     address: str,
     lost: Callable[[Any, str], Any] | None = None,
+    block: int = 1,
 ) -> Iterator[Any]:
-    """The results of `make()(items)` in order; with an address, item by item on the workers of a cluster.
+    """The results of `make()(items)` in order; with an address, on the workers of a cluster.
 
     make: loads what the work needs, once in each worker, and gives the generator that maps items to results;
     it, items and results are pickled.
     lost: the result of an item whose work has failed in a worker, and why; without it the failed items are a
     ValueError when all others are done.
+    block: items that a worker gets together; where one ends with an error, its items are done one by one
     """
     if not address:
         yield from make()(items)
         return
     failed: list[str] = []
-    for item, (results, why) in zip(items, _on_workers(make, items, address), strict=True):
+    for number, results, why in _on_workers(make, items, address, block):
         if why and lost is not None:
-            yield lost(item, why)
+            yield lost(items[number], why)
         elif why:
-            failed.append(f"{excerpt(item)}: {why}")
+            failed.append(f"{excerpt(items[number])}: {why}")
             log.error("failed: %s", failed[-1])
         yield from results
     if failed:
@@ -65,67 +67,74 @@ class _Worker:
         os.chdir(folder)
         self.stream = make()
 
-    def work(self, item: Any) -> list[Any]:
-        return list(self.stream([item]))
+    def work(self, *items: Any) -> list[Any]:
+        return list(self.stream(items))
 
 
 def _on_workers(
-    make: Callable[[], Stream], items: Sequence[Any], address: str
-) -> Iterator[tuple[list[Any], str]]:
-    """The results of every item in order, and why it failed or "". A worker that ends is replaced."""
+    make: Callable[[], Stream], items: Sequence[Any], address: str, block: int
+) -> Iterator[tuple[int, list[Any], str]]:
+    """First item, results and why it failed or "", of every block in order. Ended workers are replaced."""
     if not items:
         return
     with _connected(address) as ray:
-        calls: dict[Any, tuple[Any, int | None]] = {}  # to a worker: an item, or None: it prepares itself
+        calls: dict[Any, tuple[Any, range]] = {}  # to a worker: items; none: it prepares itself
         needs: dict[Any, dict[str, int]] = {}  # what a worker takes of its node
-        queue, idle, results = deque(range(len(items))), list[Any](), dict[int, tuple[list[Any], str]]()
-        tries = Counter[int | None]()
+        queue = deque(range(len(items))[at : at + block] for at in range(0, len(items), block))
+        idle, results = list[Any](), dict[int, tuple[range, list[Any], str]]()
+        tries = Counter[range]()
 
         def start(place: dict[str, int]) -> None:
             worker = ray.remote(_Worker).options(scheduling_strategy="SPREAD", **place).remote()
             needs[worker] = place
-            calls[worker.prepare.remote(os.getcwd(), make)] = worker, None
+            calls[worker.prepare.remote(os.getcwd(), make)] = worker, range(0)
 
         def take(call: Any) -> None:
-            worker, number = calls.pop(call)
+            worker, numbers = calls.pop(call)
             found, why, alive = list[Any](), "", True
             try:
                 found = ray.get(call)
             except ray.exceptions.RayTaskError as error:  # what the work raised
-                if number is None:
+                if not numbers:
                     raise error.cause from error
                 if not isinstance(error.cause, ValueError | OSError):
                     log.error("%s", error)
                 why = " ".join(str(error.cause).split()) or type(error.cause).__name__
             except ray.exceptions.RayError as error:
-                alive, tries[number] = False, tries[number] + 1
+                alive, tries[numbers] = False, tries[numbers] + 1
                 why = f"ended {TRIES} workers: {first_line(error)}"
-                if number is None and tries[None] >= TRIES * count:
+                if not numbers and tries[numbers] >= TRIES * count:
                     raise ValueError(f"--ray {address}: loading the networks {why}") from error
             if alive:
                 idle.append(worker)
             else:
                 ray.kill(worker)
                 start(needs[worker])
-            if number is not None and (alive or tries[number] >= TRIES):
-                results[number] = found, why
-            elif number is not None:
-                queue.appendleft(number)
+            if why and len(numbers) > 1:
+                queue.extendleft(range(number, number + 1) for number in reversed(numbers))
+            elif not alive and numbers and tries[numbers] < TRIES:
+                queue.appendleft(numbers)
+            elif numbers:
+                results[numbers[0]] = numbers, found, why
 
-        count = len(places := worker_places(ray.nodes())[: len(items)])
+        count = len(places := worker_places(ray.nodes())[: len(queue)])
         if not count:
             raise ValueError(f"--ray {address}: the cluster has neither GPUs nor CPUs")
         for place in places:
             start(place)
-        for number in tqdm(range(len(items)), desc=f"{count} workers", disable=None):
-            while number not in results:
-                while idle and queue and queue[0] < number + AHEAD * count:
+        at, bar = 0, tqdm(total=len(items), desc=f"{count} workers", disable=None)
+        while at < len(items):
+            while at not in results:
+                while idle and queue and queue[0][0] < at + AHEAD * count * block:
                     worker, given = idle.pop(), queue.popleft()
-                    calls[worker.work.remote(items[given])] = worker, given
+                    calls[worker.work.remote(*(items[number] for number in given))] = worker, given
                 for call in ray.wait(list(calls), timeout=1)[0]:
                     take(call)
                 check_stopped()
-            yield results.pop(number)
+            numbers, found, why = results.pop(at)
+            yield at, found, why
+            at += len(numbers)
+            bar.update(len(numbers))
 
 
 @contextlib.contextmanager

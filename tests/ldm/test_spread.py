@@ -123,3 +123,20 @@ def test_a_cluster_of_nothing_and_a_missing_library_are_named(monkeypatch: pytes
     with pytest.raises(ValueError, match="the library ray is missing; pip install ray==2"):
         list(spread(squares({}, {}, []), [1], "auto"))
     assert list(spread(squares({}, {}, []), [], "auto")) == []
+
+
+@pytest.mark.parametrize("bad", [{}, {5: 99}, {4: 99, 5: 1}])
+@pytest.mark.parametrize("errors", [{}, {0: ValueError("zero")}])
+def test_a_block_with_a_bad_item_is_done_item_by_item(
+    two: FakeRay, bad: dict[int, int], errors: dict[int, Exception]
+) -> None:
+    seen: list[int] = []
+    lost = lambda n, why: (n, why)  # noqa: E731
+    results = list(spread(squares(dict(bad), errors, seen), range(11), "auto", lost, block=4))
+    wanted: list[Any] = [n * n for n in range(11)]
+    for number in [n for n, times in bad.items() if times >= TRIES]:
+        wanted[number] = number, f"ended {TRIES} workers: the worker is dead"
+    for number in errors:
+        wanted[number] = number, "zero"
+    assert results == wanted
+    assert max(map(seen.count, {8, 9, 10})) == 1  # nothing of other blocks is done again
