@@ -90,6 +90,8 @@ def in_shadow(
     dark_01 = np.zeros((h, w), np.float32)
     dark_01[crop.part] = crop.undo(square_01 * fade)
     allowed = seen | visible
+    for thing in sources.stage.things.values() if sources.stage is not None else ():
+        allowed = allowed & ~thing.mask  # what earlier layers placed is no ground
     if inputs.within_mask and inputs.target_mask is not None:
         allowed = allowed & inputs.target_mask
     dark_01 = dark_01 * np.clip(dark_01 / LEAST - 1, 0, 1) * allowed

@@ -90,9 +90,8 @@ def put_object(
     visible, report = embed(layers.visible), result.report
     edit = result.edit_mask & ~embed(layers.keep)
     replaced = result.geometry.inputs.mode == "replace"
-    own = edit if result.shadow_mask is None else embed(layers.edit)  # its shadow leaves the depth
     edit = edit if result.shadow_mask is None else edit | result.shadow_mask
-    depth_01 = np.where(own if replaced else visible, result.fused_depth_01, scene.depth_01)
+    depth_01 = np.where(edit if replaced else visible, result.fused_depth_01, scene.depth_01)
     far, near = report["depth"]["far"], report["depth"]["near"]
     place = Place(tuple(report["box"]), (far + near) / 2, far, near)
     local = settings.mode == "place" and settings.instruction is None and settings.target_mask is None

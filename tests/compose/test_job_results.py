@@ -29,7 +29,7 @@ def layers_of(room: Room) -> list[dict[str, Any]]:
     return [*objects, {"erase": "it", "mask": room.file("torus_mask.png")}, move]
 
 
-KINDS = ("plain", "profile", "alpha")
+KINDS = ("plain", "profile", "alpha", "shadow")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,6 +40,8 @@ def test_layers_over_each_other_are_the_image_in_the_order_of_depth(room, tmp_pa
         alpha_u8[:20] = 90
         write_png(tmp_path / "room.png", room.without_u8, alpha_u8=alpha_u8)
         job["background"] = tmp_path / "room.png"
+    if kind == "shadow":
+        job["shadow"] = "contact"
     if kind == "profile":
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         Image.fromarray(room.without_u8).save(tmp_path / "room.png", icc_profile=profile)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compose import compose, compose_layers, load_models
+from compose.layers import save_job_layers
 from compose.pipeline import Result, ignored_options
 from compose.recipe import sampling_of
 from compose.settings import CAST, CONTACT, SHADOWS, ComposeSettings
@@ -20,6 +21,7 @@ from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from llava_bifrost.placement.ground import fit_ground
 from run_inference import build_app
+from tests.compose.test_layers import merged, opened
 
 H, W = 96, 128
 BOX = (0.35, 0.4, 0.65, 0.8)  # an object on the floor
@@ -252,6 +254,23 @@ def job_of(*layers: dict[str, Any], **more: Any) -> dict[str, Any]:
     room = settings_of()
     files = {name: str(getattr(room, name)) for name in ("background", "background_depth")}
     return {**files, "painter": "paste", "device": "cpu", "eraser": "opencv", "layers": list(layers), **more}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "second", [[0.6, 0.4, 0.9, 0.8], [0.1, 0.45, 0.4, 0.85], [0.55, 0.3, 0.8, 0.7]], ids=str
+)
+def test_a_layer_darkens_no_object_of_an_earlier_one(kind: str, second: list[float], tmp_path: Path) -> None:
+    first, other = layer(shadow=kind), {**layer(box=second), "name": "other"}
+    jobs = (job_of(first, {**other, "shadow": shadow}) for shadow in (kind, "off"))
+    result, alone = (compose_layers(job, JobNetworks()) for job in jobs)
+    assert (result.image_u8 != alone.image_u8).any()
+    thing = result.scene.things["block"].mask
+    assert thing.any()
+    assert np.array_equal(result.image_u8[thing], alone.image_u8[thing])
+    path = save_job_layers(result, tmp_path / "a.png", False)
+    _, layers = opened(path)
+    assert np.array_equal(merged(layers)[..., :3], result.image_u8)
 
 
 def test_what_a_layer_darkens_comes_back_with_it() -> None:
