@@ -83,11 +83,12 @@ def _values(settings: Any) -> Iterator[tuple[str, str, Any]]:
 def resources_named(settings: Any) -> Iterator[None]:
     """Work with these settings: ValueError before it for missing images and unwritable places; for memory."""
     for key, name, value in _values(settings):
-        for path in value if isinstance(value, tuple) else (value,):
-            if name in IMAGES and isinstance(path, Path) and not same_file(path).exists():
-                raise ValueError(f"{path} does not exist")  # as its reader says it
         if name in OUTPUTS and isinstance(value, Path):
             check_writable(value, f"--{key.replace('_', '-')}")
+    for _, name, value in _values(settings):
+        for path in (value if isinstance(value, tuple) else (value,)) if name in IMAGES else ():
+            if isinstance(path, Path) and not same_file(path).exists():
+                raise ValueError(f"{path} does not exist")  # as its reader says it
     try:
         yield
     except Exception as error:
