@@ -78,6 +78,9 @@ def _on_workers(
     if not items:
         return
     with _connected(address) as ray:
+        if not (places := worker_places(ray.nodes())):
+            raise ValueError(f"--ray {address}: the cluster has neither GPUs nor CPUs")
+        block = max(1, min(block, len(items) // (2 * len(places))))  # so that all have work to the end
         calls: dict[Any, tuple[Any, range]] = {}  # to a worker: items; none: it prepares itself
         needs: dict[Any, dict[str, int]] = {}  # what a worker takes of its node
         queue = deque(range(len(items))[at : at + block] for at in range(0, len(items), block))
@@ -117,10 +120,8 @@ def _on_workers(
             elif numbers:
                 results[numbers[0]] = numbers, found, why
 
-        count = len(places := worker_places(ray.nodes())[: len(queue)])
-        if not count:
-            raise ValueError(f"--ray {address}: the cluster has neither GPUs nor CPUs")
-        for place in places:
+        count = min(len(places), len(queue))
+        for place in places[:count]:
             start(place)
         at, bar = 0, tqdm(total=len(items), desc=f"{count} workers", disable=None)
         while at < len(items):
