@@ -54,7 +54,7 @@ def write_pairs(folder: Path, count: int) -> None:
         write_mask(folder / f"backgrounds/{number}_mask.png", mask)
 
 
-def cpu_seconds(root: Path, data: Path, out: Path) -> float:
+def command_seconds(root: Path, data: Path, out: Path) -> float:
     """Those of the command in the folder of a revision."""
     places = f"--objects {data / 'objects'} --backgrounds {data / 'backgrounds'} --out {out}"
     argv = [sys.executable, "run_inference.py", "dreambooth", *places.split(), *MODELS.split()]
@@ -80,7 +80,7 @@ def measure_pairs(
         for side, turn in [(n, turn) for n in grids for turn in range(1 if n == grids[-1] else repeats)]:
             write_pairs(folder / f"data{side}", side)
             for name, root in roots.items():
-                used_s = cpu_seconds(root, folder / f"data{side}", folder / f"{side}-{turn}-{name}")
+                used_s = command_seconds(root, folder / f"data{side}", folder / f"{side}-{turn}-{name}")
                 rows[f"{side} x {side}"][name].append(round(used_s, 2))
                 log.info("%d x %d, %s: %.1f CPU s", side, side, name, used_s)
             spent = {

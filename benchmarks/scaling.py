@@ -106,7 +106,7 @@ WORKS = dict(zip(COUNTS, (samples_of_a_composite, regions_of_a_painting, anchors
                           workers_of_a_training), strict=True))  # fmt: skip
 
 
-def cpu_seconds() -> float:
+def process_seconds() -> float:
     """Those of this process and of children that ended."""
     kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
     return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
@@ -126,9 +126,9 @@ def measure_scaling(
         run, best = WORKS[name](), dict[int, float]()
         run(COUNTS[name][0])
         for count in COUNTS[name] * REPEATS:
-            started = cpu_seconds()
+            started = process_seconds()
             run(count)
-            best[count] = round(min(best.get(count, np.inf), cpu_seconds() - started), 3)
+            best[count] = round(min(best.get(count, np.inf), process_seconds() - started), 3)
             log.info("%d %s: %.2f CPU s", count, name, best[count])
         half, last = COUNTS[name][-2:]
         growth = np.log(best[last] / best[half]) / np.log(last / half)

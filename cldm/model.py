@@ -213,7 +213,7 @@ class Compositor(nn.Module):
         return self.unet(x, timestep, encoder_hidden_states=tokens, **hints).sample
 
 
-def joined(conditions: Sequence[Conditions]) -> Conditions:
+def joined_conditions(conditions: Sequence[Conditions]) -> Conditions:
     """Those of several composites, each of b rows: the first row of every one, then the second."""
     names = [field.name for field in fields(Conditions)]
     rows = ([getattr(each, name) for each in conditions] for name in names)

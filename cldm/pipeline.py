@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cldm.config import Sampling
-from cldm.model import Compositor, Conditions, joined, shared
+from cldm.model import Compositor, Conditions, joined_conditions, shared
 from datasets.pairs import Pair
 from ldm.denoise import AT_ONCE, Known, Monitor, Schedule, denoise, noise_for, set_steps, start_latents
 from ldm.device import FasterAttention, as_alone, check_finite
@@ -193,7 +193,9 @@ class CompositorPipeline:
         if pasted and sampling.strength == 0:
             pastes = [from_pm1(each.paste_pm1) for each in pairs]
             return pastes if len(pairs) > 1 else pastes * len(seeds)
-        conditions = joined([self.conditions(each, guided=sampling.guidance != 1.0) for each in pairs])
+        conditions = joined_conditions(
+            [self.conditions(each, guided=sampling.guidance != 1.0) for each in pairs]
+        )
         background = torch.cat([self.encode(each.background_pm1) for each in pairs])
         pasted_latents = torch.cat([self.encode(each.paste_pm1) for each in pairs]) if pasted else None
         strength = sampling.strength if pasted else 1.0

@@ -19,7 +19,7 @@ from torch import Tensor
 from cldm.config import load_compositor_config
 from compose.benchmark.report import DISTANCES, MEASURES
 from compose.hub.settings import BenchmarkHub, CompositorHub, HubSettings, InpainterHub
-from compose.hub.source import Bundle, Name
+from compose.hub.source import Bundle, Definition
 from datasets.benchmark import read_benchmark
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole, read_weights
@@ -68,7 +68,7 @@ def export_compositor(settings: CompositorHub) -> None:
         detail, projector = folder / "control_detail", read_weights(source / "projector")
         changes = {"encoder_hid_dim": projector["weight"].shape[1], "encoder_hid_dim_type": "text_proj"}
         weights = {f"encoder_hid_proj.{key}": value for key, value in projector.items()}
-        write_network(
+        write_stock_network(
             detail, {**read_json(detail / "config.json"), **changes}, read_weights(detail) | weights
         )
         schedule = read_json(source / "scheduler" / "scheduler_config.json")
@@ -88,7 +88,7 @@ def export_inpainter(settings: InpainterHub) -> None:
         merged = {key: value.contiguous() for key, value in pipe.unet.state_dict().items()}
         same = {key for key, value in merged.items() if stored[key].float().equal(value)}
         weights = {key: stored[key] if key in same else value for key, value in merged.items()}
-        write_network(folder / "unet", dict(pipe.unet.config), weights)
+        write_stock_network(folder / "unet", dict(pipe.unet.config), weights)
 
 
 def copy_part(source: Path, target: Path) -> None:
@@ -97,7 +97,7 @@ def copy_part(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=ours)
 
 
-def write_network(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+def write_stock_network(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
     """A network of diffusers in one file, in the place of another."""
     shutil.rmtree(folder, ignore_errors=True)
     write_json(folder / "config.json", config)
@@ -129,7 +129,7 @@ def hub_folder(settings: HubSettings, code: str, kind: str, values: Mapping[str,
     with folder_written_whole(settings.out) as folder:
         yield folder
         about = f"{kind} of diffusers, in one file. Made from the modules that are named below."
-        text = Bundle([Name(f"compose.hub.{code}", kind)], FILES).write(about)
+        text = Bundle([Definition(f"compose.hub.{code}", kind)], FILES).write(about)
         write_atomic(folder / f"{code}.py", text.encode())
         write_indices(settings, folder, [code, kind], values)
         save_card(card, folder, settings.out)

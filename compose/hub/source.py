@@ -16,7 +16,7 @@ from ldm.files import ROOT, read_text
 CALLED = ("forward", "save_pretrained", "to_json_string")  # by torch, users and diffusers
 
 
-class Name(NamedTuple):
+class Definition(NamedTuple):
     """A definition at the top level of a module; without a name the module."""
 
     module: str
@@ -36,7 +36,8 @@ class Module:
         text = read_text(our_file(name) or Path(name))
         tree = ast.parse(text)
         self.lines, self.about = text.splitlines(), (ast.get_docstring(tree) or "").partition("\n")[0]
-        self.defined, self.ours, self.foreign = dict[str, list[Any]](), dict[str, Name](), dict[str, str]()
+        self.defined, self.foreign = dict[str, list[Any]](), dict[str, str]()
+        self.ours = dict[str, Definition]()
         for node in tree.body:
             for part in node.body if isinstance(node, ast.If) else [node]:  # of TYPE_CHECKING
                 if isinstance(part, ast.Import | ast.ImportFrom):
@@ -54,9 +55,9 @@ class Module:
             if isinstance(node, ast.ImportFrom):
                 start, source = f"from {node.module} import", f"{node.module}.{name}"
                 if our_file(source):
-                    self.ours[alias] = Name(source, "")
+                    self.ours[alias] = Definition(source, "")
                 elif our_file(node.module or ""):
-                    self.ours[alias] = Name(node.module or "", name)
+                    self.ours[alias] = Definition(node.module or "", name)
             self.foreign[alias.split(".")[0]] = f"{start} {name}{f' as {alias}' if alias != name else ''}"
 
 
@@ -66,7 +67,7 @@ read_module = cache(Module)
 class Bundle:
     """All definitions that some need. left_out: methods CLASS.NAME that are not taken, though named."""
 
-    def __init__(self, needed: Collection[Name], left_out: Collection[str] = ()) -> None:
+    def __init__(self, needed: Collection[Definition], left_out: Collection[str] = ()) -> None:
         self.kept, self.left_out, self.called = dict.fromkeys(needed), left_out, {*CALLED}
         self.spaces, self.imports = dict[str, str](), {"import types"}
         before = -1
@@ -90,9 +91,9 @@ class Bundle:
             self.called.add(node.attr)
             owner = known.ours.get(node.value.id) if isinstance(node.value, ast.Name) else None
             if owner is not None and not owner.name:
-                self.kept.setdefault(Name(owner.module, node.attr))
+                self.kept.setdefault(Definition(owner.module, node.attr))
         for name in global_names(ast.unparse(part)):
-            place = Name(module, name) if name in known.defined else known.ours.get(name)
+            place = Definition(module, name) if name in known.defined else known.ours.get(name)
             if place is None and name in known.foreign:
                 self.imports.add(known.foreign[name])
             elif place is not None and not place.name:
@@ -102,7 +103,7 @@ class Bundle:
             if place is not None and place.name:
                 self.kept.setdefault(place)
 
-    def taken(self, name: Name) -> Iterator[tuple[int, str]]:
+    def taken(self, name: Definition) -> Iterator[tuple[int, str]]:
         """(first line, text) of the statements of a definition, without the methods that nothing calls."""
         known = read_module(name.module)
         for node in known.defined[name.name]:
@@ -121,7 +122,7 @@ class Bundle:
         for module in TopologicalSorter(below).static_order():
             statements: dict[int, str] = {}
             for name in names[module]:
-                parts = dict(self.taken(Name(module, name)))
+                parts = dict(self.taken(Definition(module, name)))
                 if said.setdefault(name, str(parts.values())) != str(parts.values()):  # there is one room
                     raise ValueError(f"two modules define {name}, one of them {module}: rename it there")
                 statements |= parts

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from compose.hub import source
-from compose.hub.source import Bundle, Name
+from compose.hub.source import Bundle, Definition
 
 
 def module(root: Path, name: str, text: str) -> None:
@@ -92,7 +92,7 @@ class Square(shapes.Shape):
     )
     monkeypatch.setattr(source, "ROOT", tmp_path)
     source.read_module.cache_clear()
-    yield lambda name, *left_out: Bundle([Name("top", name)], left_out).write("One file.")
+    yield lambda name, *left_out: Bundle([Definition("top", name)], left_out).write("One file.")
     source.read_module.cache_clear()
 
 

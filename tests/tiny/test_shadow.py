@@ -13,11 +13,11 @@ from ldm.experts.shadow import CHANNELS, SIDE, ShadowNetwork, network_input
 from ldm.settings.config import load_config
 from tiny.shadow.train import ShadowScenes, TrainShadowConfig
 from tiny.shadow.training import (
-    batch_of,
-    build_network,
+    create_shadow_network,
     load_scenes,
-    make_example,
     measure_shadow,
+    shadow_example,
+    stacked,
     train_shadow,
 )
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_example_holds_the_exact_fall_of_light(folder: Path, own_depth: bool) -> None:
     scenes = load_scenes(ShadowScenes(folder=folder, train=4), held_out=False)
     for index in range(4):
-        inputs, light, fall, ground = make_example(scenes, index, 100.0, own_depth)  # the whole view
+        inputs, light, fall, ground = shadow_example(scenes, index, 100.0, own_depth)  # the whole view
         assert inputs.shape == (CHANNELS, SIDE, SIDE)
         weights = np.array([0.299, 0.587, 0.114]) / 255
         before, after = (scenes.array(f"{name}_u8", index) @ weights for name in ("without", "image"))
@@ -43,7 +43,7 @@ def test_an_example_holds_the_exact_fall_of_light(folder: Path, own_depth: bool)
         solid = scenes.array("amodal", index)[scenes.facts(index).removed]
         assert not ground.numpy()[solid].any()
         assert np.array_equal(inputs[4].numpy() > 0, solid)
-    varied = [make_example(scenes, 0, 3.0, own_depth, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    varied = [shadow_example(scenes, 0, 3.0, own_depth, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert torch.equal(varied[0][0], varied[1][0])
     assert not torch.equal(varied[0][0], varied[2][0])
 
@@ -52,7 +52,7 @@ def test_measures_of_what_is_exact_of_nothing_and_of_twice_as_much(monkeypatch: 
     fall = torch.zeros(8, 8)
     fall[2:4] = 0.2
     example = (torch.zeros(CHANNELS, 8, 8), torch.ones(8, 8), fall, torch.ones(8, 8))
-    model = build_network((8, 16), 0)
+    model = create_shadow_network((8, 16), 0)
     for factor, recall, precision in ((1.0, 1.0, 1.0), (0.5, 0.5, 1.0), (2.0, 1.0, 0.5), (0.0, 0.0, 0.0)):
         monkeypatch.setattr(
             "tiny.shadow.training.darkening", lambda _, x, f=factor: f * fall.expand(len(x), 8, 8)
@@ -69,7 +69,7 @@ def test_the_input_does_not_depend_on_the_depth_of_the_whole(folder: Path) -> No
     depth_01 = np.linspace(0.2, 0.4, SIDE, dtype=np.float32)[:, None].repeat(SIDE, 1)
     one, other = (network_input(image_u8, depth_01 + d, mask_01, depth_01 + d) for d in (0, 0.3))
     assert torch.allclose(one, other, atol=1e-5)
-    assert batch_of([(one, one, one, one)] * 3)[0].shape == (3, CHANNELS, SIDE, SIDE)
+    assert stacked([(one, one, one, one)] * 3)[0].shape == (3, CHANNELS, SIDE, SIDE)
 
 
 def test_a_pause_changes_nothing_and_the_network_loads(tmp_path: Path, folder: Path) -> None:

@@ -37,7 +37,7 @@ QUADRATIC = 0.05  # of light; smaller errors count by their square
 Example = tuple[Tensor, ...]  # input (CHANNELS, n, n); light before, fall, ground: (n, n)
 
 
-def build_network(channels: tuple[int, ...], seed: int) -> UNet2DModel:
+def create_shadow_network(channels: tuple[int, ...], seed: int) -> UNet2DModel:
     """The untrained network; attention at its coarsest level."""
     rest = len(channels) - 1
     with drawing(seed):
@@ -59,7 +59,7 @@ def load_scenes(config: ShadowScenes, held_out: bool) -> RenderedScenes:
     return RenderedScenes(settings.out)
 
 
-def make_example(
+def shadow_example(
     scenes: RenderedScenes, index: int, zoom: float, own_depth: bool, rng: np.random.Generator | None = None
 ) -> Example:
     """A square round the solid of a scene, `zoom` times its size where the view has that.
@@ -105,7 +105,7 @@ def make_example(
     return inputs, *(torch.from_numpy(plane) for plane in (light, fall, (ground > 0.99).astype(np.float32)))
 
 
-def batch_of(examples: list[Example]) -> list[Tensor]:
+def stacked(examples: list[Example]) -> list[Tensor]:
     """(b, ...) of each part."""
     return [torch.stack(parts) for parts in zip(*examples, strict=True)]
 
@@ -118,7 +118,7 @@ def measure_shadow(model: UNet2DModel, examples: list[Example]) -> dict[str, flo
     wanted = there = both = 0.0
     gains = list[float]()
     for start in range(0, len(examples), 25):
-        inputs, light, fall, ground = batch_of(examples[start : start + 25])
+        inputs, light, fall, ground = stacked(examples[start : start + 25])
         ours = darkening(model, inputs) * light
         wanted, there = wanted + float((fall * ground).sum()), there + float((ours * ground).sum())
         both += float((torch.minimum(ours, fall) * ground).sum())
@@ -143,20 +143,20 @@ def draw_curve(log: Path) -> bytes:
 
 def train_shadow(config: TrainShadowConfig) -> None:
     """Train the shadow network: render, train, measure, save."""
-    model = build_network(config.channels, config.seed)
+    model = create_shadow_network(config.channels, config.seed)
     free = ("out", "steps", "minutes", "save_every_s", "log_every")
     same = {name: value for name, value in to_plain(config).items() if name not in free}
     stage = Stage("shadow", model, config, config.out, same=same)
     validation = load_scenes(config.scenes, held_out=True)
-    held_out = [make_example(validation, index, 4.0, index % 2 > 0) for index in range(len(validation))]
+    held_out = [shadow_example(validation, index, 4.0, index % 2 > 0) for index in range(len(validation))]
     scenes = validation if stage.done else load_scenes(config.scenes, held_out=False)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng, examples = np.random.default_rng((config.seed, step)), list[Example]()
         for index in rng.integers(len(scenes), size=config.batch):
             zoom = float(np.exp(rng.uniform(*np.log(config.zoom))))
-            examples.append(make_example(scenes, int(index), zoom, rng.random() < config.own_depth, rng))
-        inputs, light, fall, ground = batch_of(examples)
+            examples.append(shadow_example(scenes, int(index), zoom, rng.random() < config.own_depth, rng))
+        inputs, light, fall, ground = stacked(examples)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
             ours = darkening(model, inputs) * light
         error = functional.smooth_l1_loss(ours, fall, beta=QUADRATIC, reduction="none") * ground

@@ -104,12 +104,8 @@ def test_what_ends_while_the_answer_is_made_is_asked_for_again():
 
 
 @pytest.fixture
-def tab(tmp_path, monkeypatch):
+def tab(tmp_path):
     """The Compose tab; its depth network answers when `may` is set, with `error` if there is one."""
-    queue = JobQueue(tmp_path / "jobs", [SimpleNamespace(device="cpu", models=None)], waiting=2)
-    with gr.Blocks():
-        tab = page_compose.ComposeTab(page.Site(queue, ServeSettings()), gr.State())
-    tab.may, tab.error = threading.Event(), None
 
     def estimate(background):
         assert tab.may.wait(20)
@@ -118,7 +114,11 @@ def tab(tmp_path, monkeypatch):
         return np.full(background.size, background.rgb_u8.mean() / 255)
 
     models = SimpleNamespace(depth=SimpleNamespace(estimate=estimate))
-    monkeypatch.setattr(page_compose, "load_models", lambda settings, before: models)
+    networks = SimpleNamespace(device="cpu", of=lambda settings: models)
+    queue = JobQueue(tmp_path / "jobs", [networks], waiting=2)
+    with gr.Blocks():
+        tab = page_compose.ComposeTab(page.Site(queue, ServeSettings()), gr.State())
+    tab.may, tab.error = threading.Event(), None
     yield tab
     tab.may.set()
     queue.close()

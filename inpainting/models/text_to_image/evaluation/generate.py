@@ -151,10 +151,10 @@ def fill_paintings(
         return fill
 
     mine = dataset.stems[shard[0] :: shard[1]]
-    in_batches(make, config, dataset, mine, lambda stem: image_path(out, stem).is_file(), ray)
+    work_through(make, config, dataset, mine, lambda stem: image_path(out, stem).is_file(), ray)
 
 
-def in_batches(
+def work_through(
     make: Callable[[], Work],
     config: PaintingsConfig,
     dataset: InpaintingDataset,
@@ -218,4 +218,4 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), r
         return write
 
     mine = dataset.stems[shard[0] :: shard[1]]
-    in_batches(make, config, dataset, mine, lambda stem: (out / f"{stem}.json").is_file(), ray)
+    work_through(make, config, dataset, mine, lambda stem: (out / f"{stem}.json").is_file(), ray)
