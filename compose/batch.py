@@ -15,6 +15,7 @@ masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg,
 What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
 """
 
+import contextlib
 import logging
 import re
 import time
@@ -262,34 +263,36 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
         composer = Composer()
 
         def work(jobs: Iterable[BatchJob]) -> Iterator[tuple[str, bool, str]]:
-            parts = taken_together(
+            left = taken_together(
                 jobs, lambda job: job.all_done(out), lambda job: job.images(out)[0], composer.at_once
             )
-            for job, result in (pair for part in parts for pair in composer.results(part)):
-                try:
-                    if isinstance(result, Exception):
-                        raise result
-                    if settings.sheet:
-                        save_sheet(result, out / f"{job.name}.png", settings.overwrite)
-                    for sample, path in enumerate(job.images(out)):  # last: reports say that the job is done
-                        result.save(sample, path, job.digest(), settings.overwrite)
-                    yield job.name, False, f"{100 * result.report['visible_fraction']:.0f} % visible"
-                except FAILURES as error:
-                    check_stopped()
-                    yield job.name, True, " ".join(str(error).split())
+            with contextlib.closing(left) as parts:  # where this ends early, their locks go
+                for job, result in (pair for part in parts for pair in composer.results(part)):
+                    try:
+                        if isinstance(result, Exception):
+                            raise result
+                        if settings.sheet:
+                            save_sheet(result, out / f"{job.name}.png", settings.overwrite)
+                        for sample, path in enumerate(job.images(out)):  # last: a report says that it is done
+                            result.save(sample, path, job.digest(), settings.overwrite)
+                        yield job.name, False, f"{100 * result.report['visible_fraction']:.0f} % visible"
+                    except FAILURES as error:
+                        check_stopped()
+                        yield job.name, True, " ".join(str(error).split())
 
         return work
 
     results = spread(make, todo, settings.ray, lambda job, why: (job.name, True, why), AT_ONCE)
-    for number, (name, wrong, text) in enumerate(results, 1):
-        if wrong:
-            failed[name] = text
-            write_json(record, failed)
-        else:
-            made.append(name)
-        left = tqdm.format_interval((time.monotonic() - start) / number * (len(todo) - number))
-        level = logging.ERROR if wrong else logging.INFO
-        logger.log(level, "%d/%d %s: %s (%s left)", number, len(todo), name, text, left)
+    with contextlib.closing(results):
+        for number, (name, wrong, text) in enumerate(results, 1):
+            if wrong:
+                failed[name] = text
+                write_json(record, failed)
+            else:
+                made.append(name)
+            left = tqdm.format_interval((time.monotonic() - start) / number * (len(todo) - number))
+            level = logging.ERROR if wrong else logging.INFO
+            logger.log(level, "%d/%d %s: %s (%s left)", number, len(todo), name, text, left)
     kept = len(mine) - len(made) - len(failed)
     logger.info("%s: %d made, %d were there, %d failed", out, len(made), kept, len(failed))
     if failed:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -32,7 +32,7 @@ def spread(
     address: str,
     lost: Callable[[Any, str], Any] | None = None,
     block: int = 1,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """The results of `make()(items)` in order; with an address, on the workers of a cluster.
 
     make: loads what the work needs, once in each worker, and gives the generator that maps items to results;

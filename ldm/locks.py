@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +79,7 @@ def taken(items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T
 
 def taken_together(
     items: Iterable[T], is_done: Callable[[T], bool], path_of: Callable[[T], Path], count: Callable[[T], int]
-) -> Iterator[list[T]]:
+) -> Generator[list[T]]:
     """As `taken`, up to `count` of the first of them at a time. One that is waited for comes alone: two
     processes that wait for each other would do so for ever.
     """

@@ -1,5 +1,6 @@
 """Jobs of a batch share batches of the networks and what was read of repeated files: bytes stay the same."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from compose import composer, sources
 from compose.painters import at_once
 from ldm.device import RowsAsAlone
 from ldm.experts.depth import DepthEstimator
+from ldm.files import UnwritableError
 from ldm.images import read_image, write_png
 from tests.batches import batch, cutouts, dreambooth, job, write
 from tests.images import Case, thing
@@ -181,3 +183,27 @@ def test_rows_are_those_of_calls_of_their_own(layer, halves) -> None:
             assert torch.equal(together[index::5], layer(x[index::5].contiguous()))
         with RowsAsAlone(7):  # no such parts
             assert torch.equal(layer(x), layer(x))
+
+
+def test_a_disk_that_is_full_leaves_no_lock(case: Case, monkeypatch) -> None:
+    """No job can be done, and the record of failures is written once; the collector does not help."""
+    write(case, *(job(case, name=name) for name in "abcd"))
+    records = []
+
+    def full(*args: object) -> None:
+        records.append(args)
+        if len(records) > 1:
+            raise UnwritableError("no space left on the disk")
+
+    def unsaved(*args: object) -> None:
+        raise UnwritableError("no space left on the disk")
+
+    monkeypatch.setattr("compose.batch.write_json", full)
+    monkeypatch.setattr(composer, "prepare", unsaved)
+    (case.folder / "many").mkdir()
+    gc.disable()
+    try:
+        assert batch(case) == 2
+        assert list((case.folder / "many").iterdir()) == []
+    finally:
+        gc.enable()
