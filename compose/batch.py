@@ -3,9 +3,8 @@
 A job file has one JSON object a line (`EXAMPLE`), with the setting names of the image verb, and a name if one
 is wanted. A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of
 settings, input files, networks and version what it is the result of, so a job is done again when these have
-changed. Processes that do the same part at the same time divide its jobs; networks stay loaded while jobs
-have them in common. A job that fails is recorded in OUT/failed-<i>-of-<n>.json with its reason; it is tried
-again later.
+changed. Processes that do the same part at the same time divide its jobs. A job that fails is recorded in
+OUT/failed-<i>-of-<n>.json with its reason.
 
 The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
 
@@ -255,7 +254,7 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     out, (index, count) = settings.out, shard_of(settings.shard)
     record = out / f"failed-{index}-of-{count}.json"
     mine, failed, made = jobs[index::count], dict[str, str](), list[str]()
-    # the lock that a dead process left of a done job goes in `taken`
+    # a lock that a dead process left of a done job goes too
     todo = [job for job in mine if lock_beside(job.images(out)[0]).exists() or not job.all_done(out)]
     start = time.monotonic()
 
@@ -263,10 +262,10 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
         composer = Composer()
 
         def work(jobs: Iterable[BatchJob]) -> Iterator[tuple[str, bool, str]]:
-            left = taken_together(
+            parts = taken_together(
                 jobs, lambda job: job.all_done(out), lambda job: job.images(out)[0], composer.at_once
             )
-            with contextlib.closing(left) as parts:  # where this ends early, their locks go
+            with contextlib.closing(parts):  # where this ends early, their locks go
                 for job, result in (pair for part in parts for pair in composer.results(part)):
                     try:
                         if isinstance(result, Exception):

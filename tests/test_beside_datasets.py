@@ -35,6 +35,11 @@ print("FOUND", json.dumps(found))
 """
 
 
+def by_hand() -> dict[str, str]:
+    """The environment without what scripts/setup.sh adds."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+
+
 def fake(folder: Path) -> Path:
     """A site-packages folder with a library of the name, which does not like to be imported."""
     (folder / "datasets").mkdir(parents=True)
@@ -48,7 +53,7 @@ def fake(folder: Path) -> Path:
 def probe(site: Path | None, runs: list[tuple[str, list[str]]]) -> dict:
     """What the commands do with `site` behind the repository on the path."""
     given = json.dumps([list(command_modules()), runs])
-    env = {**os.environ, "PYTHONPATH": "" if site is None else str(site), "HF_HUB_OFFLINE": "1"}
+    env = {**by_hand(), "PYTHONPATH": "" if site is None else str(site), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [sys.executable, "-c", PROBE, given], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
@@ -70,7 +75,7 @@ def test_the_library_is_hidden_however_the_code_is_started(how, tmp_path):
     started = ["-m", "datasets.uvo_process", "--help"] if how == "as a module" else ["-c", code]
     run = subprocess.run(
         [sys.executable, *started], cwd=tmp_path if how == "behind PYTHONPATH" else ROOT, check=True,
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)  # fmt: skip
+        env={**by_hand(), "PYTHONPATH": path}, capture_output=True, text=True)  # fmt: skip
     assert str(ROOT / "datasets") in run.stdout or "UVO" in run.stdout
 
 

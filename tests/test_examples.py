@@ -15,7 +15,7 @@ EXAMPLES_MB = 1.5
 
 def test_examples_are_complete_and_small():
     files = [path for path in make_examples.FOLDER.rglob("*") if path.is_file()]
-    assert len(files) == 5 * len(make_examples.EXAMPLES) + 2  # the list of cases, a job of layers
+    assert len(files) == 5 * len(make_examples.EXAMPLES) + 4  # the list of cases, two jobs of layers, a mask
     assert sum(path.stat().st_size for path in files) < EXAMPLES_MB * 2**20
 
 

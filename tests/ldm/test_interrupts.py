@@ -90,11 +90,12 @@ def test_a_library_that_reports_at_its_end_is_quiet(tmp_path: Path) -> None:
     assert interrupted([str(tmp_path / "program.py")], tmp_path) == (130, "interrupted\n")
 
 
+LEFT = "assets/regions/left.png"
 COMMANDS = [
-    "run_inference.py image --background a.png --object b.png --box 0,0,1,1",
-    "-m llava_bifrost.predict image --image a.png --instruction a",
+    f"run_inference.py image --background {LEFT} --object {LEFT} --box 0,0,1,1",
+    f"-m llava_bifrost.predict image --image {LEFT} --instruction a",
     "-m cldm.evaluate --scenes 2",
-    "-m inpainting.paint --image a.png --masks b.png --prompts c",
+    f"-m inpainting.paint --image {LEFT} --masks {LEFT} --prompts c",
     "run_train_bifrost.py configs/tiny/compositor.yaml",
 ]
 

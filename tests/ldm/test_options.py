@@ -16,10 +16,17 @@ import pytest
 import typer
 from typer import _adapters
 
+from ldm.settings import resources
 from ldm.settings.cli import command, new_app, run_app, single_app
 from ldm.settings.config import load_config, setting
 from tests.conftest import ROOT
 from tests.job_settings import Job, Optim, write
+
+
+@pytest.fixture(autouse=True)
+def no_image_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So those that options name need not be there."""
+    monkeypatch.setattr(resources, "IMAGES", ())
 
 
 def run(argv: list[str], config: Path | None = None) -> tuple[int, list[Job]]:
