@@ -243,7 +243,7 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
 
 
 def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
-    """Make all composites of a job file. Run again to continue; what is done stays.
+    """Make all composites of a job file. Run again to continue: what is done stays, locks of the dead go.
 
     All jobs are checked first. A job that fails is recorded and the rest goes on; the exit code is then 1.
     """
@@ -254,7 +254,6 @@ def batch(settings: BatchSettings | DreamBoothSettings) -> dict[str, Any]:
     out, (index, count) = settings.out, shard_of(settings.shard)
     record = out / f"failed-{index}-of-{count}.json"
     mine, failed, made = jobs[index::count], dict[str, str](), list[str]()
-    # a lock that a dead process left of a done job goes too
     todo = [job for job in mine if lock_beside(job.images(out)[0]).exists() or not job.all_done(out)]
     start = time.monotonic()
 
