@@ -132,14 +132,12 @@ WITHOUT_ROW = re.compile(
     |scripts.rehearse                            # at full size; writes one table at its end
     |ldm.registry[ ](list|show|where|verify)
     |datasets.uvo_process                        # seconds, one file
-    |datasets.tars                               # tests/datasets/test_tars.py
     |compose.serve                               # does not end; tests/compose/serve
     |cldm.convert[ ](anydoor|sd21|dinov2|dpt)    # write as `bifrost` does, at full size
     |compose.hub[ ].*                            # write as `cldm.convert` does
     |compose.benchmark[ ]dreamedit|inpainting.data.ops[ ]lomoe  # seconds, a whole folder or none
     |llava_bifrost.model[ ]convert               # writes as `merge` does
     |inpainting.data.dci_ops[ ].*                # the steps of `ops`
-    |tiny.shadow.train                           # shards and loop are those of tiny.depth.train
     |tiny.bundle[ ].*|scripts.docs.(?!draw_regions).*  # into assets/ and docs/ of the repository""",
     re.VERBOSE,
 )
