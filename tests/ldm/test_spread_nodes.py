@@ -60,7 +60,9 @@ def test_workers_killed_and_poison_items_on_two_nodes(nodes: Any, tmp_path: Path
     killer.start()
     assert len(list(spread(maker(other, 0.1), range(24), nodes.address))) == 24
     killer.join()
-    assert finished(other) == list(range(24))
+    # The killed worker may have finished one that it had not handed over yet.
+    assert sorted({*finished(other)}) == list(range(24))
+    assert len(finished(other)) <= 25
     assert len(list(other.glob("*.pid"))) >= 2  # two worked; a third may have come too late
 
 

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from compose.serve import events, page_compose
+from compose.models import JobNetworks
+from compose.serve import events
 from compose.serve.app import make_app, make_queue
 from compose.serve.settings import ServeSettings
 from tests.compose.serve.browsing import TENT, listening
@@ -46,8 +47,8 @@ def address(tmp_path_factory):
 @pytest.fixture
 def depth(monkeypatch):
     """Depth is estimated when it is set."""
-    may, load = threading.Event(), page_compose.load_models
-    monkeypatch.setattr(page_compose, "load_models", lambda *given: may.wait(60) and load(*given))
+    may, load = threading.Event(), JobNetworks.of
+    monkeypatch.setattr(JobNetworks, "of", lambda *given: may.wait(60) and load(*given))
     yield may
     may.set()
 
@@ -128,7 +129,7 @@ def test_a_depth_that_fails_is_said(visit, monkeypatch):
     def fails(*given):
         raise ValueError("no depth network is here")
 
-    monkeypatch.setattr(page_compose, "load_models", fails)
+    monkeypatch.setattr(JobNetworks, "of", fails)
     visit.give("background", TENT / "room.png")
     visit.until("#visible .prose", "The depth could not be estimated: no depth network is here")
 
