@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-RAISES, ENDS = 5, 7
+RAISES, ENDS, ENDS_ONCE = 5, 7, 9
 
 
 def worker(folder: Path, pause_s: float, bad: frozenset[int]) -> Callable[[Iterable[int]], Iterator[str]]:
@@ -19,6 +19,9 @@ def worker(folder: Path, pause_s: float, bad: frozenset[int]) -> Callable[[Itera
             if number in bad and number == RAISES:
                 raise TypeError(f"number {number}\nis poison")
             if number in bad and number == ENDS:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if number in bad and number == ENDS_ONCE and not (folder / "killed").exists():
+                (folder / "killed").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(pause_s)
             with (folder / f"{os.getpid()}.done").open("a") as file:
