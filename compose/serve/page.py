@@ -95,7 +95,7 @@ class Site:
         self.queue, self.settings, self.inbox = queue, settings, queue.folder / "page"
         shutil.rmtree(self.inbox, ignore_errors=True)  # of an earlier server
         self.inbox.mkdir(mode=0o700)
-        self.receiving, self.surfaces = Lock(), list[gr.HTML]()  # these wait until a visit begins
+        self.receiving, self.ready = Lock(), dict[Any, Any]()  # what components become once a visit begins
 
     def surface(
         self, files: Mapping[str, str], what: str, tall: float = 0.7, more: str = IMAGE_FILES
@@ -116,7 +116,7 @@ class Site:
             js_on_load=f"const names = {json.dumps([*files])}, address = '{address}';\n{CANVAS}",
             elem_id=f"{next(iter(files))}-canvas",
         )
-        self.surfaces.append(made)
+        self.ready[made] = {}
         return made
 
     def receive(self, files: list[UploadFile]) -> list[str]:

@@ -126,11 +126,13 @@ class ComposeTab:
                 self.ask = gr.Button("Propose places", elem_id="propose")
                 self.depth = gr.Slider(0, 1, 0.5, step=0.005, label="Depth, 1 = nearest", elem_id="depth")
                 self.ground = gr.Checkbox(True, label="Depth of the ground at the foot of the box")
-                with gr.Accordion("Settings", open=False):
+                with gr.Accordion("Settings") as heading:
                     self.controls = page.controls_of(ComposeSettings, CONTROLS)
                 with gr.Row():
                     self.go = gr.Button("Compose", variant="primary", elem_id="compose")
                     self.cancel = gr.Button("Cancel", elem_id="cancel")
+        # Were it closed before, the browser would make them when it opens, over what somebody types at once.
+        site.ready[heading] = gr.update(open=False)
         self.looks = [desk, self.tool, self.fix, self.view, self.controls[0]]
         self.wire()
 

@@ -184,7 +184,7 @@ def build_page(site: Site) -> gr.Blocks:
         with gr.Tab("About") as tab:
             text = gr.Markdown()
         tab.select(about, None, text, **EVENT)
-        known, ready = visits + site.surfaces, [dict[str, Any]()] * len(site.surfaces)
+        known, ready = [*visits, *site.ready], site.ready.values()
         blocks.load(
             lambda: [Desk(below, config.pair), RegionsDesk(), JobsDesk(), *ready], None, known, **EVENT
         )

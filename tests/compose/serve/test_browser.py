@@ -135,8 +135,6 @@ def test_a_result_that_is_dropped_brings_its_settings_back(visit, tmp_path):
     visit.open()
     visit.drop("#replay", image)
     visit.page.wait_for_selector("text=must be given again")
-    visit.page.get_by_role("button", name="Settings").click()
-    visit.page.wait_for_selector("#ComposeSettings-seed input")
     visit.page.wait_for_function("document.querySelector('#ComposeSettings-seed input').value === '7'")
     visit.prepare()
     visit.until("#visible .prose", "% visible")  # at the same place
