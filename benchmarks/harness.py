@@ -1,10 +1,9 @@
-"""What the benchmarks share: timing in turn, rows from processes of their own, the report with hardware."""
+"""What the benchmarks share: rows from processes of their own, the report with hardware."""
 
 import io
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,18 +41,6 @@ def fraction(values: Sequence[bool]) -> dict[str, float]:
     low, high = found.proportion_ci(method="wilson")
     numbers = {"mean": found.statistic, "low": low, "high": high}
     return {"n": len(values), **{key: round(float(value), 3) for key, value in numbers.items()}}
-
-
-def best_seconds(functions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Best of `repeats` of each function, in turn, after a warm-up, in CPU seconds."""
-    best = dict.fromkeys(functions, float("inf"))
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            started = time.process_time()
-            function()
-            if repeat:
-                best[name] = min(best[name], time.process_time() - started)
-    return best
 
 
 def row_of_process(measure: Callable[..., dict[str, Any]], *values: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from omegaconf import OmegaConf
 
 from benchmarks.harness import RESULTS, write_results
 from ldm.files import ROOT, read_json, write_json
@@ -28,69 +29,14 @@ from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
 
-EXAMPLE = "assets/examples/tent"
 NUMBERS, PAGE = RESULTS / "rehearsal.json", Path("docs/full_size.md")
-IMAGE = f"""run_inference.py image --box 0.305,0.159,0.488,0.578 --depth 0.43,0.51 --dtype bf16
- --background {EXAMPLE}/room.png --depth-model MODELS/depth --out MODELS/out.png"""
-PAINT = f"""--image {EXAMPLE}/room.png --masks MODELS/mask.png --model MODELS/inpainter --lora MODELS/rca
- --dtype bf16 --steps STEPS --out MODELS/out.png"""
-LOCATE = f"""-m llava_bifrost.predict image --image {EXAMPLE}/room.png --dtype bf16
- --instruction "Place the cup on the table\""""
-ROWS: dict[str, tuple[str, dict[str, str]]] = {  # name -> folders that it needs, and commands by their rows
-    "image": ("compositor depth", {
-        "image": f"""{IMAGE} --object {EXAMPLE}/object.png --model MODELS/compositor --speed balanced
- --steps STEPS""",
-    }),
-    "sam": ("sam depth", {
-        "sam": f"{IMAGE} --object {EXAMPLE}/room.png --object-box 0.1,0.2,0.6,0.9 --sam MODELS/sam",
-    }),
-    "detect": ("grounding_dino depth", {
-        "detect": f"{LOCATE} --locator geometric --detector MODELS/grounding_dino --depth-model MODELS/depth",
-    }),
-    "paint": ("inpainter", {"paint": f'-m inpainting.paint {PAINT} --prompts "a red cube"'}),
-    "metrics": ("judges inpainter", {
-        "metrics": """-m inpainting.models.text_to_image.test compute
- --config-path configs/inpainting/text_to_image/test/sd_2_inp_rca.yaml output_dir=MODELS/filled
- data.data_dir=MODELS/data pretrained=MODELS/inpainter backbones.clip=MODELS/judges/clip
- backbones.clip_iqa=MODELS/judges/clip backbones.inception=MODELS/judges/inception/model.safetensors
- backbones.squeezenet=MODELS/judges/squeezenet/model.safetensors workers=0 resamples=50""",
-    }),
-    "kosmos": ("kosmos", {
-        "kosmos": """-m inpainting.data.ops annotate-images --model-id MODELS/kosmos
- --image-dir MODELS/data/images --out MODELS/described.json --max-new-tokens 16 --dtype bf16""",
-    }),
-    "dream": ("llava_next inpainter", {
-        "dream": f"""-m inpainting.dream {PAINT} --prompter MODELS/llava_next --adapter MODELS/multimask
- --precision full --longest 16""",
-    }),
-    "locate": ("llava", {
-        "convert": """-m llava_bifrost.model convert --adapter MODELS/adapter --base MODELS/llava
- --out MODELS/locator""",
-        "locate": f"{LOCATE} --locator MODELS/locator"})}  # fmt: skip
+PLAN = Path(__file__).with_suffix(".yaml")
 LEAST = 0.01  # of the CPU seconds of its command: shorter calls are not shown
-NOTES = {  # row -> what the first rehearsal found, and what became of it
-    "image": "Convolutions are copied to lie channels-last: half of the brackets. "
-    "`prepare` hashes the weights for the recipe, once: 6 GB at 1 to 2 a second.",
-    "sam": "Was loaded at every call, in single precision: 89 s and 5.2 GiB.",
-    "detect": "Gave NaN: PyTorch samples large maps of half precision in the wrong place on a CPU.",
-    "paint": "Had PyTorch's attention and convolutions channels-first: 69 s, a step 11.1.",
-    "metrics": "CLIP is loaded twice, as its folder stands for that of CLIP-IQA too.",
-    "kosmos": "Knew single precision only: 30 s, 9.7 GiB, 6.7 of them its own.",
-    "dream": "The writer leaves before the painter comes. The adapter's matrices are float32 (peft).",
-    "convert": "One weight is in memory at a time.",
-    "locate": "The weights are those of the mapped file: no copy. 576 tokens are the image.",
-}
-HEAD = """# Commands at full size
 
-Written by `python -m scripts.rehearse`. A row is one run of a command with networks of true size and random
-weights (bfloat16 on the disk), {steps} sampling steps, {hardware}. Seconds are CPU seconds, in all with the
-start; networks: their type, loading, calls and what a later one takes; parts of a network where they are
-called by themselves. Memory: the most that the process held, in brackets what of it was no mapped file, which
-the system can drop and read again. All numbers: `benchmarks/results/rehearsal.json`.
 
-| row | CPU s | peak GiB | stages | networks | tokens read; written a second | result |
-|---|---:|---:|---|---|---|---|
-"""
+def read_plan() -> Any:
+    """Rows with their networks and commands, notes, and the head of the page."""
+    return OmegaConf.to_container(OmegaConf.load(PLAN), resolve=True)
 
 
 def write_inputs(models: Path) -> None:
@@ -126,23 +72,24 @@ def rehearse(
     """Run documented commands at full size and write what they cost."""
     from scripts import rehearse_models
 
-    if unknown := sorted({*(names or ())} - ROWS.keys()):
-        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(ROWS)}")
-    models, chosen = Path(tempfile.mkdtemp(prefix="full_size_", dir=work)), names or [*ROWS]
+    planned = read_plan()["rows"]
+    if unknown := sorted({*(names or ())} - planned.keys()):
+        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(planned)}")
+    models, chosen = Path(tempfile.mkdtemp(prefix="full_size_", dir=work)), names or [*planned]
     rows: dict[str, dict[str, Any]] = read_json(report)["rows"] if report.is_file() else {}
     try:
         write_inputs(models)
         for number, name in enumerate(chosen):
-            folders, planned = ROWS[name]
-            for folder in folders.split():
+            folders = planned[name]["networks"].split()
+            for folder in folders:
                 if not (models / folder).is_dir():
                     getattr(rehearse_models, f"make_{folder}")(models / folder)
-            for row, command in planned.items():
+            for row, command in planned[name]["commands"].items():
                 rows[row] = run_command(command.replace("STEPS", str(steps)), models)
                 log.info("%s: %s", row, rows[row])
                 write_results(report, {"steps": steps, "rows": rows}, overwrite=True)  # is kept at once
-            needed = {folder for other in chosen[number + 1 :] for folder in ROWS[other][0].split()}
-            for folder in () if keep else {*folders.split(), "locator"} - needed:
+            needed = " ".join(planned[other]["networks"] for other in chosen[number + 1 :]).split()
+            for folder in () if keep else {*folders, "locator"}.difference(needed):
                 shutil.rmtree(models / folder, ignore_errors=True)
     finally:
         if not keep:
@@ -153,8 +100,10 @@ def rehearse(
 
 def page_of(body: dict[str, Any]) -> str:
     """The page, from the numbers."""
-    hardware, lines = body["hardware"], []
-    text = HEAD.format(steps=body["steps"], hardware=f"{hardware['cpu']}, {hardware['threads']} thread")
+    hardware, lines, plan = body["hardware"], [], read_plan()
+    text = plan["head"].format(
+        steps=body["steps"], hardware=f"{hardware['cpu']}, {hardware['threads']} thread"
+    )
     for name, row in body["rows"].items():
         networks, speeds = [], []
         for network, seen in row["networks"].items():
@@ -170,7 +119,7 @@ def page_of(body: dict[str, Any]) -> str:
         cells = [name, f"{row['cpu_s']:.0f}", f"{row['peak_gib']:.1f} ({row['own_gib']:.1f})", stages]
         cells += ["; ".join(networks), ", ".join(speeds), row["result"]]
         text += f"| {' | '.join(cells)} |\n"
-        lines.append(f"* **{name}**: `{row['command']}`. {NOTES.get(name, '')}".rstrip())
+        lines.append(f"* **{name}**: `{row['command']}`. {plan['notes'].get(name, '')}".rstrip())
     return text + "\n" + "\n".join(lines) + "\n"
 
 

@@ -90,7 +90,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sizes_have_the_names_of_the_full_ones() -> None:
-    full = {name for row, _ in rehearse.ROWS.values() for name in row.split()}
+    full = {name for row in rehearse.read_plan()["rows"].values() for name in row["networks"].split()}
     assert all(hasattr(rehearse_models, f"make_{name}") for name in full)
 
 
@@ -192,4 +192,6 @@ def test_the_page_is_that_of_the_numbers() -> None:
     body = json.loads((ROOT / rehearse.NUMBERS).read_text())
     assert (ROOT / rehearse.PAGE).read_text() == rehearse.page_of(body)
     assert {row["result"] for row in body["rows"].values()} == {"done"}
-    assert body["rows"].keys() == {row for _, rows in rehearse.ROWS.values() for row in rows}
+    assert body["rows"].keys() == {
+        name for row in rehearse.read_plan()["rows"].values() for name in row["commands"]
+    }

@@ -56,7 +56,7 @@ REFUSED = [
     ("tiny.prompter.evaluate", ["--most", "0"]),
     ("tiny.prompter.scenes", ["--world", "patterned"]),
     ("tiny.bundle", ["depht"]),
-    ("benchmarks.scenes", ["--count", "0"]),
+    ("benchmarks.size", ["--pairs", "0"]),
     ("benchmarks.full_size", ["--precision", "fp9"]),
     ("benchmarks.campaign", ["--only", "nothing"]),
     ("scripts.docs.make_teaser", ["--hieght", "3"]),
