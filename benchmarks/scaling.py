@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 REPEATS, EXAMPLES, BATCH = 2, 512, 8
 PLACE, PROMPTS = Path("assets/examples/cone"), ("cube", "ball", "cone", "torus")
 COUNTS = {"samples": (1, 2, 4, 8, 16, 32, 64), "regions": (1, 2, 5, 10, 20, 40),
-          "anchors": (1, 2, 5, 10, 25, 50, 100, 200), "workers": (0, 1, 2)}  # fmt: skip
+          "anchors": (1, 2, 5, 10, 25, 50, 100, 200, 400, 800), "workers": (0, 1, 2)}  # fmt: skip
 
 
 def samples_of_a_composite() -> Callable[[int], Any]:

@@ -133,12 +133,13 @@ def depth_in_box(
     """
     h, w = depth_01.shape
     x0, y0, x1, y1 = box01_xyxy
-    rows, columns = np.mgrid[0:h, 0:w]
-    across = (columns + 0.5) / w - (x0 + x1) / 2
-    along = (rows + 0.5) / h - (y0 + y1) / 2
+    across = (np.arange(w) + 0.5) / w - (x0 + x1) / 2
+    along = (np.arange(h) + 0.5) / h - (y0 + y1) / 2
     half_w, half_h = max((x1 - x0) / 2, 1 / w), max((y1 - y0) / 2, 1 / h)
-    box = (np.abs(across) <= half_w) & (np.abs(along) <= half_h)
-    chosen = box & mask if mask is not None else (across / half_w) ** 2 + (along / half_h) ** 2 <= INNER**2
-    values = depth_01[chosen] if chosen.any() else depth_01[box]
+    rows, columns = np.abs(along) <= half_h, np.abs(across) <= half_w
+    inside = np.ix_(rows, columns)  # a box costs as much as it is large
+    ellipse = (across[columns] / half_w) ** 2 + (along[rows, None] / half_h) ** 2 <= INNER**2
+    shown, chosen = depth_01[inside], ellipse if mask is None else mask[inside]
+    values = shown[chosen] if chosen.any() else shown
     far, d, near = np.quantile(values, [OUTLIER_TAIL, 0.5, 1 - OUTLIER_TAIL])
     return float(d), float(far), float(near)

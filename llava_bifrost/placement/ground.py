@@ -32,6 +32,7 @@ HIDDEN = 0.25  # depth by which what is below a box may be nearer than the objec
 ENOUGH = 0.25  # of the image, of a plane beside feet
 STEEPEST = 4.0  # gain of depth per image height; beyond, through one foot, it is a step in depth
 PER_FOOT = 40  # planes tried around each of them
+MOST_FEET = 100  # that are looked at: every plane is held against every foot, and more tell nothing new
 TRIED = 12  # best planes that are refined until one is still a ground
 RISE, RISE_ROWS = 0.4, 0.03  # least slope of what is seen, of the plane's, over so much of the height
 BENDING = 1.5  # gain of depth per image height from which a plane may bend
@@ -147,6 +148,8 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
         if d < np.quantile(small[min(round(y0 * h), row - 1) : row, columns], 0.95) + HIDDEN:
             found.append(((x0 + x1) / 2, (row + 1) / h, d))
     feet = np.array(found).reshape(-1, 3)
+    if len(feet) > MOST_FEET:
+        feet = feet[np.linspace(0, len(feet) - 1, MOST_FEET).astype(int)]
     planes = _hypotheses(points, (h, w), feet)
     # The ground has the most points and feet among those that rise towards the viewer with nothing below.
     rising = planes[(planes[:, 1] > STEEP) & (np.abs(planes[:, 0]) < ROLL * planes[:, 1])]
