@@ -19,21 +19,12 @@ from torch import Tensor
 
 from ldm.checkpoints import folder_written_whole, read_weights
 from ldm.files import read_json, visible_files, write_json
-from ldm.mllm.training import read_adapter
+from ldm.mllm.training import read_adapter, today
 from ldm.registry.models import existing_folder
 from ldm.weight_files import Entry, WeightFile, open_weights, write_safetensors
 
 log = logging.getLogger(__name__)
 
-# Beginnings of the original names, and of those of transformers before 5 -> today's.
-RENAMES = {
-    r"model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
-    r"model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
-    r"(?:model\.)?vision_tower\.(?:(?:vision_tower\.)?vision_model\.)?": "model.vision_tower.",
-    r"language_model\.model\.|model\.(?=(?:embed_tokens|layers|norm)\.)": "model.language_model.",
-    r"(?:language_)?model\.lm_head\.": "lm_head.",
-    r"(?=multi_modal_projector\.|image_newline|visual\.)": "model.",  # the last is Qwen2.5-VL's
-}
 EXTRA = "non_lora_trainables"  # file of what LLaVA trains beside the LoRA matrices
 PROJECTOR = "model.multi_modal_projector."
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5")
@@ -59,16 +50,6 @@ class WeightChange:
             return weight.float() + scale * (up.float() @ down.float())
         assert self.value is not None
         return torch.cat([self.value.float(), weight[len(self.value) :].float()])
-
-
-def today(key: str) -> str:
-    """A weight's name in any of the layouts -> its name in transformers 5."""
-    name = key.removeprefix("base_model.")
-    while name.startswith("model.model."):
-        name = name.removeprefix("model.")
-    for old, new in RENAMES.items():
-        name = re.sub(f"^(?:{old})", new, name)
-    return name
 
 
 def read_changes(folder: Path, original: bool = True) -> dict[str, WeightChange]:

@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,8 +31,6 @@ from ldm.registry.models import existing_folder
 log = logging.getLogger(__name__)
 
 IGNORED = -100  # label of tokens that no loss is computed for
-# A template statement that marks what the model itself says.
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CLIP_VISION = "clip_vision_model"  # has one class token, which LLaVA's "default" selection drops again
 
 
@@ -159,23 +156,8 @@ def images_only(kind: Any) -> Any:
     if issubclass(kind, transformers.SmolVLMProcessor):
         # The same processor of images, before it learnt videos; the name is what a saved folder says.
         return type(kind.__name__, (transformers.Idefics3Processor,), {})
-    # The family's own __init__ passes three parts on; WithoutVideos comes next in line and takes two.
-    return type(kind.__name__, (kind, WithoutVideos), {"__init__": WithoutVideos.begin})
-
-
-class WithoutVideos(ProcessorMixin):
-    """Drops the video part of what a processor's constructor hands to its base class."""
-
-    def __init__(self, *parts: Any, chat_template: str | None = None) -> None:
-        given = [part for part in parts if part is not None]
-        super().__init__(*given, chat_template=chat_template)
-
-    def begin(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
-    ) -> None:
-        """The constructor of a derived class; its signature tells transformers which parts there are."""
-        family: Any = type(self).__mro__[1]
-        family.__init__(self, image_processor, tokenizer, None, chat_template=chat_template)
+    parts = ["image_processor", "tokenizer"]  # loaded, and kept of what the family's __init__ hands on
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda cls: parts)})
 
 
 def end_token(tokenizer: Any) -> int:
@@ -204,7 +186,6 @@ class Chat:
         if not isinstance(self.template, str):
             raise ValueError("the processor has no chat template; name one of ldm.mllm.templates.TEMPLATES")
         self.end = end_token(self.tokenizer)
-        self.marks_answers = bool(_GENERATION.search(self.template)) and bool(self.tokenizer.is_fast)
         self.ends_itself = True  # until the template shows otherwise
         rendered = self.text(ChatExample(np.zeros((1, 1, 3), np.uint8), "question", "ANSWER"))
         self.ends_itself = self.tokenizer.eos_token in rendered.rpartition("ANSWER")[2]
@@ -217,7 +198,7 @@ class Chat:
 
     def prompts(self, asks: Sequence[ChatExample]) -> dict[str, Any]:
         """Model inputs for questions, padded on the left, on the CPU."""
-        return dict(self._encode([replace(ask, answer=None) for ask in asks], "left", mask=False))
+        return dict(self._encode([replace(ask, answer=None) for ask in asks], "left"))
 
     def examples(self, asks: Sequence[ChatExample]) -> dict[str, Tensor]:
         """Model inputs for training, padded on the right, with `labels` (b, t): the answer's tokens and the
@@ -225,7 +206,7 @@ class Chat:
         """
         if any(ask.answer is None for ask in asks):
             raise ValueError("a training example needs an answer")
-        encoded = self._encode(asks, "right", mask=self.marks_answers)
+        encoded = self._encode(asks, "right")
         batch = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
         real = batch["attention_mask"].bool()
         answers = torch.zeros_like(real)  # (b, t), what follows the prompt
@@ -236,9 +217,6 @@ class Chat:
             common = len(os.path.commonprefix([whole, prompt]))
             length = int(real[row].sum())
             answers[row, length - (len(whole) - common) : length] = True
-        if self.marks_answers:
-            # With the tail: a template may mark the answer after the space that the model has to say first.
-            answers |= torch.as_tensor(encoded["assistant_masks"]).bool()
         batch["labels"] = torch.where(answers & real, batch["input_ids"], IGNORED)
         for ask, labels in zip(asks, batch["labels"], strict=True):
             # A template may write more behind the end, such as a line break.
@@ -256,9 +234,9 @@ class Chat:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return messages
 
-    def _encode(self, asks: Sequence[ChatExample], side: str, mask: bool) -> Mapping[str, Any]:
+    def _encode(self, asks: Sequence[ChatExample], side: str) -> Mapping[str, Any]:
         return self.processor.apply_chat_template(
             [self._messages(ask, Image.fromarray(ask.image_u8)) for ask in asks],
             chat_template=self.template, add_generation_prompt=asks[0].answer is None, tokenize=True,
-            return_dict=True, return_tensors="pt", return_assistant_tokens_mask=mask,
+            return_dict=True, return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": side})  # fmt: skip

@@ -22,12 +22,16 @@ from ldm.training.settings import LoraSettings
 LANGUAGE = ("language_model", "text_model")  # what families call their language model
 PROJECTORS = ("multi_modal_projector", "visual.merger", "connector")  # and what maps images into it
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# LLaVA's names before transformers 5, in which its model has one more level, and what they are now.
-OLD_NAMES = {
-    r"^(base_model\.model\.)?language_model\.model\.": r"\1model.language_model.",
-    r"^(base_model\.model\.)?language_model\.lm_head\b": r"\1lm_head",
-    r"^(base_model\.model\.)?(?=(multi_modal_projector|vision_tower|image_newline)\b)": r"\1model.",
+# Beginnings of the original names, and of those of transformers before 5 -> today's.
+RENAMES = {
+    r"model\.mm_projector\.0\.": "model.multi_modal_projector.linear_1.",
+    r"model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
+    r"(?:model\.)?vision_tower\.(?:(?:vision_tower\.)?vision_model\.)?": "model.vision_tower.",
+    r"language_model\.model\.|model\.(?=(?:embed_tokens|layers|norm)\.)": "model.language_model.",
+    r"(?:language_)?model\.lm_head\.": "lm_head.",
+    r"(?=multi_modal_projector\.|image_newline|visual\.)": "model.",  # the last is Qwen2.5-VL's
 }
+PEFT = "base_model.model."  # before the names of a model with an adapter
 
 
 def make_trainable(
@@ -82,11 +86,20 @@ def adapter_key(parameter: str) -> str:
     return re.sub(r"\.(?:modules_to_save\.)?default(?=\.)", "", parameter)
 
 
-def current_name(name: str) -> str:
-    """A name of a layer or weight of LLaVA as transformers 5 has it; other names stay."""
-    for old, new in OLD_NAMES.items():
-        name = re.sub(old, new, name)
+def today(key: str) -> str:
+    """A weight's name in any of the layouts -> its name in transformers 5."""
+    name = key.removeprefix("base_model.")
+    while name.startswith("model.model."):
+        name = name.removeprefix("model.")
+    for old, new in RENAMES.items():
+        name = re.sub(f"^(?:{old})", new, name)
     return name
+
+
+def current_name(name: str) -> str:
+    """The same of a layer or weight, behind the prefix of peft if it has one."""
+    prefix = PEFT if name.startswith(PEFT) else ""
+    return prefix + today(f"{name.removeprefix(PEFT)}.")[:-1]
 
 
 @loading()

@@ -30,7 +30,6 @@ from ldm.seeds import seed_of
 from ldm.training.run import (
     CHECKPOINT_PREFIX,
     CsvLogger,
-    FitOutcome,
     Task,
     agreed_checkpoint,
     checkpoint_folders,
@@ -50,9 +49,10 @@ METRICS_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm", "samples_per_seco
 
 def fit(
     config: FitConfig, out: Path, model: nn.Module, task: Task, accelerator: Accelerator | None = None
-) -> FitOutcome:
+) -> tuple[Path, Path | None]:
     """Train the parameters of `model` that require gradients; the same call again continues in `out`.
 
+    returns: the checkpoint of the last step, and that of the lowest validation loss, if one was measured.
     `accelerator.end_training()` is the caller's last act on several processes. At the end the model holds the
     averaged weights where `config.ema` keeps them. Ctrl-C and SIGTERM save a checkpoint of their step, which
     the next one replaces. ValueError for an empty data set, a foreign checkpoint, a loss that is not finite.
@@ -62,7 +62,7 @@ def fit(
         raise ValueError("the training set holds no examples")
     if config.patience and task.held_out is None:
         raise ValueError(f"patience={config.patience} needs a validation set")
-    start = agreed_checkpoint(accelerator, out, config.resume)
+    start = agreed_checkpoint(accelerator, out)
     run = TrainingRun(config, out, accelerator, model, task)
     accelerator.wait_for_everyone()
     run.start(start)
@@ -79,7 +79,7 @@ def fit(
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     progress, best = run.progress, run.checkpoint(run.progress.best_step)
     there = math.isfinite(progress.best) and best.is_dir()
-    return FitOutcome(progress.step, progress.stopped, run.checkpoint(progress.step), best if there else None)
+    return run.checkpoint(progress.step), best if there else None
 
 
 class TrainingRun:

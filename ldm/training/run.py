@@ -60,23 +60,6 @@ def checkpoint_folders(out: Path) -> list[Path]:
     return [path for path in numbered_folders(out) if (path / STATE).is_file()]
 
 
-def chosen_checkpoint(out: Path, resume: str) -> Path | None:
-    """Where a run goes on. resume: `latest` (from the start if there is none), `none`, or a folder's name.
-
-    A name must be that of the newest one, and `none` needs a folder without any: nothing is overwritten.
-    """
-    found = checkpoint_folders(out)
-    names = [path.name for path in found]
-    if resume == "none" and found:
-        raise ValueError(f"resume=none, but {out} holds {names[-1]}: choose another folder")
-    if resume not in ("latest", "none", *names):
-        there = ", ".join(names) or "none"
-        raise ValueError(f"resume={resume}: no such checkpoint in {out}; there: {there}; or latest, none")
-    if resume in names[:-1]:
-        raise ValueError(f"resume={resume}: {out} holds the newer {names[-1]}; move it away first")
-    return found[-1] if found else None
-
-
 def refuse_foreign(out: Path, results: Sequence[str], advice: str) -> None:
     """ValueError where a run in `out` would overwrite weights, such as its `results`, not trained there."""
     own = checkpoint_folders(out)
@@ -104,23 +87,15 @@ def named_checkpoint(out: Path, name: str, file: str, advice: str = "") -> Path:
     return found[0]
 
 
-def agreed_checkpoint(accelerator: Accelerator, out: Path, resume: str) -> Path | None:
-    """What `chosen_checkpoint` gives the first process; ValueError on all where one does not see it."""
-    answer: list[Any] = [None, ""]
-    if accelerator.is_main_process:
-        try:
-            answer[0] = chosen_checkpoint(out, resume)
-        except ValueError as error:
-            answer[1] = str(error)
-    chosen, problem = broadcast_object_list(answer)
-    seen = torch.tensor(float(chosen is None or (chosen / STATE).is_file()), device=accelerator.device)
-    missing = accelerator.num_processes - round(float(accelerator.reduce(seen)))
-    if missing and not problem:
-        problem = f"{missing} of {accelerator.num_processes} processes do not see {chosen}"
-        problem += ": the run folder must lie on a disk that all machines share"
-    if problem:
-        raise ValueError(problem)
-    return chosen
+def agreed_checkpoint(accelerator: Accelerator, out: Path) -> Path | None:
+    """The newest one of the first process, where a run goes on; ValueError on all where one lacks it."""
+    found = checkpoint_folders(out) if accelerator.is_main_process else []
+    (newest,) = broadcast_object_list([found[-1] if found else None])
+    seen = torch.tensor(float(newest is None or (newest / STATE).is_file()), device=accelerator.device)
+    if missing := accelerator.num_processes - round(float(accelerator.reduce(seen))):
+        wrong = f"{missing} of {accelerator.num_processes} processes do not see {newest}"
+        raise ValueError(f"{wrong}: the run folder must lie on a disk that all machines share")
+    return newest
 
 
 def write_checkpoint(
@@ -244,16 +219,6 @@ class Task:
             sums += torch.tensor([float(loss) * len(items), len(items)], device=sums.device)
         total, count = accelerator.reduce(sums, "sum").tolist()
         return total / max(count, 1)
-
-
-@dataclass(frozen=True)
-class FitOutcome:
-    """How a run ended. best: checkpoint with the lowest validation loss, where there is a validation set."""
-
-    step: int
-    stopped_early: bool
-    newest: Path
-    best: Path | None
 
 
 def tracker_id(out: Path) -> str:

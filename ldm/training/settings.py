@@ -69,7 +69,6 @@ class FitConfig(CheckedSettings):
     tracker: str = setting(
         "none", choices=("none", "tensorboard", "wandb"), help="also send the numbers of metrics.csv there"
     )
-    resume: str = setting("latest", help="go on from this checkpoint: latest, none, or its name")
     seed: int = setting(0, low=0, help="seed of order, noise and dropout")
 
     def steps_for(self, examples: int, processes: int = 1) -> int:

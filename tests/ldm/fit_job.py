@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ldm.checkpoints import drawing
 from ldm.denoise import noise_for
 from ldm.settings.config import load_config
-from ldm.training.fit import FitOutcome, Task, fit
+from ldm.training.fit import Task, fit
 from ldm.training.run import Layout
 from ldm.training.settings import FitConfig
 
@@ -60,13 +60,12 @@ def loss(model: nn.Module, batch: dict[str, Tensor], seeds: list[int]) -> Tensor
     return (model(batch["x"] + 0.1 * noise) - batch["y"]).square().mean()
 
 
-def train(
-    out: Path, overrides: list[str], pause: float = 0.0, dropout: float = 0.2
-) -> tuple[FitOutcome, Net]:
+def train(out: Path, overrides: list[str], pause: float = 0.0, dropout: float = 0.2) -> tuple[Path, Net]:
     model, data = Net(dropout), Numbers(pause=pause)
     layout = Layout("adapter/numbers.safetensors", lambda name: f"net.{name}")
     config = load_config(FitConfig, None, [*SMALL, *overrides])
-    return fit(config, out, model, Task(loss, data, held_out=Numbers(7), layout=layout)), model
+    newest, _ = fit(config, out, model, Task(loss, data, held_out=Numbers(7), layout=layout))
+    return newest, model
 
 
 if __name__ == "__main__":

@@ -257,8 +257,8 @@ def test_trainings_in_threads_end_like_one_alone(tmp_path: Path, changes: list[s
     alone_at, alone = fit_job.train(tmp_path / "alone", changes)
     names = ["a", "b", "c"]
     runs = at_once([partial(fit_job.train, tmp_path / name, changes) for name in names])
-    for name, (outcome, model) in zip(names, runs, strict=True):
-        assert outcome.step == alone_at.step
+    for name, (newest, model) in zip(names, runs, strict=True):
+        assert newest.name == alone_at.name
         assert all(map(torch.equal, model.state_dict().values(), alone.state_dict().values())), name
         rows, before = ((tmp_path / run / "metrics.csv").read_text().splitlines() for run in (name, "alone"))
         assert [row.rsplit(",", 1)[0] for row in rows] == [row.rsplit(",", 1)[0] for row in before]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaProcessor, SiglipVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -105,13 +106,19 @@ def test_batch_equals_singles(small: tuple[Any, Any]):
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_words", "llava_next"])
-def test_prefix_fallback_finds_the_same_tokens(family: str):
+def test_what_a_template_marks_is_learned_as_in_one_without_marks(family: str):
     processor = build_small(family)[1]
     marked = Chat(processor, TEMPLATES["vicuna_v1"])
-    unmarked = Chat(processor, UNMARKED)
-    assert marked.marks_answers
-    assert not unmarked.marks_answers
-    assert marked.examples(asks())["labels"].tolist() == unmarked.examples(asks())["labels"].tolist()
+    asked = marked.processor.apply_chat_template(
+        [marked._messages(ask, Image.fromarray(ask.image_u8)) for ask in asks()],
+        chat_template=marked.template, tokenize=True, return_dict=True, return_tensors="pt",
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"padding": True, "padding_side": "right"})  # fmt: skip
+    labels = marked.examples(asks())["labels"]
+    answers = torch.as_tensor(asked["assistant_masks"]).bool()
+    assert answers.any()
+    assert (labels != IGNORED)[answers].all()
+    assert labels.tolist() == Chat(processor, UNMARKED).examples(asks())["labels"].tolist()
 
 
 def test_missing_end_is_added():

@@ -189,7 +189,7 @@ def train_prompt_writer(config: PromptTraining) -> Path:
     layout, images = WHOLE if full else layout, None if held_out is None else held_out.data
     collate = PromptCollate(writer.chat, config.max_length, config.append_eos)
     task = Task(training.answer_loss, examples, collate, held_out=images, measure=held_out, layout=layout)
-    outcome = fit(options, out, mllm.model, task, accelerator)
+    newest, _ = fit(options, out, mllm.model, task, accelerator)
     result = out / ("model" if full else "adapter")
     if accelerator.is_main_process:
         with folder_written_whole(result) as partial:
@@ -200,7 +200,7 @@ def train_prompt_writer(config: PromptTraining) -> Path:
                 mllm.processor.save_pretrained(partial)
                 write_config(partial / CONFIG_FILE, settings)
             else:
-                shutil.copytree(outcome.newest / "adapter", partial, dirs_exist_ok=True)
+                shutil.copytree(newest / "adapter", partial, dirs_exist_ok=True)
         log.info("wrote %s", result)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -124,8 +124,8 @@ def train_lora(config: TrainLoraConfig) -> Path:
         write_atomic(out / "config.yaml", dump_yaml(config).encode())
     loss, layout = LoraLoss(model, config), Layout(LORA_FILE, released_key)
     task = Task(loss, training, InpaintingDataset.collate_fn, held_out=held_out, layout=layout)
-    outcome = fit(config.fit, out, model.to(accelerator.device).unet, task, accelerator)
-    best = outcome.best or outcome.newest
+    newest, best = fit(config.fit, out, model.to(accelerator.device).unet, task, accelerator)
+    best = best or newest
     if accelerator.is_main_process:
         write_atomic(out / LORA_FILE, (best / LORA_FILE).read_bytes())
         logging.getLogger(__name__).info("LoRA of %s: %s", best.name, out / LORA_FILE)
