@@ -9,8 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from llava_bifrost.language.answer import AnswerError, Candidate, satisfies, way
 from llava_bifrost.language.codec import FAMILIES, Codec, Frame, frame_of
 from llava_bifrost.language.instruction import PHRASES, TAILS, InstructionError, Request, make_question
 from llava_bifrost.language.reading import parse_instruction, reproduces, without_question
-from llava_bifrost.placement.ground import Ground, fit_ground
+from llava_bifrost.placement.ground import fit_ground
 from llava_bifrost.placement.sizes import size_at_one, size_px
 from llava_bifrost.settings import LocatorConfig
 
@@ -92,7 +91,7 @@ class Locator:
             return self.answer([rgb_u8], [question])
         proposals = self.draw(rgb_u8, question, candidates, seed, temperature)
         places = self.find_anchors(rgb_u8, request) if anchors is None else anchors
-        return rank(proposals, Evidence(request, places, depth_01))
+        return rank(proposals, request, places, depth_01)
 
     def locate_many(self, images: Sequence[Any], instructions: Sequence[str]) -> list[Candidate]:
         """The greedy answer to each of several instructions, one image each, as one batch."""
@@ -219,59 +218,45 @@ def load_locator(folder: Path | str, device: str = "auto", dtype: str = "auto", 
     return Locator(mllm, read_locator_config(folder, mllm.family))
 
 
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What is known besides the proposals: the request, places by name, and depth (h, w), 1 = nearest."""
-
-    request: Request | None = None
-    anchors: Mapping[str, Place] = field(default_factory=dict)
-    depth_01: np.ndarray | None = None
-
-    @cached_property
-    def expected(self) -> tuple[Ground, float] | None:
-        """The ground and the object's expected size per unit of `Ground.scale`, where these are known."""
-        if self.depth_01 is None or self.request is None or self.request.replace:
-            return None
-        named = {name: self.anchors[name] for name in self.request.anchors if name in self.anchors}
-        size_hw = (self.depth_01.shape[0], self.depth_01.shape[1])
-        ground = fit_ground(self.depth_01, [place.box01_xyxy for place in self.anchors.values()])
-        return ground, size_at_one(self.request.target, named, self.anchors, ground, size_hw)
-
-
-def rank(candidates: Sequence[Candidate], evidence: Evidence) -> list[Candidate]:
+def rank(
+    candidates: Sequence[Candidate],
+    request: Request | None = None,
+    anchors: Mapping[str, Place] | None = None,
+    depth_01: np.ndarray | None = None,
+) -> list[Candidate]:
     """Best first, with scores; equal scores (to 0.01) are ordered by the model's own probability.
 
+    anchors: known places by name; depth_01: (h, w), 1 = nearest
     A score is the product of what can be decided, each a number in (0, 1]:
     in frame  the sides of the box that lie on the border of the image, where the object may be cut off
     a clause  "behind the sofa": whether it is true, where the anchors' places are known
     support   the depth of what is seen at the lower edge of the box against the depth of the object
     size      against the size that the anchors and a small table of nouns suggest at this depth
     """
-    scores = [
-        round(math.prod(score_parts(candidate.location, evidence).values()), 4) for candidate in candidates
-    ]
-    scored = [replace(candidate, score=score) for candidate, score in zip(candidates, scores, strict=True)]
+    known, expected = anchors or {}, None
+    size_hw = (1, 1) if depth_01 is None else (depth_01.shape[0], depth_01.shape[1])
+    if depth_01 is not None and request is not None and not request.replace:
+        named = {name: known[name] for name in request.anchors if name in known}
+        ground = fit_ground(depth_01, [place.box01_xyxy for place in known.values()])
+        expected = ground, size_at_one(request.target, named, known, ground, size_hw)
+    floats = request is not None and FLOATING in [PHRASES[phrase] for phrase, _ in request.relations]
+
+    def score(location: Place) -> float:
+        touching = sum(edge < BORDER or edge > 1 - BORDER for edge in location.box01_xyxy)
+        parts = [TOUCHING**touching]
+        if request is not None and set(request.anchors) <= known.keys():
+            parts += [1.0 if true else BROKEN for true in satisfies(location, request, known).values()]
+        if depth_01 is not None and not floats:
+            gap = abs(location.d - depth_at_contact(depth_01, location.box01_xyxy))
+            parts.append(math.exp(-max(0.0, gap - LOOSE) / 0.1))
+        if expected is not None:
+            ground, unit_px = expected
+            ratio = size_px(location, size_hw) / max(unit_px * float(ground.scale(location.d)), 1e-6)
+            parts.append(math.exp(-max(0.0, abs(math.log(ratio)) - math.log(SLACK))))
+        return round(math.prod(parts), 4)
+
+    scored = [replace(candidate, score=score(candidate.location)) for candidate in candidates]
     return sorted(scored, key=lambda item: (-round(item.score or 0.0, 2), -item.log_probability))
-
-
-def score_parts(location: Place, evidence: Evidence) -> dict[str, float]:
-    request, depth_01 = evidence.request, evidence.depth_01
-    touching = sum(edge < BORDER or edge > 1 - BORDER for edge in location.box01_xyxy)
-    parts = {"in frame": TOUCHING**touching}
-    if request is not None and set(request.anchors) <= evidence.anchors.keys():
-        clauses = satisfies(location, request, evidence.anchors)
-        parts |= {clause: 1.0 if true else BROKEN for clause, true in clauses.items()}
-    if depth_01 is None:
-        return parts
-    if request is None or FLOATING not in [PHRASES[phrase] for phrase, _ in request.relations]:
-        gap = abs(location.d - depth_at_contact(depth_01, location.box01_xyxy))
-        parts["support"] = math.exp(-max(0.0, gap - LOOSE) / 0.1)
-    if evidence.expected is not None:
-        ground, unit_px = evidence.expected
-        expected_px = unit_px * float(ground.scale(location.d))
-        ratio = size_px(location, (depth_01.shape[0], depth_01.shape[1])) / max(expected_px, 1e-6)
-        parts["size"] = math.exp(-max(0.0, abs(math.log(ratio)) - math.log(SLACK)))
-    return parts
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

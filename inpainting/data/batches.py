@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ldm.cluster import Stream, spread
 from ldm.journal import Journal
 from ldm.settings.choices import FLOAT_TYPES, RAY_HELP, shard_of
-from ldm.settings.config import CheckedSettings, check_settings, setting
+from ldm.settings.config import CheckedSettings, setting
 
 Load = Callable[[str], Any]
 Answer = Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]]
@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "4bit", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProcessSettings:
+class ProcessSettings(CheckedSettings):
     """Which part of the work this process does; `--shard i/n` replaces both numbers."""
 
     num_processes: int = setting(1, low=1, help="number of processes that divide the work")
@@ -28,15 +28,9 @@ class ProcessSettings:
     ray: str = setting("", help=RAY_HELP)
     dtype: str = setting("auto", choices=("auto", *FLOAT_TYPES), help="precision of the model's arithmetic")
 
-    def __post_init__(self) -> None:
-        check_settings(self)
-        if self.process_id >= self.num_processes:
-            limit = f"must be below --num-processes ({self.num_processes})"
-            raise ValueError(f"--process-id {limit}, got {self.process_id}")
-
     @property
     def index_of_count(self) -> tuple[int, int]:
-        return shard_of(self.shard) if self.shard else (self.process_id, self.num_processes)
+        return shard_of(self.shard or f"{self.process_id}/{self.num_processes}")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def load_mllm(folder: Path | str, device: str = "auto", dtype: str = "auto", loa
     if load_in and not four_bit_works():
         raise ValueError(f"{load_in} weights need a CUDA device and bitsandbytes (requirements-extras.txt)")
     if load_in:
-        return load_quantised(folder, kind, load_in, {"": target}, kind)
+        return load_quantised(folder, kind, load_in, target, kind)
     model = load_model(folder, kind)
     return Mllm(model.to(target), load_processor(folder, model.config), folder)
 
@@ -77,22 +77,18 @@ def four_bit_works() -> bool:
 
 @loading()
 def load_quantised(
-    folder: Path,
-    compute: torch.dtype,
-    load_in: str = "4bit",
-    device_map: Any = "auto",
-    dtype: torch.dtype | None = None,
+    folder: Path, compute: torch.dtype, load_in: str, device: torch.device, dtype: torch.dtype
 ) -> Mllm:
     """A model folder with NF4 weights (4bit, QLoRA), or those of LLM.int8 (8bit).
 
-    compute: precision of the arithmetic. dtype: of what is not quantised; None: as the folder says.
+    compute: precision of the arithmetic. dtype: of what is not quantised
     """
     options: dict[str, Any] = {f"load_in_{load_in}": True}
     if load_in == "4bit":
         options |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
     way = transformers.BitsAndBytesConfig(**options)
     model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype or "auto", quantization_config=way, device_map=device_map,
+        folder, dtype=dtype, quantization_config=way, device_map={"": device},
         local_files_only=True)  # fmt: skip
     return Mllm(model.eval(), load_processor(folder, model.config), folder)
 

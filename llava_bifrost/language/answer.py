@@ -51,12 +51,12 @@ def format_answer(location: Place, fmt: str = "center", decimals: int = 3) -> st
     if not 1 <= decimals <= 6:
         raise ValueError(f"decimals must lie in [1, 6], got {decimals}")
     x0, y0, x1, y1 = location.box01_xyxy
-    (left, right), (top, bottom) = _apart(x0, x1, 10**decimals), _apart(y0, y1, 10**decimals)
+    (left, right), (top, bottom) = apart(x0, x1, 10**decimals), apart(y0, y1, 10**decimals)
     box = ", ".join(f"{value / 10**decimals:.{decimals}f}" for value in (left, top, right, bottom))
     return f"[{box}], " + ", ".join(f"{depth:.{decimals}f}" for depth in depths_of(location, fmt)) + "."
 
 
-def _apart(low: float, high: float, unit: int) -> tuple[int, int]:
+def apart(low: float, high: float, unit: int) -> tuple[int, int]:
     """Both in units, rounded, at least one unit apart inside [0, unit]."""
     a, b = round(low * unit), round(high * unit)
     if a < b:

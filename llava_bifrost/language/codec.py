@@ -20,7 +20,7 @@ from datasets.geometry import Box01, Size, square_padding
 from datasets.relations import Place
 from ldm.files import excerpt
 from ldm.mllm.constrain import Grammar
-from llava_bifrost.language.answer import AnswerError, depths_of, format_answer, parse_answer
+from llava_bifrost.language.answer import AnswerError, apart, depths_of, format_answer, parse_answer
 
 # Which codec a family starts from; a model that was trained with another one says so in its locator.json.
 FAMILIES = dict.fromkeys(("llava", "llava_next", "smolvlm"), "bifrost")
@@ -143,7 +143,7 @@ class Codec:
             box = to_square(location.box01_xyxy, frame) if self.name == "square" else location.box01_xyxy
             return format_answer(location.moved(box), self.fmt, self.decimals)
         form, (x0, y0, x1, y1) = self.form(frame), location.box01_xyxy
-        (left, right), (top, bottom) = _whole(x0, x1, form.high[0]), _whole(y0, y1, form.high[1])
+        (left, right), (top, bottom) = apart(x0, x1, form.high[0]), apart(y0, y1, form.high[1])
         return form.text((left, top, right, bottom), depths_of(location, self.fmt))
 
     def decode(self, text: str, frame: Frame) -> Place:
@@ -210,15 +210,6 @@ def _inside(low: float, high: float, unit: int) -> tuple[int, int]:
         first = floor(low * unit)
         last = max(ceil(high * unit), first + 1)
     return first, last
-
-
-def _whole(low: float, high: float, units: int) -> tuple[int, int]:
-    """Both in whole units inside [0, units], at least one apart."""
-    a, b = round(low * units), round(high * units)
-    if a < b:
-        return a, b
-    a = min(int(low * units), units - 1)
-    return a, a + 1
 
 
 def number_text(units: int, decimals: int) -> str:

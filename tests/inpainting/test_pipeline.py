@@ -54,18 +54,18 @@ def test_images_of_any_size_keep_every_byte_outside_the_masks(tiny, size):
 
 def test_sizes_of_the_canvas():
     for size, inner in (((64, 64), (64, 64)), ((75, 100), (64, 85)), ((300, 100), (128, 43))):
-        assert make_canvas(random_image(*size), [np.ones(size, bool)], 64, 8).inner_hw == inner
-    canvas = make_canvas(random_image(30, 41), [box(30, 41, 0, 1, 0.9, 1)], 64, 8)
-    assert canvas.inner_hw == (64, 87)
-    assert canvas.masks.shape[1:] == (64, 88)
-    assert not canvas.masks[0, :, 87:].any(), "what is added at the edge belongs to no region"
-    assert torch.equal(canvas.image_pm1[:, :, 87], canvas.image_pm1[:, :, 86])
+        assert make_canvas(random_image(*size), [np.ones(size, bool)], 64, 8)[2] == inner
+    image_pm1, masks, inner = make_canvas(random_image(30, 41), [box(30, 41, 0, 1, 0.9, 1)], 64, 8)
+    assert inner == (64, 87)
+    assert masks.shape[1:] == (64, 88)
+    assert not masks[0, :, 87:].any(), "what is added at the edge belongs to no region"
+    assert torch.equal(image_pm1[:, :, 87], image_pm1[:, :, 86])
 
 
 def test_a_mask_of_one_pixel_survives_shrinking():
     mask = np.zeros((1000, 1000), bool)
     mask[501, 333] = True
-    assert make_canvas(random_image(1000, 1000), [mask], 64, 8).masks.sum() >= 1
+    assert make_canvas(random_image(1000, 1000), [mask], 64, 8)[1].sum() >= 1
 
 
 def test_a_sample_is_the_same_alone_and_in_company(pipe):
@@ -153,7 +153,7 @@ def test_negative_prompts_of_a_region_are_read_in_that_region_only(pipe):
     hook.remove()
     regional = calls[0]["cross_attention_kwargs"]["regions"]
     unconditional, conditional = regional[64][:, 0]  # (n, t) each, negative half first
-    inside = torch.nn.functional.adaptive_max_pool2d(one.canvas.masks.float(), 8).flatten(1) > 0
+    inside = torch.nn.functional.adaptive_max_pool2d(one.masks.float(), 8).flatten(1) > 0
     for bias, counts in ((unconditional, (3, 0)), (conditional, (3, 2))):
         seen = (bias == 0).sum(1)  # tokens that each cell reads
         assert set(seen[inside[0] & ~inside[1]].tolist()) == {77 - counts[1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,12 @@ from llava_bifrost.language.instruction import InstructionError, Request
 from llava_bifrost.locator import (
     BROKEN,
     CONFIG,
-    Evidence,
     Locator,
     LocatorConfig,
     distinct,
     load_locator,
     rank,
     read_locator_config,
-    score_parts,
 )
 from llava_bifrost.predict.__main__ import build_app
 from llava_bifrost.propose import read_anchors
@@ -121,16 +120,20 @@ def test_ranking_follows_geometry():
     request = Request("dog", (("behind", "sofa"),))
     behind, before = Place.of((0.4, 0.2, 0.6, 0.4), 0.4), Place.of((0.4, 0.6, 0.6, 0.9), 0.9)
     hanging = Place.of((0.4, 0.05, 0.6, 0.2), 0.45)
-    evidence = Evidence(request, {"sofa": sofa}, depth_01)
+    known = request, {"sofa": sofa}, depth_01
     candidates = [Candidate(where, p, "") for where, p in ((before, -1.0), (hanging, -2.0), (behind, -9.0))]
-    best, *rest = rank(candidates, evidence)
+    best, *rest = rank(candidates, *known)
     assert best.location == behind
-    assert score_parts(before, evidence)["behind the sofa"] == BROKEN
-    assert score_parts(hanging, evidence)["support"] < 0.3 < score_parts(behind, evidence)["support"]
-    giant = Place.of((0.01, 0.01, 0.99, 0.4), 0.4)
-    assert score_parts(giant, evidence)["size"] < 0.5 < score_parts(behind, evidence)["size"]
-    assert score_parts(Place.of((0.0, 0.2, 0.5, 0.4), 0.4), Evidence())["in frame"] < 1
-    assert [one.log_probability for one in rank(candidates, Evidence())] == [-1.0, -2.0, -9.0]
+
+    def score(box: tuple[float, float, float, float], d: float, *known: Any) -> float:
+        return rank([Candidate(Place.of(box, d), 0.0, "")], *known)[0].score or 0.0
+
+    good = score(behind.box01_xyxy, behind.d, *known)
+    assert 0 < score(before.box01_xyxy, before.d, *known) <= BROKEN < good
+    assert score(hanging.box01_xyxy, hanging.d, *known) < 0.3 < good, "it has no support"
+    assert score((0.01, 0.01, 0.99, 0.4), 0.4, *known) < 0.5 * good, "it is too large"
+    assert score((0.0, 0.2, 0.5, 0.4), 0.4) < 1 == score((0.1, 0.2, 0.5, 0.4), 0.4)
+    assert [one.log_probability for one in rank(candidates)] == [-1.0, -2.0, -9.0]
 
 
 def test_near_repetitions_are_one():

@@ -23,13 +23,12 @@ from inpainting.data import paintings
 from inpainting.data.batches import AnnotateSettings, Answer, CaptionSettings, Load, run_batches
 from inpainting.data.steps.texts import STEPS, damaged, read_captions
 from inpainting.prompts import CAPTION_PROMPT, CAPTION_START, KOSMOS_PROMPT
-from ldm.device import pick_dtype
 from ldm.files import hash_model
 from ldm.images import read_image
 from ldm.journal import Journal, JournalReader
 from ldm.locks import alone
 from ldm.mllm.constrain import FiniteScores
-from ldm.mllm.model import Mllm, four_bit_works, load_mllm, load_quantised
+from ldm.mllm.model import Mllm, four_bit_works, load_mllm
 from ldm.registry.models import local_or_hub_folder
 from ldm.result import write_result
 
@@ -42,15 +41,10 @@ def open_model(model_id: str, precision: str = "auto", device: str = "auto", dty
     """A model by folder or hub name.
 
     precision: 4bit (as published: nf4; needs CUDA and bitsandbytes), full, or auto: 4bit where it works.
-    device, dtype: as in `load_mllm`; with 4 bits the device is chosen here, and dtype is the arithmetic's.
+    device, dtype: as in `load_mllm`
     """
-    folder = local_or_hub_folder(model_id)
-    able = four_bit_works()
-    if precision == "4bit" and not able:
-        raise ValueError("precision 4bit needs a CUDA device and bitsandbytes (requirements-extras.txt)")
-    if precision == "full" or not able:
-        return load_mllm(folder, device, dtype)
-    return load_quantised(folder, pick_dtype(dtype, torch.device("cuda"), folder))
+    smaller = precision == "4bit" or (precision == "auto" and four_bit_works())
+    return load_mllm(local_or_hub_folder(model_id), device, dtype, "4bit" if smaller else "")
 
 
 def caption_crops(mllm: Mllm, crops_u8: Sequence[np.ndarray], concepts: list[str], longest: int) -> list[str]:

@@ -31,7 +31,7 @@ from ldm.images import encode_png
 from ldm.journal import Journal, JournalReader, stamp_path
 from ldm.metrics.backbones import hash_of
 from ldm.mllm import training
-from ldm.mllm.model import Mllm, four_bit_works, load_model, load_processor, load_quantised
+from ldm.mllm.model import Mllm, four_bit_works, load_mllm, load_quantised
 from ldm.registry.models import local_or_hub_folder
 from ldm.result import write_result
 from ldm.settings.config import dump_yaml, to_plain, write_config
@@ -212,14 +212,13 @@ def open_mllm(config: PromptTraining, device: torch.device, checkpoint: Path | N
     folder, dtype = local_or_hub_folder(base_folder(config.model)), DTYPES[config.dtype_name]
     quantised = config.fine_tuning_type in ("qlora", "quantized")
     if quantised and four_bit_works():
-        mllm = load_quantised(folder, torch.bfloat16, "4bit", {"": device}, dtype)
+        mllm = load_quantised(folder, torch.bfloat16, "4bit", device, dtype)
     else:
         if quantised:
             why = "4-bit weights need CUDA and bitsandbytes (requirements-extras.txt); the model stays in"
             text = "fine_tuning_type=%s: %s %s, which takes more memory and answers a little otherwise"
             log.warning(text, config.fine_tuning_type, why, config.dtype_name)
-        model = load_model(folder, dtype).to(device)
-        mllm = Mllm(model.eval(), load_processor(folder, model.config), folder)
+        mllm = load_mllm(folder, str(device), config.dtype_name)
     full, base = config.fine_tuning_type == "full", mllm.model
     if config.only_val and checkpoint is None:
         return mllm

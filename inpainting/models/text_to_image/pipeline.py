@@ -50,13 +50,6 @@ class RegionPrompt:
 
 
 @dataclass(frozen=True, eq=False)
-class Canvas:
-    image_pm1: Tensor  # (3, h, w)
-    masks: Tensor  # (r, h, w) bool
-    inner_hw: tuple[int, int]  # size without padding (top left)
-
-
-@dataclass(frozen=True, eq=False)
 class PaintJob:
     image_u8: np.ndarray  # (H, W, 3)
     regions: Sequence[RegionPrompt | tuple[np.ndarray, str]]
@@ -89,7 +82,7 @@ class PaintJob:
             negative = plan([region.negative or options.negative for region in regions])
         else:
             negative = plan_shared(options.negative, pipe.tokenizer)
-        return PreparedJob(self, regions, canvas, prompts, negative)
+        return PreparedJob(self, regions, prompts, negative, *canvas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,15 +101,17 @@ class PreparedJob:
 
     job: PaintJob
     regions: list[RegionPrompt]
-    canvas: Canvas
     plan: TokenPlan
     negative: TokenPlan
+    image_pm1: Tensor  # (3, h, w)
+    masks: Tensor  # (r, h, w) bool
+    inner_hw: tuple[int, int]  # size without padding (top left)
 
     def pasted(
         self, painted_u8: Iterator[np.ndarray], options: PaintOptions
     ) -> tuple[list[LoadedImage], np.ndarray]:
         """Canvases, one a seed, at the image's own size; outside the mask (H, W), also given, bytes stay."""
-        image, (h, w) = self.job.image_u8, self.canvas.inner_hw
+        image, (h, w) = self.job.image_u8, self.inner_hw
         source, size = self.job.source or LoadedImage(image), (image.shape[0], image.shape[1])
         edit = np.logical_or.reduce([region.mask for region in self.regions])
         place = edit if options.paste_back else edit | True
@@ -130,7 +125,7 @@ class PreparedJob:
         self, painted_u8: Iterator[np.ndarray], pipe: Inpainter, options: PaintOptions, timer: StageTimer
     ) -> PaintResult:
         """The result with its recipe and report; what changed outside the masks is measured."""
-        image, canvas, regions = self.job.image_u8, self.canvas, self.regions
+        image, regions = self.job.image_u8, self.regions
         source, seeds = self.job.source or LoadedImage(image), list(self.job.seeds)
         with timer.stage("paste back"):
             images, edit = self.pasted(painted_u8, options)
@@ -138,7 +133,7 @@ class PreparedJob:
             "drift": [measure_drift(source.own_u8, each.own_u8, edit) for each in images],
             "seeds": seeds,
             "cuts": [to_plain(cut) for cut in self.plan.cuts],
-            "canvas": list(canvas.masks.shape[1:]),
+            "canvas": list(self.masks.shape[1:]),
             "mask_pixels": [int(region.mask.sum()) for region in regions],
             "device": str(pipe.device),
             "seconds": timer.report(),
@@ -210,7 +205,7 @@ def paint_all(
     prepared = [job.prepare(pipe, options) for job in jobs]
     batches: dict[torch.Size, list[int]] = defaultdict(list)  # by (h, w)
     for index, job in enumerate(prepared):
-        batches[job.canvas.masks.shape[1:]].append(index)
+        batches[job.masks.shape[1:]].append(index)
     results: dict[int, PaintResult] = {}
     for indices in batches.values():
         group = [prepared[index] for index in indices]
@@ -224,9 +219,9 @@ def paint_all(
 
 def batch_of(jobs: Sequence[PreparedJob]) -> Batch:
     """Jobs of one painting size together; images with fewer regions get empty ones."""
-    masks = torch.nn.utils.rnn.pad_sequence([job.canvas.masks for job in jobs], batch_first=True)
+    masks = torch.nn.utils.rnn.pad_sequence([job.masks for job in jobs], batch_first=True)
     return Batch(
-        image_pm1=torch.stack([job.canvas.image_pm1 for job in jobs]),
+        image_pm1=torch.stack([job.image_pm1 for job in jobs]),
         masks=masks,
         union=masks.any(dim=1, keepdim=True),
         plans=[job.plan for job in jobs],
@@ -247,10 +242,11 @@ def resolve_options(pipe: Inpainter, options: PaintOptions = DEFAULTS) -> PaintO
 
 def make_canvas(
     image_u8: np.ndarray, masks: Sequence[np.ndarray], resolution: int, factor: int, layout: str = "coverage"
-) -> Canvas:
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Bring image (H, W, 3) and masks (H, W) to painting size: the shorter side is `resolution`, or less.
 
     factor: pixels per latent;  layout: nearest samples masks at one point, coverage keeps what they touch
+    returns: the last three fields of `PreparedJob`
     """
     high, wide = image_u8.shape[:2]
     scale = min(resolution / min(high, wide), LONGEST * resolution / max(high, wide))
@@ -262,7 +258,7 @@ def make_canvas(
     else:
         fitted = [resize(mask.astype(np.float32), inner, how="area") > 1e-6 for mask in masks]
     padded = np.stack([np.pad(mask, padding) for mask in fitted])
-    return Canvas(to_pm1(image), torch.from_numpy(padded), inner)
+    return to_pm1(image), torch.from_numpy(padded), inner
 
 
 def array_sha256(array: np.ndarray) -> str:

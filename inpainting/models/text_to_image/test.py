@@ -38,12 +38,6 @@ def read_run(config_path: Path, overrides: Overrides) -> PaintingsConfig:
     return load_config(PaintingsConfig, find_config(config_path), overrides or [])
 
 
-def index_of_count(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
-    if not shard and not 0 <= proc_idx < num_proc:
-        raise ValueError(f"--proc-idx must be at least 0 and below --num-proc ({num_proc}), got {proc_idx}")
-    return shard_of(shard) if shard else (proc_idx, num_proc)
-
-
 def sharded(work: Callable[[PaintingsConfig, tuple[int, int], str], None]) -> Callable[..., None]:
     """The verb that does `work` on the settings of a file for one of several processes."""
 
@@ -55,7 +49,7 @@ def sharded(work: Callable[[PaintingsConfig, tuple[int, int], str], None]) -> Ca
         ray: Ray = "",
         overrides: Overrides = None,
     ) -> None:
-        work(read_run(config_path, overrides), index_of_count(num_proc, proc_idx, shard), ray)
+        work(read_run(config_path, overrides), shard_of(shard or f"{proc_idx}/{num_proc}"), ray)
 
     return verb
 
@@ -83,7 +77,7 @@ def build_app() -> typer.Typer:
         """Fill one region after the other (baseline)."""
         config = read_run(config_path, overrides)
         config = config if output_dir is None else replace(config, output_dir=output_dir)
-        fill_paintings(config, index_of_count(num_proc, proc_idx, shard), ray, one_by_one=True)
+        fill_paintings(config, shard_of(shard or f"{proc_idx}/{num_proc}"), ray, one_by_one=True)
 
     @app.command("compute", cls=keys)
     def compute_metrics(

@@ -19,7 +19,6 @@ import numpy as np
 
 from inpainting.models.text_to_image.config import ALL, MULTI, PAPER_ROWS, PaintingsConfig
 from inpainting.models.text_to_image.evaluation import generate, measure
-from inpainting.models.text_to_image.load import load_tokenizer
 from ldm.device import pick_device
 from ldm.files import file_sha256, read_json, write_atomic
 from ldm.images import read_image
@@ -104,7 +103,7 @@ def measure_run(
 ) -> list[measure.ImageMetrics]:
     """The metrics of every image of the run. The captions are the annotated ones, whatever was painted."""
     out = config.output_dir
-    dataset = generate.open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
+    dataset = generate.open_paintings(config, out)
     assert dataset.manifest is not None
     masks = dataset.manifest.items
     stems = [stem for stem in dataset.stems if not only_multi or len(masks[stem]) > 1]

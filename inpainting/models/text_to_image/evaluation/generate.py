@@ -7,13 +7,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
-from transformers import CLIPTokenizer
 
 from inpainting.data.datasets import InpaintingDataset
 from inpainting.data.paintings import MANIFEST, MaskManifest
@@ -37,15 +37,14 @@ Work = Callable[[list[Item]], None]
 GENERATED_WITH = "generated_with.json"  # beside the images
 
 
-def open_paintings(
-    config: PaintingsConfig, tokenizer: CLIPTokenizer, beside: Path, texts_dir: Path | None
-) -> InpaintingDataset:
+def open_paintings(config: PaintingsConfig, beside: Path, texts_dir: Path | None = None) -> InpaintingDataset:
     """The images of the run with the regions that the manifest in folder `beside` records.
 
     texts_dir: prompts instead of captions; they must have been written for the same regions
     """
     how: dict[str, Any] = {"texts_dir": texts_dir, "global_anns_path": config.global_anns_path}
     how |= {"seed": config.seed, "freestyle": config.paint.rca}
+    tokenizer = load_tokenizer(config.pretrained / "tokenizer")
     dataset = InpaintingDataset(config.data, tokenizer, config.split, **how)
     manifest = dataset.follow(beside / MANIFEST)
     if texts_dir is not None and (texts_dir / MANIFEST).is_file():
@@ -107,8 +106,8 @@ def fill_paintings(
     one_by_one: one region after the other, each in the result of those before it (baseline)
     ray: as in `ldm.cluster.spread`
     """
-    out, tokenizer = config.output_dir, load_tokenizer(config.pretrained / "tokenizer")
-    dataset = open_paintings(config, tokenizer, out, config.texts_dir)
+    out = config.output_dir
+    dataset = open_paintings(config, out, config.texts_dir)
 
     def turns_of(item: Item) -> list[PaintJob]:
         """What to paint into an image, in turn."""
@@ -150,19 +149,21 @@ def fill_paintings(
 
         return fill
 
-    mine = dataset.stems[shard[0] :: shard[1]]
-    work_through(make, config, dataset, mine, lambda stem: image_path(out, stem).is_file(), ray)
+    work_through(make, config, dataset, partial(image_path, out), shard, ray)
 
 
 def work_through(
     make: Callable[[], Work],
     config: PaintingsConfig,
     dataset: InpaintingDataset,
-    stems: Sequence[str],
-    is_done: Callable[[str], bool],
+    result: Callable[[str], Path],
+    shard: tuple[int, int],
     ray: str,
 ) -> None:
-    """Do the images of these names that are not done."""
+    """Do the images of a shard whose result is not there. result: its file, of the name of an image"""
+
+    def is_done(stem: str) -> bool:
+        return result(stem).is_file()
 
     def work() -> Stream:
         do = make()
@@ -170,7 +171,8 @@ def work_through(
             do, pending_batches(config, dataset, list(chain(*batches)), is_done, "images")
         )
 
-    lists = [stems[at : at + config.batch] for at in range(0, len(stems), config.batch)]
+    mine = dataset.stems[shard[0] :: shard[1]]
+    lists = [mine[at : at + config.batch] for at in range(0, len(mine), config.batch)]
     for _ in spread(work, lists, ray):
         pass
 
@@ -192,7 +194,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), r
     if not model:
         wrong = "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
         raise ValueError(wrong)
-    dataset = open_paintings(config, load_tokenizer(config.pretrained / "tokenizer"), out, None)
+    dataset = open_paintings(config, out)
 
     def make() -> Work:
         name = model
@@ -217,5 +219,4 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), r
 
         return write
 
-    mine = dataset.stems[shard[0] :: shard[1]]
-    work_through(make, config, dataset, mine, lambda stem: (out / f"{stem}.json").is_file(), ray)
+    work_through(make, config, dataset, lambda stem: out / f"{stem}.json", shard, ray)
