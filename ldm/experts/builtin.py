@@ -94,8 +94,9 @@ def efficientnet_lite0() -> nn.Sequential:
     return nn.Sequential(*network, *layers(channels, 1280), nn.Conv2d(1280, CLASSES, 1)).eval()
 
 
-def load_lite0(file: Path) -> nn.Sequential:
-    """The network with the published weights, which stand in the file in the order of its layers."""
+def load_lite0(folder: Path) -> nn.Sequential:
+    """The network with the published weights of the registry's folder, in the order of its layers."""
+    file = next(iter(sorted(folder.glob("*.pth"))), folder / "weights.pth")
     stored, network = open_weights(file), efficientnet_lite0()
     needed = network.state_dict()
     if len(stored.shapes) != len(needed):
@@ -115,9 +116,7 @@ class Lite0Features:
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "Lite0Features":
         """From the registry's folder of the rough detector."""
-        return cls(
-            load_lite0(next(iter(sorted(folder.glob("*.pth"))), folder / "weights.pth"))[:-1].to(device)
-        )
+        return cls(load_lite0(folder)[:-1].to(device))
 
     @torch.inference_mode()
     def images(self, images_u8: Sequence[np.ndarray]) -> np.ndarray:
@@ -184,8 +183,7 @@ class RoughFinder:
         """From the registry's folder; ValueError names what is missing and the command that gets it."""
         cutout = cutout_network("u2netp")
         assert cutout is not None
-        weights = next(iter(sorted(folder.glob("*.pth"))), folder / "weights.pth")
-        classifier = load_lite0(weights)
+        classifier = load_lite0(folder)
         with named_failure(f"detector {folder} cannot be loaded", OSError, ValueError):
             tokenizer = AutoTokenizer.from_pretrained(str(folder))
         network = load_pretrained(AutoModel, folder, dtype=dtype).to(device)

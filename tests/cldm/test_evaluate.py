@@ -188,7 +188,7 @@ def test_evaluation_orders_the_baselines(
 ) -> None:
     settings = EvaluateSettings(
         model=small_compositor, data=held_out, depth_model=small_depth_network, given_depth=True, scenes=4,
-        strengths=(0.5,), steps=2, ablations=2, out=tmp_path / "result.json",
+        strengths=(0.5,), steps=2, noise_steps=(4,), ablations=2, out=tmp_path / "result.json",
     )  # fmt: skip
     evaluate(settings)
     result = json.loads((tmp_path / "result.json").read_text())

@@ -126,12 +126,12 @@ def test_parts_that_do_not_fit_are_refused(model: Compositor) -> None:
 
 
 @pytest.mark.parametrize("which", ["published", "all"])
-def test_first_convolution_stays_zero_over_50_steps(which: str, inputs: dict[str, torch.Tensor]) -> None:
+def test_first_convolution_stays_zero_over_20_steps(which: str, inputs: dict[str, torch.Tensor]) -> None:
     model = create_compositor(SMALL, seed=3)
     module = CompositorModule(model, CompositorTrainConfig(trainable=which))
     optimizer = torch.optim.AdamW(module.parameters_to_train, lr=1e-2)
     before = model.detail.net.controlnet_mid_block.weight.clone()
-    for _ in range(50):
+    for _ in range(20):
         conditions = model.conditions(inputs["reference_01"], inputs["detail_pm1"], inputs["depth_01"])
         model(inputs["x"], torch.tensor(5), conditions).square().mean().backward()
         optimizer.step()

@@ -14,6 +14,7 @@ from cldm.training.settings import DataConfig, RunConfig, TrainerConfig
 from ldm.images import write_mask
 from ldm.settings.config import load_config
 from tests.cldm.small import SMALL, SMALL_CONFIG
+from tests.cldm.test_train_run import with_trainer
 from tests.conftest import ROOT
 from tests.datasets import trees
 
@@ -45,14 +46,14 @@ def settings(out: Path, datasets_file: Path) -> RunConfig:
 
 
 def test_refusals_are_counted_also_over_an_interruption(datasets_file: Path, tmp_path: Path) -> None:
-    whole = settings(tmp_path / "whole", datasets_file)
+    whole = with_trainer(settings(tmp_path / "whole", datasets_file), max_steps=4)
     train(whole)
     found = json.loads((tmp_path / "whole/refusals.json").read_text())
     assert list(found) == ["folder", "mose"]
-    assert sum(one["accepted"] for one in found.values()) == 12
+    assert sum(one["accepted"] for one in found.values()) == 8
     assert found["folder"]["refused"]
-    part = settings(tmp_path / "part", datasets_file)
-    train(replace(part, trainer=replace(part.trainer, max_steps=3)))
+    part = replace(whole, out=tmp_path / "part")
+    train(with_trainer(part, max_steps=2))
     train(part)
     assert json.loads((tmp_path / "part/refusals.json").read_text()) == found
 

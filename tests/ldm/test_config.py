@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm.settings.config import (
@@ -195,6 +195,7 @@ jobs = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(jobs)
 def test_yaml_round_trip_gives_an_equal_object(tmp_path_factory, job):
     path = write(tmp_path_factory.mktemp("trip"), job=dump_yaml(job))
