@@ -25,8 +25,8 @@ from datasets.sources.readers import ObjectView
 from datasets.sources.registry import SOURCES, DatasetsConfig, open_source
 from datasets.sources.tarred import DEPTH, RECORD, is_whole, shard_path
 from ldm.cluster import Stream, spread
-from ldm.files import json_bytes, read_json, same_file, write_atomic, written_whole
-from ldm.locks import held, lock_beside, taken
+from ldm.files import same_file, write_atomic, written_whole
+from ldm.locks import note_begun, taken
 from ldm.settings.choices import Divided, shard_of
 from ldm.settings.cli import command, run_module, single_app, takes_keys
 from ldm.settings.config import load_config, setting, to_plain
@@ -53,12 +53,7 @@ def write_tars(settings: TarSettings) -> dict[str, Any]:
         raise ValueError(f"{settings.source}: rendered scenes are stored in shards already")
     record = {key: getattr(settings, key) for key in ("source", "items", "draws", "seed")}
     record |= {"files": to_plain(source.config), "shards": -(-len(source) // settings.items)}
-    path = settings.out / RECORD
-    with held(lock_beside(path), wait=True):
-        if not path.is_file():
-            write_atomic(path, json_bytes(record))
-    if changed := [key for key, value in read_json(path).items() if record.get(key) != value]:
-        raise ValueError(f"{settings.out} was begun with another {', '.join(changed)}; choose another --out")
+    note_begun(settings.out / RECORD, record)
 
     def make() -> Stream:
         there: Any = open_source(config, settings.source) if settings.ray else source

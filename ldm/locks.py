@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ldm.files import UnwritableError, failure_reason
+from ldm.files import UnwritableError, failure_reason, read_json, write_json
 
 T = TypeVar("T")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # set by launchers; the first process holds the run folder
@@ -44,6 +45,20 @@ def held(path: Path, wait: bool = False) -> Iterator[bool]:
 
 def lock_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
+
+
+def note_begun(path: Path, facts: Mapping[str, Any]) -> None:
+    """Note what decides the results of a folder in one of its files; several processes may fill the folder.
+
+    ValueError where it was begun otherwise.
+    """
+    with held(lock_beside(path), wait=True):
+        if not path.is_file():
+            write_json(path, facts)
+    before, now = read_json(path), json.loads(json.dumps(facts))
+    if differ := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        wrong = f"{path.parent} was begun with another {', '.join(differ)} ({path.name});"
+        raise ValueError(f"{wrong} choose another folder")
 
 
 @contextlib.contextmanager

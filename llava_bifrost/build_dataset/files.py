@@ -26,10 +26,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ldm.cluster import spread
-from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic, write_json
+from ldm.files import json_bytes, read_json, write_all_atomic, write_atomic
 from ldm.images import encode_png
 from ldm.journal import SharedLines, in_order, read_lines
-from ldm.locks import held, lock_beside, taken
+from ldm.locks import note_begun, taken
 from ldm.settings.choices import shard_of
 from llava_bifrost.build_dataset.records import IMAGE, Built, statistics
 from llava_bifrost.settings import MergeShardsSettings, OutputSettings
@@ -65,15 +65,7 @@ def build_questions(make: Callable[[Any], QuestionSource], settings: OutputSetti
     shard, shards = shard_of(settings.shard)
     names, size = source.names, source.chunk
     output = {"format": settings.format, "decimals": settings.decimals, "seed": settings.seed}
-    recipe = {**source.recipe, **output, "items": len(names)}
-    with held(lock_beside(settings.out / RECIPE), wait=True):
-        if not (settings.out / RECIPE).is_file():
-            write_json(settings.out / RECIPE, recipe)
-    known = read_json(settings.out / RECIPE)
-    different = sorted(key for key in {*known, *recipe} if known.get(key) != recipe.get(key))
-    if different:
-        wrong = f"{settings.out} holds a data set that was begun with other settings"
-        raise ValueError(f"{wrong} ({', '.join(different)}); choose another --out or remove it")
+    note_begun(settings.out / RECIPE, {**source.recipe, **output, "items": len(names)})
     lines = SharedLines(settings.out / "parts" / f"shard-{shard}-of-{shards}.jsonl")
     mine = [range(at, min(at + size, len(names))) for at in range(0, len(names), size)][shard::shards]
     parts, count = [mine[at : at + TAKEN] for at in range(0, len(mine), TAKEN)], 0

@@ -201,7 +201,7 @@ def test_what_cannot_be_read_is_one_line(written, overrides: list[str], message:
 
 def test_other_settings_and_damage_are_refused(written) -> None:
     written("lvis")
-    with pytest.raises(ValueError, match="tars was begun with another items, shards; choose another --out"):
+    with pytest.raises(ValueError, match=r"tars was begun with another items, shards \("):
         write_tars(settings("lvis", items=1))
     path = Path("tars/shard-00000.tar")
     path.write_bytes(path.read_bytes()[:-20000].ljust(path.stat().st_size, b"\1"))

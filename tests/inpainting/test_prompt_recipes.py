@@ -242,7 +242,7 @@ def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
     for k in (1, 2):
         (data / "images" / "train" / f"train_{k}.jpg").unlink()
     shutil.copytree(data / "images" / "train", data / "images" / "val")
-    changes = (f"data.data_dir={data}", "fine_tuning_type=full", "fit.steps=60", "fit.batch=2", "fit.lr=5e-3")
+    changes = (f"data.data_dir={data}", "fine_tuning_type=full", "fit.steps=40", "fit.batch=2", "fit.lr=8e-3")
     more = (
         "val.max_new_tokens=40",
         "fit.schedule=cosine",
@@ -250,7 +250,7 @@ def test_the_model_learns_to_answer_and_to_stop(folder: Path, tmp_path: Path):
         "gradient_checkpointing=false",
     )
     train_prompt_writer(
-        recipe(folder, tmp_path / "run", "train/llava_1mask", *changes, *more, "fit.validate_every=60")
+        recipe(folder, tmp_path / "run", "train/llava_1mask", *changes, *more, "fit.validate_every=40")
     )
     rows = read_predictions(tmp_path / "run" / "validation" / "predictions.jsonl")
     assert [row.prediction for row in rows] == ["a red cube", "a yellow cube"]

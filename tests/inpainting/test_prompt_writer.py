@@ -62,9 +62,9 @@ def in_memory(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_mask_gets_a_prompt(writers: dict[str, PromptWriter], name: str):
     """In any family, for different numbers of masks in one batch; batch = singles; seeds repeat."""
-    images, masks = [IMAGE, IMAGE[:50, :40], IMAGE], [MASKS[:3], [mask_at(1, (50, 40))], MASKS[:5]]
+    images, masks = [IMAGE, IMAGE[:50, :40], IMAGE], [MASKS[:2], [mask_at(1, (50, 40))], MASKS[:3]]
     found = writers[name].write(images, masks, SHORT, batch=3)
-    assert [len(one) for one in found] == [3, 1, 5]
+    assert [len(one) for one in found] == [2, 1, 3]
     for text in [text for one in found for text in one]:
         assert text.strip() == text
         assert text
@@ -72,7 +72,7 @@ def test_every_mask_gets_a_prompt(writers: dict[str, PromptWriter], name: str):
     singles = [writers[name].write([a], [np.stack(b)], SHORT)[0] for a, b in zip(images, masks, strict=True)]
     assert singles == found
     warm = [Decoding(temperature=1.5, seed=seed, longest=6) for seed in (1, 1, 2)]
-    first, again, other = (writers[name].write(images[:2], masks[:2], one) for one in warm)
+    first, again, other = (writers[name].write(images[1:2], masks[1:2], one) for one in warm)
     assert first == again != other
 
 

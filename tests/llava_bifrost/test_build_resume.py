@@ -183,7 +183,9 @@ def test_a_second_build_with_other_settings_is_refused(
 ) -> None:
     out = tmp_path / "set"
     run(settings(coco, small_depth_network, out, shard="0/2"))
-    with pytest.raises(ValueError, match=r"begun with other settings \(seed\); choose another --out"):
+    with pytest.raises(
+        ValueError, match=r"was begun with another seed \(recipe.json\); choose another folder"
+    ):
         run(settings(coco, small_depth_network, out, shard="0/2", seed=5))
 
 

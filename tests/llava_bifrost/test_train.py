@@ -69,7 +69,7 @@ def config(model: Path, data: Path, out: Path, **fit: Any) -> TrainConfig:
         "device": "cpu",
     }
     return TrainConfig(
-        model, data, out, validation=data, validation_samples=4, measured=2, checked=2, dtype="fp32",
+        model, data, out, validation=data, validation_samples=4, measured=0, checked=0, dtype="fp32",
         projector_lr=1e-3, lora=LoraSettings(rank=4, alpha=8, dropout=0.1),
         fit=FitConfig(**{**settings, "schedule": "constant", "validate_every": 6, **fit}),
     )  # fmt: skip
@@ -83,17 +83,17 @@ def table(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("family", BRANCHES)
 def test_each_family_trains_and_answers(family: str, data: Path, tmp_path: Path):
     base = small_folder(family, tmp_path / "base")
-    settings = config(base, data, tmp_path / "run", steps=8)
-    fine_tune_locator(settings)
+    settings = config(base, data, tmp_path / "run")
+    fine_tune_locator(TrainConfig(**{**vars(settings), "measured": 1, "checked": 1}))
     rows = table(tmp_path / "run" / "metrics.csv")
-    assert len(rows) == 8
+    assert len(rows) == 6
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert {"loss", "parsed", "iou", "depth_error", "satisfied"} <= set(
         table(tmp_path / "run" / "validation.csv")[0]
     )
     report = json.loads((tmp_path / "run" / "check.json").read_text())
-    assert report["answered"] == 2
-    assert 0 <= report["free_answers_that_parse"] <= 2
+    assert report["answered"] == 1
+    assert 0 <= report["free_answers_that_parse"] <= 1
     locator = load_locator(tmp_path / "run" / "model", "cpu")
     assert locator.codec.name == read_locator_config(base, family).codec
     asked = locator.locate(np.zeros((48, 64, 3), np.uint8), "Place the dog behind the sofa")[0]
@@ -207,7 +207,7 @@ def test_a_trained_locator_looks(tmp_path: Path):
     data = write_data(tmp_path / "data", 6)
     base = small_folder("llava_words", tmp_path / "base")
     changes = {"lora": LoraSettings(rank=0), "decimals": 2, "checked": 6, "measured": 6, "projector_lr": 5e-3}
-    settings = config(base, data, tmp_path / "run", steps=60, lr=5e-3, batch=6, validate_every=60)
+    settings = config(base, data, tmp_path / "run", steps=40, lr=8e-3, batch=6, validate_every=40)
     fine_tune_locator(TrainConfig(**{**vars(settings), **changes}))
     report = json.loads((tmp_path / "run" / "check.json").read_text())
     assert report["free_answers_that_parse"] == 6

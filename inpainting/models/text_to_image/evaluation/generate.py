@@ -24,9 +24,10 @@ from inpainting.models.text_to_image.load import LORA_FILE, load_inpainter, load
 from inpainting.models.text_to_image.pipeline import PaintJob, paint_all, resolve_options
 from ldm.cluster import Stream, spread
 from ldm.denoise import Monitor
-from ldm.files import read_json, write_atomic
+from ldm.files import write_atomic
 from ldm.images import from_pm1, write_png
 from ldm.journal import in_order
+from ldm.locks import note_begun
 from ldm.mllm.training import ADAPTER_CONFIG
 from ldm.seeds import seed_of
 from ldm.settings.config import to_plain
@@ -85,19 +86,6 @@ def item_masks(item: Item) -> list[np.ndarray]:
     return [mask[0].numpy() > 0 for mask in item["all_masks"]]
 
 
-def record(path: Path, facts: dict[str, Any]) -> None:
-    """Note what decides the results beside them; a folder that was begun otherwise is not continued."""
-    text = json.dumps(facts, indent=1, sort_keys=True) + "\n"
-    if not path.is_file():
-        write_atomic(path, text.encode())
-        return
-    before, now = read_json(path), json.loads(text)
-    differ = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if differ:
-        wrong = f"{path.parent} was begun with another {', '.join(differ)} ({path.name});"
-        raise ValueError(f"{wrong} choose another folder")
-
-
 def fill_paintings(
     config: PaintingsConfig, shard: tuple[int, int] = (0, 1), ray: str = "", one_by_one: bool = False
 ) -> None:
@@ -132,7 +120,7 @@ def fill_paintings(
         facts = {"weights": weights_of(model), "paint": to_plain(options), "seed": config.seed}
         facts |= {"regions": "one after the other" if one_by_one else "at once"}
         facts |= {"fixed_prompt": config.fixed_prompt, "texts_dir": to_plain(config.texts_dir)}
-        record(out / GENERATED_WITH, facts)
+        note_begun(out / GENERATED_WITH, facts)
 
         def fill(items: list[Item]) -> None:
             jobs = list(map(turns_of, items))
@@ -208,7 +196,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), r
             decoding = Decoding(longest=max(1, config.max_new_tokens // regions))
         else:
             decoding = Decoding(constrained=False, longest=config.max_new_tokens)
-        record(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
+        note_begun(out / GENERATED_WITH, {"weights": writer.weights(), "decoding": to_plain(decoding)})
 
         def write(items: list[Item]) -> None:
             images_u8, masks = [item_image(item) for item in items], [item_masks(item) for item in items]
