@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, PNDMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,6 +21,9 @@ from ldm.device import check_finite
 UNET = "denoising network (UNet)"  # as errors call it
 # Images that go through a UNet together; chosen: with guidance 512 px take 12 GB in half precision.
 AT_ONCE = 8
+COVERED = (
+    0.9  # least share of the timesteps that steps go over; chosen: known pixels then come out 6 % too noisy
+)
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 
 
@@ -102,6 +105,12 @@ def set_steps(
         if int(found[-1]) >= total:
             raise ValueError(f"the published step rule leads beyond {total} timesteps with {steps} steps")
         scheduler.timesteps, steps = found.flip(0), len(found)
+    elif not covers(scheduler, steps):
+        right = steps - 1
+        while not (scheduler.set_timesteps(right) or covers(scheduler, right)):
+            right -= 1
+        how = f"{type(scheduler).__name__} with spacing {scheduler.config.timestep_spacing!r}"
+        raise ValueError(f"{steps} steps of {how} do not lead from all noise to none: use {right}")
     total, start = scheduler.config.num_train_timesteps, float(scheduler.timesteps[0])
     if steps == 1 and start < 0.9 * total:  # spacing "leading" or "linspace"
         message = "one step of this schedule is t = %g of %d, as if less noise were there: use more steps"
@@ -110,6 +119,22 @@ def set_steps(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     return Schedule(scheduler, scheduler.timesteps[first:])
+
+
+def covers(scheduler: Any, steps: int) -> bool:
+    """Whether steps, which are set, lead from all noise to none.
+
+    DDIM and PNDM remove the noise of T // steps timesteps in each; the spacing "leading" of any scheduler
+    puts the steps about that far apart (findings/steps_that_do_not_divide.sh). "trailing" may add one at -1,
+    which DDIM takes for all noise (findings/timestep_before_the_first.sh).
+    """
+    total, times = int(scheduler.config.num_train_timesteps), scheduler.timesteps
+    if times.min() < 0 or times.max() >= total:
+        return False
+    covered = total // steps * steps if isinstance(scheduler, DDIMScheduler | PNDMScheduler) else total
+    if steps > 1 and scheduler.config.timestep_spacing == "leading":
+        covered = min(covered, int(2 * times[0] - times[1]))
+    return covered >= COVERED * total
 
 
 def start_latents(schedule: Schedule, noise: Tensor, image: Tensor | None) -> Tensor:

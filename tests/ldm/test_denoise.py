@@ -1,8 +1,10 @@
 """The sampling loop: per-image noise, strength, the known region, guidance, cancelling, any scheduler."""
 
+import re
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SchedulerMixin
 from torch import Tensor
 
 from ldm.denoise import Cancelled, Known, Monitor, denoise, noise_for, set_steps, start_latents
@@ -196,3 +198,50 @@ def test_one_step_near_the_end_of_the_schedule_is_said(
         message for message in caplog.messages if "one step of" in message and "use more steps" in message
     ]
     assert len(said) == (float(schedule.timesteps[0]) < 900) == (spacing == "leading")
+
+
+COUNTS = (2, 50, 61, 150, 240, 400, 490, 600)
+
+
+def of_known_pixels(scheduler: SchedulerMixin, steps: int) -> float:
+    """Standard deviation of samples whose true one is .5, by the exact noise prediction."""
+    schedule = set_steps(scheduler, steps, 1.0, CPU)
+    kept = scheduler.alphas_cumprod
+
+    def predict(x: torch.Tensor, t: torch.Tensor, guided: bool) -> torch.Tensor:
+        a = kept[t.long().clamp(0, 999)].reshape(-1, 1, 1, 1)
+        return (1 - a).sqrt() * x / (0.25 * a + 1 - a)
+
+    noise, _ = noise_for([0], (4, 32, 32))
+    return float(denoise(predict, start_latents(schedule, noise, None), schedule, monitor=QUIET).std())
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "pndm", "dpm++", "unipc"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_every_number_of_steps_that_is_taken_removes_the_noise(name: str, spacing: str) -> None:
+    config = {**SCHEDULE, "rescale_betas_zero_snr": False, "timestep_spacing": spacing, "steps_offset": 1}
+    config |= {"prediction_type": "epsilon"}
+    taken = []
+    for steps in COUNTS:
+        scheduler = make_scheduler(name, config)
+        try:
+            set_steps(scheduler, steps, 1.0, CPU)
+        except ValueError as error:
+            found = re.fullmatch(f"{steps} steps of .* from all noise to none: use ([0-9]+)", str(error))
+            assert found
+            assert steps / 2 < int(found[1]) < steps
+            set_steps(scheduler, int(found[1]), 1.0, CPU)
+        else:
+            taken.append(steps)
+            if steps >= 50:
+                assert of_known_pixels(scheduler, steps) == pytest.approx(0.5, abs=0.04)
+    refused = {400, 600} if spacing == "leading" or name in ("ddim", "pndm") else set()
+    refused |= {61} if spacing == "trailing" else set()
+    assert taken == [steps for steps in COUNTS if steps not in refused]
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "unipc"])
+def test_steps_beyond_the_schedule_are_refused(name: str) -> None:
+    config = {**SCHEDULE, "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "steps_offset": 1}
+    with pytest.raises(ValueError, match="^1000 steps of .*: use [0-9]+$"):
+        set_steps(make_scheduler(name, config), 1000, 1.0, CPU)
