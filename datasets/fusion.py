@@ -84,8 +84,8 @@ def tight_cutout(
     elif fill == "bulge":  # a rounded body: 0 at the edge of the silhouette, 1 in its middle
         padded = cv2.copyMakeBorder(inside.astype(np.uint8), 1, 1, 1, 1, 0)
         distance = cv2.distanceTransform(padded, cv2.DIST_L2, 3)
-        inner = np.clip(1 - distance[1:-1, 1:-1] / max(float(distance.max()), 1e-6), 0, 1)
-        depth = np.where(inside, np.sqrt(1 - inner * inner), 0).astype(np.float32)
+        inner = 1 - distance[1:-1, 1:-1] / float(distance.max())
+        depth = np.sqrt(1 - inner * inner)
     else:
         depth = np.where(inside, 0.5, 0).astype(np.float32)
     return Cutout(masked(rgb_u8[y0:y1, x0:x1], inside), inside, depth)
@@ -97,12 +97,23 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
     "object-only": over the object, from its 1st to its 99th percentile, as estimated maps smear edges.
     "legacy": over the image with zeros outside the mask: the object's minimum stays above 0 (published).
     """
-    values = np.where(mask, depth_01, 0).astype(np.float32)
-    ends = (values.min(), values.max()) if norm == "legacy" else np.percentile(depth_01[mask], [1, 99])
-    low, high = map(float, ends)
+    ends = depth_01[mask] if norm == "object-only" else np.where(mask, depth_01, 0)
+    low, high = depth_ends(ends) if norm == "object-only" else (float(ends.min()), float(ends.max()))
     if high - low < 1e-6:
         return np.where(mask, 0.5, 0).astype(np.float32)
-    return np.where(mask, np.clip((values - low) / (high - low), 0, 1), 0).astype(np.float32)
+    values = (depth_01.astype(np.float32, copy=False) - low) / (high - low)
+    return np.where(mask, np.clip(values, 0, 1), np.float32(0))
+
+
+def depth_ends(values: np.ndarray) -> list[float]:
+    """1st and 99th percentile of values (n,), as `np.percentile` has them: that is slower than sorting."""
+    ordered, last, ends = np.sort(values), len(values) - 1, []
+    for place in (0.01 * last, 0.99 * last):
+        below, part = int(place), place % 1
+        low, high = ordered[below], ordered[min(below + 1, last)]
+        step = float(high - low)
+        ends.append(float(low) + step * part if part < 0.5 else float(high) - step * (1 - part))
+    return ends
 
 
 def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> tuple[np.ndarray, Part]:
@@ -134,16 +145,18 @@ def place_cutout(
         cutout = replace(cutout, rim=None)
     if not legacy:
         # Depth is 0 outside the mask, so after warping it is weighted by the coverage.
-        solid = np.dstack([cutout.depth_01, cutout.mask.astype(np.float32)])
+        solid = cv2.merge([cutout.depth_01, cutout.mask.astype(np.float32)])
         if (rim := cutout.rim) is not None:
             box_xyxy, solid = rim.around(box_xyxy, cutout.mask.shape), rim.padded(solid)
         shape, place = warp_into(solid, box_xyxy, frame)
-        covered = shape[..., 1] if rim is None else warp_into(rim.alpha_01, box_xyxy, frame)[0]
+        deep, inside = cv2.split(shape) if shape.size else (shape[..., 0], shape[..., 1])
+        covered = inside if rim is None else warp_into(rim.alpha_01, box_xyxy, frame)[0]
         alpha, depth = np.zeros(frame, np.float32), np.full(frame, far, np.float32)
         for rows in row_blocks(len(shape)):
-            alpha[place][rows] = np.clip(covered[rows], 0, 1)
-            inside = np.maximum(np.clip(shape[rows, :, 1], 0, 1), 1e-3)
-            depth[place][rows] = far + (near - far) * np.clip(shape[rows, :, 0] / inside, 0, 1)
+            np.clip(covered[rows], 0, 1, out=alpha[place][rows])
+            values = deep[rows] / np.clip(inside[rows], 1e-3, 1)
+            values = np.clip(values, 0, 1, out=values)
+            np.add(far, np.multiply(near - far, values, out=values), out=depth[place][rows])
         return PlacedCutout(cutout, box_xyxy, legacy, alpha, depth)
     shown, part, size = whole_places(box_xyxy, frame)
     alpha, depth = np.zeros((2, *frame), np.float32)
@@ -184,7 +197,10 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     """
     if not region.any() or region.all():
         return depth_01
-    w, result, whole = region.shape[1], depth_01.copy(), np.asarray(region.all(axis=1))
+    x0, y0, x1, y1 = bbox_of_mask(region)
+    part = np.s_[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1]  # the hole and what is next to it
+    filled, region, depth_01 = depth_01.copy(), region[part], depth_01[part]
+    w, result, whole = region.shape[1], filled[part], np.asarray(region.all(axis=1))
     gaps = region & ~whole[:, None]
     flat = np.pad(gaps, ((0, 0), (1, 1))).ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1])  # before the first pixel of a gap, then at its last one
@@ -196,7 +212,7 @@ def fill_depth(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     result[gaps] = np.repeat(left, long) * (1 - fraction) + np.repeat(right, long) * fraction
     for k in np.flatnonzero(whole):
         result[k] = result[k - 1, -1] if k else result[whole.argmin(), 0]
-    return result
+    return filled
 
 
 def fill_colour(image_u8: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -228,8 +244,11 @@ def collage(
     result = background_u8.copy() if hide is None else masked(background_u8, ~hide)
     if coverage_01.any():
         box = tight_slices(coverage_01)
-        under, part = result[box].astype(np.float32), cv2.merge([coverage_01[box]] * 3)
-        result[box] = cv2.convertScaleAbs(under + part * (detail_u8[box] - under))  # rounded
+        inner, detail, cover = result[box], detail_u8[box], coverage_01[box]
+        cv2.copyTo(detail, (cover == 1).view(np.uint8), inner)
+        soft = np.nonzero((cover > 0) & (cover < 1))  # few pixels
+        under = inner[soft].astype(np.float32)
+        inner[soft] = np.rint(under + cover[soft][:, None] * (detail[soft] - under))
     return result
 
 

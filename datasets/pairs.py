@@ -264,7 +264,8 @@ def pair_of(geometry: Geometry) -> Pair:
             detail_u8 = np.zeros_like(layers.background_u8)
             detail_u8[part] = cv2.convertScaleAbs(warped)  # rounded and clipped
         mask = layers.edit.astype(np.int8)
-        mask[~crop.inside] = options.mask_pad
+        if any(crop.pad):
+            mask[~crop.inside] = options.mask_pad
     if options.collage == "box":
         hint_u8 = np.where(layers.region[..., None], detail_u8, layers.background_u8)
     else:
@@ -275,9 +276,16 @@ def pair_of(geometry: Geometry) -> Pair:
     if inputs.target_u8 is not None and inputs.target_u8 is not inputs.background_u8:
         target_u8 = cv2.copyTo(crop.take(inputs.target_u8), (mask == 1).astype(np.uint8), target_u8.copy())
     images = view_u8, target_u8, geometry.fit(hint_u8)
-    reference, target, hint = (torch.from_numpy(np.stack(cv2.split(image_u8))) for image_u8 in images)
+    reference, target, hint = map(planes_of, images)
     regions = torch.from_numpy(mask.astype(np.int8, copy=False))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
+
+
+def planes_of(image_u8: np.ndarray) -> Tensor:
+    """(h, w, 3) uint8 -> (3, h, w)."""
+    planes_u8 = np.empty((3, *image_u8.shape[:2]), np.uint8)
+    cv2.split(image_u8, list(planes_u8))  # into these arrays
+    return torch.from_numpy(planes_u8)
 
 
 def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> np.ndarray:

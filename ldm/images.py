@@ -99,7 +99,7 @@ def read_mask(path: Any, *, size: tuple[int, int] | None = None, label: int | No
         elif decode.is_deep(image):
             levels_u8 = decode.deep_to_u8(image, path)
         elif image.mode in ("1", "L") and "transparency" not in image.info:
-            raw = levels_u8 = np.asarray(image.convert("L"))
+            raw = levels_u8 = raw if image.mode == "L" else np.asarray(image.convert("L"))
         else:
             rgb_u8, alpha_u8 = decode.rgb_and_alpha(image, path)
             levels_u8 = brightest = rgb_u8.max(axis=2)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
+from datasets.fusion import depth_ends
 from datasets.geometry import bbox_of_mask
 from datasets.inputs import Inputs, PairOptions
 from datasets.sources.coco import json_entry
@@ -142,7 +143,7 @@ class ImageSource:
         own_01: np.ndarray | None = depth_01 if target is reference else None
         if target is not reference and reference.tree is not None:
             own_01 = reference.read_depth(reference_mask.shape, *how)
-        far, near = (float(value) for value in np.percentile(depth_01[small_target], (1, 99)))
+        far, near = depth_ends(depth_01[small_target])
         return Inputs(*files, target_mask=small_target, mode="replace", depth_range=(far, near),
                       target_u8=background_u8, reference_depth_01=own_01)  # fmt: skip
 

@@ -5,6 +5,8 @@ import pytest
 
 from datasets.fusion import (
     Cutout,
+    collage,
+    depth_ends,
     fill_colour,
     fill_depth,
     occluders,
@@ -128,6 +130,29 @@ def test_own_depth_spans_the_range_over_the_object_only():
     assert np.isfinite(own_depth(np.zeros((50, 100), np.float32), mask)).all()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 50, 51, 100, 101, 997, 5000])
+@pytest.mark.parametrize("levels", [3, 250, 65535])
+def test_the_ends_of_depth_are_the_percentiles_of_numpy(count, levels):
+    values = np.random.default_rng(count).integers(0, levels + 1, count).astype(np.float32) / levels
+    assert depth_ends(values) == np.percentile(values, (1, 99)).tolist()
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, "hard", "soft", "edges"])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_collage_is_the_rounded_mixture_of_every_pixel(coverage, hidden):
+    rng = np.random.default_rng(4)
+    below, detail = rng.integers(0, 256, (2, *FRAME, 3), np.uint8)
+    cover = np.zeros(FRAME, np.float32)
+    inner = cover[10:90, 20:130]
+    soft = rng.random(inner.shape, np.float32)
+    kinds = {"hard": soft > 0.4, "soft": soft, "edges": np.clip(4 * soft - 1, 0, 1)}
+    inner[:] = kinds[coverage] if isinstance(coverage, str) else coverage
+    hide = mask_of_box((15, 5, 100, 95), FRAME)
+    under = np.where(hide[..., None] & hidden, 0, below).astype(np.float32)
+    expected = np.rint(under + cover[..., None] * (detail - under)).astype(np.uint8)
+    assert np.array_equal(collage(below, detail, cover, hide if hidden else None), expected)
+
+
 def test_a_bulge_is_near_in_the_middle():
     solid = np.ones((31, 31), bool)
     depth = tight_cutout(np.zeros((31, 31, 3), np.uint8), solid, None).depth_01
@@ -158,6 +183,17 @@ def test_a_gap_takes_the_sides_that_it_has(gaps: list[str], filled: list[list[in
     depth = np.arange(8, dtype=np.float32).reshape(2, 4)
     region = np.array([[letter == "#" for letter in row] for row in gaps])
     assert fill_depth(depth, region).tolist() == filled
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 7), (5, 0), (5, 7), (11, 16)])
+def test_a_hole_is_filled_alike_wherever_it_lies(place):
+    """Row by row with NumPy's own interpolation, in a map of which the hole is a small part."""
+    depth = np.random.default_rng(0).random((17, 25)).astype(np.float32)
+    region = np.zeros(depth.shape, bool)
+    region[place[0] : place[0] + 6, place[1] : place[1] + 9] = np.random.default_rng(1).random((6, 9)) < 0.7
+    columns = np.arange(25)
+    rows = [np.interp(columns, columns[~gap], row[~gap]) for row, gap in zip(depth, region, strict=True)]
+    assert fill_depth(depth, region) == pytest.approx(np.array(rows), abs=1e-6)
 
 
 def test_painting_over_continues_the_surroundings():

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets import masks
 from datasets.fusion import HF_MODES, high_frequency
 from datasets.geometry import mask_of_box
 from datasets.masks import LEVELS, dilate, feather_inside, largest_piece, mask_level, perturb_mask
@@ -109,8 +110,10 @@ def test_a_feather_lies_inside_and_does_not_fall_towards_an_occluder(width):
     assert not sharp[~mask].any()
 
 
+@pytest.mark.parametrize("cached", [0, masks.CACHED], ids=["outlines", "rows"])
 @pytest.mark.parametrize("frame", [None, (900, 1300)])
-def test_dilation_by_outlines_equals_opencv(frame):
+def test_dilation_equals_opencv(monkeypatch, frame, cached):
+    monkeypatch.setattr(masks, "CACHED", cached)
     rng = np.random.default_rng(3)
     mask = np.zeros((400, 500), np.uint8)
     for _ in range(4):
