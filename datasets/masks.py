@@ -115,12 +115,12 @@ def dilate(mask: np.ndarray, amount: float, shape: str = "ellipse", frame: Size 
     x0, y0, x1, y1 = clip_box((x0 - kw, y0 - kh, x1 + kw, y1 + kh), (mask.shape[0], mask.shape[1]))
     inside = mask[y0:y1, x0:x1].astype(bool, copy=False).view(np.uint8)  # nothing changes farther away
     if inside.size < CACHED:  # each row of the kernel is a horizontal dilation, moved up and down
-        rows, grown = cv2.copyMakeBorder(inside, kh, kh, 0, 0, cv2.BORDER_CONSTANT), np.zeros_like(inside)
+        rows, covered = cv2.copyMakeBorder(inside, kh, kh, 0, 0, cv2.BORDER_CONSTANT), np.zeros_like(inside)
         for down, more in zip(range(kh, -1, -1), np.diff(widths[: kh + 1], prepend=0), strict=True):
             rows = cv2.dilate(rows, np.ones((1, 2 * more + 1), np.uint8)) if more else rows
             for start in (kh - down, kh + down):
-                cv2.max(grown, rows[start : start + y1 - y0], grown)
-        grown = grown > 0
+                cv2.max(covered, rows[start : start + y1 - y0], covered)
+        grown = covered > 0
     else:
         # Every pixel of the outline starts and ends a run in each row of the kernel: faster for large masks.
         solid = cv2.copyMakeBorder(inside, kh, kh, kw, kw + 1, cv2.BORDER_CONSTANT)
