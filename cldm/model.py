@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Model
 
 from cldm.config import CONFIG_FILE, CompositorConfig, load_compositor_config
+from cldm.graphs import Graphs
 from ldm.checkpoints import folder_written_whole, load_part, load_strict, loading, read_weights, save_part
 from ldm.files import read_json
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
@@ -151,6 +152,7 @@ class Compositor(nn.Module):
         self.unet, self.detail, self.depth = unet, ControlBranch(detail), ControlBranch(depth)
         self.identity, self.latent_space = identity, latent_space
         self.scheduler_config = dict(scheduler_config)
+        self.graphs: Graphs | None = None  # computes in the place of UNet and branches while sampling
         self.check_parts()
 
     @property
@@ -185,7 +187,8 @@ class Compositor(nn.Module):
 
         c_f = w_detail c_h + w_depth c_d, one entry per UNet skip (paper: w_detail 1, w_depth lambda).
         """
-        branches = (self.detail, conditions.detail, w_detail), (self.depth, conditions.depth, w_depth)
+        nets = self.graphs or self
+        branches = (nets.detail, conditions.detail, w_detail), (nets.depth, conditions.depth, w_depth)
         weighted = [
             [weight * residual for residual in branch(hint, timestep, conditions.tokens)]
             for branch, hint, weight in branches

@@ -84,7 +84,8 @@ class Predictor:
 
     def __init__(self, model: Compositor, controls: list[Controls], sampling: Sampling, total: int) -> None:
         self.controls, self.dtype = controls, model.dtype
-        self.unet = DeepReuse(model.unet, total, sampling.reuse_every, sampling.reuse_layers)
+        reuse, predict = (sampling.reuse_every, sampling.reuse_layers), model.graphs and model.graphs.predict
+        self.unet = DeepReuse(model.unet, total, *reuse, predict)
 
     def __call__(self, x: Tensor, t: Tensor, both: bool) -> Tensor:
         """x (n or 2n, c, h, w), unconditional half first -> prediction of the same shape, float32."""
@@ -110,7 +111,8 @@ class CompositorPipeline:
         self.model, self.offload, self.recent = model, offload, recent
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0"
         if self.device.type == "cpu" and model.dtype is torch.bfloat16:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.2 times faster
+            used = model.latent_space if model.graphs else model
+            used.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.2 times faster
 
     @contextmanager
     def on_device(self, *modules: nn.Module) -> Iterator[None]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from cldm.config import CompositorConfig, load_compositor_config, missing_parts
+from cldm.graphs import Graphs, check_openvino
 from cldm.model import Compositor, load_compositor
-from compose.settings import FULL_MODEL, TINY_MODEL, ComposeSettings
+from compose.settings import FULL_MODEL, OPENVINO, TINY_MODEL, ComposeSettings
 from ldm.checkpoints import loading
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
@@ -36,7 +37,8 @@ class Models:
     offload: bool = False
     asked_dtype: str = "auto"  # of the other networks: each has its own type then
     load_in: str = ""  # 4bit or 8bit: the locator's weights
-    requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload
+    requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload ...
+    engine: str = "torch"  # of the compositor's sampling
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
     others: dict[Any, Any] = field(default_factory=dict)  # erasers and foreign painters, likewise
     recent: Recent = field(default_factory=Recent)  # what was read of files and computed of them
@@ -80,6 +82,7 @@ class Models:
         if Compositor not in self.loaded:
             model, _ = load_compositor(self.folder, self.dtype)
             self.loaded[Compositor] = model if self.offload else model.to(self.device)
+            model.graphs = Graphs(model, self.folder) if self.engine == OPENVINO else None
         return self.loaded[Compositor]
 
     @property
@@ -125,14 +128,19 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
     folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
-    requested = (folder, depth, settings.device, settings.dtype, settings.offload, settings.load_in)
+    own = settings.device, settings.dtype, settings.offload, settings.load_in, settings.engine
+    requested = (folder, depth, *own)
     if known is not None and known.requested == requested:
         return known
     device, config = pick_device(settings.device), load_compositor_config(folder)
     if config.notice:
         logging.getLogger(__name__).info("%s", config.notice)
-    dtype, offload = pick_dtype(settings.dtype, device), settings.offload
-    return Models(folder, depth, config, device, dtype, offload, settings.dtype, settings.load_in, requested)
+    dtype = pick_dtype(settings.dtype, device)
+    if settings.engine == OPENVINO:
+        check_openvino(device, dtype)
+    return Models(
+        folder, depth, config, device, dtype, settings.offload, settings.dtype, settings.load_in, requested,
+        settings.engine)  # fmt: skip
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 from cldm.config import SPEEDS, Sampling
 from compose.models import Models
 from compose.painters import weights_of_painter
-from compose.settings import CAST, SHADOW_MODEL, ComposeSettings
+from compose.settings import CAST, OPENVINO, SHADOW_MODEL, ComposeSettings
 from compose.sources import uses_depth_network
 from datasets.inputs import PairOptions
 from ldm.experts.depth import weights_of_depth
@@ -85,7 +85,7 @@ def make_recipe(
         "weights": weights,
         "inputs": {name: file_sha256(path) for name, path in settings.input_files.items()},
         "machine": {"device": models.device.type, "dtype": str(models.dtype).removeprefix("torch.")},
-        "versions": library_versions()}  # fmt: skip
+        "versions": library_versions(*([OPENVINO] if settings.engine == OPENVINO else []))}  # fmt: skip
 
 
 def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:

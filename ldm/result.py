@@ -56,10 +56,10 @@ class StageTimer:
         return {name: round(value, 3) for name, value in {**self.seconds, "total": total}.items()}
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(*more: str) -> dict[str, str]:
     """Versions of this code and of the installed libraries that decide the pixels."""
     found = {"bifrost": __version__}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *more):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version_of(name)
     return found

@@ -3,7 +3,8 @@
 Legend: n images, c channels, h w latent pixels, t tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,16 @@ class DeepReuse:
     """The UNet of one run of `total` steps: all of it at every n-th step, else its last `layers`.
 
     layers: 0 = its first level. Where guidance needs both halves of a batch the conditional one is the last.
+    predict: computes in the place of `predict_in_parts` of the UNet
     """
 
-    def __init__(self, unet: UNet2DConditionModel, total: int, every: int = 1, layers: int = 0) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, total: int, every: int = 1, layers: int = 0,
+        predict: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
         self.unet, self.every, self.layers, self.left = unet, every, layers, total
+        self.predict = predict or partial(predict_in_parts, unet)
+        self.stock = every == 1 and predict is None
         self.deep: Tensor | None = None  # of the last step that was computed whole
         self.since = 0  # steps that took it over
 
@@ -31,7 +38,7 @@ class DeepReuse:
 
         attention: `cross_attention_kwargs` of the call
         """
-        if self.every == 1:
+        if self.stock:
             names = "down_block_additional_residuals", "mid_block_additional_residual"
             hints = dict(zip(names, (residuals[:-1], residuals[-1]), strict=True)) if residuals else {}
             return self.unet(x, t, encoder_hidden_states=tokens, **hints, **attention).sample.float()
@@ -42,7 +49,7 @@ class DeepReuse:
         self.since += 1
         deep = None if self.deep is None else self.deep[-len(x) :]
         given = x, t, tokens, residuals, deep, self.layers
-        prediction, below = predict_in_parts(self.unet, *given, **attention)
+        prediction, below = self.predict(*given, **attention)
         self.deep = below if deep is None else self.deep
         return prediction.float()
 

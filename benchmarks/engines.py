@@ -1,0 +1,113 @@
+"""What the networks of a sampling step cost by torch and by OpenVINO: true size, random weights, one row.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.engines [--dtype fp32]      (a quarter of an hour on one core)
+
+CPU seconds of one thread at 512 px, measured in turn; a guided step runs every part for two rows. Each part
+is a process of its own. In bf16 torch computes as the compositor does: channels-last, attention by blocks.
+"""
+
+import resource
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.harness import RESULTS, Out, row_of_process, write_results
+from ldm.files import read_json
+from ldm.settings.cli import run_module, single_app
+
+SIZE = "SD-2.1, 512 px, one row"
+PARTS = {
+    "control branch": ("detail", None, False),
+    "UNet": ("unet", 0, False),
+    "UNet, reused, first level": ("unet", 0, True),
+    "UNet, reused, last layer": ("unet", 1, True),
+}
+
+
+def measure_part(kind: tuple[str, int | None, bool], dtype: str, repeats: int) -> dict[str, Any]:
+    """Seconds of the export, of compiling, of each run; the largest difference, of the largest value."""
+    import torch
+
+    from cldm import create
+    from cldm.config import NetworkConfig
+    from cldm.graphs import PRECISIONS, Part, Step, compiled, export
+    from cldm.model import ControlBranch
+    from ldm.device import DTYPES, FasterAttention
+    from ldm.reuse import predict_in_parts
+
+    torch.set_num_threads(1)
+    part, config, half = Part(*kind), NetworkConfig(zero_conv_std=1.0), DTYPES[dtype]
+    torch.set_default_dtype(half)
+    control = ControlBranch(create.create_control(config, 4))
+    network = control if part.layers is None else create.create_unet(config)
+    torch.set_default_dtype(torch.float32)
+    width, side = config.block_channels[0], config.size[0] // 8
+    t, tokens = torch.tensor(500.0), torch.rand(1, 257, config.token_width)
+    more: list[torch.Tensor] = []
+    with torch.inference_mode():
+        x = torch.rand(1, 4 if part.layers is not None else width, side, side)
+        if part.layers is not None:
+            more = [
+                r.float() for r in control(torch.rand(1, width, side, side, dtype=half), t, tokens.to(half))
+            ]
+            if part.reuses:
+                given = (value.to(half) for value in (x, tokens))
+                latent, words = given
+                hints = [value.to(half) for value in more]
+                more = [
+                    predict_in_parts(network, latent, t, words, hints, None, part.layers)[1].float(),
+                    *more,
+                ]
+    del control
+    inputs = [value.clone() for value in (x, t, tokens, *more)]
+    step, ticks = Step(network.eval(), part), [time.process_time()]
+    with TemporaryDirectory() as folder:
+        export(step, inputs, Path(folder) / "graph.xml")
+        ticks.append(time.process_time())
+        graph = compiled(Path(folder) / "graph.xml", PRECISIONS[half])
+        ticks.append(time.process_time())
+        network.to(memory_format=torch.channels_last)
+        row: dict[str, Any] = {"export_cpu_s": ticks[1] - ticks[0], "compile_cpu_s": ticks[2] - ticks[1]}
+        row |= {"torch_cpu_s": [], "openvino_cpu_s": []}
+        for _ in range(repeats + 1):
+            ticks = [time.process_time()]
+            with torch.inference_mode(), FasterAttention():
+                expected = step(*inputs[:3], inputs[3:])[0]
+            ticks.append(time.process_time())
+            found = torch.from_numpy(graph([value.numpy() for value in inputs])[0])
+            ticks.append(time.process_time())
+            row["torch_cpu_s"].append(round(ticks[1] - ticks[0], 2))
+            row["openvino_cpu_s"].append(round(ticks[2] - ticks[1], 2))
+    row["difference"] = float((found - expected).abs().max() / expected.abs().max())
+    row["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    best = [min(row[name][1:]) for name in ("torch_cpu_s", "openvino_cpu_s")]  # the first one warms up
+    return {**row, "times_faster": round(best[0] / best[1], 2)}
+
+
+def measure_engines(
+    dtype: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
+    only: Annotated[
+        str, typer.Option(help="parts whose name contains this; the others of the file stay")
+    ] = "",
+    repeats: Annotated[int, typer.Option(help="runs of each, in turn, after a first one", min=1)] = 3,
+    out: Out = RESULTS / "engines.json",
+) -> dict[str, Any]:
+    """Measure a step's networks by both engines."""
+    if dtype not in ("bf16", "fp32"):
+        raise ValueError(f"--dtype must be bf16 or fp32, got {dtype}")
+    rows: dict[str, Any] = read_json(out)["rows"] if only and out.is_file() else {}
+    for name, kind in PARTS.items():
+        if only not in name:
+            continue
+        rows[name] = row_of_process(measure_part, kind, dtype, repeats)
+        write_results(out, {"size": SIZE, "dtype": dtype, "rows": rows}, overwrite=True)
+    return rows
+
+
+build_app = single_app(measure_engines)
+
+if __name__ == "__main__":
+    run_module(build_app)
