@@ -245,8 +245,6 @@ def run_campaign(
     kills: Annotated[int, typer.Option(help="kills at random moments, over all commands", min=0)] = 200,
     renames: Annotated[int, typer.Option(help="most renames of a command before which it is killed")] = 40,
     only: Annotated[list[str] | None, typer.Option(help="names of commands; default: all")] = None,
-    seed: Annotated[int, typer.Option(help="of the moments")] = 0,
-    work: Annotated[Path | None, typer.Option(help="folder for the files, default the system's")] = None,
     out: Out = RESULTS / "campaign.json",
 ) -> dict[str, Any]:
     """Kill, fill the disk, run twice at once and in threads: does each long command end as if alone?"""
@@ -258,7 +256,7 @@ def run_campaign(
     from ldm.device import code_revision
 
     rows: dict[str, Any] = read_json(out)["commands"] if only and out.is_file() else {}
-    with tempfile.TemporaryDirectory(dir=work) as folder, state.served(Path(folder, "data")) as web:
+    with tempfile.TemporaryDirectory() as folder, state.served(Path(folder, "data")) as web:
         data, places = Path(folder, "data"), Path(folder, "runs")
         places.mkdir()
         write_data(data, web)
@@ -272,7 +270,7 @@ def run_campaign(
         for index, name in enumerate(chosen):
             campaign = Campaign(places / f"A{index:02d}", data, jobs[name], web)
             if campaign.measure():
-                campaign.kill_at_random(-(-kills // len(chosen)), np.random.default_rng((seed, index)))
+                campaign.kill_at_random(-(-kills // len(chosen)), np.random.default_rng((0, index)))
                 campaign.kill_at_renames(renames)
                 campaign.run_together()
                 for part in DISKS:

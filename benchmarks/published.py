@@ -1,6 +1,6 @@
 """The cost of one composite in the published way, at an earlier revision, and here: networks of true size.
 
-    python -m benchmarks.published [--whole] [--only NAME]      (a quarter of an hour on one core)
+    python -m benchmarks.published [--whole]      (a quarter of an hour on one core)
 
 CPU seconds of one thread at 512 px, random weights. The published way (`published_model`), the earlier
 revision and `exact` have steps of one kind: a few are measured and stand for all; --whole runs the published
@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
 from benchmarks.size import BEFORE, checked_out, row_in
-from ldm.files import ROOT, read_json
+from ldm.files import ROOT
 from ldm.settings.cli import run_module, single_app
 
 log = logging.getLogger(__name__)
@@ -35,28 +35,20 @@ WORKS = {  # name -> work, steps that run where not all must, steps of the image
 def measure_published(
     steps: Annotated[int, typer.Option(help="steps measured where all are alike", min=3)] = 3,
     whole: Annotated[bool, typer.Option(help="run all steps of the published way")] = False,
-    only: Annotated[
-        str, typer.Option(help="rows whose name contains this; the others of the file stay")
-    ] = "",
     out: Out = RESULTS / "published.json",
 ) -> dict[str, Any]:
     """Measure what a composite costs in the published way and here."""
     code = Path(__file__).with_name("published_process.py").read_text(encoding="utf-8")
-    rows: dict[str, dict[str, Any]] = read_json(out)["rows"] if only and out.is_file() else {}
-    chosen = {name: work for name, work in WORKS.items() if only in name}
-    if not chosen:
-        raise ValueError(f"--only {only}: no such row; there are {'; '.join(WORKS)}")
+    rows: dict[str, dict[str, Any]] = {}
     with checked_out(BEFORE) as before:
-        for name, (work, alike, total, speed) in chosen.items():
+        for name, (work, alike, total, speed) in WORKS.items():
             few = steps if alike and not (whole and work == "published") else total
             root = before if speed == "earlier" else ROOT
             rows[name] = row_in(root, code, work, str(few), str(total), *([speed] if speed else []))
             log.info("%s: %.1f CPU s, peak %.2f GiB", name, rows[name]["cpu_s"], rows[name]["peak_gib"])
             body = {"earlier_revision": BEFORE, "size": SIZE, "rows": rows}
-            first = rows.get("published, 50 steps")
-            if first is not None:
-                for row in rows.values():
-                    row["times_less_than_published"] = round(first["cpu_s"] / row["cpu_s"], 2)
+            first_s = rows["published, 50 steps"]["cpu_s"]  # the first row
+            rows[name]["times_less_than_published"] = round(first_s / rows[name]["cpu_s"], 2)
             write_results(out, body, overwrite=True)  # a row takes minutes: it is kept at once
     return body
 

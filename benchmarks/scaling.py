@@ -1,6 +1,6 @@
 """Does any cost grow faster than what it counts? Samples, regions, anchors, workers of training.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.scaling [--only NAME]     (a quarter of an hour on one core)
+    OMP_NUM_THREADS=1 python -m benchmarks.scaling     (a quarter of an hour on one core)
 
 CPU seconds of the small networks, those of workers included, best of REPEATS in turn. `growth` is the
 exponent between the last two counts: 1 = linear. A PNG beside the JSON shows the curves.
@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
-import typer
 
 from benchmarks.harness import RESULTS, Out, write_figure, write_results
 from ldm.files import read_json
@@ -112,17 +111,14 @@ def process_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
 
 
-def measure_scaling(
-    only: Annotated[str, typer.Option(help=f"one of {', '.join(COUNTS)}; the others of the file stay")] = "",
-    out: Out = RESULTS / "scaling.json",
-) -> dict[str, Any]:
+def measure_scaling(out: Out = RESULTS / "scaling.json") -> dict[str, Any]:
     """Measure how costs grow."""
     import torch
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)  # before workers are forked, as in a training
-    rows: dict[str, Any] = read_json(out)["rows"] if only and out.is_file() else {}
-    for name in [only] if only else COUNTS:
+    rows: dict[str, Any] = {}
+    for name in COUNTS:
         run, best = WORKS[name](), dict[int, float]()
         run(COUNTS[name][0])
         for count in COUNTS[name] * REPEATS:

@@ -161,16 +161,13 @@ def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_
     """
     if alone:
         return rgb_u8
-    lights = [_light_of(image) for image in (reference.rgb_u8, background_u8)]
-    factors = np.clip((lights[1] / np.maximum(lights[0], 1e-3)) ** PART, 1 / MOST, MOST)
+    lights = []  # (3,) each, the NORM-mean of the linear values
+    for image_u8 in (reference.rgb_u8, background_u8):
+        counts = [np.bincount(channel, minlength=256) for channel in image_u8[::4, ::4].reshape(-1, 3).T]
+        lights.append(np.maximum((counts @ LINEAR**NORM / np.sum(counts[0])) ** (1 / NORM), 1e-3))
+    factors = np.clip((lights[1] / lights[0]) ** PART, 1 / MOST, MOST)
     relit = np.clip(LINEAR[:, None] * factors, 0, 1) ** (1 / 2.2)  # (256, 3), of every value of a channel
     return cv2.LUT(np.ascontiguousarray(rgb_u8), np.rint(255 * relit).astype(np.uint8)[None])
-
-
-def _light_of(rgb_u8: np.ndarray) -> np.ndarray:
-    """(3,): the NORM-mean of the linear values of an image."""
-    counts = [np.bincount(channel, minlength=256) for channel in rgb_u8[::4, ::4].reshape(-1, 3).T]
-    return np.maximum((counts @ LINEAR**NORM / np.sum(counts[0])) ** (1 / NORM), 1e-3)
 
 
 def at_once(models: Models) -> int:

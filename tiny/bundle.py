@@ -12,10 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cldm.config import CONFIG_FILE, Sampling, load_compositor_config
 from ldm.files import hash_folder, read_json, write_json
 from ldm.settings.cli import new_app, run_module
-from ldm.settings.config import load_config, to_plain
 from tiny.inpainter.train import STAGES
 
 BUNDLE, RUNS, RESULTS = Path("assets/tiny"), Path("runs/tiny"), Path("benchmarks/results")
@@ -32,18 +30,17 @@ QUALITY = {  # of what was measured on held-out scenes, more is better
 
 Evaluation = Annotated[Path, typer.Option(help="JSON of the evaluation on held-out scenes")]
 Run = Annotated[Path, typer.Option(help="training run")]
-Force = Annotated[bool, typer.Option(help="replace a better part")]
 
 
-def install(part: str, source: Path, manifest: dict[str, Any], force: bool) -> None:
+def install(part: str, source: Path, manifest: dict[str, Any]) -> None:
     """Replace a part of the bundle as a whole by a folder, if that is better on held-out scenes."""
     from ldm.checkpoints import folder_written_whole
 
     target = BUNDLE / part
-    if not force and (target / MANIFEST).exists():
+    if (target / MANIFEST).exists():
         old, new = (QUALITY[part](facts["held_out"]) for facts in (read_json(target / MANIFEST), manifest))
         if new <= old:
-            raise ValueError(f"{target}: better on held-out scenes than the new one; --force replaces it")
+            raise ValueError(f"{target}: better on held-out scenes than the new one; remove it first")
     size = sum(file.stat().st_size for file in source.rglob("*.safetensors")) / 2**20
     if size > LIMITS_MB[part]:
         raise ValueError(f"{source}: {size:.1f} MB of weights, {part} may have {LIMITS_MB[part]}")
@@ -62,14 +59,9 @@ def read_evaluation(path: Path, command: str) -> dict[str, Any]:
     return read_json(path)
 
 
-def compositor(
-    run: Run = RUNS / "bifrost", evaluation: Evaluation = RUNS / "evaluation.json",
-    sampling: Annotated[list[str] | None, typer.Option(help="key=value of the recommended sampling")] = None,
-    force: Force = False,
-) -> None:  # fmt: skip
-    """Install the compositor of a run; its recommended sampler settings may be changed."""
+def compositor(run: Run = RUNS / "bifrost", evaluation: Evaluation = RUNS / "evaluation.json") -> None:
+    """Install the compositor of a run."""
     from cldm.model import load_compositor
-    from ldm.checkpoints import folder_written_whole
 
     measured = read_evaluation(evaluation, f"cldm.evaluate --model {run}/model --out {evaluation}")
     load_compositor(run / "model")
@@ -80,29 +72,21 @@ def compositor(
     first_stage = run.parent / "first_stage" / MANIFEST
     manifest["held_out"] = {"best": best, "best_psnr_db": psnr[best], **measured}
     manifest["first_stage"] = read_json(first_stage) if first_stage.exists() else {}
-    config = load_compositor_config(run / "model")
-    recommended = [f"{name}={value}" for name, value in to_plain(config.sampling).items()]
-    chosen = to_plain(load_config(Sampling, None, [*recommended, *(sampling or [])]))
-    with folder_written_whole(run / "bundle") as folder:
-        shutil.copytree(run / "model", folder, dirs_exist_ok=True)
-        write_json(folder / CONFIG_FILE, {**to_plain(config), "sampling": chosen})
-    install("compositor", run / "bundle", manifest, force)
+    install("compositor", run / "model", manifest)
 
 
-def depth(run: Run = RUNS / "depth", force: Force = False) -> None:
+def depth(run: Run = RUNS / "depth") -> None:
     """Install the depth network of a run."""
-    install("depth", run / "network", read_json(run / "network" / MANIFEST), force)
+    install("depth", run / "network", read_json(run / "network" / MANIFEST))
 
 
-def shadow(run: Run = RUNS / "shadow", force: Force = False) -> None:
+def shadow(run: Run = RUNS / "shadow") -> None:
     """Install the shadow network of a run, and the curve of its training."""
-    install("shadow", run / "network", read_json(run / "network" / MANIFEST), force)
+    install("shadow", run / "network", read_json(run / "network" / MANIFEST))
     shutil.copyfile(run / "curve.png", RESULTS / "shadow_training.png")
 
 
-def locator(
-    run: Run = RUNS / "locator", evaluation: Evaluation = RESULTS / "locator.json", force: Force = False
-) -> None:
+def locator(run: Run = RUNS / "locator", evaluation: Evaluation = RESULTS / "locator.json") -> None:
     """Install the locator of a run, with what was measured on held-out scenes."""
     from llava_bifrost.locator import load_locator
 
@@ -115,12 +99,10 @@ def locator(
         rows = {row: numbers.items() for row, numbers in measured[kind].items()}
         means = {row: {name: n["mean"] for name, n in pairs if "mean" in n} for row, pairs in rows.items()}
         held_out[kind] = means
-    install("locator", run / "model", manifest | {"held_out": held_out}, force)
+    install("locator", run / "model", manifest | {"held_out": held_out})
 
 
-def inpainter(
-    run: Run = RUNS / "inpainter", evaluation: Evaluation = RESULTS / "inpainter.json", force: Force = False
-) -> None:
+def inpainter(run: Run = RUNS / "inpainter", evaluation: Evaluation = RESULTS / "inpainter.json") -> None:
     """Install the inpainter of a run: networks, both LoRAs and the classifier of the evaluation."""
     from inpainting.models.text_to_image.load import INPAINTER_FILE, load_inpainter
     from ldm.checkpoints import folder_written_whole
@@ -142,12 +124,10 @@ def inpainter(
         config = read_json(folder / INPAINTER_FILE)
         write_json(folder / INPAINTER_FILE, {**config, "lora": "rca", "encoding": "separate"})
     load_inpainter(run / "bundle", device="cpu")
-    install("inpainter", run / "bundle", manifest, force)
+    install("inpainter", run / "bundle", manifest)
 
 
-def prompter(
-    run: Run = RUNS / "prompter", evaluation: Evaluation = RESULTS / "prompter.json", force: Force = False
-) -> None:
+def prompter(run: Run = RUNS / "prompter", evaluation: Evaluation = RESULTS / "prompter.json") -> None:
     """Install the prompt writer of a run, with what was measured on held-out scenes."""
     from inpainting.models.image_to_text.writer import PromptWriter
 
@@ -157,7 +137,7 @@ def prompter(
     if measured["weights"] != hash_folder(run / "model"):
         raise ValueError(f"{evaluation}: measured with other weights than those of {run / 'model'}")
     manifest["held_out"] = {"gates": manifest["held_out"].get("gates", {}), "tasks": measured["tasks"]}
-    install("prompter", run / "model", manifest, force)
+    install("prompter", run / "model", manifest)
 
 
 def build_app() -> typer.Typer:

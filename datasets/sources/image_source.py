@@ -109,14 +109,6 @@ class ImageSource:
             self.as_stored.add(view.image)
         return rgb_u8, turn
 
-    def acceptable_masks(self, reference: ObjectView, target: ObjectView) -> tuple[np.ndarray, np.ndarray]:
-        """Both masks (h, w) bool, one array for one view; Rejected where a rule forbids one of them."""
-        mask = reference.mask()
-        self.rules.check_reference(mask)
-        target_mask = mask if target is reference else target.mask()
-        self.rules.check_target(target_mask)
-        return mask, target_mask
-
     def example(self, index: int, rng: np.random.Generator) -> Inputs:
         """An example without counterfactual. Masks are checked first, so a rejection costs no image.
 
@@ -126,7 +118,9 @@ class ImageSource:
         why = Rejected("no object: no annotation of this image is large enough")
         for number, (reference, target) in enumerate(self.config.draws(self.items[index], rng)):
             try:
-                reference_mask, target_mask = self.acceptable_masks(reference, target)
+                self.rules.check_reference(reference_mask := reference.mask())
+                target_mask = reference_mask if target is reference else target.mask()
+                self.rules.check_target(target_mask)
                 break
             except Rejected as error:
                 why = why if number else error
