@@ -54,16 +54,6 @@ def write_pairs(folder: Path, count: int) -> None:
         write_mask(folder / f"backgrounds/{number}_mask.png", mask)
 
 
-def command_seconds(root: Path, data: Path, out: Path) -> float:
-    """Those of the command in the folder of a revision."""
-    places = f"--objects {data / 'objects'} --backgrounds {data / 'backgrounds'} --out {out}"
-    argv = [sys.executable, "run_inference.py", "dreambooth", *places.split(), *MODELS.split()]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(argv, cwd=root, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def measure_pairs(
     sides: Annotated[str, typer.Option(help="how many objects and backgrounds, with commas")] = "10,30",
     repeats: Annotated[int, typer.Option(help="how often each is measured, in turn", min=1)] = 3,
@@ -78,9 +68,15 @@ def measure_pairs(
         }
         folder = Path(stack.enter_context(TemporaryDirectory()))
         for side, turn in [(n, turn) for n in grids for turn in range(1 if n == grids[-1] else repeats)]:
-            write_pairs(folder / f"data{side}", side)
+            write_pairs(data := folder / f"data{side}", side)
+            given = f"--objects {data / 'objects'} --backgrounds {data / 'backgrounds'} {MODELS} --out"
+            command = [sys.executable, "run_inference.py", "dreambooth", *given.split()]
             for name, root in roots.items():
-                used_s = command_seconds(root, folder / f"data{side}", folder / f"{side}-{turn}-{name}")
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                argv = [*command, str(folder / f"{side}-{turn}-{name}")]
+                subprocess.run(argv, cwd=root, check=True, capture_output=True)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
                 rows[f"{side} x {side}"][name].append(round(used_s, 2))
                 log.info("%d x %d, %s: %.1f CPU s", side, side, name, used_s)
             spent = {

@@ -114,6 +114,7 @@ def process_seconds() -> float:
 def measure_scaling(out: Out = RESULTS / "scaling.json") -> dict[str, Any]:
     """Measure how costs grow."""
     import torch
+    from matplotlib.figure import Figure
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)  # before workers are forked, as in a training
@@ -133,14 +134,7 @@ def measure_scaling(out: Out = RESULTS / "scaling.json") -> dict[str, Any]:
             "growth": round(growth, 2),
         }
         write_results(out, {"rows": rows, "examples_of_workers": EXAMPLES}, overwrite=True)
-    write_figure(out, draw_curves(rows))
-    return rows
-
-
-def draw_curves(rows: dict[str, Any]) -> Any:
-    """A panel for each count, with a line that grows as fast as the count."""
-    from matplotlib.figure import Figure
-
+    # A panel for each count, with a line that grows as fast as the count.
     figure = Figure(figsize=(12, 3), layout="constrained")
     for axes, (name, row) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
         counts, seconds = [int(count) for count in row["cpu_s"]], list(row["cpu_s"].values())
@@ -150,7 +144,8 @@ def draw_curves(rows: dict[str, Any]) -> Any:
             axes.set(xscale="log", yscale="log")
         axes.set(xlabel=name, ylabel="CPU s", ylim=(None if counts[0] else 0, None))
         axes.legend()
-    return figure
+    write_figure(out, figure)
+    return rows
 
 
 build_app = single_app(measure_scaling)

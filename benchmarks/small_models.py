@@ -60,18 +60,6 @@ def write_kosmos(folder: Path, words: Any = None) -> Path:
         return save(folder, hub.Kosmos2ForConditionalGeneration(config).eval(), processor)
 
 
-def write_llava(folder: Path) -> Path:
-    """The small prompt writer with a tokenizer that knows letters."""
-    processor, words = hub.AutoProcessor.from_pretrained(PROMPTER), make_tokenizer()
-    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    processor.tokenizer = words
-    model = hub.LlavaForConditionalGeneration.from_pretrained(PROMPTER)
-    model.config.image_token_index = words.convert_tokens_to_ids("<image>")
-    with drawing(0):
-        model.resize_token_embeddings(len(words))
-    return save(folder, model, processor)
-
-
 def write_coco(folder: Path) -> None:
     """The rooms of the examples, and what stands in them as instances."""
     (w, h), facts = (128, 96), dict[str, list[dict[str, Any]]](images=[], annotations=[], categories=[])
@@ -142,7 +130,15 @@ def write_data(data: Path, web: str) -> None:
     write_coco(data / "coco")
     write_clip(data / "clip")
     write_kosmos(data / "kosmos")
-    write_llava(data / "llava")
+    # The small prompt writer with a tokenizer that knows letters.
+    processor, words = hub.AutoProcessor.from_pretrained(PROMPTER), make_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    processor.tokenizer = words
+    writer = hub.LlavaForConditionalGeneration.from_pretrained(PROMPTER)
+    writer.config.image_token_index = words.convert_tokens_to_ids("<image>")
+    with drawing(0):
+        writer.resize_token_embeddings(len(words))
+    save(data / "llava", writer, processor)
 
 
 def convert(settings: CompositorSettings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from compose.contact_sheet import ContactSheetSettings
 from compose.models import Models, load_models
 from compose.pipeline import Result, compose
 from compose.recipe import settings_of_recipe
-from compose.settings import DEPTH_MODES, ComposeSettings
+from compose.settings import DEPTH_MODES, INPUT_FILES, ComposeSettings
 from datasets.geometry import box_to_pixels
 from datasets.relations import Place
 from ldm.files import read_json
@@ -104,18 +104,15 @@ def settings_of_case(
     case: dict[str, Any], root: Path, model: Path | None = None, depth_model: Path | None = None
 ) -> ComposeSettings:
     """One entry of a case list (its conventions are in the file itself) as settings."""
-
-    def path(name: str) -> Path | None:
-        return root / case[name] if case.get(name) else None
-
     # Place needs only the box; the other modes repaint a region of the background and have its depth.
     mode, depth = case["mode"], case.get("depth_range")
-    return ComposeSettings(
-        background=root / case["background"], object=root / case["object"],
-        object_mask=path("object_mask"), target_mask=None if mode == "place" else path("target_mask"),
-        background_depth=path("background_depth"), object_depth=path("object_depth"),
-        box=tuple(case["box_xyxy"]), depth=tuple(depth) if mode in DEPTH_MODES and depth else None,
-        mode=mode, model=model, depth_model=depth_model)  # fmt: skip
+    unused = {"target_mask"} if mode == "place" else set()
+    files: dict[str, Any] = {
+        name: root / case[name] for name in INPUT_FILES if case.get(name) and name not in unused
+    }
+    files["depth"] = tuple(depth) if mode in DEPTH_MODES and depth else None
+    box = tuple(case["box_xyxy"])
+    return ComposeSettings(**files, box=box, mode=mode, model=model, depth_model=depth_model)
 
 
 def make_sheet(settings: ContactSheetSettings) -> None:

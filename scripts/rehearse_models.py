@@ -1,6 +1,6 @@
 """Model folders of true size with random weights, in bfloat16, written tensor by tensor.
 
-SIZES are those of the published networks; what is not named is the default of the library's class.
+SIZES are those of the published networks (rehearse_models.yaml).
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers as hub
+import yaml
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from cldm.config import CONFIG_FILE, CompositorConfig, NetworkConfig
 from cldm.convert.plan import empty_networks
 from cldm.create import backbone, create_autoencoder, noise_schedule
 from ldm.checkpoints import empty_parameters, save_model_config, stored_names
-from ldm.files import ROOT, write_json
+from ldm.files import ROOT, read_text, write_json
 from ldm.metrics.backbones import Inception, Lpips
 from ldm.mllm.templates import TEMPLATES
 from ldm.settings.config import write_config
@@ -35,26 +36,8 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIZES: dict[str, Any] = {
     "compositor": NetworkConfig(),  # SD-2.1, twice its encoder as control, DINOv2-g
-    "depth": {  # Intel/dpt-large
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-        "image_size": 384, "backbone_out_indices": [5, 11, 17, 23],
-        "neck_hidden_sizes": [256, 512, 1024, 1024],
-    },
-    "sam": {"vision_config": {  # facebook/sam-vit-huge
-        "hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120,
-        "global_attn_indexes": [7, 15, 23, 31],
-    }},
-    "text": {  # of stable-diffusion-2-inpainting
-        "vocab_size": 49408, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
-        "num_attention_heads": 16, "projection_dim": 512, "hidden_act": "gelu",
-    },
-    "clip": {}, "kosmos": {},  # ViT-B/32; patch14-224
-    "llava": {"text_config": {"model_type": "llama", "vocab_size": 32064, "max_position_embeddings": 4096}},
-    "grounding_dino": {"backbone_config": {  # Swin-T
-        "model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
-        "window_size": 7, "out_indices": [2, 3, 4],
-    }},
-    "words": 32000, "rank": {"rca": 16, "locator": 128, "multimask": 16}}  # fmt: skip
+    **yaml.safe_load(read_text(Path(__file__).with_suffix(".yaml"))),
+}
 
 
 @cache

@@ -25,26 +25,21 @@ def build_dreamedit(source: Path, out: Path, view: str) -> Manifest:
     found = [folder for folder in subfolders(source) if (folder / "bg" / "content.json").is_file()]
     if not found:
         raise ValueError(f"{source} has no folder CLASS/bg with a content.json")
-    with folder_written_whole(out) as folder:
-        cases = [case for each in found for case in read_class(each, folder / "objects", view)]
-        roots = {"pictures": source, "objects": folder / "objects"}
-        return write_benchmark(folder / "manifest.json", source.name, 0, cases, roots)
-
-
-def read_class(folder: Path, objects: Path, view: str) -> list[BenchmarkCase]:
-    """The cases of one object, whose cut-out is written."""
-    item = read_image(folder / "fg" / f"{view}.jpg")
-    mask = read_mask(folder / "fg" / f"{view}.png", size=item.size)
-    write_png(objects / folder.name / f"{view}.png", item.rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
-    file, cases = folder / "bg" / "content.json", []
-    rows: Any = read_json(file, list)
-    for number, row in enumerate(rows, 1):
-        try:
-            box01 = check_box01([float(edge) / FRAME for edge in row["bbox"]])
-            image, text = Path(row["image"]), str(row.get("source_prompt", ""))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: entry {number}: {error}") from None
-        name, place = f"{folder.name}_{image.stem}", f"{folder.name}/bg/{image.name}"
-        where = RELATION, Anchor("", 0, box01), box01, text
-        cases.append(BenchmarkCase(name, place, folder.name, f"{view}.png", *where))
-    return cases
+    cases = list[BenchmarkCase]()
+    with folder_written_whole(out) as made:
+        roots = {"pictures": source, "objects": made / "objects"}
+        for folder in found:
+            item, file, own = read_image(folder / "fg" / f"{view}.jpg"), f"{view}.png", folder.name
+            mask = read_mask(folder / "fg" / file, size=item.size)
+            write_png(roots["objects"] / own / file, item.rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
+            rows: Any = read_json(listing := folder / "bg" / "content.json", list)
+            for number, row in enumerate(rows, 1):
+                try:
+                    box01 = check_box01([float(edge) / FRAME for edge in row["bbox"]])
+                    image, text = Path(row["image"]), str(row.get("source_prompt", ""))
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise ValueError(f"{listing}: entry {number}: {error}") from None
+                where = RELATION, Anchor("", 0, box01), box01, text
+                names = f"{own}_{image.stem}", f"{own}/bg/{image.name}", own, file
+                cases.append(BenchmarkCase(*names, *where))
+        return write_benchmark(made / "manifest.json", source.name, 0, cases, roots)

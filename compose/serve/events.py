@@ -25,16 +25,7 @@ STATUS = read_text(Path(__file__).with_name("status.js"))
 EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 EVENT |= {"trigger_mode": "multiple"}  # one answer that is late holds up no other
 GONE = "not ready yet, or this visit has ended: try again, or load the page again"
-# The second input of an event becomes what was done on the surfaces, each act with the two inputs after it,
-# which say what a stroke does. Data of the events would not do: "always_last" of Gradio 6.31 sends old ones.
-LOG = """(...values) => {
-  values[1] = {};
-  for (const name of NAMES) {
-    values[1][name] = document.querySelector(`#${name}-canvas canvas`).acts;
-    for (const act of values[1][name]) act.means ??= values.slice(2, 4);
-  }
-  return values;
-}"""
+LOG = read_text(Path(__file__).with_name("acts.js"))
 
 
 def status_of_work(name: str | None = None) -> gr.HTML:

@@ -35,20 +35,8 @@ from ldm.settings.schema import flat_settings, from_text
 from ldm.temporary import FOLDER
 
 CANVAS = read_text(Path(__file__).with_name("canvas.js"))
-CSS = """canvas {display: block; margin: auto; border-radius: 8px; background: #8881}
-.files {display: flex; flex-wrap: wrap; gap: 8px; margin-top: 8px}
-label {flex: 1; min-width: 90px; padding: 4px 8px; text-align: center; cursor: pointer; position: relative;
-  border-radius: var(--button-small-radius); font-size: var(--button-small-text-size);
-  background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color)}
-label:hover, label:focus-within {background: var(--button-secondary-background-fill-hover)}
-label[aria-busy=true] {opacity: 0.5}
-input {position: absolute; inset: 0; opacity: 0; cursor: pointer}"""
-RESULT = """.pair {position: relative}
-.pair img {width: 100%; display: block}
-.pair .after {position: absolute; top: 0; clip-path: inset(0 0 0 var(--at, 10%))}
-.pair input {width: 100%}
-.samples img {height: 6em; display: inline-block; margin: 4px; cursor: pointer}
-.downloads a {margin-right: 1em}"""
+CSS = read_text(Path(__file__).with_name("canvas.css"))
+RESULT = read_text(Path(__file__).with_name("result.css"))
 WAITS = 600  # seconds in which the page names a file that was sent; chosen
 UNTAKEN = 2000, 16  # files that no page has named yet: their number, their bytes in largest requests; chosen
 BRUSH = 0.025  # radius of the brush, of the longer side; chosen

@@ -22,18 +22,14 @@ from compose.sources import SIDE
 from inpainting.dream import DreamSettings
 from inpainting.prompts import paint_masks, palette, rgb_of_color, split_colors
 from ldm.decode import LoadedImage
+from ldm.files import read_text
 from ldm.images import GRAY_TOLERANCE, fitted, read_image, read_mask, resize, write_mask
 from ldm.settings.config import to_plain
 
 TINT = 0.6  # opacity of the masks on the screen; chosen
 CONTROLS = ("num_samples", "seed", "steps", "guidance", "strength", "negative")
 Table = list[list[str]]  # a row for each region: its name, prompt and negative prompt
-# The browser changes the table itself: it alone knows what is typed meanwhile, which stays.
-ROWS = """({names, prompts}, table) => {
-  const old = Object.fromEntries(table.data.map((row) => [row[0], row]));
-  const data = names.map((name) => [name, old[name]?.[1] || prompts[name] || '', old[name]?.[2] || '']);
-  return JSON.stringify(data) === JSON.stringify(table.data) ? {__type__: 'update'} : {...table, data};
-}"""
+ROWS = read_text(Path(__file__).with_name("rows.js"))
 
 
 class RegionsDesk(Visit):
