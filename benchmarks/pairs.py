@@ -1,8 +1,8 @@
 """Every object in every background by `dreambooth` on the small compositor, here and at earlier revisions.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.pairs [--sides 10,30] [--repeats 3]     (an hour on one core)
+    OMP_NUM_THREADS=1 python -m benchmarks.pairs     (an hour on one core)
 
-CPU seconds of the command with its start, in turn; images of 512 pixels. The last side is measured once.
+CPU seconds of the command with its start, in turn; images of 512 pixels.
 """
 
 import logging
@@ -14,11 +14,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
-import typer
 
 from benchmarks.harness import RESULTS, Out, write_results
 from benchmarks.size import BEFORE, checked_out
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 
 ALONE = "9eca4fd944b930061a1495e5a80f7deb2f355aa0"  # every job on its own, every file read anew
 EXAMPLES, SIDE = ("cone", "dome", "pyramid", "tent"), 512
+TURNS = {10: 3, 30: 1}  # number of objects, and of backgrounds -> how often they are measured
 MODELS = "--model assets/tiny/compositor --depth-model assets/tiny/depth"
 
 
@@ -54,20 +54,16 @@ def write_pairs(folder: Path, count: int) -> None:
         write_mask(folder / f"backgrounds/{number}_mask.png", mask)
 
 
-def measure_pairs(
-    sides: Annotated[str, typer.Option(help="how many objects and backgrounds, with commas")] = "10,30",
-    repeats: Annotated[int, typer.Option(help="how often each is measured, in turn", min=1)] = 3,
-    out: Out = RESULTS / "pairs.json",
-) -> dict[str, Any]:
+def measure_pairs(out: Out = RESULTS / "pairs.json") -> dict[str, Any]:
     """Measure many composites here and at earlier revisions."""
     rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    grids, body = [int(side) for side in sides.split(",")], dict[str, Any]()
+    body = dict[str, Any]()
     with ExitStack() as stack:
         roots = {name[:8]: stack.enter_context(checked_out(name)) for name in (BEFORE, ALONE)} | {
             "here": ROOT
         }
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        for side, turn in [(n, turn) for n in grids for turn in range(1 if n == grids[-1] else repeats)]:
+        for side, turn in [(side, turn) for side, turns in TURNS.items() for turn in range(turns)]:
             write_pairs(data := folder / f"data{side}", side)
             given = f"--objects {data / 'objects'} --backgrounds {data / 'backgrounds'} {MODELS} --out"
             command = [sys.executable, "run_inference.py", "dreambooth", *given.split()]

@@ -21,7 +21,7 @@ from ldm.settings.cli import run_module, single_app
 log = logging.getLogger(__name__)
 
 SIZE = "SD-2.1, DINOv2-g, 512 px"
-
+STEPS = 3  # that are measured where all are alike
 WORKS = {  # name -> work, steps that run where not all must, steps of the image, speed
     "published, 50 steps": ("published", True, 50, ""),
     "balanced, 20 steps": ("paint", False, 20, "balanced"),
@@ -33,7 +33,6 @@ WORKS = {  # name -> work, steps that run where not all must, steps of the image
 
 
 def measure_published(
-    steps: Annotated[int, typer.Option(help="steps measured where all are alike", min=3)] = 3,
     whole: Annotated[bool, typer.Option(help="run all steps of the published way")] = False,
     out: Out = RESULTS / "published.json",
 ) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def measure_published(
     rows: dict[str, dict[str, Any]] = {}
     with checked_out(BEFORE) as before:
         for name, (work, alike, total, speed) in WORKS.items():
-            few = steps if alike and not (whole and work == "published") else total
+            few = STEPS if alike and not (whole and work == "published") else total
             root = before if speed == "earlier" else ROOT
             rows[name] = row_in(root, code, work, str(few), str(total), *([speed] if speed else []))
             log.info("%s: %.1f CPU s, peak %.2f GiB", name, rows[name]["cpu_s"], rows[name]["peak_gib"])

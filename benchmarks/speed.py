@@ -20,14 +20,13 @@ from benchmarks.harness import RESULTS, Out, write_figure, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_module, single_app
 
-STEPS, GUIDANCE = (20, 50), (1.0, 3.0)
+STEPS, GUIDANCE, SCHEDULER = (20, 50), (1.0, 3.0), "unipc"
 SEED = 7  # of the noise of the first scene
 
 
 def measure_speeds(
     scenes: Annotated[int, typer.Option(help="held-out scenes", min=2)] = 200,
     data: Annotated[Path, typer.Option(help="folder of rendered scenes")] = Path("data/scenes/wide_eval"),
-    scheduler: Annotated[str, typer.Option(help="scheduler name")] = "unipc",
     only: Annotated[
         str, typer.Option(help="such as: 20 steps, guidance 3; the other rows of the file stay")
     ] = "",
@@ -55,7 +54,7 @@ def measure_speeds(
     for number, case in enumerate(tqdm(cases, desc="scenes")):
         images = {}
         for steps, guidance, (speed, shortcuts) in product(STEPS, GUIDANCE, speeds.items()):
-            options = {"scheduler": scheduler, "steps": steps, "guidance": guidance, "init": "noise"}
+            options = {"scheduler": SCHEDULER, "steps": steps, "guidance": guidance, "init": "noise"}
             sampling = replace(measurer.config.sampling, **options, **shortcuts)
             name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
             if not name.startswith(only):
@@ -80,7 +79,7 @@ def measure_speeds(
     for name, row in values.items():
         means = {measure: mean_interval(each) for measure, each in row.items()}
         rows[name] = {**means, "depth_order": rates.get(name)}
-    body = {"scenes": len(cases), "scheduler": scheduler, "speeds": SPEEDS, "rows": rows}
+    body = {"scenes": len(cases), "scheduler": SCHEDULER, "speeds": SPEEDS, "rows": rows}
     write_results(out, body, overwrite=bool(only))
     draw_losses(out)
 

@@ -72,13 +72,12 @@ def thoughts(trees: dict[str, ast.Module]) -> Iterator[tuple[str, int, int]]:
 
 
 def measure_tree(
-    root: Annotated[Path, typer.Option(help="repository", metavar="FOLDER")] = Path("."),
     listed: Annotated[bool, typer.Option("--list", help="also what could be inlined or renamed")] = False,
 ) -> dict[str, str]:
     """Print the table."""
-    files = subprocess.check_output(["git", "ls-files", "*.py"], cwd=root, text=True).split()
+    files = subprocess.check_output(["git", "ls-files", "*.py"], text=True).split()
     paths = [path for path in files if path.split("/")[0] in PRODUCT or "/" not in path]
-    texts = {path: (root / path).read_text(encoding="utf-8") for path in paths if (root / path).is_file()}
+    texts = {path: read_text(Path(path)) for path in paths if Path(path).is_file()}
     trees = {path: ast.parse(text) for path, text in texts.items()}
     found = [function for path, tree in trees.items() for function in functions(path, tree)]
     used = sum((uses(tree) for tree in trees.values()), Counter())
@@ -98,10 +97,9 @@ def measure_tree(
         f"of these at most {SMALL} lines": f"{sum(function.lines <= SMALL for function in once)}",
         f"with more than {MOST_PARAMETERS} parameters": f"{many}",
         "public names in two or more modules": f"{len(names)}"}  # fmt: skip
-    if root.samefile(Path(".")):
-        counted = list(thoughts(trees))
-        counted.append(("all of these", sum(row[1] for row in counted), sum(row[2] for row in counted)))
-        table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
+    counted = list(thoughts(trees))
+    counted.append(("all of these", sum(row[1] for row in counted), sum(row[2] for row in counted)))
+    table |= {f"files behind {question}": f"{now} ({before})" for question, before, now in counted}
     for name, value in table.items():
         typer.echo(f"{name:38} {value}")
     if listed:
