@@ -30,6 +30,7 @@ def measure_shadows(scenes: Scenes = 300, out: Out = RESULTS / "shadow.json") ->
     from compose.settings import SHADOWS, ComposeSettings
     from datasets.masks import dilate
     from datasets.scenes import SceneOptions, eval_seed, render, sample_scene
+    from datasets.scenes.store import from_01
 
     options = SceneOptions(size=(256, 256), reference_size=(192, 192), reference_pose="same")
     off, models, index = list[dict[str, float]](), None, 0
@@ -39,9 +40,7 @@ def measure_shadows(scenes: Scenes = 300, out: Out = RESULTS / "shadow.json") ->
         scene, index = sample_scene(eval_seed(index), options), index + 1
         batch = render([scene], options)
         colours = batch.image_01, batch.without_01, batch.reference_01
-        true_u8, before_u8, object_u8 = (
-            np.rint(c[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8) for c in colours
-        )
+        true_u8, before_u8, object_u8 = (from_01(image[0]) for image in colours)
         fact, solid, depth_01 = batch.facts[0], scene.removed, batch.without_depth_01[0].numpy()
         ground = seen_surface(scene, depth_01, batch.instances[0].numpy())
         ground &= ~dilate(batch.amodal[0, solid].numpy(), 0.01)

@@ -66,8 +66,6 @@ def rehearse(
     work: Annotated[Path | None, typer.Option(help="folder for the models; default: a temporary one")] = None,
     steps: Annotated[int, typer.Option(help="sampling steps", min=1)] = 4,
     keep: Annotated[bool, typer.Option(help="keep the models")] = False,
-    report: Annotated[Path, typer.Option(help="JSON file of all rows")] = NUMBERS,
-    out: Annotated[Path, typer.Option(help="table to write")] = PAGE,
 ) -> dict[str, Any]:
     """Run documented commands at full size and write what they cost."""
     from scripts import rehearse_models
@@ -76,7 +74,7 @@ def rehearse(
     if unknown := sorted({*(names or ())} - planned.keys()):
         raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(planned)}")
     models, chosen = Path(tempfile.mkdtemp(prefix="full_size_", dir=work)), names or [*planned]
-    rows: dict[str, dict[str, Any]] = read_json(report)["rows"] if report.is_file() else {}
+    rows: dict[str, dict[str, Any]] = read_json(NUMBERS)["rows"] if NUMBERS.is_file() else {}
     try:
         write_inputs(models)
         for number, name in enumerate(chosen):
@@ -87,14 +85,14 @@ def rehearse(
             for row, command in planned[name]["commands"].items():
                 rows[row] = run_command(command.replace("STEPS", str(steps)), models)
                 log.info("%s: %s", row, rows[row])
-                write_results(report, {"steps": steps, "rows": rows}, overwrite=True)  # is kept at once
+                write_results(NUMBERS, {"steps": steps, "rows": rows}, overwrite=True)  # is kept at once
             needed = " ".join(planned[other]["networks"] for other in chosen[number + 1 :]).split()
             for folder in () if keep else {*folders, "locator"}.difference(needed):
                 shutil.rmtree(models / folder, ignore_errors=True)
     finally:
         if not keep:
             shutil.rmtree(models, ignore_errors=True)
-    write_result({out: page_of(read_json(report)).encode()}, True)
+    write_result({PAGE: page_of(read_json(NUMBERS)).encode()}, True)
     return rows
 
 

@@ -26,13 +26,12 @@ SENTENCES = (
 )
 FIGURE = Path("docs/figures/locator.png")
 TITLES = ("proposed places", "depth with the object", "composite")
-CELL = 330  # pixels
+CELL, CANDIDATES = 330, 3  # pixels; places that are proposed
 
 
 def draw_locator(
     out: Annotated[Path, typer.Option(help="PNG to write", metavar="PATH")] = FIGURE,
     locator: Annotated[str, typer.Option(help="locator folder, or geometric", metavar="TEXT")] = "geometric",
-    candidates: Annotated[int, typer.Option(help="places that are proposed", metavar="INT")] = 3,
 ) -> None:
     """Ask the locator for a place in every example room, compose there, and draw a row for each."""
     from compose import compose, load_models
@@ -44,7 +43,7 @@ def draw_locator(
         settings = ComposeSettings(
             background=folder / "room.png", object=folder / "object.png",
             background_depth=folder / "room_depth.png", instruction=sentence, locator=locator,
-            anchors=folder / "anchors.json", candidates=candidates)  # fmt: skip
+            anchors=folder / "anchors.json", candidates=CANDIDATES)  # fmt: skip
         models = load_models(settings, models)
         result = compose(settings, models, progress=False)
         rows.append([marked_background(result), result.fused_depth_01, result.images_u8[0]])
