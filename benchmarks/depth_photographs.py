@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.harness import RESULTS, Out, Photographs, fraction, photographs, write_results
+from benchmarks.harness import RESULTS, Out, fraction, photographs, write_results
 from ldm.files import located, read_text
 from ldm.images import read_depth, read_image, read_mask
 from ldm.registry.models import BUILTIN_DEPTH, cutout_network
@@ -25,9 +25,9 @@ PAIRS, APART = 200_000, 0.1
 MARKED = Path(__file__).with_suffix(".yaml")
 
 
-def measure_depth_order(data: Photographs = None, out: Out = RESULTS / "depth_photographs.json") -> None:
+def measure_depth_order(out: Out = RESULTS / "depth_photographs.json") -> None:
     """Compare the rules for photographs with the image row alone and with the small network."""
-    folder = photographs(data)
+    folder = photographs()
     cutout_network("u2netp")  # or its error: `rules` would be those without it
     from ldm.experts.depth import DepthEstimator, depth_by_rules, full_size
 

@@ -23,14 +23,13 @@ log = logging.getLogger(__name__)
 
 RESULTS = Path("benchmarks/results")
 Out = Annotated[Path, typer.Option(help="JSON file to write", metavar="PATH")]
-Photographs = Annotated[Path | None, typer.Option(help="test data; default BIFROST_TEST_DATA/data")]
 
 
-def photographs(data: Path | None) -> Path:
-    """The folder of the test data: the given one, or that of the environment."""
-    if data is None and "BIFROST_TEST_DATA" not in os.environ:
-        raise ValueError("the photographs are test data: set BIFROST_TEST_DATA, or give --data")
-    return data or Path(os.environ["BIFROST_TEST_DATA"]) / "data"
+def photographs() -> Path:
+    """The folder of the test data, of the environment."""
+    if "BIFROST_TEST_DATA" not in os.environ:
+        raise ValueError("the photographs are test data: set BIFROST_TEST_DATA")
+    return Path(os.environ["BIFROST_TEST_DATA"]) / "data"
 
 
 def fraction(values: Sequence[bool]) -> dict[str, float]:

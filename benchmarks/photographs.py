@@ -22,7 +22,7 @@ import numpy as np
 import typer
 import yaml
 
-from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
+from benchmarks.harness import RESULTS, Out, photographs, write_results
 from benchmarks.placer_photographs import PARTS, SENTENCES, judge
 from compose.settings import ComposeSettings
 from datasets.relations import Place
@@ -37,13 +37,11 @@ CELL = 512  # pixels of the sheet
 Sheet = Annotated[Path | None, typer.Option(help="also write all images into one PNG", metavar="PATH")]
 
 
-def measure_composites(
-    data: Photographs = None, report: Sheet = None, out: Out = RESULTS / "photographs.json"
-) -> None:
+def measure_composites(report: Sheet = None, out: Out = RESULTS / "photographs.json") -> None:
     """Compose the cases of the test data by sentence and by box, without and with U2-Netp."""
     from compose import compose, load_models
 
-    folder, table = photographs(data), yaml.safe_load(read_text(SENTENCES))
+    folder, table = photographs(), yaml.safe_load(read_text(SENTENCES))
     sentences = {(row["photograph"], row["text"]): row for part in PARTS for row in table[part]}
     ways = list(product(("sentence", "box"), ("grabcut", "u2netp")))
     images = dict[str, list[np.ndarray | None]]()

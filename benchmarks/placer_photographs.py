@@ -17,7 +17,7 @@ import numpy as np
 import typer
 import yaml
 
-from benchmarks.harness import RESULTS, Out, Photographs, fraction, photographs, write_results
+from benchmarks.harness import RESULTS, Out, fraction, photographs, write_results
 from datasets.relations import Place
 from ldm.files import read_text
 from ldm.images import read_depth, read_image
@@ -70,12 +70,11 @@ def answer(sentence: Mapping[str, Any], places: Mapping[str, Place], depth_01: n
 
 
 def measure_photographs(
-    data: Photographs = None,
     depth_model: Annotated[Path | None, typer.Option(help="depth network", metavar="FOLDER")] = None,
     out: Out = RESULTS / "placer_photographs.json",
 ) -> None:
     """Ask for a place for every sentence, with given and with estimated depth."""
-    folder = photographs(data)
+    folder = photographs()
     from ldm.experts.depth import DepthEstimator
     from llava_bifrost.propose import read_anchors
 

@@ -20,7 +20,7 @@ import typer
 import yaml
 from pycocotools import mask as run_lengths
 
-from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
+from benchmarks.harness import RESULTS, Out, photographs, write_results
 from benchmarks.size import BEFORE, checked_out, row_in
 from datasets.sources.coco import segment_mask
 from ldm.files import ROOT, read_json, write_json
@@ -97,14 +97,13 @@ def settings_of(side: str, data: Path, made: Path) -> Path:
 def measure_training_data(
     pairs: Annotated[int, typer.Option(help="how often each is measured, in turn", min=1)] = 3,
     examples: Annotated[int, typer.Option(help="examples of each source", min=1)] = 40,
-    data: Photographs = None,
     out: Out = RESULTS / "training_data.json",
 ) -> dict[str, Any]:
     """Measure training examples here and at an earlier revision."""
     code = Path(__file__).with_name("earlier_process.py").read_text(encoding="utf-8")
     rows: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     with TemporaryDirectory() as folder, checked_out(BEFORE) as before:
-        made, samples = Path(folder), photographs(data)
+        made, samples = Path(folder), photographs()
         make_sa1b(samples / "sam/SAM", samples / "sam/SAM_depth", made)
         sides = {"before": before, "now": ROOT}
         settings = {side: settings_of(side, samples, made) for side in sides}

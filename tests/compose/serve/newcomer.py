@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import RESULTS, Out, Photographs, photographs, write_results
+from benchmarks.harness import RESULTS, Out, photographs, write_results
 from benchmarks.serve import serving
 from ldm.files import read_json
 from ldm.images import read_image, resize, write_png
@@ -78,11 +78,11 @@ def slider_ms(page: Any) -> dict[str, float]:
     return {"moves": MOVES, "median": round(float(np.median(taken)), 1), "worst": round(max(taken), 1)}
 
 
-def measure(out: Out = RESULTS / "page.json", data: Photographs = None) -> None:
+def measure(out: Out = RESULTS / "page.json") -> None:
     """Compose photographs by box and by sentence in Chromium; write how long that took."""
     from playwright.sync_api import sync_playwright
 
-    files, rows = photographs(data), dict[str, Any]()
+    files, rows = photographs(), dict[str, Any]()
     [case] = [entry for entry in read_json(files / "composite/cases.json")["cases"] if entry["id"] == CASE]
     background, item = files / case["background"], files / case["object"]
     with sync_playwright() as playwright, TemporaryDirectory() as name:
