@@ -18,7 +18,7 @@ import numpy as np
 from datasets.geometry import Part, Size, bbox_of_mask, clip_box, tight_slices, whole_box
 from datasets.masks import Rim, masked
 from ldm.decode import row_blocks
-from ldm.images import resize
+from ldm.images import depth_ends, resize
 
 MODES = ("place", "replace", "id-transfer", "inpaint")
 OCCLUSIONS = ("near", "pixel", "published", "none")  # see unhidden
@@ -103,17 +103,6 @@ def own_depth(depth_01: np.ndarray, mask: np.ndarray, norm: str = "object-only")
         return np.where(mask, 0.5, 0).astype(np.float32)
     values = (depth_01.astype(np.float32, copy=False) - low) / (high - low)
     return np.where(mask, np.clip(values, 0, 1), np.float32(0))
-
-
-def depth_ends(values: np.ndarray) -> list[float]:
-    """1st and 99th percentile of values (n,), as `np.percentile` has them: that is slower than sorting."""
-    ordered, last, ends = np.sort(values), len(values) - 1, []
-    for place in (0.01 * last, 0.99 * last):
-        below, part = int(place), place % 1
-        low, high = ordered[below], ordered[min(below + 1, last)]
-        step = float(high - low)
-        ends.append(float(low) + step * part if part < 0.5 else float(high) - step * (1 - part))
-    return ends
 
 
 def warp_into(image: np.ndarray, box_xyxy: Sequence[float], frame: Size) -> tuple[np.ndarray, Part]:

@@ -24,7 +24,7 @@ from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions
 from datasets.masks import Rim, dilate, mask_level, masked
 from datasets.planes import fill_planes
-from ldm.images import resize, to_pm1
+from ldm.images import planes_of, resize, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
 FUSED = ("place", "replace")  # modes that put the object's depth into the scene's
@@ -276,16 +276,9 @@ def pair_of(geometry: Geometry) -> Pair:
     if inputs.target_u8 is not None and inputs.target_u8 is not inputs.background_u8:
         target_u8 = cv2.copyTo(crop.take(inputs.target_u8), (mask == 1).astype(np.uint8), target_u8.copy())
     images = view_u8, target_u8, geometry.fit(hint_u8)
-    reference, target, hint = map(planes_of, images)
+    reference, target, hint = (torch.from_numpy(planes_of(image_u8)) for image_u8 in images)
     regions = torch.from_numpy(mask.astype(np.int8, copy=False))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
-
-
-def planes_of(image_u8: np.ndarray) -> Tensor:
-    """(h, w, 3) uint8 -> (3, h, w)."""
-    planes_u8 = np.empty((3, *image_u8.shape[:2]), np.uint8)
-    cv2.split(image_u8, list(planes_u8))  # into these arrays
-    return torch.from_numpy(planes_u8)
 
 
 def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> np.ndarray:

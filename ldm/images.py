@@ -162,6 +162,17 @@ def normalize(values: np.ndarray) -> np.ndarray:
     return result
 
 
+def depth_ends(values: np.ndarray) -> list[float]:
+    """1st and 99th percentile of values (n,), as `np.percentile` has them: that is slower than sorting."""
+    ordered, last, ends = np.sort(values), len(values) - 1, []
+    for place in (0.01 * last, 0.99 * last):
+        below, part = int(place), place % 1
+        low, high = ordered[below], ordered[min(below + 1, last)]
+        step = float(high - low)
+        ends.append(float(low) + step * part if part < 0.5 else float(high) - step * (1 - part))
+    return ends
+
+
 def _require_size(values: np.ndarray, size: tuple[int, int] | None, what: str) -> None:
     if size is not None and values.shape != tuple(size):
         (h, w), (want_h, want_w) = values.shape, size
@@ -219,6 +230,13 @@ def encode_image(image: decode.LoadedImage, suffix: str, text: Mapping[str, str]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def planes_of(image_u8: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 -> (3, h, w)."""
+    planes_u8 = np.empty((3, *image_u8.shape[:2]), np.uint8)
+    cv2.split(image_u8, list(planes_u8))  # into these arrays
+    return planes_u8
 
 
 def to_pm1(image_u8: np.ndarray) -> "Tensor":

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Rejected
-from datasets.fusion import depth_ends
 from datasets.geometry import bbox_of_mask
 from datasets.inputs import Inputs, PairOptions
 from datasets.sources.coco import json_entry
 from datasets.sources.readers import ObjectView, Rules, Tree, Turn, ViewPair, read_annotated, smaller
 from ldm.files import nfc, read_json
-from ldm.images import resize
+from ldm.images import depth_ends, resize
 from ldm.settings.config import CheckedSettings, setting
 
 Reading = tuple[Turn | None, int]  # what turned an image, and how many times smaller it is

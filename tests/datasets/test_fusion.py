@@ -6,7 +6,6 @@ import pytest
 from datasets.fusion import (
     Cutout,
     collage,
-    depth_ends,
     fill_colour,
     fill_depth,
     occluders,
@@ -16,6 +15,7 @@ from datasets.fusion import (
     warp_into,
 )
 from datasets.geometry import Box, depth_at_contact, depth_extent, mask_of_box
+from ldm.images import depth_ends
 from tests.datasets.preprocess_golden import Golden, load_golden
 
 FRAME = (120, 160)
