@@ -97,8 +97,7 @@ def fine_tune_locator(config: TrainConfig) -> None:
         model = model.merge_and_unload()
     whole = model.to(DTYPES[config.dtype]).eval()
     if config.merge or not config.lora.rank:
-        whole.config.use_cache = True
-        save_locator(whole, processor, answers, config.out / "model")
+        training.save_model(whole, processor, config.out / "model", CONFIG, answers)
         log.info("wrote %s", config.out / "model")
     if not config.checked:
         return
@@ -187,12 +186,3 @@ def merge_adapter(settings: MergeLocator) -> None:
     also, dtype = {CONFIG: to_plain(config)}, DTYPES[settings.dtype]
     report = merge_into(settings.base, settings.adapter, settings.out, False, dtype, also)
     log.info("wrote %s: %d LoRA pairs merged", settings.out, report["lora_pairs_merged"])
-
-
-def save_locator(model: Any, processor: Any, config: LocatorConfig, folder: Path) -> None:
-    """A locator's folder: model, processor, configuration; whole or not at all."""
-    with folder_written_whole(folder) as partial:
-        model.save_pretrained(partial)
-        processor.tokenizer.backend_tokenizer.no_padding()  # of the last answers
-        processor.save_pretrained(partial)
-        write_config(partial / CONFIG, config)

@@ -13,9 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm.checkpoints import check_weights, drawing, loading, read_weights
+from ldm.checkpoints import check_weights, drawing, folder_written_whole, loading, read_weights
 from ldm.files import first_line, read_json
 from ldm.mllm.model import IGNORED
+from ldm.settings.config import write_config
 from ldm.training.run import Layout
 from ldm.training.settings import LoraSettings
 
@@ -158,6 +159,16 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor], seeds: list[int])
     logits = model(**inputs, use_cache=False, logits_to_keep=places).logits  # (b, places, v)
     scores, wanted = logits.flatten(0, 1).float(), labels[:, places].flatten()
     return functional.cross_entropy(scores, wanted, ignore_index=IGNORED)
+
+
+def save_model(model: Any, processor: Any, folder: Path, name: str, config: Any) -> None:
+    """A trained model's folder, with its processor and `config` as the file `name`; whole or not at all."""
+    model.config.use_cache = True
+    with folder_written_whole(folder) as partial:
+        model.save_pretrained(partial)
+        processor.tokenizer.backend_tokenizer.no_padding()  # of the last answers
+        processor.save_pretrained(partial)
+        write_config(partial / name, config)
 
 
 def adapter_layout(model: nn.Module, beside: Callable[[Path], None] = lambda folder: None) -> Layout:

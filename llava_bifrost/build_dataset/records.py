@@ -19,7 +19,7 @@ import numpy as np
 
 from datasets.relations import Place
 from ldm.files import read_json, same_file
-from llava_bifrost.language.answer import format_answer, format_of, parse_answer
+from llava_bifrost.language.answer import answer_numbers, format_answer, parse_answer
 from llava_bifrost.language.instruction import PHRASES, Request, make_question
 from llava_bifrost.language.reading import parse_instruction
 
@@ -134,7 +134,7 @@ def read_records(path: Path) -> list[LocatorRecord]:
                     request = parse_instruction(question)
             anchors = {key: Place(tuple(place["box01_xyxy"]), place["d"], place["far"], place["near"])
                        for key, place in meta.get("anchors", {}).items()}  # fmt: skip
-            form = format_of(answer)
+            form = "center" if len(answer_numbers(answer)[1]) == 1 else "maxmedmin"
             records.append(LocatorRecord(name, files[0], question, location, form, request, anchors))
         except ValueError as error:
             raise ValueError(f"{path}: record {name}: {error}") from error

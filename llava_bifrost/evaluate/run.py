@@ -35,6 +35,7 @@ from llava_bifrost.evaluate.measures import LocatorCase, Measures, format_table,
 from llava_bifrost.language.answer import AnswerError, Candidate, draw_candidates, satisfies
 from llava_bifrost.language.instruction import PHRASES, make_instruction
 from llava_bifrost.locator import Locator, load_locator
+from llava_bifrost.placement.search import at
 from llava_bifrost.settings import LocatorEvaluation
 from llava_bifrost.worlds import questions
 from llava_bifrost.worlds.world import SHAPE_NAMES, world_of
@@ -257,7 +258,8 @@ def evaluate_points(config: LocatorEvaluation, locator: Locator, records: list[d
     table = {}
     for name, shown in ((GREEDY, images), (SHUFFLED, images[half:] + images[:half])):
         places = greedy_answers(locator, texts, shown, config.batch)
-        hits = [float(stands_in(place, mask)) for place, mask in zip(places, masks, strict=True)]
+        feet = [place and (np.float64(place.middle), np.float64(place.y1)) for place in places]
+        hits = [float(foot is not None and at(mask, *foot)) for foot, mask in zip(feet, masks, strict=True)]
         answered = [float(place is not None) for place in places]
         table[name] = {"in_mask": mean_interval(hits), "answered": mean_interval(answered)}
     # What a point anywhere in the image would reach.
@@ -269,11 +271,3 @@ def evaluate_points(config: LocatorEvaluation, locator: Locator, records: list[d
     write_result(files, config.overwrite)
     log.info("%s", text)
     return result
-
-
-def stands_in(place: Place | None, mask: np.ndarray) -> bool:
-    """Whether the middle of a box's lower edge lies in a mask (h, w) bool."""
-    if place is None:
-        return False
-    (h, w), (x0, _, x1, y1) = mask.shape, place.box01_xyxy
-    return bool(mask[min(int(y1 * h), h - 1), min(int((x0 + x1) / 2 * w), w - 1)])

@@ -72,7 +72,7 @@ def parse_answer(text: str) -> Place:
     to 0.25 outside [0, 1] are clamped, corners in the wrong order exchanged, three depths sorted. Refused:
     numbers farther outside (pixels, per cent), a box without area after that, another count of numbers.
     """
-    corners, depths = _numbers(text)
+    corners, depths = answer_numbers(text)
     x0, y0, x1, y1 = (_clamped(number, text) for number in corners)
     if x0 == x1 or y0 == y1:
         raise AnswerError(f"the box of {excerpt(text)} has no area")
@@ -81,13 +81,8 @@ def parse_answer(text: str) -> Place:
     return Place.of(box, values[0]) if len(values) == 1 else Place(box, values[1], values[0], values[2])
 
 
-def format_of(text: str) -> str:
-    """The format of an answer, by the number of its depths; AnswerError where it is none."""
-    return "center" if len(_numbers(text)[1]) == 1 else "maxmedmin"
-
-
-def _numbers(text: str) -> tuple[list[str], list[str]]:
-    """The four numbers of the box and the one or three depths."""
+def answer_numbers(text: str) -> tuple[list[str], list[str]]:
+    """The four numbers of the box and the one or three depths; AnswerError where it has others."""
     box_text = _BOX.search(text)
     corners = _NUMBER.findall(box_text[1]) if box_text else []
     if box_text and corners:

@@ -148,18 +148,3 @@ def test_clipsim_is_the_cosine_with_the_squeezed_image_of_the_region(
         made = model(**tokens, pixel_values=torch.tensor(pixels).permute(0, 3, 1, 2).float())
         expected = (made.logits_per_image / model.logit_scale.exp()).mean()
     assert report["clipscore"] == pytest.approx(float(expected), abs=1e-5)
-
-
-def test_a_region_is_shown_by_its_crop_by_the_data_or_by_a_box(tmp_path: Path) -> None:
-    whole_u8 = np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3)
-    image = tmp_path / "images/test/image_0.png"
-    crop = tmp_path / "entities/image_0/mask_0.png"
-    for path, array in ((image, whole_u8), (crop, whole_u8[:5, :7])):
-        path.parent.mkdir(parents=True)
-        Image.fromarray(array).save(path)
-    boxed = row(0, "a cat", image=str(image), box=(-3, 10, 8, 90))
-    assert boxed.read_crop().shape == (5, 7, 3)
-    assert replace(boxed, image="", crop=str(crop)).read_crop().shape == (5, 7, 3)
-    assert np.array_equal(replace(boxed, region="mask_9").read_crop(), whole_u8[10:, :8])
-    with pytest.raises(ValueError, match=r"box \[9, 9, 9, 20\] holds no pixel"):
-        replace(boxed, region="mask_9", box=(9, 9, 9, 20)).read_crop()

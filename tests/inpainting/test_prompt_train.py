@@ -21,6 +21,7 @@ from inpainting.models.image_to_text.settings import LlavaOptions, PromptTrainin
 from inpainting.models.image_to_text.training import train_prompt_writer
 from inpainting.models.image_to_text.writer import PromptWriter
 from inpainting.prompts import CONFIG_FILE, PrompterConfig, discover_question
+from ldm.images import read_image
 from ldm.mllm.model import ChatExample, load_model
 from ldm.mllm.training import answer_loss
 from ldm.settings.config import dump_yaml, load_config, read_config
@@ -60,7 +61,7 @@ def test_files_of_a_run(folder: Path, whole: Path):
     assert [row.last for row in rows] == [True, False, True, False, False, True]
     assert all(row.color == "red" for row in rows if row.last)
     assert {row.root for row in rows} == {"cube"}
-    assert all(row.read_crop().shape == (8, 10, 3) for row in rows)
+    assert all(read_image(Path(row.crop)).size == (8, 10) for row in rows)
     report = json.loads((whole / "validation" / "metrics.json").read_text())
     assert report["images"] == 3
     assert float(held_out[1]["accuracy"]) == pytest.approx(report["accuracy"])

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 from datasets.relations import Place
 from ldm.images import write_png
 from ldm.mllm.model import load_model
-from ldm.mllm.training import is_projector, load_adapter, make_trainable
+from ldm.mllm.training import is_projector, load_adapter, make_trainable, save_model
 from ldm.settings.cli import run_app
 from ldm.settings.config import dump_yaml, write_config
 from ldm.training.settings import FitConfig, LoraSettings
@@ -26,7 +26,7 @@ from llava_bifrost.language.instruction import Request
 from llava_bifrost.locator import CONFIG, LocatorConfig, load_locator, read_locator_config
 from llava_bifrost.model import build_app as model_app
 from llava_bifrost.train import TrainConfig, build_app
-from llava_bifrost.training import LocatorData, fine_tune_locator, locator_config, save_locator
+from llava_bifrost.training import LocatorData, fine_tune_locator, locator_config
 from tests.ldm.small_mllm import build_small, small_folder
 
 LONGER = ("llava_next", "qwen3_vl", "smolvlm")  # what they add is covered by the other tests of families
@@ -283,7 +283,7 @@ def test_a_saved_locator_does_not_depend_on_the_answers_before(data: Path, tmp_p
     model, processor = build_small("llava")
     saved = []
     for name in ("before", "after"):
-        save_locator(model, processor, LocatorConfig(), tmp_path / name)
+        save_model(model, processor, tmp_path / name, CONFIG, LocatorConfig())
         saved.append((tmp_path / name / "tokenizer.json").read_bytes())
         processor.tokenizer(["dog", "red cube"], padding=True)
     assert saved[0] == saved[1]

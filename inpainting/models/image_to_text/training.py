@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,10 @@ class HeldOutTest:
         if self.accelerator.is_main_process:
             journals = [JournalReader(stamp_path(out, f"predictions_{index}")) for index in range(world)]
             done = {stem: entry for progress in journals for stem, entry in progress.done.items()}
-            answered = [
-                (numbers[stem], [Prediction(**{**row, "box": None}) for row in done[stem]["rows"]])
-                for stem in stems
-                if stem in done
-            ]
+            parts, answered = [part.name for part in fields(Prediction)], []  # earlier rows have more
+            for stem in (stem for stem in stems if stem in done):
+                rows = [Prediction(**{part: row[part] for part in parts}) for row in done[stem]["rows"]]
+                answered.append((numbers[stem], rows))
             left_out = {stem: why for progress in journals for stem, why in progress.left_out.items()}
             facts = {"left_out": left_out, "weights": weights, "settings": to_plain(config)}
             metrics = tracked(self.write(answered, facts))
@@ -192,14 +191,11 @@ def train_prompt_writer(config: PromptTraining) -> Path:
     newest, _ = fit(options, out, mllm.model, task, accelerator)
     result = out / ("model" if full else "adapter")
     if accelerator.is_main_process:
-        with folder_written_whole(result) as partial:
-            if full:
-                mllm.model.to(DTYPES[config.dtype_name])
-                mllm.model.config.use_cache = True
-                mllm.model.save_pretrained(partial)
-                mllm.processor.save_pretrained(partial)
-                write_config(partial / CONFIG_FILE, settings)
-            else:
+        if full:
+            whole = mllm.model.to(DTYPES[config.dtype_name])
+            training.save_model(whole, mllm.processor, result, CONFIG_FILE, settings)
+        else:
+            with folder_written_whole(result) as partial:
                 shutil.copytree(newest / "adapter", partial, dirs_exist_ok=True)
         log.info("wrote %s", result)
     accelerator.wait_for_everyone()

@@ -4,10 +4,8 @@
      "prediction": "two haystacks", "caption": "two haystacks in the evening sun",
      "crop": "data/mm_inp_dataset/entities/monet_haystacks/mask_0.png"}
 
-In place of `crop` there may be `image` and `box`, pixels x0, y0, x1, y1; where the image belongs to
-painting data, the region's own image there is taken all the same (published).
-
-The networks that measure prompts lie in local folders. Legend: b texts, t tokens, d features.
+`crop`, the region's own image (published for CLIPSim), and `color` may be absent. The networks that measure
+prompts lie in local folders. Legend: b texts, t tokens, d features.
 """
 
 import json
@@ -17,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import einsum
 from torch import Tensor
@@ -27,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from inpainting.models.image_to_text.settings import MetricFolders
 from ldm.checkpoints import load_pretrained
-from ldm.files import numbered_lines, read_json, same_file
+from ldm.files import numbered_lines, read_json
 from ldm.images import read_image
 from ldm.journal import parse_line
 from ldm.metrics.backbones import MetricNetworks
@@ -51,9 +48,7 @@ class Prediction:
     root: str  # root of the first noun chunk of the true concept
     last: bool  # the region that the model described last
     color: str = ""
-    crop: str = ""  # path of the region's own image
-    image: str = ""  # path of the whole image, where there is no crop
-    box: tuple[int, int, int, int] | None = None  # xyxy, pixels of `image`
+    crop: str = ""  # path of the region's own image, DATA/entities/STEM/REGION.png
 
     def __post_init__(self) -> None:
         if not self.stem or not self.region:
@@ -61,28 +56,6 @@ class Prediction:
         if not self.root.strip():
             wrong = "`root` is empty; `python -m inpainting.data.ops extract-noun-chunk-roots`"
             raise ValueError(f"{wrong} finds noun roots")
-
-    @property
-    def crop_path(self) -> Path | None:
-        """DATA/entities/STEM/REGION.png, as named by `crop` or next to DATA/images/SPLIT/STEM.jpg."""
-        if self.crop:
-            return Path(self.crop)
-        if not self.image:
-            return None
-        data_dir = Path(self.image).resolve().parents[:3][-1]
-        path = same_file(data_dir / "entities" / self.stem / f"{self.region}.png")
-        return path if path.is_file() else None
-
-    def read_crop(self) -> np.ndarray:
-        """RGB (h, w, 3) uint8 of the region; ValueError where the image is missing or the box is empty."""
-        path = self.crop_path
-        if path is not None:
-            return read_image(path).rgb_u8
-        x0, y0, x1, y1 = self.box or (0, 0, 0, 0)
-        part = read_image(Path(self.image)).rgb_u8[max(y0, 0) : y1, max(x0, 0) : x1]
-        if not part.size:
-            raise ValueError(f"{self.image}: box {list(self.box or ())} holds no pixel")
-        return part
 
     @classmethod
     def from_line(cls, line: str) -> "Prediction":
@@ -93,16 +66,14 @@ class Prediction:
             )
         values = parse_line(line)
         texts = {name: values.get(name) for name in ("stem", "region", "prediction", "caption", "root")}
-        texts |= {name: values.get(name) or "" for name in ("color", "crop", "image")}
+        texts |= {name: values.get(name) or "" for name in ("color", "crop")}
         for name, value in texts.items():
             if not isinstance(value, str):
                 raise ValueError(f"`{name}` must be a text, got {value!r}")
-        last, box = values.get("last"), values.get("box")
+        last = values.get("last")
         if not isinstance(last, bool):
             raise ValueError(f"`last` must be true or false, got {last!r}")
-        if box is not None and not (isinstance(box, list) and [type(side) for side in box] == [int] * 4):
-            raise ValueError(f"`box` must be four pixels x0, y0, x1, y1, got {box!r}")
-        return cls(**texts, last=last, box=tuple(box) if box else None)  # type: ignore[arg-type]
+        return cls(**texts, last=last)
 
     def line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
@@ -187,14 +158,14 @@ class PromptMetricModels(MetricNetworks):
         skipped = {}
         if self.clip is None:
             skipped[CLIPSCORE] = "clip: " + self.skipped.get("clip", "no network was given")
-        elif unseen := next((row for row in rows if not (row.crop or (row.image and row.box))), None):
-            skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has neither `crop` nor `image` and `box`"
+        elif unseen := next((row for row in rows if not row.crop), None):
+            skipped[CLIPSCORE] = f"{unseen.stem} {unseen.region} has no `crop`"
         else:
             cosines: list[float] = []
             try:  # cosine of "An image of PREDICTION" and the region's image, squeezed to a square
                 for start in trange(0, len(rows), AT_ONCE, desc="CLIPSim", disable=None):
                     group = rows[start : start + AT_ONCE]
-                    images = self.clip.images([row.read_crop() for row in group])
+                    images = self.clip.images([read_image(Path(row.crop)).rgb_u8 for row in group])
                     texts = self.clip.texts([IMAGE_OF.format(row.prediction.lower()) for row in group])
                     cosines += (images * texts).sum(1).tolist()
                 numbers = [{CLIPSCORE: cosine} for cosine in cosines]

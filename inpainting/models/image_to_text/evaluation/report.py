@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import nltk
@@ -118,8 +119,8 @@ def measure_prompts(
         for count in sorted({len(group) for group in images.values()})
     }
     # Who found the noun roots, by the journals of the painting data that the regions lie in.
-    folders = {row.crop_path and row.crop_path.parent.parent for row in rows}
-    steps = [(folder and JournalReader(stamp_path(folder, ROOTS_STEP)).inputs) or {} for folder in folders]
+    stamps = {row.crop and stamp_path(Path(row.crop).parent.parent, ROOTS_STEP) for row in rows}
+    steps = [(path and JournalReader(Path(path)).inputs) or {} for path in stamps]
     return {
         **{name: value_of(whole, name) for name in NAMES},
         **{f"{name}_last": value_of(last, name) for name in NAMES},
