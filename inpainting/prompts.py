@@ -112,23 +112,19 @@ def paint_masks(
     masks: Sequence[np.ndarray],
     colors: Sequence[str],
     alphas: Sequence[float] | None = None,
-    order: str = "large_first",
+    large_first: bool = True,
 ) -> np.ndarray:
     """A copy of the image (h, w, 3) with its masks (h, w) bool in colours; later paint covers earlier.
 
     alphas: opacity of each mask in [0, 1], default 1; blended as by torchvision's draw_segmentation_masks
-    order:  large_first, so that small masks stay visible, or given
+    large_first: so that small masks stay visible, else in the given order
     """
-    if order not in ("large_first", "given"):
-        raise ValueError(f"unknown order of painting {order!r}; allowed: large_first, given")
     alphas = [1.0] * len(masks) if alphas is None else alphas
     jobs = list(zip(masks, colors, alphas, strict=True))
-    if order == "large_first":
+    if large_first:
         jobs.sort(key=lambda job: -np.count_nonzero(job[0]))
     painted = image_u8.copy()
     for mask, color, alpha in jobs:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"the opacity of a mask must lie in [0, 1], got {alpha}")
         below, paint = painted[mask].astype(np.float32), np.array(rgb_of_color(color), np.float32)
         painted[mask] = (below * np.float32(1 - alpha) + paint * np.float32(alpha)).astype(np.uint8)
     return painted

@@ -12,8 +12,9 @@ import numpy as np
 from ldm.files import json_bytes, visible_files
 from ldm.images import read_image
 from ldm.mllm.model import ChatExample
-from ldm.mllm.templates import TEMPLATES
+from ldm.mllm.templates import LLAVAS, TEMPLATES
 from ldm.result import write_result
+from llava_bifrost.build_dataset.records import IMAGE
 from llava_bifrost.language.instruction import FORMATS
 from llava_bifrost.locator import Locator, load_locator
 from llava_bifrost.settings import ProbeSettings
@@ -24,9 +25,7 @@ log = logging.getLogger(__name__)
 PHOTOGRAPH = (".jpg", ".jpeg", ".png", ".webp")
 NAMES = ("dog", "sofa", "vase", "table", "cat", "chair", "lamp", "bed")  # where the tokenizer knows them
 PHRASES = ("behind", "on", "in front of", "to the left of")
-IMAGE = "<image>"
 BLIND = 0.9  # fraction of answers that are the same about another image; chosen
-LLAVAS = ("llava", "llava_next")
 DEPTHS = {5: "center", 7: "maxmedmin"}  # numbers of an answer -> its format
 
 

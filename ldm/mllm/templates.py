@@ -4,6 +4,7 @@ vicuna_v1 is what LLaVA-1.5 and the Bifrost locator were trained with, llava_v1 
 script picked by the folder's name, and llava_hub the form of the converted weights.
 """
 
+LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 LLAVA_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."

@@ -258,8 +258,7 @@ def evaluate_points(config: LocatorEvaluation, locator: Locator, records: list[d
     table = {}
     for name, shown in ((GREEDY, images), (SHUFFLED, images[half:] + images[:half])):
         places = greedy_answers(locator, texts, shown, config.batch)
-        feet = [place and (np.float64(place.middle), np.float64(place.y1)) for place in places]
-        hits = [float(foot is not None and at(mask, *foot)) for foot, mask in zip(feet, masks, strict=True)]
+        hits = [float(stands_in(place, mask)) for place, mask in zip(places, masks, strict=True)]
         answered = [float(place is not None) for place in places]
         table[name] = {"in_mask": mean_interval(hits), "answered": mean_interval(answered)}
     # What a point anywhere in the image would reach.
@@ -271,3 +270,8 @@ def evaluate_points(config: LocatorEvaluation, locator: Locator, records: list[d
     write_result(files, config.overwrite)
     log.info("%s", text)
     return result
+
+
+def stands_in(place: Place | None, mask: np.ndarray) -> bool:
+    """Whether the middle of a box's lower edge lies in a mask (h, w) bool."""
+    return place is not None and bool(at(mask, np.float64(place.middle), np.float64(place.y1)))

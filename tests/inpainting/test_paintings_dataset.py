@@ -249,7 +249,7 @@ def test_a_region_without_a_caption_is_no_candidate(copy: PaintingSet) -> None:
 def test_options_out_of_range_are_refused(built: PaintingSet) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
         ("max_concepts must be", {"max_concepts": 11}),
-        ("split must be one of train, val, test", {"split": "all"}),
+        ("no folder .*images/all; `python -m inpainting.data.ops build` makes", {"split": "all"}),
         ("drop_caption_probability must be", {"drop_caption_probability": 1.5}),
         ("no annotated image in the split val", {"split": "val"}),
     ]

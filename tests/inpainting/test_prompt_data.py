@@ -154,8 +154,6 @@ def test_large_masks_are_painted_first_and_lose_what_others_cover(sizes: Path):
     )
     assert np.array_equal(alone[31, 31], over[31, 31])
     assert not np.array_equal(alone[3, 3], over[3, 3])
-    with pytest.raises(ValueError, match="4 alphas, there may be 5 masks"):
-        dataset(sizes).with_alphas(2, [1.0] * 4)
 
 
 def test_the_largest_prefix_within_the_threshold_is_kept(sizes: Path):

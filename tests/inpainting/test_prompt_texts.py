@@ -69,7 +69,7 @@ def test_masks_are_blended_as_published(alphas: tuple[float, ...] | None):
     for mask, name, alpha in zip(masks, names, alphas or (1.0, 1.0, 1.0), strict=True):
         inside = torch.from_numpy(mask)
         expected = torch.where(inside, drawn(expected, inside, COLORS[name], alpha), expected)
-    found = paint_masks(IMAGE, masks, names, alphas, order="given")
+    found = paint_masks(IMAGE, masks, names, alphas, large_first=False)
     assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
     large = np.ones_like(MASKS[0])
     painted = paint_masks(IMAGE, [MASKS[0], large], ["green", "red"])

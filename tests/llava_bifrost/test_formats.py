@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava_bifrost.build_dataset.records import read_records
-from llava_bifrost.language.answer import AnswerError, format_of
+from llava_bifrost.language.answer import AnswerError, answer_numbers
 from llava_bifrost.train import TrainConfig
 from llava_bifrost.training import fine_tune_locator
 from tests.ldm.small_mllm import small_folder
@@ -26,12 +26,12 @@ from tests.llava_bifrost.test_train import config, write_data
     ],
 )
 def test_the_number_of_depths_tells_the_format(text: str, fmt: str):
-    assert format_of(text) == fmt
+    assert len(answer_numbers(text)[1]) == {"center": 1, "maxmedmin": 3}[fmt]
 
 
 def test_what_is_no_answer_has_no_format():
     with pytest.raises(AnswerError, match="1 or 3 depths, got 4 and 2"):
-        format_of("[0.1, 0.2, 0.3, 0.4], 0.9, 0.5.")
+        answer_numbers("[0.1, 0.2, 0.3, 0.4], 0.9, 0.5.")
 
 
 def training(folder: Path, data: Path, fmt: str) -> TrainConfig:

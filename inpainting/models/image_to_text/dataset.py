@@ -51,8 +51,6 @@ class LlavaDataset(PaintingItems):
 
     def with_alphas(self, index: int, alphas: Sequence[float] | None = None) -> dict[str, Any]:
         """Item `index`; alphas: opacity of the masks in the order of painting, else all are 1."""
-        if alphas is not None and len(alphas) < self.options.colors:
-            raise ValueError(f"{len(alphas)} alphas, there may be {self.options.colors} masks")
         return self.usable(index, lambda painting: self.example(painting, alphas))
 
     def example(self, painting: Painting, alphas: Sequence[float] | None = None) -> dict[str, Any]:
@@ -72,7 +70,7 @@ class LlavaDataset(PaintingItems):
             painted = [] if tested is None else [tested]
         masked_u8 = prompts.paint_masks(
             image.rgb_u8, [visible[number] for number in painted], [paints[number] for number in painted],
-            None if alphas is None else [float(alphas[number]) for number in painted], order="given",
+            None if alphas is None else [float(alphas[number]) for number in painted], False,
         )  # fmt: skip
         if self.options.shuffle_concepts:
             order = rng.permutation(len(regions)).tolist()

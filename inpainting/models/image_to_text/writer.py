@@ -33,7 +33,7 @@ from ldm.files import located, read_json
 from ldm.metrics.backbones import hash_of
 from ldm.mllm.constrain import ConstrainedChoice, FiniteScores, Grammar, generate, to_device
 from ldm.mllm.model import Chat, ChatExample, Mllm
-from ldm.mllm.templates import TEMPLATES
+from ldm.mllm.templates import LLAVAS, TEMPLATES
 from ldm.mllm.training import ADAPTER_CONFIG, load_adapter
 from ldm.registry.models import how_to_get, local_or_hub_folder, resolve_model_path
 from ldm.settings.config import read_config
@@ -41,7 +41,6 @@ from ldm.settings.config import read_config
 log = logging.getLogger(__name__)
 
 DEFAULTS = PrompterConfig()
-LLAVAS = ("llava", "llava_next")  # families whose images stand in a text as <image>
 RULES = 32  # compiled expressions in memory; one takes some megabytes for a large vocabulary (chosen)
 LONGEST_ANSWER = 512  # tokens (published)
 GREEDY = Decoding()

@@ -73,7 +73,7 @@ class Prediction:
         last = values.get("last")
         if not isinstance(last, bool):
             raise ValueError(f"`last` must be true or false, got {last!r}")
-        return cls(**texts, last=last)
+        return cls(**texts, last=last)  # type: ignore[arg-type]
 
     def line(self) -> str:
         return json.dumps(asdict(self)) + "\n"
