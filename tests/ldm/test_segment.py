@@ -1,5 +1,6 @@
 """Properties of finding the object in its image."""
 
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -58,7 +59,7 @@ def test_a_body_that_touches_the_rim_of_a_plain_image_is_whole() -> None:
 
 
 def test_large_and_small_images() -> None:
-    for size in ((1500, 2000), (48, 64)):
+    for size in ((900, 1200), (48, 64)):
         image, truth = painted("gradient", size)
         assert iou(object_mask(image)[0], truth) > 0.9, size
 
@@ -130,12 +131,18 @@ def test_a_folder_without_sam_is_named(tmp_path: Path) -> None:
         object_mask(painted("white")[0], sam=tmp_path)
 
 
+@cache
+def photographs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Image and found mask of every photograph of an object, by its name."""
+    images = {path.stem: read_image(path) for path in sorted((folder / "objects").glob("*.jpg"))}
+    return {name: (image.rgb_u8, object_mask(image)[0]) for name, image in images.items()}
+
+
 def test_photographs_of_single_objects(test_data: Path) -> None:
     folder = test_data / "data" / "composite"
     overlap = {}
-    for path in sorted((folder / "objects").glob("*.jpg")):
-        truth = read_mask(folder / "object_masks" / f"{path.stem}.png")
-        overlap[path.stem] = iou(object_mask(read_image(path))[0], truth)
+    for name, (_, mask) in photographs(folder).items():
+        overlap[name] = iou(mask, read_mask(folder / "object_masks" / f"{name}.png"))
     clear = {name: value for name, value in overlap.items() if name not in AMBIGUOUS}
     assert min(clear.values()) > 0.85, overlap
     assert np.mean(list(overlap.values())) > 0.8, overlap
@@ -185,11 +192,8 @@ def test_an_outline_without_contrast_is_named_with_its_fraction() -> None:
 
 
 def test_bad_masks_of_photographs_are_doubted(test_data: Path) -> None:
-    folder, silent = test_data / "data" / "composite", set()
-    for path in sorted((folder / "objects").glob("*.jpg")):
-        image = read_image(path)
-        if not mask_doubts(image.rgb_u8, object_mask(image)[0]):
-            silent.add(path.stem)
+    found = photographs(test_data / "data" / "composite")
+    silent = {name for name, (rgb_u8, mask) in found.items() if not mask_doubts(rgb_u8, mask)}
     assert not silent & AMBIGUOUS
     assert len(silent) >= 5
 
