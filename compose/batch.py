@@ -3,8 +3,7 @@
 A job file has one JSON object a line (`EXAMPLE`), with the setting names of the image verb, and a name if one
 is wanted. A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of
 settings, input files, networks and version what it is the result of, so a job is done again when these have
-changed. Processes that do the same part at the same time divide its jobs. A job that fails is recorded in
-OUT/failed-<i>-of-<n>.json with its reason.
+changed. Processes that do the same part at the same time divide its jobs. Failures: OUT/failed-<i>-of-<n>.json.
 
 The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
 
@@ -31,7 +30,7 @@ from cldm.config import load_compositor_config
 from compose.batch_settings import BatchSettings, DreamBoothSettings
 from compose.composer import FAILURES, Composer
 from compose.models import compositor_folder
-from compose.settings import CAST, SHADOW_MODEL, ComposeSettings
+from compose.settings import CAST, OFF, SHADOW_MODEL, ComposeSettings
 from compose.sheet import save_sheet
 from compose.sources import uses_depth_network
 from datasets.sources.readers import images_in, subfolders
@@ -164,7 +163,7 @@ def named_folders(settings: ComposeSettings) -> dict[str, Path]:
         folders["depth_model"] = depth_folder(settings.depth_model)
     if settings.instruction is not None and (locator := settings.locator_name) != GEOMETRIC:
         folders["locator"] = Path(locator)
-    if settings.shadow == CAST:
+    if settings.shadow_there == CAST:
         folders["shadow"] = located(SHADOW_MODEL)
     if settings.object_mask is None and settings.sam is None:
         folders["cutout"] = (network := cutout_network(settings.cutout)) and network.parent
@@ -179,7 +178,7 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
         sound.add(file)
     chosen = tuple(getattr(settings, name) for name in NETWORKS)
     chosen += tuple(getattr(settings, name) is None for name in DECIDE_NETWORKS)
-    chosen += (uses_depth_network(settings), settings.shadow)
+    chosen += (uses_depth_network(settings), settings.shadow_there)
     if chosen in sound:
         return
     folders = named_folders(settings)
@@ -227,7 +226,8 @@ def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
     if len(set(numbers)) < len(numbers):
         numbers = stems
     given = to_plain({name: getattr(settings, name) for name in ("mode", "model", "depth_model")})
-    merged = layer_merger(ComposeSettings, yaml_layers(settings.config) if settings.config else [])
+    own = yaml_layers(settings.config) if settings.config else []
+    merged = layer_merger(ComposeSettings, [Layer({"shadow": OFF}), *own])  # as published
     jobs, taken = [], dict[str, tuple[str, bool]]()
     for concept, (image, mask) in sorted(objects.items()):
         for stem, number in zip(stems, numbers, strict=True):

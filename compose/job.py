@@ -155,7 +155,9 @@ def read_job(source: Mapping[str, Any] | Path | str) -> LayeredJob:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{where}: two objects are called {twice[0]!r}; give each a name of its own")
     base = _settings(ComposeSettings, {"object": shared["background"], "box": WHOLE}, shared, f"{where}: ")
-    return LayeredJob(base=base, layers=tuple(layers), plain={**shared, "layers": plain})
+    return LayeredJob(
+        base=base, layers=tuple(layers), plain={"shadow": base.shadow, **shared, "layers": plain}
+    )
 
 
 def _with_files(values: Mapping[str, Any], root: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from compose.job import JOB_KEYS, EraseSettings, JobLayer, LayeredJob, read_job
 from compose.layers import LayerFolder
 from compose.models import JobNetworks
 from compose.scene import JobResult, JobScene, Patch
-from compose.settings import ComposeSettings
+from compose.settings import OFF, ComposeSettings
 from compose.sources import depth_of
 from compose.verbs import apply_layer, source_of
 from datasets.relations import Place
@@ -114,7 +114,7 @@ def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
     if IN_MEMORY in str(recipe["job"]):
         why = "the job used images in memory, so only the code that made them repeats it"
         raise ValueError(f"{image}: {why}")
-    job = read_job({**recipe["job"], **moved})
+    job = read_job({"shadow": OFF, **recipe["job"], **moved})  # off was the default of the first jobs
     now = recipe_of_job(job, [layer_digest(layer, job, JobNetworks()) for layer in job.layers])
     if now["inputs"] != recipe["inputs"]:
         raise ValueError(f"{image}: the background or its depth map has changed since the image was made")

@@ -7,7 +7,7 @@ Legend: H W pixels of the background, h w pixels of the window in which anything
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from compose.sources import Sources
 from datasets.masks import dilate
 from datasets.pairs import Geometry, Pair, square_view
 from datasets.pasteback import WHOLE, Stitched, stitch
+from datasets.planes import in_front
 from ldm.decode import LoadedImage
 from ldm.denoise import AT_ONCE, Cancelled, Monitor
 from ldm.device import pick_dtype
@@ -66,14 +67,10 @@ class Work:
     def weights(self) -> Weights:
         return Weights(self.settings.detail_weight, self.settings.depth_weight)
 
-    @cached_property
+    @property
     def background(self) -> LoadedImage:
         """(H, W), in the shadow of the object."""
-        return self.shaded(self.sources.background)
-
-    def shaded(self, image: LoadedImage) -> LoadedImage:
-        """An image of the size of the background, in the shadow of the object."""
-        return image if self.shadow is None else self.shadow.over(image)
+        return self.sources.background if self.shadow is None else self.shadow.shaded
 
     @property
     def seeds(self) -> list[int]:
@@ -146,8 +143,11 @@ def paste(work: Work) -> tuple[Stitched, np.ndarray]:
     over_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
     if hole.any():
         eraser = work.models.eraser(settings.eraser)
-        filled_u8 = eraser.erase(background.rgb_u8, window.embed(hole), settings.seed)
-        below = work.shaded(LoadedImage(filled_u8)).rgb_u8[window.part].astype(np.float32)
+        gone = window.embed(hole)
+        apart = in_front(geometry.inputs.background_depth_01, gone)
+        filled_u8 = eraser.erase(background.rgb_u8, gone, settings.seed, apart)
+        filled = LoadedImage(filled_u8) if work.shadow is None else work.shadow.over(LoadedImage(filled_u8))
+        below = filled.rgb_u8[window.part].astype(np.float32)
         mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
         over_u8, weight = np.where(hole[..., None], mixed_u8, over_u8), np.where(hole, np.float32(1), weight)
     result = work.background.painted(over_u8, weight, layers.edit, window.part)

@@ -31,7 +31,7 @@ from compose.painters import (
 )
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
-from compose.settings import BIFROST, DEPTH_MODES, OFF, ComposeSettings
+from compose.settings import BIFROST, CAST, DEPTH_MODES, ComposeSettings
 from compose.shadow import in_shadow
 from compose.sources import object_depth_is_estimated, read_sources
 from datasets.geometry import tight_slices
@@ -75,7 +75,7 @@ class Result(Samples):
     def summary(self) -> str:
         """Visible fraction and drift in words."""
         visible = f"{100 * self.report['visible_fraction']:.0f} % of the object visible"
-        if "shadow" in self.report:
+        if self.report.get("shadow", {}).get("pixels"):
             visible += f", {self.report['shadow']['pixels']} pixels of the ground in its shadow"
         return f"{visible}, {self.changed_outside} pixels changed outside the edit region"
 
@@ -136,7 +136,7 @@ def ignored_options(settings: ComposeSettings, sampling: Sampling) -> list[str]:
         notes.append(f"--depth has no effect: mode {settings.mode} keeps the depth of the background")
     elif settings.depth is not None and settings.compat == "anydoor":
         notes.append("--depth hides nothing: --compat anydoor puts the object in front of everything")
-    if settings.shadow != OFF and settings.plain_mode not in DEPTH_MODES:
+    if settings.shadow == CAST != settings.shadow_there:
         notes.append(f"--shadow has no effect: mode {settings.mode} keeps the depth of the background")
     if settings.erase not in ("object", settings.erases):
         notes.append("--erase has no effect: it belongs to --mode replace without target mask and --compat")

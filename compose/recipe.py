@@ -26,6 +26,7 @@ RENAMED = {  # file of 0.1.0 -> the same weights under the names of the hub
     "7c198e1974c621b22902cde3f78ae22730b539dd79b376cd1163463387e74ea8"}  # fmt: skip
 ADDED = {  # keys that 0.1.0 did not have -> what it did
     "cutout": "grabcut", "edge": "hard", "painter": "bifrost", "erase": "nothing", "speed": "exact",
+    "shadow": "off",
 }  # fmt: skip
 MAPPINGS = ("settings", "sampling", "pair", "weights", "inputs", "machine", "versions")
 
@@ -73,7 +74,7 @@ def make_recipe(
     if network is not None:
         weights["cutout"] = {network.name: file_sha256(network)}
     weights |= weights_of_painter(settings, models)
-    if settings.shadow == CAST:
+    if settings.shadow_there == CAST:
         weights["shadow"] = hash_folder(located(SHADOW_MODEL))
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}
     for name, path in settings.input_files.items():

@@ -111,9 +111,9 @@ class ComposeSettings(LocatorOptions):
     edge: str = setting("soft", choices=("soft", "hard"),
         help="soft: partly covered pixels along the object's outline, in its own colours; "
         "hard: its mask")  # fmt: skip
-    shadow: str = setting(OFF, choices=SHADOWS,
+    shadow: str = setting(CONTACT, choices=SHADOWS,
         help="what the object does to the light on the ground: contact, dark where it touches it; cast, the "
-        "shadow that a small network expects in a rendered room")  # fmt: skip
+        "shadow that a small network expects in a rendered room; --compat has none")  # fmt: skip
     seed: int = setting(0, low=0, high=2**32 - 1, help="seed of the first sample; sample i uses seed + i")
     num_samples: int = setting(1, low=1, high=64, help="how many composites to paint")
     best: int | None = setting(
@@ -182,7 +182,7 @@ class ComposeSettings(LocatorOptions):
             raise ValueError(f"--best {best} needs --num-samples {best} or more, got {count}")
         if self.compat is not None and (painter := self.painter) not in (AUTO, BIFROST):
             raise ValueError(f"--compat is about the compositor: it does not go with --painter {painter}")
-        if self.compat is not None and self.shadow != OFF:
+        if self.compat is not None and self.shadow == CAST:
             raise ValueError(f"--compat composes as published, without --shadow {self.shadow}")
         if self.within_mask and (self.target_mask is None or self.compat is not None):
             wrong = "needs --target-mask" if self.target_mask is None else "does not go with --compat"
@@ -222,6 +222,11 @@ class ComposeSettings(LocatorOptions):
     def hard_edge(self) -> bool:
         """Whether the object ends with its mask, as it does in the published systems."""
         return self.edge == "hard" or self.compat is not None
+
+    @property
+    def shadow_there(self) -> str:
+        """The kind of shadow; off in modes that keep the depth of the background, and as published."""
+        return self.shadow if self.plain_mode in DEPTH_MODES and self.compat is None else OFF
 
     @property
     def plain_mode(self) -> str:

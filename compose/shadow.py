@@ -1,26 +1,27 @@
 """The shadow of a placed object: how much of its light the ground keeps, decided before anything is painted.
 
 Only the ground plane on which the object stands is darkened: what is nearer than the plane, or behind it,
-keeps every byte. Legend: H W pixels of the background, h w of the window of the object.
+keeps every byte. Legend: H W pixels of the background, h w of the square that the shadow lies in.
 """
 
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import cv2
 import numpy as np
 
 from compose.models import Models
-from compose.settings import CAST, DEPTH_MODES, OFF, SHADOW_MODEL, ComposeSettings
+from compose.settings import CAST, OFF, SHADOW_MODEL, ComposeSettings
 from compose.sources import Sources
-from datasets.geometry import Box01, Crop, bbox_of_mask, box_to_01, crop_round, depth_at_contact
+from datasets.geometry import Box01, Crop, Size, bbox_of_mask, box_to_01, crop_round, depth_at_contact
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
 from ldm.experts.shadow import SIDE, ShadowNetwork
 from ldm.files import located
 from ldm.images import resize
-from llava_bifrost.placement.ground import VIEW_DEGREES, Ground, fit_ground
+from llava_bifrost.placement.ground import VIEW_DEGREES, Ground, Plane, fit_ground
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +36,31 @@ FADE = 0.1  # of the square, along which the network's darkening fades at its bo
 ZOOM = 4.0  # side of the square that the network sees, in sizes of the object
 NOISE = 4.5  # medians of the error of the ground's depth, within which a pixel shows it: three deviations
 EXACT = 0.004  # depth; no map is more exact
+ENOUGH = 1024  # pixels of a side, by which a plane is measured
 
 
 @dataclass(frozen=True, eq=False)
 class Shadow:
     """What a shadow may change, and by how much it darkens there."""
 
-    darkening_01: np.ndarray  # (H, W) float32, the fraction of its light that a pixel loses
+    darkening_01: np.ndarray  # (h, w) float32, the fraction of its light that a pixel of the cut loses
+    cut: Crop  # h w, native
     region: np.ndarray  # (H, W) bool: where that is more than nothing
+    background: LoadedImage  # (H, W), without it
+
+    @cached_property
+    def shaded(self) -> LoadedImage:
+        """The background in the shadow."""
+        return self.over(self.background)
 
     def over(self, image: LoadedImage) -> LoadedImage:
         """An image (H, W) in the shadow; a transparent one gets a veil."""
-        return image.painted(np.zeros_like(image.rgb_u8), self.darkening_01, self.region)
+        black_u8, part = np.zeros((*self.darkening_01.shape, 3), np.uint8), self.cut.part
+        return image.painted(black_u8, self.darkening_01, self.region[part], part)
 
     def report(self, kind: str, edit_mask: np.ndarray) -> dict[str, Any]:
         """Pixels of the region beside the object's own edit mask (H, W), and their mean darkening."""
-        beside = self.region & ~edit_mask
+        beside = (self.region & ~edit_mask)[self.cut.part]
         mean = float(self.darkening_01[beside].mean()) if beside.any() else 0.0
         return {"kind": kind, "pixels": int(beside.sum()), "mean_darkening": mean}
 
@@ -61,96 +71,108 @@ def in_shadow(
     """The geometry with the background in the shadow of the object, and the shadow; as it is where there is
     none.
     """
-    if settings.shadow == OFF or settings.plain_mode not in DEPTH_MODES:
+    if settings.shadow_there == OFF:
         return geometry, None
     layers, window, inputs = geometry.native_layers, geometry.window, geometry.inputs
-    mask_01, own_01 = np.zeros((2, *window.background_size), np.float32)
-    mask_01[window.part], own_01[window.part] = layers.placed.alpha_01, layers.placed.depth_01
-    visible, depth_01 = window.embed(layers.visible), inputs.background_depth_01.astype(np.float32)
-    scene_01 = depth_01.copy()
-    scene_01[window.part] = layers.depth_01  # less what is replaced
-    scene_01 = np.where(visible, depth_01, scene_01)
-    box = bbox_of_mask(mask_01 > 0.5)
-    ground, seen = ground_under(scene_01, box_to_01(box, mask_01.shape), inputs.depth_range)
-    crop = crop_round(box, mask_01.shape, ZOOM, (SIDE, SIDE), "shift", "inclusive")
+    left, top = window.box_xyxy[:2]
+    (x0, y0, x1, y1), (h, w) = bbox_of_mask(layers.placed.alpha_01 > 0.5), window.background_size
+    box = x0 + left, y0 + top, x1 + left, y1 + top
+    crop = crop_round(box, (h, w), ZOOM, (SIDE, SIDE), "shift", "inclusive")
+    shared = crop.native.narrowed(window.box_xyxy)
+    here, there = crop.within(shared), window.within(shared)
+    mask_01, own_01, visible = (np.zeros(crop.native.size, kind) for kind in (np.float32, np.float32, bool))
+    mask_01[here], own_01[here] = layers.placed.alpha_01[there], layers.placed.depth_01[there]
+    visible[here] = layers.visible[there]
+    scene_01 = inputs.background_depth_01.astype(np.float32)  # less what is replaced
+    np.copyto(scene_01[window.part], layers.depth_01, where=~layers.visible)
+    ground, near = ground_under(scene_01, box_to_01(box, (h, w)), inputs.depth_range)
     if settings.shadow == CAST:
         if sources.background.is_photograph:
             logger.warning("--shadow cast: the shadow network knows rendered rooms only (contact needs none)")
         network = models.once(located(SHADOW_MODEL), ShadowNetwork.load)
-        planes = [crop.take(plane) for plane in (inputs.background_u8, scene_01, mask_01, own_01)]
-        square_01 = np.minimum(STRONGER * network.darkening(*planes), 1)
+        planes = inputs.background_u8[crop.part], scene_01[crop.part], mask_01, own_01
+        square_01 = np.minimum(STRONGER * network.darkening(*map(crop.fit, planes)), 1)
     else:
         if inputs.reference_depth_01 is None:  # a rounded body: its outline lies in its middle
             own_01 = np.full_like(own_01, sum(inputs.depth_range) / 2)
         square_01 = contact(ground, mask_01, own_01, crop)
-    (h, w), (x0, y0, x1, y1) = mask_01.shape, crop.box_xyxy
+    x0, y0, x1, y1 = crop.box_xyxy
     open_sides = (y0 == 0, y1 == h), (x0 == 0, x1 == w)  # it fades at the others
     inside = np.pad(np.ones((SIDE - 2, SIDE - 2), np.uint8), 1, constant_values=open_sides)
     fade = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 3) / (FADE * SIDE), 1)
-    dark_01 = np.zeros((h, w), np.float32)
-    dark_01[crop.part] = crop.undo(square_01 * fade)
-    allowed = seen | visible
+    dark_01 = crop.undo(square_01 * fade)
+    x0, y0, x1, y1 = bbox_of_mask(dark_01 > LEAST) if dark_01.max() > LEAST else (0, 0, 1, 1)
+    left, top = crop.box_xyxy[:2]
+    cut = crop.native.narrowed((left + x0, top + y0, left + x1, top + y1))
+    inner, part = crop.within(cut), cut.part
+    seen = np.abs(scene_01[part] - plane_over((h, w), ground.plane, *part)) < near
+    allowed = seen | visible[inner]
     for thing in sources.stage.things.values() if sources.stage is not None else ():
-        allowed = allowed & ~thing.mask  # what earlier layers placed is no ground
+        allowed &= ~thing.mask[part]  # what earlier layers placed is no ground
     if inputs.within_mask and inputs.target_mask is not None:
-        allowed = allowed & inputs.target_mask
-    dark_01 = dark_01 * np.clip(dark_01 / LEAST - 1, 0, 1) * allowed
-    shadow = Shadow(dark_01, dark_01 > 0)
-    shaded_u8 = shadow.over(sources.background).rgb_u8
-    return replace(geometry, inputs=replace(inputs, background_u8=shaded_u8)), shadow
+        allowed &= inputs.target_mask[part]
+    dark_01 = dark_01[inner] * np.clip(dark_01[inner] / LEAST - 1, 0, 1) * allowed
+    shadow = Shadow(dark_01, cut, cut.embed(dark_01 > 0), sources.background)
+    return replace(geometry, inputs=replace(inputs, background_u8=shadow.shaded.rgb_u8)), shadow
+
+
+def plane_over(size: Size, plane: Plane, rows: slice, columns: slice) -> np.ndarray:
+    """Depth of a plane at the pixels of these rows and columns of an image (H, W), float32."""
+    y, x = ((np.arange(side, dtype=np.float32) + 0.5) / side for side in size)
+    return np.asarray(plane.at(x[columns], y[rows, None]))
 
 
 def ground_under(
     scene_01: np.ndarray, box01: Box01, depth_range: tuple[float, float]
-) -> tuple[Ground, np.ndarray]:
-    """The ground on which an object stands, and where it is seen, (H, W) bool.
+) -> tuple[Ground, float]:
+    """The ground on which an object stands, and how near to its plane a pixel is ground.
 
     scene_01: (H, W), depth without the object. Where that shows the foot of the object on a table, the plane
     of the floor is raised to it. A pixel is ground where it is as exactly on the plane as the floor is; none
     is where the plane lies before the object, as the top of a bed before what stands behind it.
     """
-    (h, w), ground = scene_01.shape, fit_ground(scene_01, [box01])
-    x, y = (np.arange(w, dtype=np.float32) + 0.5) / w, (np.arange(h, dtype=np.float32)[:, None] + 0.5) / h
-    flat_01 = np.asarray(ground.plane.at(x, y))
-    seen, tolerance = resize(ground.seen, (h, w), how="nearest"), ground.plane.tolerance
-    noise = float(np.median(np.abs(scene_01 - flat_01)[seen])) if seen.any() else 0.0
-    near = np.clip(NOISE * noise, EXACT, 2 * tolerance)
+    ground, sparse = fit_ground(scene_01, [box01]), slice(None, None, max(1, max(scene_01.shape) // ENOUGH))
+    flat_01 = plane_over(scene_01.shape, ground.plane, sparse, sparse)
+    seen = resize(ground.seen, flat_01.shape, how="nearest")
+    tolerance, error = ground.plane.tolerance, np.abs(scene_01[sparse, sparse] - flat_01)
+    noise = float(np.median(error[seen])) if seen.any() else 0.0
+    near = float(np.clip(NOISE * noise, EXACT, 2 * tolerance))
     foot, expected = (depth_at_contact(map_01, box01) for map_01 in (scene_01, flat_01))
     stands = 1.5 * depth_range[0] - 0.5 * depth_range[1] <= foot <= depth_range[1]
     if stands and abs(foot - expected) > 2 * tolerance:
         factor = ground.scale(foot) / ground.scale(expected)
         ground = replace(ground, plane=ground.plane.raised(float(factor), ground.horizon_d))
-        flat_01 = np.asarray(ground.plane.at(x, y))
+        flat_01 = plane_over(scene_01.shape, ground.plane, sparse, sparse)
         near = 2 * tolerance  # where infinity lies is not known exactly
-    if depth_at_contact(flat_01, box01) > depth_range[1] + 2 * tolerance:  # it would hide the object's foot
-        near = 0.0
-    return ground, np.abs(scene_01 - flat_01) < near
+    hides = depth_at_contact(flat_01, box01) > depth_range[1] + 2 * tolerance  # the object's foot
+    return ground, 0.0 if hides else near
 
 
 def contact(ground: Ground, mask_01: np.ndarray, own_01: np.ndarray, crop: Crop) -> np.ndarray:
     """Ambient occlusion (n, n) float32 of the ground by an object's lower edge, in a crop of n x n pixels.
 
-    mask_01, own_01: (H, W), the whole object and its depth. Where the lowest pixel of a column has the depth
+    mask_01, own_01: (h, w), the whole object and its depth. Where the lowest pixel of a column has the depth
     of the ground behind it the object touches the ground; where it is nearer it is as far above its foot.
     """
-    (h, w), plane, (x0, y0, x1, y1) = mask_01.shape, ground.plane, bbox_of_mask(mask_01 > 0.5)
+    (h, w), (left, top), plane = crop.background_size, crop.box_xyxy[:2], ground.plane
+    x0, y0, x1, y1 = bbox_of_mask(mask_01 > 0.5)
     solid, size = mask_01[y0:y1, x0:x1] > 0.5, np.sqrt((x1 - x0) * (y1 - y0))
     # Rows are nearer to each other on the ground than columns, the more so the flatter it is seen.
     horizon, half = plane.height_of(0.5, ground.horizon_d) * h, np.tan(np.radians(VIEW_DEGREES / 2))
-    tilt = float(np.clip((y1 - horizon) * 2 * half / max(h, w), FLATTEST, 1))
+    tilt = float(np.clip((top + y1 - horizon) * 2 * half / max(h, w), FLATTEST, 1))
     deep = max(1, round(DEEP * tilt * (x1 - x0)))
     columns = x0 + np.flatnonzero(solid.any(axis=0))
     lowest = y1 - solid[::-1, columns - x0].argmax(axis=0)  # the row below it
-    foot = plane.height_of((columns + 0.5) / w, own_01[lowest - 1, columns]) * h
+    foot = plane.height_of((left + columns + 0.5) / w, own_01[lowest - 1, columns]) * h - top
     lifted = np.maximum(np.maximum(foot, y1 - deep) - lowest, 0)
     touch = np.maximum(1 - lifted / (LIFTED * size), 0) ** 2
-    print_01 = np.zeros((h, w), np.float32)
+    print_01 = np.zeros_like(mask_01)
     for x, row, weight in zip(columns, np.rint(lowest + lifted).astype(int), touch, strict=True):
         print_01[max(row - deep, 0) : row, x] = weight
-    small_01, left = crop.take(print_01), np.ones(crop.size, np.float32)
+    small_01, light = crop.fit(print_01), np.ones(crop.size, np.float32)
     for spread, strength in LEVELS:
         across, along = (
             max(spread * size * part * crop.size[0] / crop.padded_size[0], 0.3) for part in (1, tilt)
         )
-        left *= 1 - strength * cv2.GaussianBlur(small_01, (0, 0), across, sigmaY=along)
-    return 1 - left
+        light *= 1 - strength * cv2.GaussianBlur(small_01, (0, 0), across, sigmaY=along)
+    return 1 - light

@@ -15,7 +15,7 @@ from compose.settings import OFF, ComposeSettings
 from compose.sources import replaced_region
 from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
 from datasets.masks import dilate
-from datasets.planes import fill_planes
+from datasets.planes import fill_planes, in_front
 from datasets.relations import Place
 from inpainting.models.text_to_image.pipeline import pair_masks
 from inpainting.paint import PaintSettings
@@ -95,7 +95,7 @@ def put_object(
     far, near = report["depth"]["far"], report["depth"]["near"]
     place = Place(tuple(report["box"]), (far + near) / 2, far, near)
     local = settings.mode == "place" and settings.instruction is None and settings.target_mask is None
-    local = local and settings.shadow == OFF
+    local = local and settings.shadow_there == OFF
     read = result.geometry.crop.box_xyxy if local else None
     keys = ("mode", "box", "depth", "visible_fraction", "placement", "ranking", "shadow")
     shown = {key: report[key] for key in keys if key in report}
@@ -184,7 +184,8 @@ def erase_thing(
     if hole.any():
         eraser = networks.eraser(find.eraser, find.device)
         front = [other.mask for key, other in scene.things.items() if key != name]  # their colours stay out
-        filled_u8 = eraser.erase(image.rgb_u8, np.logical_or.reduce([hole, *front]), find.seed)
+        apart = in_front(depth_01, hole)
+        filled_u8 = eraser.erase(image.rgb_u8, np.logical_or.reduce([hole, *front]), find.seed, apart)
         image, by = image.painted(filled_u8, hole.astype(np.float32), hole), by or eraser.kind
         depth_01 = fill_planes(depth_01, hole)
     report = {"kind": "erase", "by": by, "box": list(place.box01_xyxy), "pixels": int(edit.sum())}

@@ -107,7 +107,7 @@ def jobs(
         background = file_path(f"pictures/{case.background}", roots)
         cut_out = file_path(f"objects/{case.object}/{case.view}", roots)
         files = {"name": case.id, "background": str(background), "object": str(cut_out)}
-        job: dict[str, Any] = {**files, "box": list(case.box01_xyxy), "seed": seed}
+        job: dict[str, Any] = {**files, "box": list(case.box01_xyxy), "seed": seed, "shadow": "off"}
         if isinstance(annotations, Instances):
             job["depth"] = [case.depth_in(annotations.mask(case.anchor.annotation), estimate(background))]
         lines.append(json.dumps(job) + "\n")

@@ -28,7 +28,9 @@ WEIGHTS = Path("models/lama/big-lama.pt"), Path("models/stable-diffusion-2-inpai
 AUTO, EXEMPLAR, OPENCV = "auto", "exemplar", "opencv"
 PATCH = 2  # pixels around the middle of a patch; of 2, 3, 5 and 7 it keeps most texture in photographs
 EXEMPLAR_WINDOW = 3.0  # side of the window that exemplars are taken from, over the side of the hole (chosen)
+EXEMPLAR_RING = 0.6  # width of the ring that they are taken from, over the square root of the hole's area
 EXEMPLAR_SIDE = 1024  # pixels; larger windows are filled at this size, in seconds (chosen)
+LEAST_EXEMPLARS = 0.2  # of the hole; with fewer pixels farther ones count too (chosen)
 TELEA_RADIUS = 5  # pixels around a missing one that OpenCV looks at
 OPENCV_SIDE = 768  # larger images are filled at this size: the time of OpenCV grows with the hole
 LAMA_MULTIPLE = 8  # sides that the network accepts
@@ -70,8 +72,8 @@ class Eraser:
         if name == EXEMPLAR:
             if (patchmatch := _patchmatch()) is None:
                 raise ValueError("eraser exemplar: pypatchmatch is not installed: pip install pypatchmatch")
-            identity = f"exemplar {patchmatch.__version__} {PATCH} {EXEMPLAR_WINDOW} {EXEMPLAR_SIDE}"
-            return cls(EXEMPLAR, identity, _exemplar)
+            numbers = f"{PATCH} {EXEMPLAR_WINDOW} {EXEMPLAR_RING} {EXEMPLAR_SIDE}"
+            return cls(EXEMPLAR, f"exemplar {patchmatch.__version__} {numbers}")
         path = Path(name)
         if path.is_file():
             return cls("lama", f"lama {file_sha256(path)}", _lama(path, device))
@@ -81,10 +83,13 @@ class Eraser:
         wrong = f"eraser {source}: neither a TorchScript file (LaMa) nor a diffusers folder"
         raise ValueError(f"{wrong} (model_index.json); auto, exemplar and opencv need no weights")
 
-    def erase(self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0) -> np.ndarray:
+    def erase(
+        self, rgb_u8: np.ndarray, mask: np.ndarray, seed: int = 0, apart: np.ndarray | None = None
+    ) -> np.ndarray:
         """RGB (h, w, 3) uint8 with the pixels of mask (h, w) bool filled, all others as given.
 
-        seed: of a diffusion model. ValueError where the mask covers everything.
+        seed: of a diffusion model;  apart: (h, w) bool, what exemplars are not taken from
+        ValueError where the mask covers everything.
         """
         if mask.shape != rgb_u8.shape[:2] or mask.dtype != bool:
             raise ValueError(f"the mask must be bool {rgb_u8.shape[:2]}, got {mask.dtype} {mask.shape}")
@@ -94,6 +99,8 @@ class Eraser:
             raise ValueError("the mask covers the whole image, so there is nothing to fill it from")
         if self.fill is not None:
             filled = self.fill(rgb_u8, mask, seed)
+        elif self.kind == EXEMPLAR:
+            filled = _exemplar(rgb_u8, mask, np.zeros_like(mask) if apart is None else apart)
         else:  # Telea's fast marching, at most OPENCV_SIDE pixels wide and high
             size = fitted(mask.shape, OPENCV_SIDE)
             # Any touched pixel is filled, or the object's colour would bleed in at the hole's edge.
@@ -112,8 +119,8 @@ def _patchmatch() -> Any:
     return patchmatch if patchmatch.patchmatch_available else None
 
 
-def _exemplar(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-    """PatchMatch (Barnes et al. 2009) in a window around the hole; always the same fill."""
+def _exemplar(rgb_u8: np.ndarray, mask: np.ndarray, apart: np.ndarray) -> np.ndarray:
+    """PatchMatch (Barnes et al. 2009) from what is near the hole and not apart; always the same fill."""
     x0, y0, x1, y1 = window_around(mask, OPENCV_SIDE, EXEMPLAR_WINDOW)
     part, hole = rgb_u8[y0:y1, x0:x1], mask[y0:y1, x0:x1]
     if hole.all():  # what is known lies beside a very large hole
@@ -122,9 +129,15 @@ def _exemplar(rgb_u8: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
     small = resize(hole.astype(np.float32), size) > 0
     if small.all():
         raise ValueError("the mask leaves too little of the image to fill it from")
+    away = cv2.distanceTransform((~small).astype(np.uint8), cv2.DIST_L2, 3)
+    near = away <= max(2 * PATCH + 1, EXEMPLAR_RING * np.sqrt(small.sum()))
+    other = resize(apart[y0:y1, x0:x1].astype(np.float32), size) > 0
+    for unused in (~near | other, ~near, np.zeros_like(small)):  # a border that is all apart counts
+        if (~unused & ~small).sum() >= LEAST_EXEMPLARS * small.sum():
+            break
     library = _patchmatch()
     library.set_random_seed(0)  # one for all threads: the library keeps it for the process
-    found_u8 = library.inpaint(resize(part, size), small, patch_size=PATCH)
+    found_u8 = library.inpaint(resize(part, size), small, global_mask=unused & ~small, patch_size=PATCH)
     filled = rgb_u8.copy()
     filled[y0:y1, x0:x1] = resize(found_u8, hole.shape, how="linear")
     return filled

@@ -120,7 +120,8 @@ def test_nothing_is_made_again_that_nothing_has_changed_for(room, tmp_path, monk
 def apart(room: Room) -> list[dict[str, Any]]:
     """Two small objects whose crops do not meet, and one that looks at both."""
     boxes = {"left": [0.05, 0.05, 0.2, 0.2], "right": [0.75, 0.75, 0.95, 0.95], "wide": [0.1, 0.2, 0.9, 0.9]}
-    return [room.capsule(name=name, box=box, depth=[0.9, 0.95]) for name, box in boxes.items()]
+    alone = {"depth": [0.9, 0.95], "shadow": "off"}  # a shadow looks at all of the depth
+    return [room.capsule(name=name, box=box, **alone) for name, box in boxes.items()]
 
 
 CHANGES = {  # which layer is changed, how -> which layers are made again
@@ -138,6 +139,16 @@ def test_only_what_depends_on_a_changed_layer_is_made_again(room, tmp_path, monk
     job = room.job(*changed(layers, index, **more), empty=True)
     made, image = folder_run(room, job, out, monkeypatch)
     assert made == expected
+    compose_layers(job, NETWORKS).save(tmp_path / "b.png")
+    assert image == (tmp_path / "b.png").read_bytes()
+
+
+def test_with_shadows_all_later_layers_are_made_again(room, tmp_path, monkeypatch):
+    layers, out = [{**layer, "shadow": "contact"} for layer in apart(room)], tmp_path / "a.png"
+    folder_run(room, room.job(*layers, empty=True), out, monkeypatch)
+    job = room.job(*changed(layers, 0, seed=8), empty=True)
+    made, image = folder_run(room, job, out, monkeypatch)
+    assert made == ["left", "right", "wide"]
     compose_layers(job, NETWORKS).save(tmp_path / "b.png")
     assert image == (tmp_path / "b.png").read_bytes()
 

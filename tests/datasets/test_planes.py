@@ -1,10 +1,12 @@
 """Depth behind an erased object: planes continue, also where two of them meet."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
 from datasets.fusion import fill_depth
-from datasets.planes import fill_planes
+from datasets.planes import fill_planes, in_front
 
 H, W = 120, 160
 Y, X = np.mgrid[0:H, 0:W].astype(np.float64)
@@ -45,7 +47,49 @@ def test_without_planes_rows_are_interpolated() -> None:
     depth_01 = np.random.default_rng(0).uniform(size=(H, W)).astype(np.float32)
     mask = np.zeros((H, W), bool)
     mask[40:90, 60:110] = True
+    depth_01[mask] = 1
     assert np.array_equal(fill_planes(depth_01, mask), fill_depth(depth_01, mask))
+
+
+@pytest.mark.parametrize(
+    ("scene", "side"),
+    [*product(["floor and wall", "corner of a room", "flat"], ["left", "right"]), ("floor and wall", "below"),
+     ("flat", "below"), ("flat", "all but one")],
+)  # fmt: skip
+def test_what_hides_the_object_says_nothing_of_what_is_behind(scene: str, side: str) -> None:
+    truth = np.clip(SCENES[scene], 0, 1).astype(np.float32)
+    depth_01, mask = truth.copy(), np.zeros((H, W), bool)
+    covers = {"left": [np.s_[:, 30:62]], "right": [np.s_[:, 104:140]], "below": [np.s_[80:, 40:130]],
+              "all but one": [np.s_[:, 30:66], np.s_[:, 104:140], np.s_[84:, 40:130]]}[side]  # fmt: skip
+    mask[40:90, 60:110] = True
+    depth_01[mask] = 0.8
+    for cover in covers:
+        depth_01[cover], mask[cover] = 0.95, False
+    filled = fill_planes(depth_01, mask)
+    assert np.abs(filled - truth)[mask].mean() < 0.01
+    assert np.array_equal(filled[~mask], depth_01[~mask])
+    assert in_front(depth_01, mask)[covers[0]].all()
+    assert not in_front(depth_01, mask)[:40, 66:100].any()
+
+
+def test_what_is_behind_is_never_nearer_than_the_object() -> None:
+    """A shelf at the left is nearer than the wall; rows or planes would carry it over the object."""
+    depth_01, mask = np.full((H, W), 0.2, np.float32), np.zeros((H, W), bool)
+    depth_01 += np.random.default_rng(1).uniform(0, 0.1, (H, W)).astype(np.float32)
+    depth_01[:, :60] = 0.5
+    mask[40:90, 60:110] = True
+    depth_01[mask] = np.tile(np.linspace(0.3, 0.6, 50), 50)
+    filled = fill_planes(depth_01, mask)
+    assert (filled <= depth_01).all()
+    assert filled[mask].mean() < 0.35
+
+
+@pytest.mark.parametrize("deep", [0.0, 0.1])
+def test_a_niche_is_closed_by_the_wall_around_it(deep: float) -> None:
+    depth_01, mask = np.full((H, W), 0.4, np.float32), np.zeros((H, W), bool)
+    mask[40:90, 60:110] = True
+    depth_01[mask] = deep
+    assert fill_planes(depth_01, mask) == pytest.approx(np.full((H, W), 0.4), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [False, True])
