@@ -3,7 +3,7 @@
 A job file has one JSON object a line (`EXAMPLE`), with the setting names of the image verb, and a name if one
 is wanted. A job is OUT/<name>.png with its recipe and the report OUT/<name>.json. A report says by a hash of
 settings, input files, networks and version what it is the result of, so a job is done again when these have
-changed. Processes that do the same part at the same time divide its jobs. Failures: OUT/failed-<i>-of-<n>.json.
+changed. Processes that do the same part at the same time divide its jobs. Failed ones: OUT/failed-I-of-N.json
 
 The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
 

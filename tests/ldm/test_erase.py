@@ -206,6 +206,35 @@ def test_exemplars_of_a_large_image_are_taken_near_the_hole() -> None:
     assert np.abs(filled[mask].astype(int) - stripes(900, 1500)[mask]).mean() < 10
 
 
+@pytest.mark.parametrize("side", ["left", "right", "above"])
+def test_exemplars_are_not_taken_from_what_is_apart(side: str) -> None:
+    """A red thing stands at the hole; what is apart keeps its bytes and gives none."""
+    pytest.importorskip("patchmatch")
+    truth, mask, apart = stripes(120, 160), np.zeros((120, 160), bool), np.zeros((120, 160), bool)
+    mask[40:80, 60:100] = True
+    apart[
+        {"left": np.s_[30:90, 40:60], "right": np.s_[30:90, 100:120], "above": np.s_[20:40, 50:110]}[side]
+    ] = True
+    rgb_u8 = np.where(apart[..., None], np.uint8([255, 0, 0]), truth)
+    eraser = Eraser.load("exemplar")
+    filled = eraser.erase(rgb_u8, mask, apart=apart)
+    assert np.array_equal(filled[~mask], rgb_u8[~mask])
+    red = [(u8[mask][:, 0].astype(int) - u8[mask][:, 1]).max() for u8 in (filled, eraser.erase(rgb_u8, mask))]
+    assert red[0] < 20 < red[1]
+
+
+@pytest.mark.parametrize("apart", ["all", "ring"])
+def test_where_all_around_is_apart_it_is_taken_all_the_same(apart: str) -> None:
+    pytest.importorskip("patchmatch")
+    rgb_u8, mask = stripes(120, 160), np.zeros((120, 160), bool)
+    mask[40:80, 60:100] = True
+    other = ~mask
+    if apart == "ring":
+        other[:5] = other[-5:] = False
+    eraser = Eraser.load("exemplar")
+    assert np.array_equal(eraser.erase(rgb_u8, mask, apart=other), eraser.erase(rgb_u8, mask))
+
+
 class NoBinary:
     patchmatch_available = False
 
