@@ -17,7 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cldm.training.settings import RunConfig
+from inpainting.models.image_to_text.settings import PromptTraining
+from inpainting.models.text_to_image.train_text_to_image_lora import TrainLoraConfig
 from ldm.images import read_image
+from ldm.settings.config import load_config
+from llava_bifrost.train import TrainConfig
 from tests.conftest import ROOT
 
 BEFORE = Path("tests/fixtures/before")
@@ -265,3 +270,18 @@ def test_an_old_compositor_folder_loads() -> None:
     model, card = load_compositor(BEFORE / "compositor")
     assert card.name == "small"
     assert sum(value.numel() for value in model.state_dict().values()) > 10_000
+
+
+@pytest.mark.parametrize(
+    ("run", "schema"),
+    [
+        ("compositor", RunConfig),
+        ("locator_lora", TrainConfig),
+        ("inpainter_lora", TrainLoraConfig),
+        ("prompter_lora", PromptTraining),
+    ],
+)
+def test_settings_of_earlier_runs_are_read(run: str, schema: type, caplog: pytest.LogCaptureFixture) -> None:
+    load_config(schema, BEFORE / "runs" / run / "config.yaml")
+    said = [message for message in caplog.messages if "fit.resume has no effect any more" in message]
+    assert len(said) == (schema is not RunConfig)

@@ -229,6 +229,9 @@ def _leaves(schema: type, layer: Layer, values: Any, prefix: str = "") -> Iterat
         name = key.removeprefix(prefix)
         if name != given:
             log.warning("%s%s is now %s", layer.source, layer.spell(f"{prefix}{given}"), layer.spell(key))
+        if name in getattr(schema, "REMOVED", ()):
+            log.warning("%s%s has no effect any more", layer.source, layer.spell(key))
+            continue
         if name not in hints:
             raise ValueError(f"{layer.source}{nearest(key, flat_settings(schema, prefix), 'key')}")
         section, other = section_of(hints[name]), other_unit(name)

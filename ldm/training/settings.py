@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class ResumableSampler:
 @dataclass(frozen=True)
 class FitConfig(CheckedSettings):
     """How long, how fast and with what arithmetic a model is trained, and what is kept of it."""
+
+    REMOVED: ClassVar = ("resume",)  # keys of earlier runs, read without effect
 
     epochs: int = setting(1, low=1, help="passes over the examples")
     steps: int = setting(0, low=0, help="optimizer steps; 0: as many as the epochs take")
