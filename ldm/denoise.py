@@ -105,9 +105,9 @@ def set_steps(
         if int(found[-1]) >= total:
             raise ValueError(f"the published step rule leads beyond {total} timesteps with {steps} steps")
         scheduler.timesteps, steps = found.flip(0), len(found)
-    elif not covers(scheduler, steps):
+    elif not leads_to_image(scheduler, steps):
         right = steps - 1
-        while not (scheduler.set_timesteps(right) or covers(scheduler, right)):
+        while not (scheduler.set_timesteps(right) or leads_to_image(scheduler, right)):
             right -= 1
         how = f"{type(scheduler).__name__} with spacing {scheduler.config.timestep_spacing!r}"
         raise ValueError(f"{steps} steps of {how} do not lead from all noise to none: use {right}")
@@ -121,7 +121,7 @@ def set_steps(
     return Schedule(scheduler, scheduler.timesteps[first:])
 
 
-def covers(scheduler: Any, steps: int) -> bool:
+def leads_to_image(scheduler: Any, steps: int) -> bool:
     """Whether steps, which are set, lead from all noise to none.
 
     DDIM and PNDM remove the noise of T // steps timesteps in each; the spacing "leading" of any scheduler
