@@ -22,13 +22,13 @@ VIPSEG_STUFF, VIPSEG_LARGEST = 124, 12499
 COARSE = 4  # ids are looked for on every fourth pixel; usable objects are far larger
 
 
-def apart(default: int) -> Any:
+def frame_gap(default: int) -> Any:
     return setting(default, low=1, help="two frames are at least 1/interval of the video apart")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig(ImagesConfig):
-    interval: int = apart(10)
+    interval: int = frame_gap(10)
     dynamics: int = motion(1)
     rules: readers.Rules = rejection(readers.Rules(sides="both"))
 
@@ -96,7 +96,7 @@ class VipSegConfig(VideoConfig):
     masks: Path = setting(help="id images, VIDEO/FRAME.png")
     things_only: bool = setting(False, help="leave out sky, road and other stuff; gray masks only")
     void: int | None = setting(None, help="id that is no object")
-    interval: int = apart(100)
+    interval: int = frame_gap(100)
     rules: readers.Rules = rejection(readers.Rules(one_piece=True))
 
     def read(self) -> list[Item]:
@@ -140,7 +140,7 @@ class MoseConfig(VipSegConfig):
     """MOSE: the same layout with palette images; objects vanish and come back."""
 
     void: int | None = setting(255, help="id that is no object: in palette images the outline; null: none")
-    interval: int = apart(10)
+    interval: int = frame_gap(10)
     dynamics: int = motion(2)
 
 
@@ -182,7 +182,7 @@ class UvoConfig(VideoConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UvoValConfig(UvoConfig):
-    interval: int = apart(5)
+    interval: int = frame_gap(5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class MvImgNetConfig(VideoConfig):
     """MVImgNet: views NNN.jpg round an object, with cut-outs NNN_*.png beside them."""
 
     listing: Path = setting(help="list of folders MVDir/CLASS/OBJECT/images")
-    interval: int = apart(8)
+    interval: int = frame_gap(8)
     dynamics: int = motion(2)
 
     def read(self) -> list[Item]:
