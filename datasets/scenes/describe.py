@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from datasets.scenes.solids import half_extent, support
+from datasets.scenes.solids import MARCHED, half_extent, support, surface_points
 
 UP = np.array([0.0, 0.0, 1.0])
 CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])  # of a cube
@@ -96,6 +96,22 @@ class Light:
     key_rgb: np.ndarray  # (3,)
     sky_rgb: np.ndarray  # (3,)
     bounce_rgb: np.ndarray  # (3,) light that comes from below
+    strength: float = 22.0  # of the lamp: it gives strength / (6 + distance^2)
+
+
+@dataclass(frozen=True, eq=False)
+class Outdoors:
+    """What a room of the open world has beside the others; absent walls are infinitely far."""
+
+    height: float  # of the walls, metres
+    ceiling: float  # its height, infinite without one
+    haze: float  # part of the light that a metre of air replaces by that of the horizon
+    horizon_rgb: np.ndarray  # (3,) linear
+    zenith_rgb: np.ndarray  # (3,) linear
+    clouds: float  # [0, 1]
+    skyline: float  # sine of the height of hills or trees at the horizon, 0: none
+    skyline_rgb: np.ndarray  # (3,) linear
+    stains: float  # strength of uneven tones on all surfaces
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +135,7 @@ class Room:
     rug_rgb: np.ndarray  # (2, 3) inside, frame
     picture: np.ndarray  # (4,) on the back wall: centre x, z, half width, half height; half width 0: none
     picture_rgb: np.ndarray  # (2, 3) inside, frame
+    outdoors: Outdoors | None = None  # of the open world
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +168,8 @@ def extent(part: Part) -> tuple[float, float, float]:
 @lru_cache(maxsize=256)
 def skin(kind: str, param: float) -> np.ndarray:
     """Points (k, 3) of the canonical surface whose hull is the solid to about one percent."""
+    if kind in MARCHED:
+        return surface_points(kind, param)
     turn = np.arange(24) * (np.pi / 12)
     circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
     ball = np.concatenate([circle * (1 - z * z) ** 0.5 + [0, 0, z] for z in np.linspace(-1, 1, 13)])

@@ -23,6 +23,7 @@ PATTERNED = 0.5  # fraction of solids with one of the further patterns
 TUBE = 0.38  # radius of a torus' tube over that of its ring
 
 # Parts of a compound: kind, half extents, height of the middle; in units of the solid's size.
+Pieces = tuple[tuple[str, tuple[float, float, float], float, tuple[float, float]], ...]
 COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] = {
     "mushroom": (("cylinder", (0.28, 0.28, 0.45), 0.45), ("dome", (0.8, 0.8, 0.62), 0.85)),
     "house": (("box", (0.62, 0.55, 0.45), 0.45), ("pyramid", (0.74, 0.68, 0.36), 1.26)),
@@ -40,6 +41,23 @@ COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] 
              ("cone", (0.46, 0.46, 0.38), 1.4)),
     "stack": (("torus", (0.5, 0.5, 0.5), 0.19), ("torus", (0.4, 0.4, 0.4), 0.53),
               ("torus", (0.3, 0.3, 0.3), 0.79))}  # fmt: skip
+
+OPEN_COMPOUNDS: dict[str, Pieces] = {  # of the open world; also how far the middle of a part is aside
+    "chair": (("box", (0.5, 0.5, 0.06), 0.9, (0, 0)), ("box", (0.5, 0.06, 0.5), 1.4, (0, 0.44)),
+              ("box", (0.06, 0.46, 0.42), 0.42, (-0.42, 0)), ("box", (0.06, 0.46, 0.42), 0.42, (0.42, 0))),
+    "sofa": (("box", (1.2, 0.5, 0.25), 0.3, (0, 0)), ("box", (1.2, 0.15, 0.5), 0.55, (0, 0.5)),
+             ("box", (0.16, 0.55, 0.4), 0.4, (-1.2, 0)), ("box", (0.16, 0.55, 0.4), 0.4, (1.2, 0))),
+    "shelf": (("box", (0.7, 0.3, 0.04), 0.2, (0, 0)), ("box", (0.7, 0.3, 0.04), 1.0, (0, 0)),
+              ("box", (0.7, 0.3, 0.04), 1.8, (0, 0)),
+              ("box", (0.05, 0.3, 1.0), 1.0, (-0.7, 0)), ("box", (0.05, 0.3, 1.0), 1.0, (0.7, 0))),
+    "bush": (("ellipsoid", (0.5, 0.5, 0.5), 0.5, (0, 0)), ("ellipsoid", (0.4, 0.4, 0.4), 0.4, (0.45, 0.1)),
+             ("ellipsoid", (0.4, 0.4, 0.4), 0.4, (-0.4, 0.2)), ("blob", (0.5, 0.5, 0.4), 0.8, (0, 0))),
+    "figure": (("box", (0.13, 0.13, 0.5), 0.5, (-0.2, 0)), ("box", (0.13, 0.13, 0.5), 0.5, (0.2, 0)),
+               ("ellipsoid", (0.4, 0.22, 0.5), 1.4, (0, 0)), ("ellipsoid", (0.18, 0.18, 0.22), 2.05, (0, 0))),
+    "cart": (("box", (1.0, 0.5, 0.25), 0.45, (0, 0)), ("box", (0.55, 0.46, 0.22), 0.9, (-0.1, 0)),
+             ("ellipsoid", (0.2, 0.6, 0.2), 0.2, (-0.6, 0)), ("ellipsoid", (0.2, 0.6, 0.2), 0.2, (0.6, 0))),
+    "pot": (("cylinder", (0.4, 0.4, 0.35), 0.35, (0, 0)), ("blob", (0.7, 0.7, 0.6), 1.2, (0, 0))),
+}  # fmt: skip
 
 
 def linear(srgb: np.ndarray) -> np.ndarray:
@@ -137,6 +155,20 @@ def size_on(rng: Generator, limits: tuple[float, float], host: int, solids: Sequ
     return size
 
 
+def assembled(
+    pieces: Pieces, foot: np.ndarray, axes: np.ndarray, size: float, stretch: tuple[float, float]
+) -> tuple[list[Part], float, float]:
+    """Parts of a compound on foot (3,), the radius of the cylinder around them, the height of their top."""
+    parts, radius, (across, high) = list[Part](), 0.0, stretch
+    for kind, half, height, aside in pieces:
+        tall, param = (across, TUBE) if kind == "torus" else (high, 0.0)
+        offset = (np.array(aside) * across * size) @ axes[:2, :2]
+        centre = np.array([*(foot[:2] + offset), foot[2] + height * size * tall])
+        parts.append(Part(kind, centre, axes, np.array(half) * (across, across, tall) * size, param))
+        radius = max(radius, extent(parts[-1])[0] + float(np.linalg.norm(offset)))
+    return parts, radius, max(float(part.centre[2] + extent(part)[2]) for part in parts)
+
+
 def solid_at(
     rng: Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], shape: str = "", wide: bool = False
 ) -> Solid:
@@ -145,7 +177,7 @@ def solid_at(
     wide: at times a compound with the finish of that solid, at times a further pattern
     """
     shape = shape or _SHAPE_NAMES[rng.integers(len(_SHAPE_NAMES))]
-    form = palette.SHAPES[shape]
+    form = (palette.SHAPES | palette.OPEN_SHAPES)[shape]
     draw = rng.uniform(form.low, form.high)
     scale = np.full(3, draw[0]) if form.uniform else (draw[[0, 0, 2]] if form.round_base else draw)
     size, axes = size_on(rng, (0.28, 0.46), host, solids), upright(rng.uniform(0, 2 * np.pi))
@@ -169,14 +201,9 @@ def solid_at(
         shape = list(COMPOUNDS)[int(rng.integers(len(COMPOUNDS)))]
         size = size_on(rng, (0.26, 0.4), host, solids)
         across, high = rng.uniform(0.85, 1.15, 2)
-        axes, parts = upright(rng.uniform(0, 2 * np.pi)), []
-        for kind, half, height in COMPOUNDS[shape]:
-            tall, param = (across, TUBE) if kind == "torus" else (high, 0.0)
-            centre = np.array([*spot, ground + height * size * tall])
-            parts.append(Part(kind, centre, axes, np.array(half) * (across, across, tall) * size, param))
-        reaches = [extent(part) for part in parts]
-        radius = max(reach[0] for reach in reaches)
-        top = max(float(part.centre[2] + reach[2]) for part, reach in zip(parts, reaches, strict=True))
+        axes = upright(rng.uniform(0, 2 * np.pi))
+        pieces = tuple((*piece, (0.0, 0.0)) for piece in COMPOUNDS[shape])
+        parts, radius, top = assembled(pieces, np.array([*spot, ground]), axes, size, (across, high))
         bottom, centre = ground, np.array([*spot, (ground + top) / 2])
     if wide and rng.random() < PATTERNED:
         pattern = list(palette.WIDE_PATTERNS)[int(rng.integers(len(palette.WIDE_PATTERNS)))]

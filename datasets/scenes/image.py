@@ -22,7 +22,7 @@ ROUGH = 0.09  # a pixel that differs by more from a neighbour (display value) ge
 LIFT = 0.006  # metres that a shadow ray starts above its surface: above the error of float32 in a room
 REACH = 4.5  # radii of a ball beyond which it darkens nothing, exactly
 CONTACT = 0.85  # of the sky that a touching ball takes away
-FALLOFF = 22.0, 6.0  # light of the lamp: the first over the second plus the squared distance in metres
+FALLOFF = 6.0  # light of the lamp: its strength over this plus the squared distance in metres
 FRESNEL = 0.04, 0.5  # mirrored part of a glossy surface seen head-on, and what a grazing view adds (Schlick)
 HIGHLIGHT = 0.7  # strength of the lamp's highlight
 SKY_MIRRORED = 1.6  # the sky is brighter in a mirror than as diffuse light
@@ -52,7 +52,7 @@ def expose(rays: trace.Rays, surface: Surface) -> tuple[Exposure, Exposure]:
 
 
 def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
-    """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing is white."""
+    """Linear light (3, n) in [0, 1] towards the camera; a ray that meets nothing sees the sky, or white."""
     packed, (lamp_visible, sky_visible) = rays.packed, exposure
     key, sky, bounce = (rays.at(packed.light[name]) for name in ("key_rgb", "sky_rgb", "bounce_rgb"))
     way = rays.at(packed.light["origin"]) - surface.point
@@ -60,7 +60,7 @@ def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
     toward_lamp = way / square.sqrt()
     toward_eye = -rays.direction / rays.direction.square().sum(0).sqrt()
     facing = (toward_lamp * surface.normal).sum(0).clamp(min=0)
-    lit = lamp_visible * facing * (FALLOFF[0] / (square + FALLOFF[1]))
+    lit = lamp_visible * facing * ((square + FALLOFF).reciprocal() * rays.at(packed.light["strength"]))
     up = 0.5 + 0.5 * surface.normal[2]
     fill = torch.lerp(bounce.expand_as(surface.normal), sky.expand_as(surface.normal), up)
     halfway = toward_lamp + toward_eye
@@ -72,10 +72,15 @@ def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
     mirror = torch.lerp(bounce.expand_as(fill), sky.expand_as(fill) * SKY_MIRRORED, mirrored_up.clamp(0, 1))
     light = surface.albedo * (key * lit + fill * sky_visible)
     light = light + key * (surface.gloss * shine * lamp_visible * (facing > 0)) * HIGHLIGHT + rim * mirror
+    if packed.open and packed.room is not None:
+        haze = torch.exp(
+            -rays.at(packed.room["haze"]) * (surface.point - rays.at(packed.origin)).square().sum(0).sqrt()
+        )
+        light = torch.lerp(rays.at(packed.room["horizon_rgb"]), light, haze)
     # Identity up to the shoulder, then a smooth approach to 1.
     rest, over = 1 - SHOULDER, (light - SHOULDER).clamp(min=0)
     soft = torch.minimum(light, torch.full_like(light, SHOULDER)) + rest * (1 - torch.exp(-over / rest))
-    return torch.where(surface.empty, 1.0, soft)
+    return torch.where(surface.empty, surface.albedo, soft)
 
 
 def to_display(light: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.random import Generator
 
 from datasets.scenes import describe
+from datasets.scenes import open as open_world
 from datasets.scenes.describe import Camera, Light, Room, Scene, SceneRejected, Solid, outline
 from datasets.scenes.furnish import furniture, lamp, room, solid_at
 from datasets.scenes.pack import SceneView, pack
@@ -46,9 +47,16 @@ def sample_scene(seed: int, options: SceneOptions) -> Scene:
 
 
 def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
-    place, solids = room(rng), [*furniture(rng, options.furniture)]
-    camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
-    draw = partial(solid_at, wide=options.world == "wide")
+    if options.world == "open":
+        place = open_world.open_room(rng)
+        solids = open_world.open_furniture(rng, place, options.furniture)
+        camera = open_world.open_camera(rng, place, solids, _aspect(rng, options))
+        light = open_world.open_light(rng, place, camera.origin + 3 * camera.axes[2])
+        draw: Draw = partial(open_world.open_solid, camera=camera)
+    else:
+        place, solids = room(rng), [*furniture(rng, options.furniture)]
+        camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
+        draw = partial(solid_at, wide=options.world == "wide")
     for _ in range(int(rng.integers(options.objects[0], options.objects[1] + 1))):
         added = place_solid(rng, solids, camera, place, draw)
         if added is not None:
@@ -78,20 +86,28 @@ def camera_of(rng: Generator, place: Room, solids: Sequence[Solid], options: Sce
     azimuth, elevation = np.radians(rng.uniform(-32, 32) - 90), np.radians(rng.uniform(11, 38))
     origin = target + rng.uniform(2.7, 3.9) * describe.direction(azimuth, elevation)
     origin[0] = np.clip(origin[0], place.left + 0.3, place.right - 0.3)
-    h, w = options.size
-    aspect = w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))
+    aspect = _aspect(rng, options)
     half = np.tan(np.radians(rng.uniform(36, 52)) / 2)  # of the longer side
     tan_x = float(half if aspect >= 1 else half * aspect)
     return Camera(origin, describe.look_at(origin, target), tan_x, float(tan_x / aspect))
+
+
+def _aspect(rng: Generator, options: SceneOptions) -> float:
+    """Width over height of the full view."""
+    h, w = options.size
+    return w / h if options.window == "full" else float(rng.choice([1.0, 4 / 3, 3 / 2]))
 
 
 def place_solid(
     rng: Generator, solids: list[Solid], camera: Camera, place: Room, draw: Draw = solid_at
 ) -> Solid | None:
     """One more solid that touches nothing, mostly in view; half of them before or behind another one."""
+    # The fraction of its box inside the image, the box's largest width and height; chosen.
+    wide_open = place.outdoors is not None
+    least, widest, highest = open_world.FIT if wide_open else (0.9, 0.6, 0.7)
     names = {solid.name for solid in solids}
     for _ in range(TRIES):
-        host, spot = _spot(rng, solids, camera)
+        host, spot = (open_world.open_spot if wide_open else _spot)(rng, solids, camera)
         added = draw(rng, spot, host, solids)
         (x, y), radius = added.centre[:2], added.radius + 0.02
         in_room = place.left + radius < x < place.right - radius and y < place.back - radius
@@ -99,7 +115,9 @@ def place_solid(
             continue
         x0, y0, x1, y1 = outline(added.parts, camera)
         inside = max(0.0, min(x1, 1) - max(x0, 0)) * max(0.0, min(y1, 1) - max(y0, 0))
-        if inside >= 0.9 * (x1 - x0) * (y1 - y0) and x1 - x0 < 0.6 and y1 - y0 < 0.7:
+        if wide_open and not open_world.clear_of_camera(added, camera):
+            continue
+        if inside >= least * (x1 - x0) * (y1 - y0) and x1 - x0 < widest and y1 - y0 < highest:
             return added
     return None
 

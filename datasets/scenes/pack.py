@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.scenes.describe import Camera, Light, Part, Room, Solid
-from datasets.scenes.palette import ALL_PATTERNS, FLOORS, KINDS, WALLS
+from datasets.scenes.describe import Camera, Light, Outdoors, Part, Room, Solid
+from datasets.scenes.palette import ALL_PATTERNS, KINDS, LOOKS, NATURAL
 from datasets.scenes.solids import half_extent
 
 
@@ -60,7 +60,7 @@ class PackedViews:
     count: int
     slots: int
     kinds: tuple[int, ...]  # kinds that occur
-    looks: tuple[int, ...]  # room textures that occur, floors before walls
+    looks: tuple[int, ...]  # indices into LOOKS that occur
     parts: Parts
     origin: Tensor
     right: Tensor  # already times tan_x
@@ -69,6 +69,7 @@ class PackedViews:
     window: Tensor  # (4, b)
     light: dict[str, Tensor]  # by field of Light
     room: dict[str, Tensor] | None
+    open: bool  # the rooms are those of the open world
 
 
 PADDING = {  # a part that no ray meets: its box is off the image, its centre far below the floor
@@ -114,21 +115,30 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
     columns["hidden"] = columns["hidden"] > 0.5
     rooms = [view.room for view in views if view.room is not None]
     assert len(rooms) in (0, len(views)), "views with and without a room are packed apart"
-    floors, walls = [FLOORS.index(room.floor) for room in rooms], [WALLS.index(room.wall) for room in rooms]
-    looks = {*floors, *(len(FLOORS) + wall for wall in walls)}
+    floors, walls = (
+        [LOOKS.index(("natural" if name in NATURAL else place, name)) for name in names]
+        for place, names in (
+            ("floor", [room.floor for room in rooms]),
+            ("wall", [room.wall for room in rooms]),
+        )
+    )
     numbers: dict[str, list] = {}  # of the rooms: pairs of colours as (6, b), textures as indices
-    for name in (field.name for field in fields(Room)):
-        values = [getattr(room, name) for room in rooms]
+    outdoors = [room.outdoors for room in rooms if room.outdoors is not None]
+    assert len(outdoors) in (0, len(rooms)), "rooms of the open world are packed apart"
+    read = [(rooms, name.name) for name in fields(Room) if name.name != "outdoors"]
+    for owners, name in read + [(outdoors, name.name) for name in fields(Outdoors) if outdoors]:
+        values = [getattr(owner, name) for owner in owners]
         numbers[name] = [np.ravel(value) for value in values] if np.ndim(values) > 1 else values
     numbers |= {"floor": floors, "wall": walls}
     cameras = [view.camera for view in views]
     kinds = {row["kind"] for parts in described for row in parts}
     return PackedViews(
-        len(views), slots, tuple(sorted(kinds)), tuple(sorted(looks)), Parts(**columns),
+        len(views), slots, tuple(sorted(kinds)), tuple(sorted({*floors, *walls})), Parts(**columns),
         origin=table([camera.origin for camera in cameras]),
         right=table([camera.axes[0] * camera.tan_x for camera in cameras]),
         up=table([camera.axes[1] * camera.tan_y for camera in cameras]),
         forward=table([camera.axes[2] for camera in cameras]),
         window=table([camera.window01_xyxy for camera in cameras]),
         light={f.name: table([getattr(view.light, f.name) for view in views]) for f in fields(Light)},
-        room={name: table(numbers[name]) for name in numbers} if rooms else None)  # fmt: skip
+        room={name: table(numbers[name]) for name in numbers} if rooms else None,
+        open=bool(outdoors))  # fmt: skip

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-KINDS = ("ellipsoid", "box", "cylinder", "cone", "torus", "capsule", "pyramid", "dome", "prism")
+KINDS = ("ellipsoid", "box", "cylinder", "cone", "torus", "capsule", "pyramid", "dome", "prism",
+         "lathe", "extrusion", "blob")  # fmt: skip
 FLAT_SIDED = ("box", "pyramid", "prism")
 PATTERNS = ("solid", "stripes", "columns", "checker", "diagonal", "dots", "gradient", "halves")
 PATTERN_WORDS = {
@@ -19,9 +20,12 @@ PATTERN_WORDS = {
 WIDE_PATTERNS = {
     "waves": "wavy", "grid": "gridded", "zigzag": "zigzagged", "bands": "banded", "marble": "marbled",
 }  # fmt: skip
-ALL_PATTERNS = (*PATTERNS, *WIDE_PATTERNS)
+NATURAL = {"wood": "wooden", "stone": "stony", "grass": "mossy", "gravel": "pebbled", "cloth": "woven"}
+ALL_PATTERNS = (*PATTERNS, *WIDE_PATTERNS, *NATURAL)
 FLOORS = ("plain", "tiles", "planks", "checker", "carpet")
 WALLS = ("plain", "stripes", "panel", "bricks", "tiles")
+LOOKS = (*(("floor", name) for name in FLOORS), *(("wall", name) for name in WALLS),
+         *(("natural", name) for name in NATURAL))  # fmt: skip
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.83, 0.12, 0.12), "orange": (0.94, 0.47, 0.08), "yellow": (0.96, 0.80, 0.12),
@@ -63,6 +67,12 @@ SHAPES: dict[str, Shape] = {
     "pyramid": Shape("pyramid", (0.70, 0.70, 0.75), (0.92, 0.92, 1.10)),
     "dome": Shape("dome", (0.85, 0.85, 0.75), (1.05, 1.05, 1.05)),
     "prism": Shape("prism", (0.55, 0.55, 0.50), (0.80, 0.80, 1.05)),
+}
+
+OPEN_SHAPES = {  # of the open world; their parameter decides the form
+    "vase": Shape("lathe", (0.5, 0.5, 0.7), (0.9, 0.9, 1.3), param=(0.0, 100.0)),
+    "cog": Shape("extrusion", (0.7, 0.7, 0.3), (1.0, 1.0, 1.2), param=(0.0, 100.0)),
+    "pebble": Shape("blob", (0.7, 0.7, 0.6), (1.1, 1.1, 1.1), round_base=False, param=(0.0, 100.0)),
 }
 
 

@@ -39,8 +39,8 @@ class SceneOptions:
     )  # fmt: skip
     furniture: float = setting(0.45, help="fraction of scenes with a table or a low platform", low=0, high=1)
     occluded: float = setting(0.42, help="fraction of scenes that hide the object partly", low=0, high=1)
-    world: str = setting("plain", choices=("plain", "wide"),
-        help="wide: also solids of several parts and further patterns, for the compositor")  # fmt: skip
+    world: str = setting("plain", choices=("plain", "wide", "open"),
+        help="wide: more solids and patterns; open: also outdoors, any camera, more surfaces")  # fmt: skip
     chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
 
     def __post_init__(self) -> None:

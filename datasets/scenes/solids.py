@@ -1,24 +1,36 @@
 """Canonical solids: where a ray enters and leaves them, and their normal.
 
 Every solid lives in its own frame, in which it has one fixed form (unit sphere, cube [-1, 1]^3, ...); rays
-are moved there. All solids but the torus are convex, so a ray meets them in one interval [enter, leave]; an
-empty interval (enter > leave) is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
+are moved there. A convex solid is met in one interval [enter, leave]; torus, lathe, extrusion and blob from
+the first hit, found by steps along the ray, to the end of their bounds. An empty interval (enter > leave)
+is a miss. Vectors are component-first: o, d, q: (3, n); t, param: (n,).
 """
+
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 FAR = 1e9  # depth of a miss
-TORUS_STEPS = 24  # samples of a ray within a ring; chosen: no visible gaps
-TORUS_SECANTS = 4  # refinements of its first hit
+# Samples of a ray within the bounds of a solid; chosen: no visible gaps.
+STEPS = {"torus": 24, "lathe": 12, "extrusion": 14, "blob": 10}
+SECANTS = 4  # refinements of its first hit
 BEVEL = 0.06  # edges whose normal is rounded, as a fraction of the half extent; chosen by eye
+
+MARCHED = (
+    "lathe",
+    "extrusion",
+    "blob",
+)  # solids whose surface is zero of `_gap`; the parameter is their form
 
 Interval = tuple[Tensor, Tensor]
 
 
 def support(kind: str, d: np.ndarray, param: float) -> np.ndarray:
     """Largest <q, d> over the canonical solid, for local directions d (k, 3) of any length -> (k,)."""
+    if kind in MARCHED:
+        return (np.asarray(d, np.float64) @ surface_points(kind, param).T).max(1)
     x, y, z = np.asarray(d, np.float64).T
     flat, length = np.hypot(x, y), np.sqrt(x * x + y * y + z * z)
     reaches = {
@@ -83,35 +95,73 @@ def _cone(o: Tensor, d: Tensor) -> Interval:
     return _both((enter, leave), _slab(o[2], d[2], -1.0, 1.0))
 
 
-def _torus(o: Tensor, d: Tensor, tube: Tensor) -> Interval:
-    """Ring of radius 1 about z with the given tube radius (n,).
+def _march(kind: str, o: Tensor, d: Tensor, param: Tensor, bounds: Interval) -> Interval:
+    """From the first hit of a solid that is not convex to the end of its bounds.
 
-    The distance to the surface is sampled along the ray within the ring's flat cylinder; the first step that
-    ends inside holds the entry, refined by secants. Only a chord shorter than a step can be missed.
+    The distance to the surface is sampled along the ray within the bounds; the first step that ends inside
+    holds the entry, refined by secants. Only a chord shorter than a step can be missed.
     """
-    start, stop = _both(_ball(o[:2], d[:2], 1 + tube), _slab(o[2], d[2], -tube, tube))
+    start, stop = bounds
     outside = (start > stop) | (stop < 0)
     low = torch.where(outside, 0.0, start.clamp(min=0))
-    step = torch.where(outside, 0.0, stop - low) / TORUS_STEPS
-    ladder = torch.arange(1.0, TORUS_STEPS + 1, device=o.device)[:, None]
-    within = _ring_gap(o[:, None], d[:, None], low + ladder * step, tube) < 0  # (steps, n)
+    step = torch.where(outside, 0.0, stop - low) / STEPS[kind]
+    ladder = torch.arange(1.0, STEPS[kind] + 1, device=o.device)[:, None]
+    within = _gap(kind, o[:, None] + (low + ladder * step) * d[:, None], param) < 0  # (steps, n)
     reached = torch.where(within, ladder, FAR).amin(0)
     met = (reached < FAR) & ~outside
     high = low + torch.where(met, reached, 1.0) * step
     low = high - step
-    gap_low, gap_high = _ring_gap(o, d, low, tube), _ring_gap(o, d, high, tube)
-    for _ in range(TORUS_SECANTS):
+    gap_low, gap_high = _gap(kind, o + low * d, param), _gap(kind, o + high * d, param)
+    for _ in range(SECANTS):
         t = low + (high - low) * (gap_low / (gap_low - gap_high).clamp(min=1e-6)).clamp(0.02, 0.98)
-        gap = _ring_gap(o, d, t, tube)
+        gap = _gap(kind, o + t * d, param)
         low, gap_low = torch.where(gap > 0, t, low), torch.where(gap > 0, gap, gap_low)
         high, gap_high = torch.where(gap > 0, high, t), torch.where(gap > 0, gap_high, gap)
     return torch.where(met, high, FAR), torch.where(met, stop, -FAR)
 
 
-def _ring_gap(o: Tensor, d: Tensor, t: Tensor, tube: Tensor) -> Tensor:
-    """Distance of o + t d from the ring's surface, negative inside."""
-    x, y, z = o + t * d
-    return (((x * x + y * y).sqrt() - 1).square() + z * z).sqrt() - tube
+def _gap(kind: str, q: Tensor, param: Tensor) -> Tensor:
+    """About the distance of q (3, ...) from the surface, negative inside."""
+    x, y, z = q
+    if kind == "blob":
+        length = (x * x + y * y + z * z).sqrt().clamp(min=1e-6)
+        return length - _radius(kind, q / length, param)
+    ring = (x * x + y * y).sqrt()
+    if kind == "torus":
+        return ((ring - 1).square() + z * z).sqrt() - param
+    return torch.maximum(ring - _radius(kind, q, param), z.abs() - 1)
+
+
+def _radius(kind: str, q: Tensor, param: Tensor) -> Tensor:
+    """Radius in (0, 1) of a form: a lathe's at its height, an extrusion's in its direction around z, a
+    blob's in the unit direction q. The numbers are chosen for variety.
+    """
+    x, y, z = q
+    first, second = (param * 0.37).frac(), (param * 0.71).frac()
+    if kind == "lathe":
+        waves = 0.26 * ((1.5 + 2.5 * first) * z + 1.7 * param).sin()
+        return 0.56 + waves + 0.16 * ((3 + 3 * second) * z + 3.1 * param).sin()
+    if kind == "extrusion":
+        lobes = 2 + (5 * first).floor()
+        return 0.78 + (0.06 + 0.15 * second) * (lobes * torch.atan2(y, x)).sin()
+    bumps = (2.5 * x + param).sin() + (2.7 * y + 1.7 * param).sin() + (2.3 * z + 2.9 * param).sin()
+    return 0.64 + 0.115 * bumps
+
+
+@lru_cache(maxsize=256)
+def surface_points(kind: str, param: float) -> np.ndarray:
+    """Points (k, 3) of a `MARCHED` surface whose hull is the solid to about one percent."""
+    count = {"lathe": (41, 24), "extrusion": (2, 120), "blob": (41, 48)}[kind]
+    level, turn = (
+        torch.linspace(-1, 1, count[0], dtype=torch.float64),
+        torch.arange(count[1], dtype=torch.float64),
+    )
+    z, angle = torch.meshgrid(level, turn * (2 * np.pi / count[1]), indexing="ij")
+    flat = (1 - z * z).clamp(min=0).sqrt() if kind == "blob" else torch.ones_like(z)
+    q = torch.stack([angle.cos() * flat, angle.sin() * flat, z])
+    radius = _radius(kind, q, torch.tensor(param, dtype=torch.float64))
+    points = q * radius if kind == "blob" else torch.stack([q[0] * radius, q[1] * radius, z])
+    return points.flatten(1).T.numpy()
 
 
 def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
@@ -123,7 +173,18 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
     if kind == "cone":
         return _cone(o, d)
     if kind == "torus":
-        return _torus(o, d, param)
+        return _march(
+            kind, o, d, param, _both(_ball(o[:2], d[:2], 1 + param), _slab(o[2], d[2], -param, param))
+        )
+    if kind in MARCHED:
+        start, stop = (
+            _ball(o, d) if kind == "blob" else _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -1.0, 1.0))
+        )
+        near = ((start <= stop) & (stop >= 0)).nonzero().squeeze(1)
+        enter, leave = torch.full_like(start, FAR), torch.full_like(start, -FAR)
+        bounds = start[near], stop[near]
+        enter[near], leave[near] = _march(kind, o[:, near], d[:, near], param[near], bounds)
+        return enter, leave
     if kind == "capsule":
         lift = torch.stack([torch.zeros_like(param), torch.zeros_like(param), param])
         side = _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -param, param))
@@ -157,6 +218,11 @@ PRISM_SIDES = ((1.0, 0.0), (0.5, PRISM_APOTHEM), (-0.5, PRISM_APOTHEM))
 def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
     """Outward gradient (3, n), of any length, at a point q of the surface; edges are slightly rounded."""
     x, y, z = q
+    if kind in MARCHED:
+        steps = (
+            0.002 * torch.eye(3, device=q.device)[:, :, None]
+        )  # far above float32's error, below any curve
+        return torch.stack([_gap(kind, q + step, param) - _gap(kind, q - step, param) for step in steps])
     ring = (x * x + y * y).sqrt().clamp(min=1e-6)
     if kind == "ellipsoid":
         return q

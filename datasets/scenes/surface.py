@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, FLOORS, KINDS, WALLS
+from datasets.scenes.natural import CLOUD, GRAIN, natural_blend, natural_look, noise, sky, solid_tones
+from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS, LOOKS, NATURAL
 from datasets.scenes.solids import normal
 from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, to_part
 
-ORIGIN = 64.0  # added to the coordinates, so that they are positive and frac agrees with floor
+ORIGIN = 64.0  # added to the coordinates, so that they are positive in a room
 RAIL = 0.85  # height of a panelled wall, metres
 ROUND = tuple(kind not in FLAT_SIDED for kind in KINDS)
 Look = tuple[Tensor, Tensor]
@@ -27,6 +28,11 @@ def edge(value: Tensor, width: Tensor) -> Tensor:
     return (value / width + 0.5).clamp(0, 1)
 
 
+def _frac(value: Tensor) -> Tensor:
+    """The part above the next lower whole number, also of a negative one."""
+    return value - value.floor()
+
+
 def _hash(a: Tensor, b: Tensor, phase: Tensor) -> Tensor:
     """A number in [0, 1) for each pair of whole numbers."""
     return ((a * 12.9898 + b * 78.233 + phase * 37.719).sin() * 437.585).frac().abs()
@@ -34,14 +40,16 @@ def _hash(a: Tensor, b: Tensor, phase: Tensor) -> Tensor:
 
 def _joints(u: Tensor, v: Tensor, width: Tensor, gap: float) -> Tensor:
     """1 in the joints between unit cells, 0 inside them."""
-    du, dv = (u.frac() - 0.5).abs(), (v.frac() - 0.5).abs()
+    du, dv = (_frac(u) - 0.5).abs(), (_frac(v) - 0.5).abs()
     return edge(torch.maximum(du, dv) - (0.5 - gap), width)
 
 
 def _look(kind: int, u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
-    """One texture; kind is an index into the floors and then the walls."""
-    floor = FLOORS[kind] if kind < len(FLOORS) else ""
-    wall = "" if floor else WALLS[kind - len(FLOORS)]
+    """One texture; kind is an index into LOOKS."""
+    place, name = LOOKS[kind]
+    if place == "natural":
+        return natural_look(name, u, v, soft, phase)
+    floor, wall = (name, "") if place == "floor" else ("", name)
     if floor == "tiles":
         return _joints(u, v, soft, 0.025), 0.93 + 0.14 * _hash(u.floor(), v.floor(), phase)
     if floor == "planks":
@@ -50,19 +58,19 @@ def _look(kind: int, u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> Look:
         along = u * 0.55 + _hash(row, row * 0, phase)
         tone = _hash(row, along.floor(), phase)
         grain = ((u * 3 + 2 * (v * 5 + tone * 40).sin()) * 2.2).sin() * (v * 41 + tone * 90).sin()
-        sides = edge((across.frac() - 0.5).abs() - 0.47, soft * 3)
-        ends = edge((along.frac() - 0.5).abs() - 0.495, soft * 0.55)
+        sides = edge((_frac(across) - 0.5).abs() - 0.47, soft * 3)
+        ends = edge((_frac(along) - 0.5).abs() - 0.495, soft * 0.55)
         return torch.maximum(sides, ends), 0.86 + 0.3 * tone + 0.07 * grain * (0.12 / soft).clamp(max=1)
     if wall == "stripes":
         return edge((u * 2 * math.pi).sin(), 5 * soft), torch.ones_like(u)
     if wall == "panel":  # second colour below the rail, grooves in it
         height = v - ORIGIN
         below = edge(RAIL - height, soft)
-        groove = edge(0.02 - ((u * 3).frac() - 0.5).abs(), soft * 3) * below
+        groove = edge(0.02 - (_frac(u * 3) - 0.5).abs(), soft * 3) * below
         return below, 1 - 0.3 * edge(0.025 - (height - RAIL).abs(), soft) - 0.18 * groove
     if wall == "bricks":
         course = v * 3
-        along = u + 0.5 * (course.floor() * 0.5).frac() * 2
+        along = u + 0.5 * _frac(course.floor() * 0.5) * 2
         tone = _hash(along.floor(), course.floor(), phase)
         return _joints(along, course, soft * 3, 0.045), 0.9 + 0.2 * tone
     if wall == "tiles":
@@ -87,11 +95,11 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
         return rays.at(room[name])
 
     x, y, z = point
-    floor, side = hit.slot == -1, hit.slot <= -3
+    floor, side = hit.slot == -1, (hit.slot == -3) | (hit.slot == -4)
     cosine, sine = at("angle").cos(), at("angle").sin()
     u = torch.where(floor, x * cosine + y * sine, torch.where(side, y, x))
     v = torch.where(floor, y * cosine - x * sine, z)
-    kind = torch.where(floor, at("floor"), len(FLOORS) + at("wall"))
+    kind = torch.where(floor, at("floor"), at("wall"))
     rate = torch.where(floor, at("floor_frequency"), at("wall_frequency"))
     u, v, soft, phase = u * rate + ORIGIN, v * rate + ORIGIN, (width * rate).clamp(min=0.015), at("phase")
     looks = rays.packed.looks  # the textures that occur
@@ -100,6 +108,10 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
         chosen, look = kind == index, _look(index, u, v, soft, phase)
         blend, tone = torch.where(chosen, look[0], blend), torch.where(chosen, look[1], tone)
     pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
+    if rays.packed.open:
+        blend = torch.where(hit.slot == -5, 0.0, blend)
+        stained = noise(u * 0.07 + phase, (v + torch.where(hit.slot == -5, y, 0.0)) * 0.07, soft * 0.07)
+        tone = tone * (1 + at("stains") * (stained[CLOUD] + 0.5 * stained[GRAIN]))
     colour = torch.lerp(pair[:3], pair[3:], blend) * tone
     colour = torch.where(~floor & (z < at("skirting")), at("skirting_rgb"), colour)
     on_rug, rug = _rectangle(at("rug"), at("rug_rgb"), x, y, width)
@@ -127,7 +139,7 @@ class Surface:
 
     point: Tensor  # (3, n) metres
     normal: Tensor  # (3, n) unit
-    albedo: Tensor  # (3, n) linear
+    albedo: Tensor  # (3, n) linear; where nothing is met the light that is seen there
     gloss: Tensor  # (n,)
     shine: Tensor  # (n,)
     owner: Tensor  # (n,)
@@ -143,9 +155,12 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
     if rays.packed.room is not None:
         aside = (hit.slot == -3).float() - (hit.slot == -4).float()
         facing = torch.stack([aside, -(hit.slot == -2).float(), (hit.slot == -1).float()])
+        facing[2] -= (hit.slot == -5).float()
         slant = (facing * rays.direction).sum(0).abs().clamp(min=0.12)
         albedo, gloss = room_colours(rays, hit, point, rays.footprint * hit.depth / slant)
         shine = torch.full_like(depth, 24.0)
+        if rays.packed.open and (index := (hit.slot == NOTHING).nonzero().squeeze(1)).numel():
+            albedo[:, index] = sky(rays, index)
     surface = Surface(point, facing, albedo, gloss, shine, torch.full_like(hit.slot, -1), hit.slot == NOTHING)
     ray = (hit.slot >= 0).nonzero().squeeze(1)
     if not ray.numel():
@@ -162,7 +177,11 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
     m, (x, y, z) = parts.matrix.index_select(1, part), gradient
     facing = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
     surface.normal[:, ray] = facing / facing.square().sum(0).sqrt().clamp(min=1e-9)
-    surface.albedo[:, ray] = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
+    albedo = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
+    if rays.packed.open and rays.packed.room is not None:
+        stains = rays.at(rays.packed.room["stains"]).expand(depth.shape)[ray]
+        albedo = albedo * solid_tones(shown, footprint, part, stains)
+    surface.albedo[:, ray] = albedo
     surface.gloss[ray], surface.shine[ray] = parts.gloss[part], parts.shine[part]
     surface.owner[ray] = parts.owner[part]
     return surface
@@ -195,5 +214,9 @@ def pattern_blend(
         wave = torch.where(pattern == ALL_PATTERNS.index(name), value, wave)
     blend = (wave / (2.2 * frequency * footprint).clamp(min=0.04) + 0.5).clamp(0, 1)
     blend = torch.where(wave < -8, 0.0, blend)
+    for name in NATURAL:
+        if (chosen := (pattern == ALL_PATTERNS.index(name)).nonzero().squeeze(1)).numel():
+            turns, wide = frequency[chosen], footprint[chosen]
+            blend[chosen] = natural_blend(name, u[chosen] / turns, v[chosen] / turns, wide, turns * 0.1)
     shade = (0.5 - 0.5 * torch.where(torus, q[0], q[2])).clamp(0, 1)
     return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)

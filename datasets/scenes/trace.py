@@ -50,7 +50,7 @@ class Rays:
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    slot: Tensor  # (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, NOTHING
+    slot: Tensor  # (n,) part slot, or -1 floor, -2 back, -3 left, -4 right wall, -5 ceiling, NOTHING
     depth: Tensor  # (n,)
 
 
@@ -131,8 +131,15 @@ def cast_room(rays: Rays) -> Hit:
     dx, dy, dz = rays.direction
     sides = (rays.at(room[name]) - origin[0] for name in ("left", "right"))
     walls = [-origin[2] / dz, (rays.at(room["back"]) - origin[1]) / dy, *(side / dx for side in sides)]
+    if rays.packed.open:  # walls of some height or none, at times a ceiling
+        high = rays.at(room["height"])
+        walls[1:] = [torch.where(origin[2] + t * dz < high, t, FAR) for t in walls[1:]]
+        walls.append((rays.at(room["ceiling"]) - origin[2]) / dz)
     nearest = torch.stack([torch.where(t > NEAREST, t, FAR) for t in walls]).min(0)
-    return Hit(-1 - nearest.indices, nearest.values)
+    slot = -1 - nearest.indices
+    if rays.packed.open:
+        slot = torch.where(nearest.values < FAR, slot, NOTHING)
+    return Hit(slot, nearest.values)
 
 
 def first(depth: Tensor, behind: Hit) -> Hit:
