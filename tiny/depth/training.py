@@ -5,6 +5,7 @@ size that is a multiple of 32. Legend: b batch, h w pixels; depth is relative in
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ldm.device import pick_device
 from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_atomic, write_json
 from ldm.settings.config import dump_yaml, to_plain
+from tiny.depth.paste import Cutouts, Images
 from tiny.depth.train import AugmentConfig, DepthScenes, TrainDepthConfig
 from tiny.loop import Stage, autocast, stages_manifest
 from tiny.settings import MULTIPLE, DepthNetwork
@@ -37,6 +39,7 @@ MEAN = STD = 0.5  # pixels in [-1, 1]
 # The network's output for the farthest point: relative depth has no zero, and a ReLU at 0 is dead.
 FLOOR = 0.1
 LEVELS = 4  # of the backbone, and of the gradient loss
+OPEN_OBJECTS = 3, 8  # solids of a scene of the open world: photographs are crowded
 COMPARABLE = 0.02  # pixel pairs whose depths differ less than this have no order
 
 
@@ -137,17 +140,21 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
     write_json(folder / "manifest.json", manifest)
 
 
-def load_images(
-    config: DepthScenes, size: int, *, held_out: bool, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (b, 3, h, w) uint8, inverse depth (b, h, w) uint16; renders what is missing, held out smooth."""
-    name, count = ("held_out", config.held_out) if held_out else ("train", config.train)
-    smooth = held_out or config.smooth_edges
+def shards_of(
+    config: DepthScenes, size: int, count: int, *, held_out: bool, world: str = "plain", device: torch.device
+) -> list[OpenShard]:
+    """Shards of `count` scenes; renders what is missing, held out smooth."""
+    smooth, name = held_out or config.smooth_edges, "held_out" if held_out else "train"
+    crowd = {"world": world, "objects": OPEN_OBJECTS} if world == "open" else {}
     settings = StoreSettings(
-        out=config.folder / f"{name}-{size}{'-smooth' if smooth else ''}", count=count, device=str(device),
-        split="eval" if held_out else "train", size=(size, size), reference_size=(16, 16),  # not needed here
-        smooth_edges=smooth)  # fmt: skip
-    shards = [OpenShard(path) for path in render_shards(settings)]
+        out=config.folder / f"{name}{'-open' if crowd else ''}-{size}{'-smooth' if smooth else ''}",
+        count=count, device=str(device), split="eval" if held_out else "train", size=(size, size),
+        reference_size=(16, 16), smooth_edges=smooth, **crowd)  # fmt: skip
+    return [OpenShard(path) for path in render_shards(settings)]
+
+
+def load_images(shards: Sequence[OpenShard]) -> Images:
+    """Pixels (b, 3, h, w) uint8, inverse depth (b, h, w) uint16: each scene, then it without one solid."""
     rgb, depth = (
         np.concatenate([np.stack([shard.array(one), shard.array(f"without{other}")], 1) for shard in shards])
         for one, other in (("image_u8", "_u8"), ("depth_u16", "_depth_u16"))
@@ -156,14 +163,18 @@ def load_images(
 
 
 def training_batch(
-    images: tuple[np.ndarray, np.ndarray],
+    images: Images,
     batch: int,
     rng: np.random.Generator,
     config: AugmentConfig,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), per crop too."""
-    index = rng.integers(0, len(images[0]), batch)
+    """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), per crop too.
+
+    batch: how many are drawn at random; 0: all, in order
+    """
+    index = rng.integers(0, len(images[0]), batch) if batch else np.arange(len(images[0]))
+    batch = len(index)
     pixels_01 = torch.from_numpy(images[0][index]).to(device).float() / 255
     depth = torch.from_numpy(images[1][index].astype(np.float32)).to(device)
     side = pixels_01.shape[-1]
@@ -213,19 +224,35 @@ def train_depth(config: TrainDepthConfig) -> None:
     same = {name: value for name, value in to_plain(config).items() if name not in free}
     stage = Stage("depth", model, config, config.out, same=same, state_file="checkpoint.pt")
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
-    held_out = load_images(config.scenes, size, held_out=True, device=device)
-    # What is done needs no images; `train` still puts the averaged weights into the model.
-    images = held_out if stage.done else load_images(config.scenes, size, held_out=False, device=device)
+    scenes, more = config.scenes, config.more
+    counts = {"plain": (scenes.train, scenes.held_out)}
+    if more.open:
+        counts["open"] = more.open, scenes.held_out
+    held_out = {world: load_images(shards_of(scenes, size, count, held_out=True, world=world, device=device))
+                for world, (_, count) in counts.items()}  # fmt: skip
+    images, cutouts = held_out["plain"], None
+    if not stage.done:  # what is done needs no images; `train` still puts the averaged weights into the model
+        shards = []
+        for world, (count, _) in counts.items():
+            shards += shards_of(scenes, size, count, held_out=False, world=world, device=device)
+        images = load_images(shards)
+        cutouts = Cutouts.read(shards) if more.pasted or more.exchanged else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((config.seed, step))
-        pixels_01, target = training_batch(images, config.batch, rng, config.augment, device)
+        drawn, count = images, config.batch
+        if cutouts is not None:
+            drawn, count = cutouts.batch(images, count, rng, more.pasted, more.exchanged), 0
+        pixels_01, target = training_batch(drawn, count, rng, config.augment, device)
         with autocast(device.type, enabled=config.bf16):
             predicted = predict(model, pixels_01)
         return depth_loss(predicted.float(), target, config.edges), {}
 
     stage.train(loss)
-    metrics = measure_depth(model, *held_out, device)
+    metrics = measure_depth(model, *held_out["plain"], device)
+    if more.open:
+        measured = measure_depth(model, *held_out["open"], device)
+        metrics |= {f"open_{name}": value for name, value in measured.items()}
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = stages_manifest("depth", model, [stage], config, config.seed, device=device, held_out=metrics)
     with folder_written_whole(config.out / "network") as folder:

@@ -1,0 +1,99 @@
+"""Images whose objects are in another order of depth than where they touch the ground says: objects of other
+images pasted in at any depth, and the removed solid put behind one that it hides.
+
+So that the network reads order from what hides what. Legend: s scenes, b images, h w pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from einops import rearrange
+
+from datasets.scenes.store import OpenShard
+
+Images = tuple[np.ndarray, np.ndarray]  # pixels (b, 3, h, w) uint8, inverse depth (b, h, w) uint16
+SIZES = 0.6, 1.8  # of a pasted object; these and the following numbers are chosen for variety
+GAP = 0.02, 0.15  # of inverse depth between an object and what is behind it
+LEAST = 60  # pixels that a pasted object and an exchanged region have
+
+
+@dataclass(frozen=True, eq=False)
+class Cutouts:
+    """Where the objects of rendered scenes are; image 2 i is scene i, 2 i + 1 the same without one solid."""
+
+    labels: np.ndarray  # (s, h, w) uint8, 0 the room, k the visible solid k - 1
+    removed: np.ndarray  # (s,) label of the removed solid
+    hidden: np.ndarray  # (s, h, w) bool, part of another solid that the removed one hides
+    owners: tuple[tuple[int, ...], ...]  # labels of the movable solids of each scene that show enough
+
+    @classmethod
+    def read(cls, shards: Sequence[OpenShard]) -> "Cutouts":
+        labels = np.concatenate([shard.array("instances_u8") for shard in shards])
+        facts = [fact for shard in shards for fact in shard.facts]
+        hidden, owners = np.zeros(labels.shape, bool), []
+        row = 0
+        for shard in shards:
+            for inside in range(len(shard.facts)):
+                fact, amodal = facts[row], shard.array("amodal", inside)
+                solids = range(len(fact.names))
+                others = [k for k in solids if fact.movable[k] and k != fact.removed]
+                regions = [amodal[k] & (labels[row] == fact.removed + 1) for k in others]
+                hidden[row] = max(regions, key=np.sum, default=hidden[row])
+                whole = [k + 1 for k in solids if fact.movable[k] and fact.visible[k] > 0.9]
+                owners.append(tuple(k for k in whole if (labels[row] == k).sum() > LEAST))
+                row += 1
+        return cls(labels, np.array([fact.removed + 1 for fact in facts]), hidden, tuple(owners))
+
+    def batch(
+        self, images: Images, count: int, rng: np.random.Generator, pasted: float, exchanged: float
+    ) -> Images:
+        """`count` random images; a fraction `pasted` gets up to three objects, `exchanged` another order."""
+        pixels_u8, depths = list[np.ndarray](), list[np.ndarray]()
+        for index in rng.integers(0, len(images[0]), count):
+            scene, rgb_u8 = index // 2, rearrange(images[0][index], "c h w -> h w c").copy()
+            depth, kind = images[1][index].astype(np.float32), rng.random()
+            if kind < exchanged and index % 2 == 0 and self.hidden[scene].sum() > LEAST:
+                region, moved = self.hidden[scene], self.labels[scene] == self.removed[scene]
+                rgb_u8[region] = rearrange(images[0][index + 1], "c h w -> h w c")[region]
+                depth[region] = images[1][index + 1][region]
+                moved &= ~region
+                if moved.any():
+                    behind = float(np.median(depth[region])) - rng.uniform(*GAP) * 65535
+                    depth[moved] -= max(0.0, float(depth[moved].max()) - behind)
+            elif kind > 1 - pasted:
+                for _ in range(int(rng.integers(1, 4))):
+                    self._paste(rgb_u8, depth, images, rng)
+            pixels_u8.append(rearrange(rgb_u8, "h w c -> c h w"))
+            depths.append(np.clip(depth, 0, 65535).astype(np.uint16))
+        return np.stack(pixels_u8), np.stack(depths)
+
+    def _paste(self, rgb_u8: np.ndarray, depth: np.ndarray, images: Images, rng: np.random.Generator) -> None:
+        """Put an object of a random scene anywhere into an image, before some of what is there."""
+        scene = int(rng.integers(len(self.labels)))
+        if not self.owners[scene]:
+            return
+        mask = self.labels[scene] == int(rng.choice(self.owners[scene]))
+        x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+        part, step = (slice(y, y + h), slice(x, x + w)), int(rng.choice([-1, 1]))
+        factor = rng.uniform(*SIZES)
+        size = max(2, int(w * factor)), max(2, int(h * factor))
+        layers = (rearrange(images[0][2 * scene], "c h w -> h w c"), mask.astype(np.float32),
+                  images[1][2 * scene].astype(np.float32))  # fmt: skip
+        colour, cover, relief = (cv2.resize(layer[part][:, ::step], size) for layer in layers)
+        # The whole image with the object somewhere, by its middle.
+        high, wide = depth.shape
+        left, top = int(rng.integers(wide)) - size[0] // 2, int(rng.integers(high)) - size[1] // 2
+        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size[0], wide), min(top + size[1], high)
+        there, own = (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+        colour, cover, relief, behind = colour[own], cover[own], relief[own], depth[there]
+        inside = cover > 0.5
+        if inside.sum() < LEAST:
+            return
+        depth_of = np.quantile(behind[inside], rng.uniform(0.4, 1)) + rng.uniform(*GAP) * 65535
+        relief = relief - np.median(relief[inside]) + depth_of
+        shown = inside & (relief > behind)
+        alpha = np.where(relief > behind, cover, 0)[..., None]
+        rgb_u8[there] = np.round(rgb_u8[there] * (1 - alpha) + colour * alpha)
+        behind[shown] = relief[shown]
