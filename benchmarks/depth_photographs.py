@@ -1,6 +1,6 @@
 """How well the order of things in photographs is estimated where no depth network for photographs is present.
 
-    BIFROST_TEST_DATA=FOLDER python -m benchmarks.depth_photographs [--out FILE]
+    BIFROST_TEST_DATA=FOLDER python -m benchmarks.depth_photographs [--network FOLDER] [--out FILE]
 
 Measured on four photographs with a depth map (three from DPT-Large, the garage from stereo cameras), as the
 fraction of random pixel pairs, more than a tenth of the range apart, in the right order; and on pairs that
@@ -10,9 +10,10 @@ depth_photographs.yaml marks, with Wilson's 95 % interval.
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 import yaml
 
 from benchmarks.harness import RESULTS, Out, fraction, photographs, write_results
@@ -25,7 +26,10 @@ PAIRS, APART = 200_000, 0.1
 MARKED = Path(__file__).with_suffix(".yaml")
 
 
-def measure_depth_order(out: Out = RESULTS / "depth_photographs.json") -> None:
+def measure_depth_order(
+    out: Out = RESULTS / "depth_photographs.json",
+    network: Annotated[Path | None, typer.Option(help="another network, alone and with the rules")] = None,
+) -> None:
     """Compare the rules for photographs with the image row alone and with the small network."""
     folder = photographs()
     cutout_network("u2netp")  # or its error: `rules` would be those without it
@@ -39,6 +43,10 @@ def measure_depth_order(out: Out = RESULTS / "depth_photographs.json") -> None:
         "rules without U2-Netp": lambda u8: full_size(depth_by_rules(u8, None), u8.shape[:2]),
         "rules": rules.estimate,
     }
+    if network is not None:
+        other = DepthEstimator.load(network).estimate
+        ways["other network"] = other
+        ways["mean of it and the rules"] = lambda u8: (other(u8) + rules.estimate(u8)) / 2
     maps = sorted((folder / "composite/depth").glob("*.png"))
     truths = [path for path in maps if not path.stem.endswith("_valid")]
     marked, rows = yaml.safe_load(read_text(MARKED)), dict[str, Any]()

@@ -28,7 +28,7 @@ SCHEMAS: dict[str, str] = {
     "configs/tiny/locator*.yaml": "tiny.locator.train:LocatorTraining",
     "configs/tiny/inpainter.yaml": "tiny.inpainter.train:InpainterTraining",
     "configs/tiny/prompter*.yaml": "tiny.prompter.train:PrompterTraining",
-    "configs/tiny/depth.yaml": "tiny.depth.train:TrainDepthConfig",
+    "configs/tiny/depth*.yaml": "tiny.depth.train:TrainDepthConfig",
     "configs/tiny/shadow.yaml": "tiny.shadow.train:TrainShadowConfig",
     "configs/inpainting/text_to_image/train/*.yaml": (
         "inpainting.models.text_to_image.train_text_to_image_lora:TrainLoraConfig"

@@ -51,6 +51,7 @@ class Finish:
     frequency: float
     gloss: float  # [0, 1]
     shine: float  # Blinn exponent
+    stains: float = 0.0  # strength of uneven tones
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,17 +102,19 @@ class Light:
 
 @dataclass(frozen=True, eq=False)
 class Outdoors:
-    """What a room of the open world has beside the others; absent walls are infinitely far."""
+    """Height of a room's walls and the air around; as it stands that of a closed room."""
 
-    height: float  # of the walls, metres
-    ceiling: float  # its height, infinite without one
-    haze: float  # part of the light that a metre of air replaces by that of the horizon
-    horizon_rgb: np.ndarray  # (3,) linear
-    zenith_rgb: np.ndarray  # (3,) linear
-    clouds: float  # [0, 1]
-    skyline: float  # sine of the height of hills or trees at the horizon, 0: none
-    skyline_rgb: np.ndarray  # (3,) linear
-    stains: float  # strength of uneven tones on all surfaces
+    height: float = np.inf  # of the walls, metres
+    ceiling: float = np.inf  # its height, infinite without one
+    haze: float = 0.0  # part of the light that a metre of air replaces by that of the horizon
+    horizon_rgb: tuple[float, float, float] | np.ndarray = (0.0, 0.0, 0.0)  # linear
+    zenith_rgb: tuple[float, float, float] | np.ndarray = (0.0, 0.0, 0.0)  # linear
+    clouds: float = 0.0  # [0, 1]
+    skyline: float = 0.0  # sine of the height of hills or trees at the horizon, 0: none
+    skyline_rgb: tuple[float, float, float] | np.ndarray = (0.0, 0.0, 0.0)  # linear
+    stains: float = (
+        0.0  # strength of uneven tones on floor and walls; 0 in a closed room, above it in an open
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +138,7 @@ class Room:
     rug_rgb: np.ndarray  # (2, 3) inside, frame
     picture: np.ndarray  # (4,) on the back wall: centre x, z, half width, half height; half width 0: none
     picture_rgb: np.ndarray  # (2, 3) inside, frame
-    outdoors: Outdoors | None = None  # of the open world
+    air: Outdoors = Outdoors()
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,10 +49,11 @@ def sample_scene(seed: int, options: SceneOptions) -> Scene:
 def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
     if options.world == "open":
         place = open_world.open_room(rng)
-        solids = open_world.open_furniture(rng, place, options.furniture)
+        solids = [*furniture(rng, options.furniture * (0.2 if place.air.haze else 1.0))]
+        solids = [replace(one, finish=replace(one.finish, stains=place.air.stains)) for one in solids]
         camera = open_world.open_camera(rng, place, solids, _aspect(rng, options))
         light = open_world.open_light(rng, place, camera.origin + 3 * camera.axes[2])
-        draw: Draw = partial(open_world.open_solid, camera=camera)
+        draw: Draw = partial(open_world.open_solid, camera=camera, stains=place.air.stains)
     else:
         place, solids = room(rng), [*furniture(rng, options.furniture)]
         camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
@@ -102,12 +103,11 @@ def place_solid(
     rng: Generator, solids: list[Solid], camera: Camera, place: Room, draw: Draw = solid_at
 ) -> Solid | None:
     """One more solid that touches nothing, mostly in view; half of them before or behind another one."""
-    # The fraction of its box inside the image, the box's largest width and height; chosen.
-    wide_open = place.outdoors is not None
-    least, widest, highest = open_world.FIT if wide_open else (0.9, 0.6, 0.7)
+    spot_of = open_world.open_spot if place.air.stains else _spot
+    least, widest, highest = open_world.FIT if place.air.stains else (0.9, 0.6, 0.7)  # chosen; see FIT
     names = {solid.name for solid in solids}
     for _ in range(TRIES):
-        host, spot = (open_world.open_spot if wide_open else _spot)(rng, solids, camera)
+        host, spot = spot_of(rng, solids, camera)
         added = draw(rng, spot, host, solids)
         (x, y), radius = added.centre[:2], added.radius + 0.02
         in_room = place.left + radius < x < place.right - radius and y < place.back - radius
@@ -115,8 +115,9 @@ def place_solid(
             continue
         x0, y0, x1, y1 = outline(added.parts, camera)
         inside = max(0.0, min(x1, 1) - max(x0, 0)) * max(0.0, min(y1, 1) - max(y0, 0))
-        if wide_open and not open_world.clear_of_camera(added, camera):
-            continue
+        beside = float(np.linalg.norm(camera.origin[:2] - added.centre[:2])) - added.radius
+        if beside < 0.15 and added.bottom - 0.1 < camera.origin[2] < added.top + 0.15:
+            continue  # the camera would be inside
         if inside >= least * (x1 - x0) * (y1 - y0) and x1 - x0 < widest and y1 - y0 < highest:
             return added
     return None

@@ -82,16 +82,6 @@ def natural_look(name: str, u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -
     return (0.35 + 0.5 * fine[CLOUD] + 0.5 * veins).clamp(0, 1), 1 + 0.2 * broad[CLOUD] + 0.15 * fine[GRAIN]
 
 
-def solid_tones(q: Tensor, footprint: Tensor, number: Tensor, strength: Tensor) -> Tensor:
-    """Uneven brightness (n,) of solids. q: (3, n) point, footprint: (n,), in largest half extents;
-    number: (n,) of the parts
-    """
-    x, y, z = q
-    shift = number * 0.37
-    stains = noise(0.21 * x + 0.13 * z + shift, 0.21 * z + 0.17 * y - 0.1 * x + shift, footprint * 0.25)
-    return 1 + strength * (stains[CLOUD] + 0.6 * stains[GRAIN])
-
-
 def sky(rays: Rays, index: Tensor) -> Tensor:
     """Linear light (3, k) of the sky, or of the hills before it, seen by some rays (k,)."""
     room, seen = rays.packed.room, rays.subset(index)
@@ -108,9 +98,3 @@ def sky(rays: Rays, index: Tensor) -> Tensor:
     top = seen.at(room["skyline"]) * (1 + 0.8 * ridge[CLOUD] + 0.15 * ridge[GRAIN])
     hills = seen.at(room["skyline_rgb"]) * (1 + 0.3 * noise(turn * 9, z * 9, width * 9)[CLOUD])
     return torch.where(z < top, hills, light)
-
-
-def natural_blend(pattern: str, u: Tensor, v: Tensor, footprint: Tensor, phase: Tensor) -> Tensor:
-    """Fraction (n,) of the second colour of a solid with a natural pattern; u, v in radians around it."""
-    scale = 3 / math.pi
-    return natural_look(pattern, u * scale, v * scale, (footprint * 2 * scale).clamp(min=0.015), phase)[0]

@@ -51,6 +51,7 @@ class Parts:
     frequency: Tensor  # (n,)
     gloss: Tensor  # (n,)
     shine: Tensor  # (n,)
+    stains: Tensor  # (n,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ PADDING = {  # a part that no ray meets: its box is off the image, its centre fa
     "kind": 0, "owner": -1, "hidden": False, "matrix": np.eye(3).ravel(), "centre": (0, 0, -1e4),
     "eye": (0, 0, 1e4), "param": 0, "bound": 0, "middle": (0, 0, -1e4), "ball_radius": 0, "box": (9, 9, 8, 8),
     "rgb_a": (0, 0, 0), "rgb_b": (0, 0, 0), "pattern": 0, "aspect": (1, 1, 1), "size": 1,
-    "frequency": 1, "gloss": 0, "shine": 1}  # fmt: skip
+    "frequency": 1, "gloss": 0, "shine": 1, "stains": 0}  # fmt: skip
 
 
 def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
         "ball_radius": np.prod(half) ** (1 / 3),  # about the volume of the part's box
         "box": box if corners[:, 2].min() < 0.1 else (*corners[:, :2].min(0), *corners[:, :2].max(0)),
         **{name: getattr(finish, name) for name in ("rgb_a", "rgb_b", "frequency", "gloss", "shine")},
+        "stains": finish.stains,
         "pattern": ALL_PATTERNS.index(finish.pattern), "aspect": scale / largest, "size": largest,
     }  # fmt: skip
 
@@ -116,17 +118,11 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
     rooms = [view.room for view in views if view.room is not None]
     assert len(rooms) in (0, len(views)), "views with and without a room are packed apart"
     floors, walls = (
-        [LOOKS.index(("natural" if name in NATURAL else place, name)) for name in names]
-        for place, names in (
-            ("floor", [room.floor for room in rooms]),
-            ("wall", [room.wall for room in rooms]),
-        )
-    )
+        [LOOKS.index(("natural" if getattr(room, place) in NATURAL else place, getattr(room, place)))
+         for room in rooms] for place in ("floor", "wall"))  # fmt: skip
     numbers: dict[str, list] = {}  # of the rooms: pairs of colours as (6, b), textures as indices
-    outdoors = [room.outdoors for room in rooms if room.outdoors is not None]
-    assert len(outdoors) in (0, len(rooms)), "rooms of the open world are packed apart"
-    read = [(rooms, name.name) for name in fields(Room) if name.name != "outdoors"]
-    for owners, name in read + [(outdoors, name.name) for name in fields(Outdoors) if outdoors]:
+    read = [(rooms, item.name) for item in fields(Room) if item.name != "air"]
+    for owners, name in read + [([room.air for room in rooms], item.name) for item in fields(Outdoors)]:
         values = [getattr(owner, name) for owner in owners]
         numbers[name] = [np.ravel(value) for value in values] if np.ndim(values) > 1 else values
     numbers |= {"floor": floors, "wall": walls}
@@ -141,4 +137,4 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         window=table([camera.window01_xyxy for camera in cameras]),
         light={f.name: table([getattr(view.light, f.name) for view in views]) for f in fields(Light)},
         room={name: table(numbers[name]) for name in numbers} if rooms else None,
-        open=bool(outdoors))  # fmt: skip
+        open=any(room.air.stains for room in rooms))  # fmt: skip

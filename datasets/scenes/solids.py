@@ -15,7 +15,7 @@ from torch import Tensor
 FAR = 1e9  # depth of a miss
 # Samples of a ray within the bounds of a solid; chosen: no visible gaps.
 STEPS = {"torus": 24, "lathe": 12, "extrusion": 14, "blob": 10}
-SECANTS = 4  # refinements of its first hit
+SECANTS = {"torus": 4, "lathe": 10, "extrusion": 10, "blob": 6}  # refinements of its first hit
 BEVEL = 0.06  # edges whose normal is rounded, as a fraction of the half extent; chosen by eye
 
 MARCHED = (
@@ -112,8 +112,9 @@ def _march(kind: str, o: Tensor, d: Tensor, param: Tensor, bounds: Interval) -> 
     high = low + torch.where(met, reached, 1.0) * step
     low = high - step
     gap_low, gap_high = _gap(kind, o + low * d, param), _gap(kind, o + high * d, param)
-    for _ in range(SECANTS):
-        t = low + (high - low) * (gap_low / (gap_low - gap_high).clamp(min=1e-6)).clamp(0.02, 0.98)
+    for turn in range(SECANTS[kind]):
+        part = (gap_low / (gap_low - gap_high).clamp(min=1e-6)).clamp(0.02, 0.98)
+        t = low + (high - low) * (part if kind == "torus" or turn % 2 else 0.5)  # edges stop pure secants
         gap = _gap(kind, o + t * d, param)
         low, gap_low = torch.where(gap > 0, t, low), torch.where(gap > 0, gap, gap_low)
         high, gap_high = torch.where(gap > 0, high, t), torch.where(gap > 0, gap_high, gap)

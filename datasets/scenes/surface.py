@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.scenes.natural import CLOUD, GRAIN, natural_blend, natural_look, noise, sky, solid_tones
+from datasets.scenes.natural import CLOUD, GRAIN, natural_look, noise, sky
 from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS, LOOKS, NATURAL
 from datasets.scenes.solids import normal
 from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, to_part
@@ -178,9 +178,12 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
     facing = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
     surface.normal[:, ray] = facing / facing.square().sum(0).sqrt().clamp(min=1e-9)
     albedo = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
-    if rays.packed.open and rays.packed.room is not None:
-        stains = rays.at(rays.packed.room["stains"]).expand(depth.shape)[ray]
-        albedo = albedo * solid_tones(shown, footprint, part, stains)
+    if (stains := parts.stains[part]).any():
+        x, y, z = shown
+        shift = 7 * parts.rgb_a[:, part].sum(0)  # each solid's own
+        u, v = 0.21 * x + 0.13 * z + shift, 0.21 * z + 0.17 * y - 0.1 * x + shift
+        found = noise(u, v, footprint * 0.25)
+        albedo = albedo * (1 + stains * (found[CLOUD] + 0.6 * found[GRAIN]))
     surface.albedo[:, ray] = albedo
     surface.gloss[ray], surface.shine[ray] = parts.gloss[part], parts.shine[part]
     surface.owner[ray] = parts.owner[part]
@@ -216,7 +219,8 @@ def pattern_blend(
     blend = torch.where(wave < -8, 0.0, blend)
     for name in NATURAL:
         if (chosen := (pattern == ALL_PATTERNS.index(name)).nonzero().squeeze(1)).numel():
-            turns, wide = frequency[chosen], footprint[chosen]
-            blend[chosen] = natural_blend(name, u[chosen] / turns, v[chosen] / turns, wide, turns * 0.1)
+            turns, soft = frequency[chosen], (footprint[chosen] * (6 / math.pi)).clamp(min=0.015)
+            around, along = (value[chosen] / turns * (3 / math.pi) for value in (u, v))
+            blend[chosen] = natural_look(name, around, along, soft, turns * 0.1)[0]
     shade = (0.5 - 0.5 * torch.where(torus, q[0], q[2])).clamp(0, 1)
     return torch.where(pattern == ALL_PATTERNS.index("gradient"), shade, blend)

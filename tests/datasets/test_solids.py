@@ -7,7 +7,21 @@ import torch
 from datasets.scenes.palette import KINDS
 from datasets.scenes.solids import PRISM_APOTHEM, PRISM_SIDES, half_extent, meet, normal, support
 
-PARAM = {"torus": 0.35, "capsule": 1.1}
+PARAM = {"torus": 0.35, "capsule": 1.1, "lathe": 37.3, "extrusion": 12.6, "blob": 61.7}
+
+
+def form(kind: str, q: torch.Tensor, param: float) -> torch.Tensor:
+    """Radius (n,) of a lathe, an extrusion or a blob, as docs of `solids._radius` have it."""
+    x, y, z = q
+    first, second = (param * 0.37) % 1, (param * 0.71) % 1
+    if kind == "lathe":
+        wave = torch.sin((1.5 + 2.5 * first) * z + 1.7 * param)
+        return 0.56 + 0.26 * wave + 0.16 * torch.sin((3 + 3 * second) * z + 3.1 * param)
+    if kind == "extrusion":
+        return 0.78 + (0.06 + 0.15 * second) * torch.sin((2 + int(5 * first)) * torch.atan2(y, x))
+    bumps = [torch.sin(rate * value + shift * param) for rate, value, shift in
+             ((2.5, x, 1), (2.7, y, 1.7), (2.3, z, 2.9))]  # fmt: skip
+    return 0.64 + 0.115 * sum(bumps)
 
 
 def inside(kind: str, q: torch.Tensor, param: float) -> torch.Tensor:
@@ -26,6 +40,9 @@ def inside(kind: str, q: torch.Tensor, param: float) -> torch.Tensor:
         "pyramid": lambda: torch.maximum(torch.maximum(x.abs(), y.abs()) - slope, z.abs() - 1),
         "dome": lambda: torch.maximum(q.norm(dim=0) - 1, -z),
         "prism": lambda: torch.maximum(sides, z.abs() - 1),
+        "lathe": lambda: torch.maximum(ring - form("lathe", q, param), z.abs() - 1),
+        "extrusion": lambda: torch.maximum(ring - form("extrusion", q, param), z.abs() - 1),
+        "blob": lambda: q.norm(dim=0) - form("blob", q / q.norm(dim=0), param),
     }[kind]()
 
 

@@ -24,27 +24,26 @@ class Cutouts:
     """Where the objects of rendered scenes are; image 2 i is scene i, 2 i + 1 the same without one solid."""
 
     labels: np.ndarray  # (s, h, w) uint8, 0 the room, k the visible solid k - 1
-    removed: np.ndarray  # (s,) label of the removed solid
+    removed: Sequence[int]  # label of the removed solid of each scene
     hidden: np.ndarray  # (s, h, w) bool, part of another solid that the removed one hides
-    owners: tuple[tuple[int, ...], ...]  # labels of the movable solids of each scene that show enough
+    owners: Sequence[Sequence[int]]  # labels of the movable solids of each scene that show enough
 
     @classmethod
     def read(cls, shards: Sequence[OpenShard]) -> "Cutouts":
-        labels = np.concatenate([shard.array("instances_u8") for shard in shards])
-        facts = [fact for shard in shards for fact in shard.facts]
-        hidden, owners = np.zeros(labels.shape, bool), []
-        row = 0
+        labels, removed = list[np.ndarray](), list[int]()
+        hidden, owners = list[np.ndarray](), list[list[int]]()
         for shard in shards:
-            for inside in range(len(shard.facts)):
-                fact, amodal = facts[row], shard.array("amodal", inside)
-                solids = range(len(fact.names))
-                others = [k for k in solids if fact.movable[k] and k != fact.removed]
-                regions = [amodal[k] & (labels[row] == fact.removed + 1) for k in others]
-                hidden[row] = max(regions, key=np.sum, default=hidden[row])
-                whole = [k + 1 for k in solids if fact.movable[k] and fact.visible[k] > 0.9]
-                owners.append(tuple(k for k in whole if (labels[row] == k).sum() > LEAST))
-                row += 1
-        return cls(labels, np.array([fact.removed + 1 for fact in facts]), hidden, tuple(owners))
+            for row, fact in enumerate(shard.facts):
+                label, amodal = shard.array("instances_u8", row), shard.array("amodal", row)
+                movable = [k for k in range(len(fact.names)) if fact.movable[k]]
+                mine = label == fact.removed + 1
+                regions = [amodal[k] & mine for k in movable if k != fact.removed]
+                labels.append(label)
+                removed.append(fact.removed + 1)
+                hidden.append(max(regions, key=np.sum, default=np.zeros_like(mine)))
+                whole = [k + 1 for k in movable if fact.visible[k] > 0.9]
+                owners.append([k for k in whole if (label == k).sum() > LEAST])
+        return cls(np.stack(labels), removed, np.stack(hidden), owners)
 
     def batch(
         self, images: Images, count: int, rng: np.random.Generator, pasted: float, exchanged: float

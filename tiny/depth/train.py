@@ -40,15 +40,7 @@ class MoreConfig(CheckedSettings):
 
     open: int = setting(0, help="further training scenes, of the open world", low=0)
     pasted: float = setting(0.0, help="fraction of images with objects of others pasted in", low=0, high=1)
-    exchanged: float = setting(0.0, low=0, high=1,
-        help="fraction of images in which the removed solid is put behind one that it hides")  # fmt: skip
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pasted + self.exchanged > 1:
-            raise ValueError(
-                f"pasted and exchanged are at most 1 together, got {self.pasted + self.exchanged}"
-            )
+    exchanged: float = setting(0.0, help="fraction with a solid behind one that it hides", low=0, high=1)
 
 
 @dataclass(frozen=True)
