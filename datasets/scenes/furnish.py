@@ -23,8 +23,7 @@ PATTERNED = 0.5  # fraction of solids with one of the further patterns
 TUBE = 0.38  # radius of a torus' tube over that of its ring
 
 # Parts of a compound: kind, half extents, height of the middle; in units of the solid's size.
-Pieces = tuple[tuple[str, tuple[float, float, float], float, tuple[float, float]], ...]
-COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] = {
+COMPOUNDS: dict[str, tuple[tuple, ...]] = {
     "mushroom": (("cylinder", (0.28, 0.28, 0.45), 0.45), ("dome", (0.8, 0.8, 0.62), 0.85)),
     "house": (("box", (0.62, 0.55, 0.45), 0.45), ("pyramid", (0.74, 0.68, 0.36), 1.26)),
     "snowman": (("ellipsoid", (0.6, 0.6, 0.52), 0.5), ("ellipsoid", (0.44, 0.44, 0.4), 1.24),
@@ -42,7 +41,7 @@ COMPOUNDS: dict[str, tuple[tuple[str, tuple[float, float, float], float], ...]] 
     "stack": (("torus", (0.5, 0.5, 0.5), 0.19), ("torus", (0.4, 0.4, 0.4), 0.53),
               ("torus", (0.3, 0.3, 0.3), 0.79))}  # fmt: skip
 
-OPEN_COMPOUNDS: dict[str, Pieces] = {  # of the open world; also how far the middle of a part is aside
+OPEN_COMPOUNDS: dict[str, tuple[tuple, ...]] = {  # of the open world; at last how far a part is aside
     "chair": (("box", (0.5, 0.5, 0.06), 0.9, (0, 0)), ("box", (0.5, 0.06, 0.5), 1.4, (0, 0.44)),
               ("box", (0.06, 0.46, 0.42), 0.42, (-0.42, 0)), ("box", (0.06, 0.46, 0.42), 0.42, (0.42, 0))),
     "sofa": (("box", (1.2, 0.5, 0.25), 0.3, (0, 0)), ("box", (1.2, 0.15, 0.5), 0.55, (0, 0.5)),
@@ -156,13 +155,13 @@ def size_on(rng: Generator, limits: tuple[float, float], host: int, solids: Sequ
 
 
 def assembled(
-    pieces: Pieces, foot: np.ndarray, axes: np.ndarray, size: float, stretch: tuple[float, float]
+    pieces: tuple[tuple, ...], foot: np.ndarray, axes: np.ndarray, size: float, stretch: tuple[float, float]
 ) -> tuple[list[Part], float, float]:
     """Parts of a compound on foot (3,), the radius of the cylinder around them, the height of their top."""
     parts, radius, (across, high) = list[Part](), 0.0, stretch
-    for kind, half, height, aside in pieces:
+    for kind, half, height, *aside in pieces:
         tall, param = (across, TUBE) if kind == "torus" else (high, 0.0)
-        offset = (np.array(aside) * across * size) @ axes[:2, :2]
+        offset = (np.array(aside[0] if aside else (0, 0)) * across * size) @ axes[:2, :2]
         centre = np.array([*(foot[:2] + offset), foot[2] + height * size * tall])
         parts.append(Part(kind, centre, axes, np.array(half) * (across, across, tall) * size, param))
         radius = max(radius, extent(parts[-1])[0] + float(np.linalg.norm(offset)))
@@ -202,8 +201,9 @@ def solid_at(
         size = size_on(rng, (0.26, 0.4), host, solids)
         across, high = rng.uniform(0.85, 1.15, 2)
         axes = upright(rng.uniform(0, 2 * np.pi))
-        pieces = tuple((*piece, (0.0, 0.0)) for piece in COMPOUNDS[shape])
-        parts, radius, top = assembled(pieces, np.array([*spot, ground]), axes, size, (across, high))
+        parts, radius, top = assembled(
+            COMPOUNDS[shape], np.array([*spot, ground]), axes, size, (across, high)
+        )
         bottom, centre = ground, np.array([*spot, (ground + top) / 2])
     if wide and rng.random() < PATTERNED:
         pattern = list(palette.WIDE_PATTERNS)[int(rng.integers(len(palette.WIDE_PATTERNS)))]

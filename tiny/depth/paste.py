@@ -70,29 +70,21 @@ class Cutouts:
 
     def _paste(self, rgb_u8: np.ndarray, depth: np.ndarray, images: Images, rng: np.random.Generator) -> None:
         """Put an object of a random scene anywhere into an image, before some of what is there."""
-        scene = int(rng.integers(len(self.labels)))
+        scene, (high, wide) = int(rng.integers(len(self.labels))), depth.shape
         if not self.owners[scene]:
             return
-        mask = self.labels[scene] == int(rng.choice(self.owners[scene]))
+        mask = (self.labels[scene] == int(rng.choice(self.owners[scene]))).astype(np.float32)
         x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-        part, step = (slice(y, y + h), slice(x, x + w)), int(rng.choice([-1, 1]))
-        factor = rng.uniform(*SIZES)
-        size = max(2, int(w * factor)), max(2, int(h * factor))
-        layers = (rearrange(images[0][2 * scene], "c h w -> h w c"), mask.astype(np.float32),
-                  images[1][2 * scene].astype(np.float32))  # fmt: skip
-        colour, cover, relief = (cv2.resize(layer[part][:, ::step], size) for layer in layers)
-        # The whole image with the object somewhere, by its middle.
-        high, wide = depth.shape
-        left, top = int(rng.integers(wide)) - size[0] // 2, int(rng.integers(high)) - size[1] // 2
-        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size[0], wide), min(top + size[1], high)
-        there, own = (slice(y0, y1), slice(x0, x1)), (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-        colour, cover, relief, behind = colour[own], cover[own], relief[own], depth[there]
+        size, (left, top) = rng.uniform(*SIZES), rng.uniform(0, (wide, high))  # of its middle
+        turned = size * rng.choice([-1, 1])
+        move = np.array([[turned, 0, left - turned * (x + w / 2)], [0, size, top - size * (y + h / 2)]])
+        source = rearrange(images[0][2 * scene], "c h w -> h w c").copy(), mask, images[1][2 * scene]
+        colour, cover, relief = (cv2.warpAffine(layer, move, (wide, high)) for layer in source)
         inside = cover > 0.5
         if inside.sum() < LEAST:
             return
-        depth_of = np.quantile(behind[inside], rng.uniform(0.4, 1)) + rng.uniform(*GAP) * 65535
-        relief = relief - np.median(relief[inside]) + depth_of
-        shown = inside & (relief > behind)
-        alpha = np.where(relief > behind, cover, 0)[..., None]
-        rgb_u8[there] = np.round(rgb_u8[there] * (1 - alpha) + colour * alpha)
-        behind[shown] = relief[shown]
+        away = np.quantile(depth[inside], rng.uniform(0.4, 1)) + rng.uniform(*GAP) * 65535
+        relief = relief - np.median(relief[inside]) + away
+        cover = np.where(relief > depth, cover, 0)
+        rgb_u8[:] = np.round(rgb_u8 * (1 - cover[..., None]) + colour * cover[..., None])
+        depth[cover > 0.5] = relief[cover > 0.5]

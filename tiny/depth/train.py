@@ -35,22 +35,15 @@ class AugmentConfig(CheckedSettings):
 
 
 @dataclass(frozen=True)
-class MoreConfig(CheckedSettings):
-    """What version 2 of the network learns from beside the plain rooms."""
-
-    open: int = setting(0, help="further training scenes, of the open world", low=0)
-    pasted: float = setting(0.0, help="fraction of images with objects of others pasted in", low=0, high=1)
-    exchanged: float = setting(0.0, help="fraction with a solid behind one that it hides", low=0, high=1)
-
-
-@dataclass(frozen=True)
 class TrainDepthConfig(StageSettings):
     out: Path = setting(Path("runs/tiny/depth"), help="folder of the run; the network is in `network` there")
     seed: int = setting(0, help="decides the initial weights and the order of samples", low=0)
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     network: DepthNetwork = setting(DepthNetwork(), help="sizes of the network")
     scenes: DepthScenes = setting(DepthScenes(), help="rendered images")
-    more: MoreConfig = setting(MoreConfig(), help="further scenes, and objects in another order")
+    open: int = setting(0, help="further training scenes, of the open world", low=0)
+    pasted: float = setting(0.0, help="fraction of images with objects of others pasted in", low=0, high=1)
+    exchanged: float = setting(0.0, help="fraction with a solid behind one that it hides", low=0, high=1)
     augment: AugmentConfig = setting(AugmentConfig(), help="variation of the images")
     steps: int = setting(8000, help="optimizer steps", low=1)
     batch: int = setting(16, help="images per step", low=1)

@@ -24,7 +24,7 @@ from ldm.experts.depth import NOTICE_FILE
 from ldm.files import write_atomic, write_json
 from ldm.settings.config import dump_yaml, to_plain
 from tiny.depth.paste import Cutouts, Images
-from tiny.depth.train import AugmentConfig, DepthScenes, TrainDepthConfig
+from tiny.depth.train import AugmentConfig, TrainDepthConfig
 from tiny.loop import Stage, autocast, stages_manifest
 from tiny.settings import MULTIPLE, DepthNetwork
 
@@ -141,15 +141,19 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
 
 
 def shards_of(
-    config: DepthScenes, size: int, count: int, *, held_out: bool, world: str = "plain", device: torch.device
+    config: TrainDepthConfig, world: str, *, held_out: bool, device: torch.device
 ) -> list[OpenShard]:
-    """Shards of `count` scenes; renders what is missing, held out smooth."""
-    smooth, name = held_out or config.smooth_edges, "held_out" if held_out else "train"
-    crowd = {"world": world, "objects": OPEN_OBJECTS} if world == "open" else {}
+    """Shards of a world; renders what is missing, held out smooth."""
+    scenes, size, crowd = config.scenes, config.network.size, {}
+    name, count = ("held_out", scenes.held_out) if held_out else ("train", scenes.train)
+    if world == "open":
+        name, crowd = f"{name}-open", {"world": world, "objects": OPEN_OBJECTS}
+        count = count if held_out else config.open
+    smooth = held_out or scenes.smooth_edges
     settings = StoreSettings(
-        out=config.folder / f"{name}{'-open' if crowd else ''}-{size}{'-smooth' if smooth else ''}",
-        count=count, device=str(device), split="eval" if held_out else "train", size=(size, size),
-        reference_size=(16, 16), smooth_edges=smooth, **crowd)  # fmt: skip
+        out=scenes.folder / f"{name}-{size}{'-smooth' if smooth else ''}", count=count, device=str(device),
+        split="eval" if held_out else "train", size=(size, size), reference_size=(16, 16),  # not needed here
+        smooth_edges=smooth, **crowd)  # fmt: skip
     return [OpenShard(path) for path in render_shards(settings)]
 
 
@@ -224,35 +228,30 @@ def train_depth(config: TrainDepthConfig) -> None:
     same = {name: value for name, value in to_plain(config).items() if name not in free}
     stage = Stage("depth", model, config, config.out, same=same, state_file="checkpoint.pt")
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
-    scenes, more = config.scenes, config.more
-    counts = {"plain": (scenes.train, scenes.held_out)}
-    if more.open:
-        counts["open"] = more.open, scenes.held_out
-    held_out = {world: load_images(shards_of(scenes, size, count, held_out=True, world=world, device=device))
-                for world, (_, count) in counts.items()}  # fmt: skip
+    worlds = ["plain", "open"] if config.open else ["plain"]
+    held_out = {
+        world: load_images(shards_of(config, world, held_out=True, device=device)) for world in worlds
+    }
     images, cutouts = held_out["plain"], None
     if not stage.done:  # what is done needs no images; `train` still puts the averaged weights into the model
-        shards = []
-        for world, (count, _) in counts.items():
-            shards += shards_of(scenes, size, count, held_out=False, world=world, device=device)
+        shards = [one for world in worlds for one in shards_of(config, world, held_out=False, device=device)]
         images = load_images(shards)
-        cutouts = Cutouts.read(shards) if more.pasted or more.exchanged else None
+        cutouts = Cutouts.read(shards) if config.pasted or config.exchanged else None
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((config.seed, step))
         drawn, count = images, config.batch
         if cutouts is not None:
-            drawn, count = cutouts.batch(images, count, rng, more.pasted, more.exchanged), 0
+            drawn, count = cutouts.batch(images, count, rng, config.pasted, config.exchanged), 0
         pixels_01, target = training_batch(drawn, count, rng, config.augment, device)
         with autocast(device.type, enabled=config.bf16):
             predicted = predict(model, pixels_01)
         return depth_loss(predicted.float(), target, config.edges), {}
 
     stage.train(loss)
-    metrics = measure_depth(model, *held_out["plain"], device)
-    if more.open:
-        measured = measure_depth(model, *held_out["open"], device)
-        metrics |= {f"open_{name}": value for name, value in measured.items()}
+    measured = {world: measure_depth(model, *held, device) for world, held in held_out.items()}
+    metrics = {name if world == "plain" else f"{world}_{name}": value
+               for world, values in measured.items() for name, value in values.items()}  # fmt: skip
     log.info("held out: %s", ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
     manifest = stages_manifest("depth", model, [stage], config, config.seed, device=device, held_out=metrics)
     with folder_written_whole(config.out / "network") as folder:
