@@ -6,6 +6,7 @@ The ranges are chosen for variety, not measured.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
@@ -33,7 +34,7 @@ def open_room(rng: Generator) -> Room:
     has_wall = rng.random(3) < ((0.2, 0.1, 0.1) if outside else (0.85, 0.5, 0.5))
     back, left, right = np.where(has_wall, rng.uniform((0.8, 1.2, 1.2), (7.0, 6.0, 6.0)), np.inf)
     height = rng.uniform(0.4, 4.0) if outside else rng.uniform(2.2, 3.6)
-    ceiling, surfaces = height if not outside and rng.random() < 0.7 else np.inf, {}
+    ceiling, surfaces = height if not outside and rng.random() < 0.7 else np.inf, dict[str, Any]()
     for name, own in (("floor", EARTHS if outside else palette.FLOOR_TONES), ("wall", palette.WALL_TONES)):
         if rng.random() < (0.85 if outside and name == "floor" else NATURAL):
             surfaces[name] = list(palette.NATURAL)[int(rng.integers(len(palette.NATURAL)))]
@@ -84,7 +85,7 @@ def open_light(rng: Generator, place: Room, target: np.ndarray) -> Light:
     radius = distance * (rng.uniform(0.005, 0.08) if outside else rng.uniform(0.03, 0.3))
     direct = rng.uniform(0.1, 0.35) if rng.random() < 0.3 else rng.uniform(0.6, 1.3)
     tone = WARM + (COOL - WARM) * rng.uniform(0.2, 1)
-    sky = (place.air.zenith_rgb + 0.5) if outside else np.ones(3) * rng.uniform(0.9, 1.1, 3)
+    sky = (np.asarray(place.air.zenith_rgb) + 0.5) if outside else np.ones(3) * rng.uniform(0.9, 1.1, 3)
     fill = sky / sky.mean() * (rng.uniform(0.3, 0.65) + 0.35 * (direct < 0.35))
     origin = target + distance * describe.direction(azimuth, elevation)
     bounce = place.floor_rgb.mean(0) * rng.uniform(0.3, 0.6) + 0.04

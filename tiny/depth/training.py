@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
 
-from datasets.scenes.settings import StoreSettings
+from datasets.scenes.settings import SceneOptions, StoreSettings
 from datasets.scenes.store import OpenShard, render_shards
 from ldm.checkpoints import drawing, folder_written_whole, save_part
 from ldm.device import pick_device
@@ -144,16 +144,14 @@ def shards_of(
     config: TrainDepthConfig, world: str, *, held_out: bool, device: torch.device
 ) -> list[OpenShard]:
     """Shards of a world; renders what is missing, held out smooth."""
-    scenes, size, crowd = config.scenes, config.network.size, {}
+    scenes, size, opened = config.scenes, config.network.size, world == "open"
     name, count = ("held_out", scenes.held_out) if held_out else ("train", scenes.train)
-    if world == "open":
-        name, crowd = f"{name}-open", {"world": world, "objects": OPEN_OBJECTS}
-        count = count if held_out else config.open
     smooth = held_out or scenes.smooth_edges
     settings = StoreSettings(
-        out=scenes.folder / f"{name}-{size}{'-smooth' if smooth else ''}", count=count, device=str(device),
+        out=scenes.folder / f"{name}{'-open' if opened else ''}-{size}{'-smooth' if smooth else ''}",
+        count=config.open if opened and not held_out else count, device=str(device), world=world,
         split="eval" if held_out else "train", size=(size, size), reference_size=(16, 16),  # not needed here
-        smooth_edges=smooth, **crowd)  # fmt: skip
+        smooth_edges=smooth, objects=OPEN_OBJECTS if opened else SceneOptions.objects)  # fmt: skip
     return [OpenShard(path) for path in render_shards(settings)]
 
 
