@@ -14,7 +14,7 @@ VERBS = {  # verb -> settings, help
         InpainterHub,
         "An inpainter folder, its LoRA merged -> a pipeline folder with its own code.",
     ),
-    "benchmark": (BenchmarkHub, "A manifest of the composite benchmark -> a data-set folder."),
+    "benchmark": (BenchmarkHub, "The composite benchmark, or the scenes of the scores -> a data-set folder."),
 }
 
 

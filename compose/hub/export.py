@@ -21,6 +21,7 @@ from compose.benchmark.report import DISTANCES, MEASURES
 from compose.hub.settings import BenchmarkHub, CompositorHub, HubSettings, InpainterHub
 from compose.hub.source import Bundle, Definition
 from datasets.benchmark import read_benchmark
+from datasets.scenes.settings import eval_seed
 from inpainting.models.text_to_image.load import load_inpainter
 from ldm.checkpoints import folder_written_whole, read_weights
 from ldm.experts.depth import NOTICE_FILE, DepthEstimator
@@ -50,6 +51,9 @@ SCORES = {
     "compositor": {name: f"{name}/{BEST}" for name in ("psnr_visible_db", "ssim_visible")},
     "inpainter": {name: f"models/rca_finetuned/true/all/{name}" for name in ("colour", "shape", "both")},
 }
+
+SCENES = "bifrost-scenes"  # the data set of these numbers, which `benchmark` writes
+HELD_OUT = 512  # scenes of the evaluation split that README renders
 
 
 def export_compositor(settings: CompositorHub) -> None:
@@ -134,7 +138,7 @@ def hub_folder(settings: HubSettings, code: str, kind: str, values: Mapping[str,
         write_indices(settings, folder, [code, kind], values)
         save_card(card, folder, settings.out)
         if scores and settings.repo:
-            data_set = f"{settings.repo.split('/')[0]}/bifrost-scenes"
+            data_set = f"{settings.repo.split('/')[0]}/{SCENES}"
             note = f"held-out rendered scenes, code revision {manifest['code_revision']}"
             entries = [
                 {"dataset": {"id": data_set, "task_id": name}, "value": value, "notes": note}
@@ -167,25 +171,34 @@ def write_indices(settings: HubSettings, folder: Path, kind: list[str], values: 
 
 
 def export_benchmark(settings: BenchmarkHub) -> None:
-    """Cases as JSON Lines, the manifest, and what is scored; images keep their own licences and homes."""
-    manifest, numbers = read_benchmark(settings.manifest), {**MEASURES, **DISTANCES}
-    tasks = [{"id": name, "config": "default", "split": "test"} for name in numbers]
-    about = "Objects of DreamBooth in images of COCO: one composite a case, by box, relation and sentence."
+    """Cases as JSON Lines, the manifest, and what is scored; images keep their own licences and homes.
+
+    Without a manifest the data set that `.eval_results` of the models name: seeds of held-out scenes.
+    """
+    template, name, numbers = "scenes", SCENES, {number: "" for part in SCORES.values() for number in part}
+    cases: list[Any] = [{"scene": index, "seed": eval_seed(index)} for index in range(HELD_OUT)]
+    about = "Rendered scenes that training of the small networks did not see, by their seeds."
+    if settings.manifest is not None:
+        manifest = read_benchmark(settings.manifest)
+        template, name, numbers = "benchmark", manifest.name, {**MEASURES, **DISTANCES}
+        cases = [to_plain(case) for case in manifest.cases]
+        about = "Objects of DreamBooth in images of COCO: a composite a case, by box, relation and sentence."
+    tasks = [{"id": number, "config": "default", "split": "test"} for number in numbers]
     evaluation = {
-        "name": manifest.name,
+        "name": name,
         "description": about,
         "evaluation_framework": "bifrost",
         "tasks": tasks,
     }
     files = {"config_name": "default", "data_files": [{"split": "test", "path": "test.jsonl"}]}
     data = DatasetCardData(license="apache-2.0", task_categories=["image-to-image"], configs=[files])
-    facts: dict[str, Any] = {"name": manifest.name, "cases": len(manifest.cases), "numbers": numbers}
-    card = DatasetCard.from_template(data, str(CARDS / "benchmark.md"), **facts)
+    facts: dict[str, Any] = {"name": settings.repo or name, "cases": len(cases), "numbers": numbers}
+    card = DatasetCard.from_template(data, str(CARDS / f"{template}.md"), **facts)
     with folder_written_whole(settings.out) as folder:
-        rows = "".join(json.dumps(to_plain(case)) + "\n" for case in manifest.cases)
-        write_atomic(folder / "test.jsonl", rows.encode())
-        write_atomic(folder / "eval.yaml", yaml_bytes({**evaluation, "tasks": tasks}))
-        shutil.copyfile(settings.manifest, folder / "manifest.json")
+        write_atomic(folder / "test.jsonl", "".join(json.dumps(case) + "\n" for case in cases).encode())
+        write_atomic(folder / "eval.yaml", yaml_bytes(evaluation))
+        if settings.manifest is not None:
+            shutil.copyfile(settings.manifest, folder / "manifest.json")
         save_card(card, folder, settings.out)
 
 

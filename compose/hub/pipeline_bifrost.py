@@ -22,6 +22,7 @@ from diffusers.modular_pipelines import (
     PipelineState,
 )
 from diffusers.utils import BaseOutput
+from PIL import Image
 from transformers import Dinov2Model, PreTrainedModel
 
 from cldm.config import SPEEDS, Sampling
@@ -57,13 +58,15 @@ PARTS = {
     "depth_estimator": PreTrainedModel,
 }
 SETTINGS = "of the model: pair, sampling, latents, depth"
-REQUIRED = ("image", "reference", "box")
+REQUIRED = ("image", "reference")
 DEFAULTS = {"mode": "place", "depth_weight": 1.0, "num_images_per_prompt": 1, "seed": 0}
 VALUES = {  # what the blocks read and make
     "image": "path, address, PIL image or RGB(A) uint8 array (h, w, c): the background",
     "reference": "image of the object, as `image`",
     "reference_mask": "white = object; without it the transparency of the reference",
-    "box": "x0, y0, x1, y1 in fractions of the image: where the object goes",
+    "box": "x0, y0, x1, y1 in fractions of the image: where the object goes; or instruction and locator",
+    "instruction": "sentence that says where the object goes, for the locator",
+    "locator": "called with the image (PIL, RGB) and the instruction, returns box and depth (or None)",
     "depth": "1 = nearest: of the object's middle, or (far, near); without it that of the ground there",
     "background_depth": "(h, w) in [0, 1], 1 = nearest; without it the depth network estimates it",
     "extent": "(far, near) of the object",
@@ -116,12 +119,21 @@ class Block(ModularPipelineBlocks):
 
 
 class Locate(Block):
-    """Where the object goes: the box is checked. A locator takes the place of this block."""
+    """Where the object goes: the given box, or what a locator makes of an instruction. A given depth wins."""
 
-    reads, makes = "image box", "box"
+    reads, makes = "image box depth instruction locator", "box depth"
 
     def run(self, pipe: Any, block: BlockState) -> None:
+        if (block.instruction is None) != (block.locator is None):
+            raise ValueError("instruction and locator belong together: give both, or a box")
+        if (block.box is None) == (block.locator is None):
+            raise ValueError("give either a box, or an instruction with a locator")
+        depth = None
+        if block.locator is not None:
+            image = Image.fromarray(as_loaded(block.image).rgb_u8)
+            block.box, depth = block.locator(image, block.instruction)
         block.box = check_box01(block.box)
+        block.depth = depth if block.depth is None else block.depth
 
 
 class Depth(Block):
@@ -267,7 +279,7 @@ class BifrostPipeline(HubPipeline):
         self,
         image: Any,
         reference: Any,
-        box: Any,
+        box: Any = None,
         depth: Any = None,
         return_dict: bool = True,
         **options: Any,

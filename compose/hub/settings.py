@@ -6,6 +6,11 @@ from pathlib import Path
 from ldm.settings.config import CheckedSettings, setting
 
 
+def check_repo(repo: str) -> None:
+    if repo and (repo.count("/") != 1 or not all(repo.split("/"))):
+        raise ValueError(f"repo must be OWNER/NAME, got {repo!r}")
+
+
 @dataclass(frozen=True)
 class HubSettings(CheckedSettings):
     source: Path = setting(help="model folder")
@@ -18,6 +23,10 @@ class HubSettings(CheckedSettings):
     relation: str = setting(
         "finetune", choices=("finetune", "adapter", "merge", "quantized"), help="how they come from it"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_repo(self.repo)
 
 
 @dataclass(frozen=True)
@@ -32,5 +41,12 @@ class InpainterHub(HubSettings):
 
 @dataclass(frozen=True)
 class BenchmarkHub(CheckedSettings):
-    manifest: Path = setting(help="manifest of the composite benchmark")
     out: Path = setting(help="data-set folder that is written, for the hub")
+    manifest: Path | None = setting(
+        None, help="manifest of the composite benchmark; without it the held-out scenes of the models' scores"
+    )
+    repo: str = setting("", help="its name on the hub, OWNER/NAME")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_repo(self.repo)

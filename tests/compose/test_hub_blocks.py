@@ -64,6 +64,43 @@ def test_each_block_refuses_what_it_cannot_use(tmp_path):
         BifrostPipeline.__call__(pipe, photo, photo, PLACE["box"], sead=3)
 
 
+SENTENCE = "Place the cup left of the bowl."
+
+
+@pytest.mark.parametrize(("given", "told", "depth"), [(None, 0.6, 0.6), (0.2, 0.6, 0.2), (None, None, None)])
+def test_a_locator_turns_an_instruction_into_box_and_depth(tmp_path, given, told, depth):
+    images(tmp_path)
+    seen = []
+
+    def locator(image, instruction):
+        seen.append((image.mode, image.size, instruction))
+        return [0.2, 0.3, 0.6, 0.8], told
+
+    photo = str(tmp_path / "bg.png")
+    state = run(Locate(), None, image=photo, depth=given, instruction=SENTENCE, locator=locator)
+    assert seen == [("RGB", (80, 60), SENTENCE)]
+    assert (state.box, state.depth) == ((0.2, 0.3, 0.6, 0.8), depth)
+    state = run(Locate(), None, image=photo, box=PLACE["box"], depth=given)
+    assert (state.box, state.depth) == (PLACE["box"], given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "either a box, or an instruction with a locator"),
+        ({"instruction": SENTENCE}, "instruction and locator belong together"),
+        ({"locator": print}, "instruction and locator belong together"),
+        ({"box": PLACE["box"], "instruction": SENTENCE}, "instruction and locator belong together"),
+        ({"box": PLACE["box"], "instruction": SENTENCE, "locator": print}, "give either a box"),
+        ({"locator": lambda *_: ((0.5, 0, 0.5, 1), None), "instruction": SENTENCE}, "it has no area"),
+    ],
+)
+def test_a_place_is_a_box_or_a_located_sentence(tmp_path, given, message):
+    images(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run(Locate(), None, image=str(tmp_path / "bg.png"), **given)
+
+
 @pytest.mark.parametrize(
     ("depth", "extent"), [((0.2, 0.5), (0.2, 0.5)), (0.5, (0.3998, 0.6002)), (None, (0.1998, 0.4002))]
 )
@@ -79,7 +116,7 @@ def test_depth_is_a_range_a_middle_or_that_of_the_ground(depth, extent):
 def test_blocks_describe_all_that_they_read():
     blocks = BifrostBlocks()
     assert list(blocks.sub_blocks) == ["locate", "depth", "fuse", "paint", "paste"]
-    assert sorted(blocks.required_inputs) == ["box", "image", "reference"]
+    assert sorted(blocks.required_inputs) == ["image", "reference"]
     assert "TODO" not in blocks.doc
     assert {each.name for each in blocks.expected_components} == {
         "unet", "control_detail", "control_depth", "image_encoder", "vae", "scheduler",
