@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from transformers import Dinov2Model
 
 from cldm.config import CONFIG_FILE, CompositorConfig, load_compositor_config
-from cldm.graphs import Graphs
 from ldm.checkpoints import folder_written_whole, load_part, load_strict, loading, read_weights, save_part
 from ldm.files import read_json
 from ldm.images import IMAGENET_MEAN, IMAGENET_STD
@@ -152,7 +151,7 @@ class Compositor(nn.Module):
         self.unet, self.detail, self.depth = unet, ControlBranch(detail), ControlBranch(depth)
         self.identity, self.latent_space = identity, latent_space
         self.scheduler_config = dict(scheduler_config)
-        self.graphs: Graphs | None = None  # computes in the place of UNet and branches while sampling
+        self.graphs: Any = None  # cldm.graphs.Graphs: computes in the place of UNet and branches in sampling
         self.check_parts()
 
     @property
