@@ -1,7 +1,8 @@
-"""Bulk work at size: the CPU seconds of a Ray cluster, and 200,000 examples in tar shards.
+"""Bulk work at size: the CPU seconds of a Ray cluster, 200,000 examples in tar shards, lists of the papers.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale ray    # needs ray
     OMP_NUM_THREADS=1 python -m benchmarks.scale tars
+    OMP_NUM_THREADS=1 python -m benchmarks.scale lists
 
 All inputs are fabricated. `ray` counts the CPU seconds of all processes, those of the cluster too; the first
 composites are the start, which is stated apart.
@@ -10,9 +11,11 @@ composites are the start, which is stated apart.
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +25,11 @@ import numpy as np
 import psutil
 import typer
 
-from benchmarks.harness import RESULTS, Out, write_results
+from benchmarks.harness import RESULTS, Out, row_of_process, write_results
 from datasets.base import Mixture
 from datasets.sources.registry import DatasetsConfig, open_source
-from ldm.files import ROOT
+from inpainting.data.paintings import image_map
+from ldm.files import ROOT, read_json
 from ldm.images import write_depth, write_png
 from ldm.settings.cli import new_app, run_module
 from ldm.settings.config import load_config
@@ -34,6 +38,8 @@ FIRST, COMPOSITES, ADDRESS = 4, 204, "127.0.0.1:6399"
 JOB = {"background": "room.png", "background_depth": "room_depth.png", "object": "object.png"}
 JOB |= {"box": [0.3, 0.3, 0.7, 0.8], "steps": 8}  # type: ignore[dict-item]
 EXAMPLES, BLOCKS, ORIGINALS = 200_000, 10, 100
+LISTS = {"lvis": 100_170, "sam": 178_976, "paintings": 116_475}  # images that the papers use
+LVIS_OBJECTS = 1_270_141  # of LVIS v1 for training
 MIB = 2**20
 
 
@@ -95,6 +101,12 @@ def measure_ray(out: Out = RESULTS / "scale_ray.json") -> dict[str, Any]:
     return body
 
 
+def opened(name: str, folder: str, *more: str) -> Any:
+    """A source of fabricated images."""
+    places = [f"{name}.images={folder}/images", f"{name}.depth={folder}/depth", *more]
+    return open_source(load_config(DatasetsConfig, ROOT / "configs/datasets.yaml", places), name)
+
+
 def fabricate_images(folder: str, count: int) -> None:
     """SA-1B in small: few different images, annotations and depth maps, linked under many names."""
     rng, origin = np.random.default_rng(0), Path(folder, "origin")
@@ -120,7 +132,7 @@ def measure_tars(out: Out = RESULTS / "scale_tars.json", examples: int = EXAMPLE
         written, *_ = run_all("-m", "datasets.tars", "--source", "sam", "--out", f"{folder}/tars", *places)
         start = time.process_time()
         places.append(f"tars.sam={folder}/tars")
-        source: Any = open_source(load_config(DatasetsConfig, ROOT / "configs/datasets.yaml", places), "sam")
+        source = opened("sam", folder, *places[2:])
         body: dict[str, Any] = {"examples": len(source), "write_cpu_ms": round(1000 * written / examples, 2)}
         body |= {"open_cpu_s": round(time.process_time() - start, 2), "blocks": []}
         order = Mixture([len(source)], [1], 0)
@@ -135,9 +147,53 @@ def measure_tars(out: Out = RESULTS / "scale_tars.json", examples: int = EXAMPLE
     return body
 
 
+def lvis_text() -> Iterator[str]:
+    """lvis_v1_train.json in pieces; polygons of 8 to 80 points, which give the size of the real file."""
+    rng, images = np.random.default_rng(0), LISTS["lvis"]
+    points = rng.integers(8, 80, 2000).tolist()
+    shapes = [json.dumps([rng.uniform(0, 480, 2 * n).round(2).tolist()]) for n in points]
+    url, size = "http://images.cocodataset.org/train2017/{:012d}.jpg", {"height": 480, "width": 640}
+    records = (json.dumps({"id": i, "coco_url": url.format(i), **size}) for i in range(images))
+    yield '{"images": [' + ", ".join(records) + '], "annotations": ['
+    for n in range(LVIS_OBJECTS):
+        more = {"bbox": [1.0, 2.0, 30.5, 40.25], "category_id": 7, "area": round(rng.gamma(0.5, 12000), 2)}
+        yield (", " if n else "") + json.dumps({"id": n, "image_id": n % images, **more})[:-1]
+        yield f', "segmentation": {shapes[n % len(shapes)]}}}'
+    yield "]}"
+
+
+def read_list(name: str, folder: str) -> dict[str, Any]:
+    """CPU seconds and most memory of this process, which reads a list."""
+    if name == "paintings":
+        items: Any = image_map(Path(folder, "images"))
+        read_json(Path(folder, "annotations.json"))
+    else:
+        items = opened(name, folder, f"lvis.annotations={folder}/lvis.json")
+    gib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB, 2)  # Linux counts KiB
+    return {"items": len(items), "cpu_seconds": round(time.process_time(), 1), "gib": gib}
+
+
+def measure_lists(out: Out = RESULTS / "scale_lists.json") -> dict[str, Any]:
+    """Read fabricated lists at the sizes of the papers, each in a process of its own."""
+    entity = {"startend": [0, 12], "bboxes": [[0.1, 0.2, 0.5, 0.8]] * 2}
+    entry = {"description": "a woman sits under a tree " * 8}
+    entry["entities"] = {f"a woman {n}": entity for n in range(5)}  # type: ignore[assignment]
+    rows: dict[str, Any] = {}
+    for name, images in LISTS.items():
+        with TemporaryDirectory() as folder:
+            fabricate_images(folder, 1 if name == "lvis" else images)
+            with Path(folder, "lvis.json").open("w") as file:
+                file.writelines(lvis_text() if name == "lvis" else ())
+            text = json.dumps({f"sa_{number}.jpg": entry for number in range(images)})
+            Path(folder, "annotations.json").write_text(text)
+            rows[name] = row_of_process(read_list, name, folder)
+    write_results(out, {"lists": rows})
+    return rows
+
+
 def build_app() -> typer.Typer:
     app = new_app("Bulk work at size.")
-    for name, measure in {"ray": measure_ray, "tars": measure_tars}.items():
+    for name, measure in {"ray": measure_ray, "tars": measure_tars, "lists": measure_lists}.items():
         app.command(name)(measure)
     return app
 

@@ -175,7 +175,8 @@ def export_benchmark(settings: BenchmarkHub) -> None:
 
     Without a manifest the data set that `.eval_results` of the models name: seeds of held-out scenes.
     """
-    template, name, numbers = "scenes", SCENES, {number: "" for part in SCORES.values() for number in part}
+    template, name = "scenes", SCENES
+    numbers: dict[str, Any] = {number: "" for part in SCORES.values() for number in part}
     cases: list[Any] = [{"scene": index, "seed": eval_seed(index)} for index in range(HELD_OUT)]
     about = "Rendered scenes that training of the small networks did not see, by their seeds."
     if settings.manifest is not None:
