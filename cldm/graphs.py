@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from ldm.files import hash_folder, json_bytes, write_json
 from ldm.locks import held
 from ldm.result import library_versions
 from ldm.reuse import predict_in_parts
-
-if TYPE_CHECKING:
-    from cldm.model import Compositor
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +83,10 @@ class Step(nn.Module):
 class Graphs:
     """The compiled graphs of one compositor, each written and compiled when it is first needed.
 
-    folder: of the model; the graphs lie in FOLDER.openvino
+    model: a `cldm.model.Compositor`; folder: that it came from, the graphs lie in FOLDER.openvino
     """
 
-    def __init__(self, model: "Compositor", folder: Path) -> None:
+    def __init__(self, model: Any, folder: Path) -> None:
         self.networks = {"detail": model.detail, "depth": model.depth, "unet": model.unet}
         self.folder, self.precision = folder, PRECISIONS[model.dtype]
         self.compiled: dict[Any, Any] = {}

@@ -84,8 +84,8 @@ class Predictor:
 
     def __init__(self, model: Compositor, controls: list[Controls], sampling: Sampling, total: int) -> None:
         self.controls, self.dtype = controls, model.dtype
-        reuse, predict = (sampling.reuse_every, sampling.reuse_layers), model.graphs and model.graphs.predict
-        self.unet = DeepReuse(model.unet, total, *reuse, predict)
+        predict = model.graphs.predict if model.graphs else None
+        self.unet = DeepReuse(model.unet, total, sampling.reuse_every, sampling.reuse_layers, predict)
 
     def __call__(self, x: Tensor, t: Tensor, both: bool) -> Tensor:
         """x (n or 2n, c, h, w), unconditional half first -> prediction of the same shape, float32."""

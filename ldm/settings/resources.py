@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ldm.files import failure_reason, first_line, same_file
+from ldm.files import failure_reason, first_line, located, same_file
 from ldm.settings.schema import flat_settings
 
 NO_MEMORY = re.compile(  # torch, CUDA, OpenCV, safetensors
@@ -19,15 +19,9 @@ NO_MEMORY = re.compile(  # torch, CUDA, OpenCV, safetensors
 COSTS = {"num_samples", "batch", "batch_size", "size", "resolution", "chunk", "candidates", "workers"}
 SAVERS = {"gradient_checkpointing": "", "offload": "CUDA|HIP|MPS|XPU"}  # switch -> errors it helps with
 OUTPUTS = {"out", "out_dir", "output_dir", "llava_output_dir", "project_dir", "report", "table", "failures"}
-IMAGES = {
-    "background",
-    "object",
-    "object_mask",
-    "target_mask",
-    "background_depth",
-    "object_depth",
-    "image",
-    "masks",
+INPUTS = {
+    *("background", "object", "object_mask", "target_mask", "background_depth", "object_depth"),
+    *("image", "masks", "job", "jobs"),
 }
 
 
@@ -81,13 +75,13 @@ def _values(settings: Any) -> Iterator[tuple[str, str, Any]]:
 
 @contextlib.contextmanager
 def resources_named(settings: Any) -> Iterator[None]:
-    """Work with these settings: ValueError before it for missing images and unwritable places; for memory."""
+    """Work with these settings: ValueError before it for missing inputs and unwritable places; for memory."""
     for key, name, value in _values(settings):
         if name in OUTPUTS and isinstance(value, Path):
             check_writable(value, f"--{key.replace('_', '-')}")
     for _, name, value in _values(settings):
-        for path in (value if isinstance(value, tuple) else (value,)) if name in IMAGES else ():
-            if isinstance(path, Path) and not same_file(path).exists():
+        for path in (value if isinstance(value, tuple) else (value,)) if name in INPUTS else ():
+            if isinstance(path, Path) and not same_file(located(path)).exists():
                 raise ValueError(f"{path} does not exist")  # as its reader says it
     try:
         yield
