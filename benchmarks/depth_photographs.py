@@ -1,6 +1,6 @@
 """How well the order of things in photographs is estimated where no depth network for photographs is present.
 
-    BIFROST_TEST_DATA=FOLDER python -m benchmarks.depth_photographs [--network FOLDER] [--out FILE]
+    BIFROST_TEST_DATA=FOLDER python -m benchmarks.depth_photographs [--model FOLDER] [--out FILE]
 
 Measured on four photographs with a depth map (three from DPT-Large, the garage from stereo cameras), as the
 fraction of random pixel pairs, more than a tenth of the range apart, in the right order; and on pairs that
@@ -28,7 +28,7 @@ MARKED = Path(__file__).with_suffix(".yaml")
 
 def measure_depth_order(
     out: Out = RESULTS / "depth_photographs.json",
-    network: Annotated[Path | None, typer.Option(help="another network, alone and with the rules")] = None,
+    model: Annotated[Path | None, typer.Option(help="another network, alone and with the rules")] = None,
 ) -> None:
     """Compare the rules for photographs with the image row alone and with the small network."""
     folder = photographs()
@@ -43,8 +43,8 @@ def measure_depth_order(
         "rules without U2-Netp": lambda u8: full_size(depth_by_rules(u8, None), u8.shape[:2]),
         "rules": rules.estimate,
     }
-    if network is not None:
-        other = DepthEstimator.load(network).estimate
+    if model is not None:
+        other = DepthEstimator.load(model).estimate
         ways["other network"] = other
         ways["mean of it and the rules"] = lambda u8: (other(u8) + rules.estimate(u8)) / 2
     maps = sorted((folder / "composite/depth").glob("*.png"))
