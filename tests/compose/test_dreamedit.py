@@ -60,7 +60,7 @@ def test_jobs_and_verify_take_the_manifest_without_annotations(bench, tmp_path, 
     first, *others = map(json.loads, (tmp_path / "jobs.jsonl").read_text().splitlines())
     assert len(others) == 3
     assert first == {
-        "name": "backpack_00", "background": str(bench / "backpack/bg/00.jpg"), "seed": 0,
+        "name": "backpack_00", "background": str(bench / "backpack/bg/00.jpg"), "seed": 0, "shadow": "off",
         "object": str(out / "objects/backpack/03.png"), "box": [0.25, 0.25, 0.75, 1.0]}  # fmt: skip
 
 

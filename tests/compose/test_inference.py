@@ -16,8 +16,15 @@ from run_inference import build_app
 from tests.images import Case, room, room_depth
 
 
-def test_occluders_and_surroundings_keep_every_byte(case: Case) -> None:
+def test_what_stands_before_the_shadow_keeps_every_byte(case: Case) -> None:
     assert case.run("--box", "0.1,0.2,0.6,0.9") == 0
+    changed = (case.unchanged_outside(room()) != room()).any(axis=2)
+    assert case.report()["shadow"]["pixels"] > 0
+    assert not changed[room_depth() == 1].any()  # the post; the floor before the object may be darker
+
+
+def test_occluders_and_surroundings_keep_every_byte(case: Case) -> None:
+    assert case.run("--box", "0.1,0.2,0.6,0.9", "--shadow", "off") == 0
     result_u8, background_u8 = case.unchanged_outside(room()), room()
     changed = (result_u8 != background_u8).any(axis=2)
     nearer = room_depth() > case.report()["depth"]["near"] + MARGIN
