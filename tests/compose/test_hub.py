@@ -216,9 +216,8 @@ def test_stock_diffusers_gives_our_pixels_without_our_repository(hub, tmp_path, 
         env=outside,
     )
     monkeypatch.chdir(tmp_path)
-    place = (
-        "--background bg.png --object obj.png --box 0.2,0.3,0.6,0.8 --depth 0.6 --painter bifrost --no-sheet"
-    )
+    place = "--background bg.png --object obj.png --box 0.2,0.3,0.6,0.8 --depth 0.6 --painter bifrost"
+    place += " --no-sheet --shadow off"
     networks = ["--model", f"{TINY}/compositor", "--depth-model", f"{TINY}/depth", "--seed", "3"]
     for more, out in (([], "ours_c.png"), (["--scheduler", "euler", "--steps", "3"], "ours_euler.png")):
         words = ["image", *place.split(), *networks, *more, "--out", out]
