@@ -211,11 +211,12 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
     settings, models, geometry, shadow = work.settings, work.models, work.geometry, work.shadow
     with work.timer.stage("paste back"):
         stitched, before_u8 = painting.stitched, work.sources.background.own_u8
-        allowed = [np.greater(s.edit_mask, s.keep_mask) for s in stitched]  # nearer objects stay too
-        edits = [s.edit_mask for s in stitched]
-        if shadow is not None:
-            edits, allowed = ([mask | shadow.region for mask in masks] for masks in (edits, allowed))
-        drift = [measure_drift(before_u8, s.result_u8, a) for s, a in zip(stitched, allowed, strict=True)]
+        region, drift = None if shadow is None else shadow.region, []
+        for sample in stitched:
+            allowed = np.greater(sample.edit_mask, sample.keep_mask)  # nearer objects stay too
+            if region is not None:
+                allowed |= region
+            drift.append(measure_drift(before_u8, sample.result_u8, allowed))
     if (visible := geometry.native_layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
@@ -225,8 +226,8 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
         measured["shadow"] = shadow.report(settings.shadow, stitched[0].edit_mask)
     report = {**work.decided, **measured, **painting.report, "seconds": work.timer.report()}
     about = work.recipe, report, geometry, work.pair, painting.painted_u8, work.sources.background
-    images, region = [each.result for each in stitched], None if shadow is None else shadow.region
-    all_samples = Result(images, edits[0], work.seeds, *about, region)
+    images, edit = [each.result for each in stitched], stitched[0].edit_mask
+    all_samples = Result(images, edit if region is None else edit | region, work.seeds, *about, region)
     return all_samples if settings.best is None else all_samples.best(settings, models)
 
 

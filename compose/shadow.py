@@ -60,7 +60,8 @@ class Shadow:
 
     def report(self, kind: str, edit_mask: np.ndarray) -> dict[str, Any]:
         """Pixels of the region beside the object's own edit mask (H, W), and their mean darkening."""
-        beside = (self.region & ~edit_mask)[self.cut.part]
+        part = self.cut.part
+        beside = self.region[part] & ~edit_mask[part]
         mean = float(self.darkening_01[beside].mean()) if beside.any() else 0.0
         return {"kind": kind, "pixels": int(beside.sum()), "mean_darkening": mean}
 
@@ -83,37 +84,52 @@ def in_shadow(
     mask_01, own_01, visible = (np.zeros(crop.native.size, kind) for kind in (np.float32, np.float32, bool))
     mask_01[here], own_01[here] = layers.placed.alpha_01[there], layers.placed.depth_01[there]
     visible[here] = layers.visible[there]
-    scene_01 = inputs.background_depth_01.astype(np.float32)  # less what is replaced
-    np.copyto(scene_01[window.part], layers.depth_01, where=~layers.visible)
-    ground, near = ground_under(scene_01, box_to_01(box, (h, w)), inputs.depth_range)
+    fewer = min(1.0, ENOUGH / max(h, w))
+    sparse = (((np.arange(round(side * fewer)) + 0.5) / fewer).astype(int) for side in (h, w))
+    whole_01 = depth_without(geometry, *sparse)
+    ground, near = ground_under(whole_01, box_to_01(box, (h, w)), inputs.depth_range)
     if settings.shadow == CAST:
         if sources.background.is_photograph:
             logger.warning("--shadow cast: the shadow network knows rendered rooms only (contact needs none)")
         network = models.once(located(SHADOW_MODEL), ShadowNetwork.load)
-        planes = inputs.background_u8[crop.part], scene_01[crop.part], mask_01, own_01
+        planes = inputs.background_u8[crop.part], depth_without(geometry, *crop.part), mask_01, own_01
         square_01 = np.minimum(STRONGER * network.darkening(*map(crop.fit, planes)), 1)
     else:
         if inputs.reference_depth_01 is None:  # a rounded body: its outline lies in its middle
-            own_01 = np.full_like(own_01, sum(inputs.depth_range) / 2)
+            own_01 = np.broadcast_to(np.float32(sum(inputs.depth_range) / 2), own_01.shape)
         square_01 = contact(ground, mask_01, own_01, crop)
     x0, y0, x1, y1 = crop.box_xyxy
     open_sides = (y0 == 0, y1 == h), (x0 == 0, x1 == w)  # it fades at the others
     inside = np.pad(np.ones((SIDE - 2, SIDE - 2), np.uint8), 1, constant_values=open_sides)
     fade = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 3) / (FADE * SIDE), 1)
     dark_01 = crop.undo(square_01 * fade)
-    x0, y0, x1, y1 = bbox_of_mask(dark_01 > LEAST) if dark_01.max() > LEAST else (0, 0, 1, 1)
+    dark = dark_01 > LEAST
+    x0, y0, x1, y1 = bbox_of_mask(dark) if dark.any() else (0, 0, 1, 1)
     left, top = crop.box_xyxy[:2]
     cut = crop.native.narrowed((left + x0, top + y0, left + x1, top + y1))
     inner, part = crop.within(cut), cut.part
-    seen = np.abs(scene_01[part] - plane_over((h, w), ground.plane, *part)) < near
+    seen = np.abs(depth_without(geometry, *part) - plane_over((h, w), ground.plane, *part)) < near
     allowed = seen | visible[inner]
     for thing in sources.stage.things.values() if sources.stage is not None else ():
         allowed &= ~thing.mask[part]  # what earlier layers placed is no ground
     if inputs.within_mask and inputs.target_mask is not None:
         allowed &= inputs.target_mask[part]
-    dark_01 = dark_01[inner] * np.clip(dark_01[inner] / LEAST - 1, 0, 1) * allowed
+    dark_01 = dark_01[inner]
+    dark_01 = dark_01 * np.clip(dark_01 / LEAST - 1, 0, 1) * allowed
     shadow = Shadow(dark_01, cut, cut.embed(dark_01 > 0), sources.background)
     return replace(geometry, inputs=replace(inputs, background_u8=shadow.shaded.rgb_u8)), shadow
+
+
+def depth_without(geometry: Geometry, rows: Any, columns: Any) -> np.ndarray:
+    """Depth of the scene in some rows and columns, float32, without what the object replaces."""
+    layers, (left, top, right, bottom) = geometry.native_layers, geometry.window.box_xyxy
+    whole_01 = geometry.inputs.background_depth_01
+    found = whole_01[rows][:, columns].astype(np.float32)
+    y, x = (np.arange(side)[axis] for side, axis in zip(whole_01.shape, (rows, columns), strict=True))
+    inside = np.ix_((top <= y) & (y < bottom), (left <= x) & (x < right))
+    own = y[inside[0]] - top, x[inside[1]] - left
+    found[inside] = np.where(layers.visible[own], found[inside], layers.depth_01[own])
+    return found
 
 
 def plane_over(size: Size, plane: Plane, rows: slice, columns: slice) -> np.ndarray:
@@ -127,14 +143,15 @@ def ground_under(
 ) -> tuple[Ground, float]:
     """The ground on which an object stands, and how near to its plane a pixel is ground.
 
-    scene_01: (H, W), depth without the object. Where that shows the foot of the object on a table, the plane
-    of the floor is raised to it. A pixel is ground where it is as exactly on the plane as the floor is; none
-    is where the plane lies before the object, as the top of a bed before what stands behind it.
+    scene_01: (n, m), depth of the whole scene without the object. Where that shows the foot of the object on
+    a table, the plane of the floor is raised to it. A pixel is ground where it is as exactly on the plane as
+    the floor is; none is where the plane lies before the object, as the top of a bed before what stands
+    behind it.
     """
-    ground, sparse = fit_ground(scene_01, [box01]), slice(None, None, max(1, max(scene_01.shape) // ENOUGH))
-    flat_01 = plane_over(scene_01.shape, ground.plane, sparse, sparse)
+    ground, everywhere = fit_ground(scene_01, [box01]), slice(None)
+    flat_01 = plane_over(scene_01.shape, ground.plane, everywhere, everywhere)
     seen = resize(ground.seen, flat_01.shape, how="nearest")
-    tolerance, error = ground.plane.tolerance, np.abs(scene_01[sparse, sparse] - flat_01)
+    tolerance, error = ground.plane.tolerance, np.abs(scene_01 - flat_01)
     noise = float(np.median(error[seen])) if seen.any() else 0.0
     near = float(np.clip(NOISE * noise, EXACT, 2 * tolerance))
     foot, expected = (depth_at_contact(map_01, box01) for map_01 in (scene_01, flat_01))
@@ -142,7 +159,7 @@ def ground_under(
     if stands and abs(foot - expected) > 2 * tolerance:
         factor = ground.scale(foot) / ground.scale(expected)
         ground = replace(ground, plane=ground.plane.raised(float(factor), ground.horizon_d))
-        flat_01 = plane_over(scene_01.shape, ground.plane, sparse, sparse)
+        flat_01 = plane_over(scene_01.shape, ground.plane, everywhere, everywhere)
         near = 2 * tolerance  # where infinity lies is not known exactly
     hides = depth_at_contact(flat_01, box01) > depth_range[1] + 2 * tolerance  # the object's foot
     return ground, 0.0 if hides else near
@@ -166,7 +183,7 @@ def contact(ground: Ground, mask_01: np.ndarray, own_01: np.ndarray, crop: Crop)
     foot = plane.height_of((left + columns + 0.5) / w, own_01[lowest - 1, columns]) * h - top
     lifted = np.maximum(np.maximum(foot, y1 - deep) - lowest, 0)
     touch = np.maximum(1 - lifted / (LIFTED * size), 0) ** 2
-    print_01 = np.zeros_like(mask_01)
+    print_01 = np.zeros(mask_01.shape, np.float32)  # takes memory only where it is written
     for x, row, weight in zip(columns, np.rint(lowest + lifted).astype(int), touch, strict=True):
         print_01[max(row - deep, 0) : row, x] = weight
     small_01, light = crop.fit(print_01), np.ones(crop.size, np.float32)

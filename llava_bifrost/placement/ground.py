@@ -135,7 +135,7 @@ def fit_ground(depth_01: np.ndarray, boxes01: Sequence[Box01] = ()) -> Ground:
     """
     scale = min(1.0, WORKING_SIDE / max(depth_01.shape))
     h, w = (max(8, round(side * scale)) for side in depth_01.shape)
-    small = resize(depth_01.astype(np.float32), (h, w), how="nearest")
+    small = resize(depth_01, (h, w), how="nearest").astype(np.float32)
     y, x = np.mgrid[0:h, 0:w]
     points = np.stack([(x + 0.5) / w, (y + 0.5) / h, small], axis=-1).reshape(-1, 3).astype(np.float64)
     found = []  # what the map shows at the feet of objects, just below their boxes: x, y and depth

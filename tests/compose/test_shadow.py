@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from compose import compose, compose_layers, load_models
 from compose.layers import save_job_layers
 from compose.pipeline import Result
 from compose.settings import CAST, CONTACT, ComposeSettings
-from compose.shadow import contact, ground_under, plane_over
+from compose.shadow import contact, depth_without, ground_under, plane_over
 from compose.verbs import JobNetworks
 from datasets.geometry import crop_round
 from ldm.images import read_image, write_png
@@ -28,9 +29,9 @@ KINDS = (CONTACT, CAST)
 POST = np.s_[50:, 86:94]  # what stands before the floor at its right
 
 
-def floor(horizon: float = 0.3) -> np.ndarray:
-    """(H, W) depth of a floor seen from above, and of a wall behind it."""
-    rows = (np.arange(H) + 0.5) / H
+def floor(horizon: float = 0.3, h: int = H) -> np.ndarray:
+    """(h, W) depth of a floor seen from above, and of a wall behind it."""
+    rows = (np.arange(h) + 0.5) / h
     return np.repeat(np.maximum((rows - horizon) / (1 - horizon), 0.05)[:, None], W, axis=1)
 
 
@@ -129,13 +130,30 @@ def test_off_leaves_the_ground_alone() -> None:
 
 @pytest.mark.parametrize("box", [BOX, (0.05, 0.5, 0.3, 0.9), (0.6, 0.3, 0.8, 0.7)], ids=str)
 def test_sparse_pixels_measure_the_plane_of_a_large_image(box: Any, monkeypatch: Any) -> None:
-    whole = composed(post=False, box=box)
-    monkeypatch.setattr("compose.shadow.ENOUGH", W // 2)
-    sparse = composed(post=False, box=box)
+    large = {"background": np.full((12 * H, 12 * W, 3), 150, np.uint8), "box": box}
+    large["background_depth"] = np.repeat(floor(h=12 * H)[:, :1], 12 * W, axis=1).astype(np.float32)
+    sparse = composed(post=False, **large)
+    monkeypatch.setattr("compose.shadow.ENOUGH", 12 * W)
+    whole = composed(post=False, **large)
     assert whole.shadow_mask is not None
     assert sparse.shadow_mask is not None
     assert (whole.shadow_mask ^ sparse.shadow_mask).sum() < 0.02 * whole.shadow_mask.sum()
     assert sparse.changed_outside == 0
+
+
+@pytest.mark.parametrize("rows", [slice(0, 20), slice(7, 18), np.arange(2, 20, 3), slice(0, 4)], ids=str)
+def test_what_the_object_replaces_is_not_in_the_depth_without_it(rows: Any) -> None:
+    rng = np.random.default_rng(0)
+    depth_01, own_01 = rng.random((20, 30)), rng.random((8, 9)).astype(np.float32)
+    visible, box = rng.random((8, 9)) < 0.5, (11, 6, 20, 14)
+    expected = depth_01.astype(np.float32)
+    expected[6:14, 11:20][~visible] = own_01[~visible]
+    geometry: Any = SimpleNamespace(
+        native_layers=SimpleNamespace(visible=visible, depth_01=own_01), window=SimpleNamespace(box_xyxy=box),
+        inputs=SimpleNamespace(background_depth_01=depth_01),
+    )  # fmt: skip
+    for columns in (slice(0, 30), slice(15, 30), np.arange(1, 30, 4), slice(0, 5)):
+        assert np.array_equal(depth_without(geometry, rows, columns), expected[rows][:, columns])
 
 
 @pytest.mark.parametrize("kind", KINDS)
