@@ -34,13 +34,13 @@ def measure_part(kind: tuple[str, int | None, bool], dtype: str, repeats: int) -
 
     from cldm import create
     from cldm.config import NetworkConfig
-    from cldm.graphs import PRECISIONS, Part, Step, compiled, export
+    from cldm.graphs import PRECISIONS, GraphPart, GraphStep, compiled, write_graph
     from cldm.model import ControlBranch
     from ldm.device import DTYPES, FasterAttention
     from ldm.reuse import predict_in_parts
 
     torch.set_num_threads(1)
-    part, config, half = Part(*kind), NetworkConfig(zero_conv_std=1.0), DTYPES[dtype]
+    part, config, half = GraphPart(*kind), NetworkConfig(zero_conv_std=1.0), DTYPES[dtype]
     torch.set_default_dtype(half)
     control = ControlBranch(create.create_control(config, 4))
     network = control if part.layers is None else create.create_unet(config)
@@ -64,9 +64,9 @@ def measure_part(kind: tuple[str, int | None, bool], dtype: str, repeats: int) -
                 ]
     del control
     inputs = [value.clone() for value in (x, t, tokens, *more)]
-    step, ticks = Step(network.eval(), part), [time.process_time()]
+    step, ticks = GraphStep(network.eval(), part), [time.process_time()]
     with TemporaryDirectory() as folder:
-        export(step, inputs, Path(folder) / "graph.xml")
+        write_graph(step, inputs, Path(folder) / "graph.xml")
         ticks.append(time.process_time())
         graph = compiled(Path(folder) / "graph.xml", PRECISIONS[half])
         ticks.append(time.process_time())

@@ -101,7 +101,7 @@ def measure_ray(out: Out = RESULTS / "scale_ray.json") -> dict[str, Any]:
     return body
 
 
-def opened(name: str, folder: str, *more: str) -> Any:
+def fabricated_source(name: str, folder: str, *more: str) -> Any:
     """A source of fabricated images."""
     places = [f"{name}.images={folder}/images", f"{name}.depth={folder}/depth", *more]
     return open_source(load_config(DatasetsConfig, ROOT / "configs/datasets.yaml", places), name)
@@ -132,7 +132,7 @@ def measure_tars(out: Out = RESULTS / "scale_tars.json", examples: int = EXAMPLE
         written, *_ = run_all("-m", "datasets.tars", "--source", "sam", "--out", f"{folder}/tars", *places)
         start = time.process_time()
         places.append(f"tars.sam={folder}/tars")
-        source = opened("sam", folder, *places[2:])
+        source = fabricated_source("sam", folder, *places[2:])
         body: dict[str, Any] = {"examples": len(source), "write_cpu_ms": round(1000 * written / examples, 2)}
         body |= {"open_cpu_s": round(time.process_time() - start, 2), "blocks": []}
         order = Mixture([len(source)], [1], 0)
@@ -168,7 +168,7 @@ def read_list(name: str, folder: str) -> dict[str, Any]:
         items: Any = image_map(Path(folder, "images"))
         read_json(Path(folder, "annotations.json"))
     else:
-        items = opened(name, folder, f"lvis.annotations={folder}/lvis.json")
+        items = fabricated_source(name, folder, f"lvis.annotations={folder}/lvis.json")
     gib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB, 2)  # Linux counts KiB
     return {"items": len(items), "cpu_seconds": round(time.process_time(), 1), "gib": gib}
 

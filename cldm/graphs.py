@@ -53,7 +53,7 @@ def check_openvino(device: torch.device, dtype: torch.dtype) -> None:
         raise ValueError("--engine openvino: this CPU has no bf16; add --dtype fp32")
 
 
-class Part(NamedTuple):
+class GraphPart(NamedTuple):
     """What a graph computes: a control branch, the UNet, or the steps that reuse its deep features."""
 
     name: str
@@ -61,10 +61,10 @@ class Part(NamedTuple):
     reuses: bool = False
 
 
-class Step(nn.Module):
+class GraphStep(nn.Module):
     """The work of one graph. All it takes and gives is float32, whatever it computes in."""
 
-    def __init__(self, network: nn.Module, part: Part) -> None:
+    def __init__(self, network: nn.Module, part: GraphPart) -> None:
         super().__init__()
         self.network, self.part = network, part
 
@@ -92,7 +92,7 @@ class Graphs:
         self.compiled: dict[Any, Any] = {}
         self.lock = threading.Lock()  # a graph serves one thread at a time
         # As the control branches: (embedding, t, tokens) -> residuals.
-        self.detail, self.depth = (partial(self.run, Part(name)) for name in ("detail", "depth"))
+        self.detail, self.depth = (partial(self.run, GraphPart(name)) for name in ("detail", "depth"))
 
     def predict(
         self, x: Tensor, t: Tensor, tokens: Tensor, residuals: Sequence[Tensor], deep: Tensor | None,
@@ -100,11 +100,11 @@ class Graphs:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `predict_in_parts` of the UNet."""
         if deep is None:
-            whole, below = self.run(Part("unet", layers), x, t, tokens, *residuals)
+            whole, below = self.run(GraphPart("unet", layers), x, t, tokens, *residuals)
             return whole, below
-        return self.run(Part("unet", layers, True), x, t, tokens, deep, *residuals)[0], deep
+        return self.run(GraphPart("unet", layers, True), x, t, tokens, deep, *residuals)[0], deep
 
-    def run(self, part: Part, x: Tensor, t: Tensor, tokens: Tensor, *more: Tensor) -> list[Tensor]:
+    def run(self, part: GraphPart, x: Tensor, t: Tensor, tokens: Tensor, *more: Tensor) -> list[Tensor]:
         """The outputs of a graph for n rows, float32."""
         time, rows = t.float().reshape(()), []
         with self.lock:
@@ -118,7 +118,7 @@ class Graphs:
                 rows.append([torch.from_numpy(found[index].copy()) for index in range(len(found))])
         return [torch.cat(each) for each in zip(*rows, strict=True)]
 
-    def load(self, part: Part, inputs: list[Tensor]) -> Any:
+    def load(self, part: GraphPart, inputs: list[Tensor]) -> Any:
         """A graph for inputs of these shapes, from its folder, which is written where it is not there."""
         folder = self.folder / ("unet" if part.name == "unet" else f"control_{part.name}")
         about = {"version": VERSION, **part._asdict(), "shapes": [list(value.shape) for value in inputs],
@@ -130,14 +130,14 @@ class Graphs:
             if not place.is_dir():
                 log.info("%s: is written once, for --engine openvino", place)
                 with folder_written_whole(place) as partial_folder:
-                    step, path = Step(self.networks[part.name], part), partial_folder / GRAPH
+                    step, path = GraphStep(self.networks[part.name], part), partial_folder / GRAPH
                     with ThreadPoolExecutor(1) as free:  # of the modes of torch in which this thread is
-                        free.submit(export, step, inputs, path).result()
+                        free.submit(write_graph, step, inputs, path).result()
                     write_json(partial_folder / "about.json", about)
         return compiled(place / GRAPH, self.precision)
 
 
-def export(step: Step, inputs: list[Tensor], path: Path) -> None:
+def write_graph(step: GraphStep, inputs: list[Tensor], path: Path) -> None:
     """Write a graph for inputs of these shapes, path.xml, and its weights, path.bin."""
     openvino = find_openvino()
     x, t, tokens, *more = [torch.zeros(value.shape) for value in inputs]

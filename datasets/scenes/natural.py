@@ -42,7 +42,7 @@ def _tile(device: torch.device) -> Tensor:
     return torch.from_numpy(np.concatenate(levels).astype(np.float32)).to(device)
 
 
-def noise(u: Tensor, v: Tensor, width: Tensor) -> Tensor:
+def noise_at(u: Tensor, v: Tensor, width: Tensor) -> Tensor:
     """(4, n) noise at u, v (n,) in tiles, averaged over about the width (n,) of a ray in tiles."""
     table = _tile(u.device)
     level = (width * SIDE).clamp(min=1).log2().round().clamp(max=LEVELS).long().expand(u.shape)
@@ -63,17 +63,17 @@ def noise(u: Tensor, v: Tensor, width: Tensor) -> Tensor:
 def natural_look(name: str, u: Tensor, v: Tensor, soft: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
     """Fraction (n,) of the second colour and brightness (n,) of a surface; u, v, soft (n,) in cells."""
     if name == "wood":
-        grown = noise(u * 0.06 + phase, v * 0.35, soft * 0.2)
-        fibres = noise(u * 0.12, v * 1.7 + phase, soft)[GRAIN]
+        grown = noise_at(u * 0.06 + phase, v * 0.35, soft * 0.2)
+        fibres = noise_at(u * 0.12, v * 1.7 + phase, soft)[GRAIN]
         rings = (2 * math.pi * (v * 1.5 + 1.6 * grown[CLOUD])).sin() * (0.08 / soft).clamp(max=1)
         return (0.5 + 0.35 * rings + 0.3 * fibres).clamp(0, 1), 1 + 0.2 * fibres + 0.2 * grown[CLOUD]
-    broad = noise(u * 0.11 + phase, v * 0.11, soft * 0.11)
+    broad = noise_at(u * 0.11 + phase, v * 0.11, soft * 0.11)
     if name == "cloth":
         weave = (u * 44).sin() * (v * 44).sin() * (0.03 / soft).clamp(max=1)
         return (0.5 + 0.3 * weave + 0.3 * broad[GRAIN]).clamp(0, 1), 1 + 0.2 * broad[CLOUD]
-    fine = noise(u * 0.83, v * 0.83 + phase, soft * 0.83)
+    fine = noise_at(u * 0.83, v * 0.83 + phase, soft * 0.83)
     if name == "gravel":
-        stones = noise(u * 0.3, v * 0.3, soft * 0.3)
+        stones = noise_at(u * 0.3, v * 0.3, soft * 0.3)
         shape = 0.75 + 0.25 * stones[EDGES].clamp(max=0.4)
         return (0.5 + 0.5 * stones[CELL]).clamp(0, 1), shape * (1 + 0.15 * fine[CLOUD] + 0.2 * broad[CLOUD])
     if name == "grass":
@@ -89,12 +89,12 @@ def sky(rays: Rays, index: Tensor) -> Tensor:
     x, y, z = seen.direction / seen.direction.square().sum(0).sqrt()
     horizon, zenith, above = seen.at(room["horizon_rgb"]), seen.at(room["zenith_rgb"]), z.clamp(min=0.02)
     phase, width = seen.at(room["phase"]), seen.footprint.expand(z.shape) / 12
-    layer = noise(0.07 * x / above + phase, 0.07 * y / above, width / above.square())
+    layer = noise_at(0.07 * x / above + phase, 0.07 * y / above, width / above.square())
     cover = (1.6 * (layer[CLOUD] + 0.25 * layer[GRAIN]) + 2 * seen.at(room["clouds"]) - 1).clamp(0, 1)
     light = torch.lerp(horizon, zenith, above.sqrt())
     light = torch.lerp(light, 0.25 + 0.75 * horizon, cover * (8 * z).clamp(0, 1))
     turn = torch.atan2(x, y) / (2 * math.pi)
-    ridge = noise(turn * 2 + phase, phase.expand(turn.shape), width)
+    ridge = noise_at(turn * 2 + phase, phase.expand(turn.shape), width)
     top = seen.at(room["skyline"]) * (1 + 0.8 * ridge[CLOUD] + 0.15 * ridge[GRAIN])
-    hills = seen.at(room["skyline_rgb"]) * (1 + 0.3 * noise(turn * 9, z * 9, width * 9)[CLOUD])
+    hills = seen.at(room["skyline_rgb"]) * (1 + 0.3 * noise_at(turn * 9, z * 9, width * 9)[CLOUD])
     return torch.where(z < top, hills, light)

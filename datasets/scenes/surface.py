@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets.scenes.natural import CLOUD, GRAIN, natural_look, noise, sky
+from datasets.scenes.natural import CLOUD, GRAIN, natural_look, noise_at, sky
 from datasets.scenes.palette import ALL_PATTERNS, FLAT_SIDED, KINDS, LOOKS, NATURAL
 from datasets.scenes.solids import normal
 from datasets.scenes.trace import NOTHING, Hit, Rays, by_kind, to_part
@@ -110,7 +110,7 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
     pair = torch.where(floor, at("floor_rgb"), at("wall_rgb"))  # (6, n)
     if rays.packed.open:
         blend = torch.where(hit.slot == -5, 0.0, blend)
-        stained = noise(u * 0.07 + phase, (v + torch.where(hit.slot == -5, y, 0.0)) * 0.07, soft * 0.07)
+        stained = noise_at(u * 0.07 + phase, (v + torch.where(hit.slot == -5, y, 0.0)) * 0.07, soft * 0.07)
         tone = tone * (1 + at("stains") * (stained[CLOUD] + 0.5 * stained[GRAIN]))
     colour = torch.lerp(pair[:3], pair[3:], blend) * tone
     colour = torch.where(~floor & (z < at("skirting")), at("skirting_rgb"), colour)
@@ -182,7 +182,7 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
         x, y, z = shown
         shift = 7 * parts.rgb_a[:, part].sum(0)  # each solid's own
         u, v = 0.21 * x + 0.13 * z + shift, 0.21 * z + 0.17 * y - 0.1 * x + shift
-        found = noise(u, v, footprint * 0.25)
+        found = noise_at(u, v, footprint * 0.25)
         albedo = albedo * (1 + stains * (found[CLOUD] + 0.6 * found[GRAIN]))
     surface.albedo[:, ray] = albedo
     surface.gloss[ray], surface.shine[ray] = parts.gloss[part], parts.shine[part]

@@ -13,7 +13,7 @@ import torch
 from cldm import graphs
 from cldm.config import SPEEDS, Sampling
 from cldm.create import create_compositor
-from cldm.graphs import Graphs, Part, check_openvino, find_openvino
+from cldm.graphs import GraphPart, Graphs, check_openvino, find_openvino
 from cldm.model import Compositor, save_compositor
 from cldm.pipeline import CompositorPipeline, Weights
 from compose import ComposeSettings, load_models
@@ -45,15 +45,15 @@ def model() -> Compositor:
 
 
 @pytest.fixture
-def exports(monkeypatch: pytest.MonkeyPatch) -> list[Part]:
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[GraphPart]:
     """The graphs that are written."""
-    written, export = [], graphs.export
+    written, export = [], graphs.write_graph
 
-    def counted(step: graphs.Step, inputs: list, path: Path) -> None:
+    def counted(step: graphs.GraphStep, inputs: list, path: Path) -> None:
         written.append(step.part)
         export(step, inputs, path)
 
-    monkeypatch.setattr(graphs, "export", counted)
+    monkeypatch.setattr(graphs, "write_graph", counted)
     return written
 
 
@@ -104,8 +104,8 @@ def test_the_engine_is_that_of_the_server_s_owner_and_decides_which_networks_are
 class TorchGraphs(Graphs):
     """Each graph is the module that would be exported."""
 
-    def load(self, part: Part, inputs: list[torch.Tensor]) -> Any:
-        step = graphs.Step(self.networks[part.name], part)
+    def load(self, part: GraphPart, inputs: list[torch.Tensor]) -> Any:
+        step = graphs.GraphStep(self.networks[part.name], part)
 
         def run(given: list[np.ndarray]) -> list[np.ndarray]:
             x, t, tokens, *more = map(torch.from_numpy, given)
@@ -133,7 +133,7 @@ def test_graphs_take_and_give_what_the_networks_do(
 @pytest.mark.slow
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_an_image_is_that_of_torch_to_a_level(
-    speed: str, model: Compositor, pair: Any, folder: Path, exports: list[Part]  # noqa: F811
+    speed: str, model: Compositor, pair: Any, folder: Path, exports: list[GraphPart]  # noqa: F811
 ) -> None:  # fmt: skip
     needs_openvino()
     sampling = replace(SAMPLING, **SPEEDS[speed])
@@ -166,7 +166,7 @@ def test_bfloat16_gives_the_numbers_of_torch_up_to_its_rounding(folder: Path) ->
 
 @pytest.mark.slow
 def test_a_graph_is_written_again_for_other_weights_and_shapes_only(
-    model: Compositor, folder: Path, tmp_path: Path, exports: list[Part]
+    model: Compositor, folder: Path, tmp_path: Path, exports: list[GraphPart]
 ) -> None:
     needs_openvino()
     own = tmp_path / "own"
@@ -208,13 +208,13 @@ def test_an_export_that_was_killed_is_not_taken_for_whole(
     class Killed(BaseException):
         """Ends the process, which cleans up nothing."""
 
-    def killed(step: graphs.Step, inputs: list, path: Path) -> None:
+    def killed(step: graphs.GraphStep, inputs: list, path: Path) -> None:
         path.with_suffix(".bin").write_bytes(b"half")
         monkeypatch.setattr("shutil.rmtree", lambda *given, **options: None)
         raise Killed
 
     embedding, tokens = torch.ones(1, 16, 8, 8), torch.ones(1, 5, SMALL.token_width)
-    monkeypatch.setattr(graphs, "export", killed)
+    monkeypatch.setattr(graphs, "write_graph", killed)
     with torch.inference_mode(), pytest.raises(Killed):
         Graphs(model, own).detail(embedding, torch.tensor(7), tokens)
     monkeypatch.undo()

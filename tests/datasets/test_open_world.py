@@ -10,7 +10,7 @@ from datasets.scenes import SceneBatch, SceneOptions, eval_seed, render, sample_
 from datasets.scenes.describe import Part, Scene, extent
 from datasets.scenes.furnish import OPEN_COMPOUNDS
 from datasets.scenes.image import draw_views
-from datasets.scenes.natural import natural_look, noise
+from datasets.scenes.natural import natural_look, noise_at
 from datasets.scenes.pack import SceneView
 from datasets.scenes.palette import NATURAL, OPEN_SHAPES
 from tests.datasets.test_solids import inside
@@ -168,8 +168,8 @@ def test_the_other_worlds_know_nothing_of_it(world: str) -> None:
 def test_noise_repeats_without_a_seam_and_fades_with_the_width_of_a_ray(width: float) -> None:
     u, v = torch.rand(2, 2000, generator=torch.Generator().manual_seed(0))
     wide = torch.full_like(u, width)
-    found = noise(u, v, wide)
-    assert torch.allclose(found, noise(u + 3, v - 2, wide), atol=2e-3)
+    found = noise_at(u, v, wide)
+    assert torch.allclose(found, noise_at(u + 3, v - 2, wide), atol=2e-3)
     assert found.abs().max() <= 1
     assert float(found[1].std()) == pytest.approx({0.0: 0.36, 1 / 64: 0.13, 1.0: 0.0}[width], abs=0.12)
 
