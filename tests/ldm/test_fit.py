@@ -205,7 +205,6 @@ def test_more_measures(tmp_path: Path):
     [
         (["batch=5"], r"begun with other settings: batch=5 \(was 4\)"),
         (["seed=6"], "seed=6"),
-        (["resume=none"], "unknown key 'resume'"),
     ],
 )
 def test_what_is_refused_on_resuming(whole: Path, overrides: list[str], message: str):

@@ -26,7 +26,7 @@ from tests.job_settings import Job, Optim, write
 @pytest.fixture(autouse=True)
 def no_image_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """So those that options name need not be there."""
-    monkeypatch.setattr(resources, "IMAGES", ())
+    monkeypatch.setattr(resources, "INPUTS", ())
 
 
 def run(argv: list[str], config: Path | None = None) -> tuple[int, list[Job]]:
