@@ -43,8 +43,10 @@ def test_a_box_is_dragged_and_every_byte_outside_the_mask_survives(visit, tmp_pa
     h, w = changed.shape
     y, x = np.nonzero(changed)
     assert changed.any()
-    assert (x.min() / w, y.min() / h) > (0.25, 0.25)
-    assert (x.max() / w, y.max() / h) < (0.65, 0.75)
+    assert x.min() / w > 0.21  # a contact shadow lies beside the object
+    assert y.min() / h > 0.25
+    assert x.max() / w < 0.69
+    assert y.max() / h < 0.79
     assert said["drift"]["changed_outside"] == 0
     assert said["drift"]["changed_inside"] == (after.rgb_u8 != noisy_u8[..., :3]).any(axis=2).sum()
 
