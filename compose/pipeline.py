@@ -211,12 +211,13 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
     settings, models, geometry, shadow = work.settings, work.models, work.geometry, work.shadow
     with work.timer.stage("paste back"):
         stitched, before_u8 = painting.stitched, work.sources.background.own_u8
-        region, drift = None if shadow is None else shadow.region, []
+        drift = []
         for sample in stitched:
             allowed = np.greater(sample.edit_mask, sample.keep_mask)  # nearer objects stay too
-            if region is not None:
-                allowed |= region
+            if shadow is not None:
+                allowed[shadow.cut.part] |= shadow.darkening_01 > 0
             drift.append(measure_drift(before_u8, sample.result_u8, allowed))
+        del allowed  # for large images memory counts
     if (visible := geometry.native_layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
@@ -226,8 +227,11 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
         measured["shadow"] = shadow.report(settings.shadow, stitched[0].edit_mask)
     report = {**work.decided, **measured, **painting.report, "seconds": work.timer.report()}
     about = work.recipe, report, geometry, work.pair, painting.painted_u8, work.sources.background
-    images, edit = [each.result for each in stitched], stitched[0].edit_mask
-    all_samples = Result(images, edit if region is None else edit | region, work.seeds, *about, region)
+    images, edit, region = [each.result for each in stitched], stitched[0].edit_mask, None
+    if shadow is not None:
+        region = shadow.region
+        edit = edit | region
+    all_samples = Result(images, edit, work.seeds, *about, region)
     return all_samples if settings.best is None else all_samples.best(settings, models)
 
 

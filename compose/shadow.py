@@ -15,7 +15,7 @@ import numpy as np
 from compose.models import Models
 from compose.settings import CAST, OFF, SHADOW_MODEL, ComposeSettings
 from compose.sources import Sources
-from datasets.geometry import Box01, Crop, Size, bbox_of_mask, box_to_01, crop_round, depth_at_contact
+from datasets.geometry import Box, Box01, Crop, Size, bbox_of_mask, box_to_01, crop_round, depth_at_contact
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
 from ldm.experts.shadow import SIDE, ShadowNetwork
@@ -45,8 +45,12 @@ class Shadow:
 
     darkening_01: np.ndarray  # (h, w) float32, the fraction of its light that a pixel of the cut loses
     cut: Crop  # h w, native
-    region: np.ndarray  # (H, W) bool: where that is more than nothing
     background: LoadedImage  # (H, W), without it
+
+    @property
+    def region(self) -> np.ndarray:
+        """(H, W) bool: where it darkens."""
+        return self.cut.embed(self.darkening_01 > 0)
 
     @cached_property
     def shaded(self) -> LoadedImage:
@@ -56,12 +60,11 @@ class Shadow:
     def over(self, image: LoadedImage) -> LoadedImage:
         """An image (H, W) in the shadow; a transparent one gets a veil."""
         black_u8, part = np.zeros((*self.darkening_01.shape, 3), np.uint8), self.cut.part
-        return image.painted(black_u8, self.darkening_01, self.region[part], part)
+        return image.painted(black_u8, self.darkening_01, self.darkening_01 > 0, part)
 
     def report(self, kind: str, edit_mask: np.ndarray) -> dict[str, Any]:
         """Pixels of the region beside the object's own edit mask (H, W), and their mean darkening."""
-        part = self.cut.part
-        beside = self.region[part] & ~edit_mask[part]
+        beside = (self.darkening_01 > 0) & ~edit_mask[self.cut.part]
         mean = float(self.darkening_01[beside].mean()) if beside.any() else 0.0
         return {"kind": kind, "pixels": int(beside.sum()), "mean_darkening": mean}
 
@@ -79,57 +82,77 @@ def in_shadow(
     (x0, y0, x1, y1), (h, w) = bbox_of_mask(layers.placed.alpha_01 > 0.5), window.background_size
     box = x0 + left, y0 + top, x1 + left, y1 + top
     crop = crop_round(box, (h, w), ZOOM, (SIDE, SIDE), "shift", "inclusive")
-    shared = crop.native.narrowed(window.box_xyxy)
-    here, there = crop.within(shared), window.within(shared)
-    mask_01, own_01, visible = (np.zeros(crop.native.size, kind) for kind in (np.float32, np.float32, bool))
-    mask_01[here], own_01[here] = layers.placed.alpha_01[there], layers.placed.depth_01[there]
-    visible[here] = layers.visible[there]
+    own = np.s_[y0:y1, x0:x1]
     fewer = min(1.0, ENOUGH / max(h, w))
     sparse = (((np.arange(round(side * fewer)) + 0.5) / fewer).astype(int) for side in (h, w))
-    whole_01 = depth_without(geometry, *sparse)
+    whole_01, _ = depth_without(geometry, *sparse)
     ground, near = ground_under(whole_01, box_to_01(box, (h, w)), inputs.depth_range)
     if settings.shadow == CAST:
         if sources.background.is_photograph:
             logger.warning("--shadow cast: the shadow network knows rendered rooms only (contact needs none)")
         network = models.once(located(SHADOW_MODEL), ShadowNetwork.load)
-        planes = inputs.background_u8[crop.part], depth_without(geometry, *crop.part), mask_01, own_01
+        shared = crop.native.narrowed(window.box_xyxy)
+        own_planes = np.zeros((2, *crop.native.size), np.float32)
+        for plane_01, map_01 in zip(
+            own_planes, (layers.placed.alpha_01, layers.placed.depth_01), strict=True
+        ):
+            plane_01[crop.within(shared)] = map_01[window.within(shared)]
+        planes = inputs.background_u8[crop.part], depth_without(geometry, *crop.part)[0], *own_planes
         square_01 = np.minimum(STRONGER * network.darkening(*map(crop.fit, planes)), 1)
     else:
+        own_01 = layers.placed.depth_01[own]
         if inputs.reference_depth_01 is None:  # a rounded body: its outline lies in its middle
-            own_01 = np.broadcast_to(np.float32(sum(inputs.depth_range) / 2), own_01.shape)
-        square_01 = contact(ground, mask_01, own_01, crop)
+            own_01 = np.full_like(own_01, sum(inputs.depth_range) / 2)
+        square_01 = contact(ground, layers.placed.alpha_01[own] > 0.5, own_01, box, crop)
     x0, y0, x1, y1 = crop.box_xyxy
     open_sides = (y0 == 0, y1 == h), (x0 == 0, x1 == w)  # it fades at the others
     inside = np.pad(np.ones((SIDE - 2, SIDE - 2), np.uint8), 1, constant_values=open_sides)
     fade = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 3) / (FADE * SIDE), 1)
-    dark_01 = crop.undo(square_01 * fade)
-    dark = dark_01 > LEAST
-    x0, y0, x1, y1 = bbox_of_mask(dark) if dark.any() else (0, 0, 1, 1)
-    left, top = crop.box_xyxy[:2]
-    cut = crop.native.narrowed((left + x0, top + y0, left + x1, top + y1))
-    inner, part = crop.within(cut), cut.part
-    seen = np.abs(depth_without(geometry, *part) - plane_over((h, w), ground.plane, *part)) < near
-    allowed = seen | visible[inner]
+    dark_01, cut = undo_part(crop, (square_01 * fade).astype(np.float32), LEAST)
+    part = cut.part
+    scene_01, visible = depth_without(geometry, *part)
+    allowed = (np.abs(scene_01 - plane_over((h, w), ground.plane, *part)) < near) | visible
     for thing in sources.stage.things.values() if sources.stage is not None else ():
         allowed &= ~thing.mask[part]  # what earlier layers placed is no ground
     if inputs.within_mask and inputs.target_mask is not None:
         allowed &= inputs.target_mask[part]
-    dark_01 = dark_01[inner]
     dark_01 = dark_01 * np.clip(dark_01 / LEAST - 1, 0, 1) * allowed
-    shadow = Shadow(dark_01, cut, cut.embed(dark_01 > 0), sources.background)
+    shadow = Shadow(dark_01, cut, sources.background)
     return replace(geometry, inputs=replace(inputs, background_u8=shadow.shaded.rgb_u8)), shadow
 
 
-def depth_without(geometry: Geometry, rows: Any, columns: Any) -> np.ndarray:
-    """Depth of the scene in some rows and columns, float32, without what the object replaces."""
+def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarray, Crop]:
+    """`crop.undo` of a square (n, m), where it is more than `least`: (h, w), and the cut where that lies.
+
+    Large images have many more pixels than that. Where nothing is more, the cut has one pixel.
+    """
+    (h, w), (left, top) = crop.padded_size, crop.pad[:2]
+    lit = square_01 > least
+    lit[0, 0] |= not lit.any()
+    (y0, y1), (x0, x1) = (np.flatnonzero(lit.any(axis=axis))[[0, -1]] + (-1, 2) for axis in (1, 0))
+    (height, width), (n, m) = crop.native.size, square_01.shape
+    rows = slice(max(int(y0 * h / n), top), min(int(y1 * h / n) + 1, top + height))
+    columns = slice(max(int(x0 * w / m), left), min(int(x1 * w / m) + 1, left + width))
+    tall_01 = resize(square_01, (h, m))[rows]  # one direction after the other, so that little is made
+    found_01 = resize(np.ascontiguousarray(tall_01), (len(tall_01), w))[:, columns]
+    dark = found_01 > least
+    x0, y0, x1, y1 = bbox_of_mask(dark) if dark.any() else (0, 0, 1, 1)
+    x, y = (crop.box_xyxy[0] + columns.start - left), (crop.box_xyxy[1] + rows.start - top)
+    return found_01[y0:y1, x0:x1], crop.native.narrowed((x + x0, y + y0, x + x1, y + y1))
+
+
+def depth_without(geometry: Geometry, rows: Any, columns: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Depth of the scene in some rows and columns, float32, without the object; where that is seen, bool."""
     layers, (left, top, right, bottom) = geometry.native_layers, geometry.window.box_xyxy
     whole_01 = geometry.inputs.background_depth_01
     found = whole_01[rows][:, columns].astype(np.float32)
     y, x = (np.arange(side)[axis] for side, axis in zip(whole_01.shape, (rows, columns), strict=True))
     inside = np.ix_((top <= y) & (y < bottom), (left <= x) & (x < right))
     own = y[inside[0]] - top, x[inside[1]] - left
-    found[inside] = np.where(layers.visible[own], found[inside], layers.depth_01[own])
-    return found
+    visible = np.zeros(found.shape, bool)
+    visible[inside] = layers.visible[own]
+    found[inside] = np.where(visible[inside], found[inside], layers.depth_01[own])
+    return found, visible
 
 
 def plane_over(size: Size, plane: Plane, rows: slice, columns: slice) -> np.ndarray:
@@ -165,25 +188,26 @@ def ground_under(
     return ground, 0.0 if hides else near
 
 
-def contact(ground: Ground, mask_01: np.ndarray, own_01: np.ndarray, crop: Crop) -> np.ndarray:
+def contact(ground: Ground, solid: np.ndarray, own_01: np.ndarray, box: Box, crop: Crop) -> np.ndarray:
     """Ambient occlusion (n, n) float32 of the ground by an object's lower edge, in a crop of n x n pixels.
 
-    mask_01, own_01: (h, w), the whole object and its depth. Where the lowest pixel of a column has the depth
-    of the ground behind it the object touches the ground; where it is nearer it is as far above its foot.
+    solid: (h, w) bool, the whole object in its bounding box;  own_01: (h, w), its depth. Where the lowest
+    pixel of a column has the depth of the ground behind it the object touches the ground; where it is nearer
+    it is as far above its foot.
     """
     (h, w), (left, top), plane = crop.background_size, crop.box_xyxy[:2], ground.plane
-    x0, y0, x1, y1 = bbox_of_mask(mask_01 > 0.5)
-    solid, size = mask_01[y0:y1, x0:x1] > 0.5, np.sqrt((x1 - x0) * (y1 - y0))
+    x0, y0, x1, y1 = box[0] - left, box[1] - top, box[2] - left, box[3] - top
+    size = np.sqrt((x1 - x0) * (y1 - y0))
     # Rows are nearer to each other on the ground than columns, the more so the flatter it is seen.
     horizon, half = plane.height_of(0.5, ground.horizon_d) * h, np.tan(np.radians(VIEW_DEGREES / 2))
     tilt = float(np.clip((top + y1 - horizon) * 2 * half / max(h, w), FLATTEST, 1))
     deep = max(1, round(DEEP * tilt * (x1 - x0)))
     columns = x0 + np.flatnonzero(solid.any(axis=0))
     lowest = y1 - solid[::-1, columns - x0].argmax(axis=0)  # the row below it
-    foot = plane.height_of((left + columns + 0.5) / w, own_01[lowest - 1, columns]) * h - top
+    foot = plane.height_of((left + columns + 0.5) / w, own_01[lowest - 1 - y0, columns - x0]) * h - top
     lifted = np.maximum(np.maximum(foot, y1 - deep) - lowest, 0)
     touch = np.maximum(1 - lifted / (LIFTED * size), 0) ** 2
-    print_01 = np.zeros(mask_01.shape, np.float32)  # takes memory only where it is written
+    print_01 = np.zeros(crop.native.size, np.float32)  # takes memory only where it is written
     for x, row, weight in zip(columns, np.rint(lowest + lifted).astype(int), touch, strict=True):
         print_01[max(row - deep, 0) : row, x] = weight
     small_01, light = crop.fit(print_01), np.ones(crop.size, np.float32)

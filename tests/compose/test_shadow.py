@@ -148,12 +148,16 @@ def test_what_the_object_replaces_is_not_in_the_depth_without_it(rows: Any) -> N
     visible, box = rng.random((8, 9)) < 0.5, (11, 6, 20, 14)
     expected = depth_01.astype(np.float32)
     expected[6:14, 11:20][~visible] = own_01[~visible]
+    shown = np.zeros((20, 30), bool)
+    shown[6:14, 11:20] = visible
     geometry: Any = SimpleNamespace(
         native_layers=SimpleNamespace(visible=visible, depth_01=own_01), window=SimpleNamespace(box_xyxy=box),
         inputs=SimpleNamespace(background_depth_01=depth_01),
     )  # fmt: skip
     for columns in (slice(0, 30), slice(15, 30), np.arange(1, 30, 4), slice(0, 5)):
-        assert np.array_equal(depth_without(geometry, rows, columns), expected[rows][:, columns])
+        found_01, seen = depth_without(geometry, rows, columns)
+        assert np.array_equal(found_01, expected[rows][:, columns])
+        assert np.array_equal(seen, shown[rows][:, columns])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,17 +219,15 @@ def test_an_object_on_a_table_darkens_the_table_and_not_the_floor() -> None:
 @pytest.mark.parametrize("gap", [0, 1, 4, 14])
 def test_contact_fades_with_the_height_above_the_ground(gap: int) -> None:
     depth_01 = floor().astype(np.float32)
-    mask_01 = np.zeros((H, W), np.float32)
-    mask_01[40 - gap : 70 - gap, 50:80] = 1
     ground, near = ground_under(depth_01, (50 / W, 40 / H, 80 / W, 70 / H), (0.4, 0.8))
     everywhere = np.s_[:, :]
     assert (np.abs(depth_01 - plane_over((H, W), ground.plane, *everywhere)) < near)[60:].all()
     crop = crop_round((50, 40, 80, 70), (H, W), 4.0, (96, 96), "shift", "inclusive")
-    mask_01 = mask_01[crop.part]
-    dark = contact(ground, mask_01, np.full_like(mask_01, depth_01[69, 0]), crop)
+    own = np.ones((30, 30), bool), (50, 40 - gap, 80, 70 - gap)
+    dark = contact(ground, own[0], np.full((30, 30), depth_01[69, 0]), own[1], crop)
     assert (dark.max() > 0.1) == (gap < 5)
     assert (dark.max() > 1e-6) == (gap < 14)
-    farther = contact(ground, mask_01, np.full_like(mask_01, depth_01[72, 0]), crop)
+    farther = contact(ground, own[0], np.full((30, 30), depth_01[72, 0]), own[1], crop)
     assert farther.max() < dark.max() or gap == 14
 
 
