@@ -32,7 +32,7 @@ from compose.painters import (
 from compose.placement import locate, resolve_placement
 from compose.recipe import make_recipe, sampling_of
 from compose.settings import BIFROST, CAST, DEPTH_MODES, ComposeSettings
-from compose.shadow import in_shadow
+from compose.shadow import Shadow, in_shadow
 from compose.sources import object_depth_is_estimated, read_sources
 from datasets.geometry import tight_slices
 from datasets.pairs import Geometry, Pair, pair_of
@@ -62,7 +62,12 @@ class Result(Samples):
     pair: Pair
     painted_u8: list[np.ndarray]  # n x (h, w, 3), the model's own output
     background: LoadedImage  # (H, W), as it was read
-    shadow_mask: np.ndarray | None = None  # (H, W) bool, part of the edit mask; None: no shadow
+    shadow: Shadow | None = None  # of the object on the ground
+
+    @property
+    def shadow_mask(self) -> np.ndarray | None:
+        """(H, W) bool, part of the edit mask; None: no shadow."""
+        return None if self.shadow is None else self.shadow.region
 
     @property
     def fused_depth_01(self) -> np.ndarray:
@@ -213,11 +218,10 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
         stitched, before_u8 = painting.stitched, work.sources.background.own_u8
         drift = []
         for sample in stitched:
-            allowed = np.greater(sample.edit_mask, sample.keep_mask)  # nearer objects stay too
+            allowed = np.greater(sample.edit_mask, sample.keep_mask, out=sample.keep_mask)  # nearer ones stay
             if shadow is not None:
                 allowed[shadow.cut.part] |= shadow.darkening_01 > 0
             drift.append(measure_drift(before_u8, sample.result_u8, allowed))
-        del allowed  # for large images memory counts
     if (visible := geometry.native_layers.visible_fraction) < LEAST_VISIBLE:
         message = "nearer objects hide all but %.1f %% of the object: raise --depth, or move it"
         logger.warning(message, 100 * visible)
@@ -227,11 +231,10 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
         measured["shadow"] = shadow.report(settings.shadow, stitched[0].edit_mask)
     report = {**work.decided, **measured, **painting.report, "seconds": work.timer.report()}
     about = work.recipe, report, geometry, work.pair, painting.painted_u8, work.sources.background
-    images, edit, region = [each.result for each in stitched], stitched[0].edit_mask, None
+    images, edit = [each.result for each in stitched], stitched[0].edit_mask
     if shadow is not None:
-        region = shadow.region
-        edit = edit | region
-    all_samples = Result(images, edit, work.seeds, *about, region)
+        edit[shadow.cut.part] |= shadow.darkening_01 > 0
+    all_samples = Result(images, edit, work.seeds, *about, shadow)
     return all_samples if settings.best is None else all_samples.best(settings, models)
 
 

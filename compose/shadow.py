@@ -126,18 +126,20 @@ def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarr
 
     Large images have many more pixels than that. Where nothing is more, the cut has one pixel.
     """
-    (h, w), (left, top) = crop.padded_size, crop.pad[:2]
-    lit = square_01 > least
-    lit[0, 0] |= not lit.any()
-    (y0, y1), (x0, x1) = (np.flatnonzero(lit.any(axis=axis))[[0, -1]] + (-1, 2) for axis in (1, 0))
-    (height, width), (n, m) = crop.native.size, square_01.shape
-    rows = slice(max(int(y0 * h / n), top), min(int(y1 * h / n) + 1, top + height))
-    columns = slice(max(int(x0 * w / m), left), min(int(x1 * w / m) + 1, left + width))
-    tall_01 = resize(square_01, (h, m))[rows]  # one direction after the other, so that little is made
+    lit, ends = square_01 > least, []
+    for axis, (size, pad, side) in enumerate(
+        zip(crop.padded_size, crop.pad[1::-1], crop.native.size, strict=True)
+    ):
+        found = np.flatnonzero(lit.any(axis=1 - axis)) if lit.any() else np.zeros(1, int)
+        low, high = (found[[0, -1]] + (-1, 2)) * size / square_01.shape[axis]  # and what they reach
+        first = min(max(int(low), pad), pad + side - 1)
+        ends.append(slice(first, max(min(int(high) + 1, pad + side), first + 1)))
+    (h, w), (rows, columns) = crop.padded_size, ends
+    tall_01 = resize(square_01, (h, square_01.shape[1]))[rows]  # one direction after the other: less is made
     found_01 = resize(np.ascontiguousarray(tall_01), (len(tall_01), w))[:, columns]
     dark = found_01 > least
     x0, y0, x1, y1 = bbox_of_mask(dark) if dark.any() else (0, 0, 1, 1)
-    x, y = (crop.box_xyxy[0] + columns.start - left), (crop.box_xyxy[1] + rows.start - top)
+    x, y = crop.box_xyxy[0] + columns.start - crop.pad[0], crop.box_xyxy[1] + rows.start - crop.pad[1]
     return found_01[y0:y1, x0:x1], crop.native.narrowed((x + x0, y + y0, x + x1, y + y1))
 
 
@@ -146,12 +148,15 @@ def depth_without(geometry: Geometry, rows: Any, columns: Any) -> tuple[np.ndarr
     layers, (left, top, right, bottom) = geometry.native_layers, geometry.window.box_xyxy
     whole_01 = geometry.inputs.background_depth_01
     found = whole_01[rows][:, columns].astype(np.float32)
-    y, x = (np.arange(side)[axis] for side, axis in zip(whole_01.shape, (rows, columns), strict=True))
-    inside = np.ix_((top <= y) & (y < bottom), (left <= x) & (x < right))
-    own = y[inside[0]] - top, x[inside[1]] - left
+    places, own = [], []  # what lies in the window, and where it is there
+    for side, axis, ends in zip(whole_01.shape, (rows, columns), ((top, bottom), (left, right)), strict=True):
+        y = np.arange(side)[axis]
+        places.append(slice(*np.searchsorted(y, ends)))
+        own.append(y[places[-1]] - ends[0])
+    seen, depth_01 = (map_[own[0]][:, own[1]] for map_ in (layers.visible, layers.depth_01))
     visible = np.zeros(found.shape, bool)
-    visible[inside] = layers.visible[own]
-    found[inside] = np.where(visible[inside], found[inside], layers.depth_01[own])
+    visible[tuple(places)] = seen
+    np.copyto(found[tuple(places)], depth_01, where=~seen)
     return found, visible
 
 
