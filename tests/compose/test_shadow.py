@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from compose import compose, compose_layers, load_models
 from compose.layers import save_job_layers
 from compose.pipeline import Result
 from compose.settings import CAST, CONTACT, ComposeSettings
-from compose.shadow import contact, depth_without, ground_under, plane_over, undo_part
+from compose.shadow import contact, ground_under, plane_over
 from compose.verbs import JobNetworks
-from datasets.geometry import Crop, crop_round
+from datasets.geometry import crop_round
 from ldm.images import read_image, write_png
 from ldm.settings.cli import run_app
 from llava_bifrost.placement.ground import fit_ground
@@ -141,25 +140,6 @@ def test_sparse_pixels_measure_the_plane_of_a_large_image(box: Any, monkeypatch:
     assert sparse.changed_outside == 0
 
 
-@pytest.mark.parametrize("rows", [slice(0, 20), slice(7, 18), np.arange(2, 20, 3), slice(0, 4)], ids=str)
-def test_what_the_object_replaces_is_not_in_the_depth_without_it(rows: Any) -> None:
-    rng = np.random.default_rng(0)
-    depth_01, own_01 = rng.random((20, 30)), rng.random((8, 9)).astype(np.float32)
-    visible, box = rng.random((8, 9)) < 0.5, (11, 6, 20, 14)
-    expected = depth_01.astype(np.float32)
-    expected[6:14, 11:20][~visible] = own_01[~visible]
-    shown = np.zeros((20, 30), bool)
-    shown[6:14, 11:20] = visible
-    geometry: Any = SimpleNamespace(
-        native_layers=SimpleNamespace(visible=visible, depth_01=own_01), window=SimpleNamespace(box_xyxy=box),
-        inputs=SimpleNamespace(background_depth_01=depth_01),
-    )  # fmt: skip
-    for columns in (slice(0, 30), slice(15, 30), np.arange(1, 30, 4), slice(0, 5)):
-        found_01, seen = depth_without(geometry, rows, columns)
-        assert np.array_equal(found_01, expected[rows][:, columns])
-        assert np.array_equal(seen, shown[rows][:, columns])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_stays_within_the_mask_where_that_is_asked_for(kind: str) -> None:
     mask = np.zeros((H, W), bool)
@@ -214,22 +194,6 @@ def test_an_object_on_a_table_darkens_the_table_and_not_the_floor() -> None:
     beside = result.shadow_mask & ~composed("off", **given).edit_mask
     assert beside.sum() > 20
     assert not (beside & ~table).any()
-
-
-@pytest.mark.parametrize("box", [(0, 0, 60, 40), (50, 10, 128, 96), (20, 30, 61, 71)], ids=str)
-@pytest.mark.parametrize("pad", [(0, 0, 0, 0), (7, 3, 0, 11)], ids=str)
-def test_a_part_of_a_crop_is_undone_as_the_whole(box: Any, pad: Any) -> None:
-    rng = np.random.default_rng(0)
-    crop = Crop(box, pad, (32, 32), (H, W))
-    for y, x, size in ((10, 12, 9), (0, 0, 4), (28, 20, 4), (0, 0, 32), (5, 5, 0)):
-        square_01 = np.zeros((32, 32), np.float32)
-        square_01[y : y + size, x : x + size] = rng.random((min(size, 32 - y), min(size, 32 - x)))
-        found_01, cut = undo_part(crop, square_01, 0.1)
-        whole_01 = crop.undo(square_01)
-        assert found_01.shape == cut.native.size
-        assert np.abs(whole_01[crop.within(cut)] - found_01).max() < 1e-6
-        whole_01[crop.within(cut)] = 0
-        assert not (whole_01 > 0.1).any()
 
 
 @pytest.mark.parametrize("gap", [0, 1, 4, 14])
