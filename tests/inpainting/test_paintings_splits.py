@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from inpainting.data.dci_ops import DciSplitSettings
+from inpainting.data.steps import split
 from inpainting.data.steps.regions import RegionSettings, make_entities, make_masks
 from inpainting.data.steps.split import SplitSettings
 from ldm.files import write_json
+from ldm.journal import run_step
 
 
 @pytest.mark.parametrize("other", ["a.jpg", "a\u0301.jpg"])
@@ -52,3 +54,24 @@ def test_images_that_would_share_a_folder_are_left_out(
     assert all(reason.startswith("2 images are called ") for reason in journal.left_out.values())
     folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert folders == {"b", "a.b"}
+
+
+def test_images_that_another_process_moved_meanwhile_are_found(tmp_path: Path, monkeypatch: Any) -> None:
+    images, table = tmp_path / "images", tmp_path / "table.csv"
+    for name in ("a.jpg", "b.jpg"):
+        (images / "train").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "masks" / Path(name).stem).mkdir(parents=True)
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / "train" / name)
+    table.write_text("file_name;split\na.jpg;val\nb.jpg;train\n", encoding="utf-8")
+    settings = SplitSettings(images, tmp_path / "masks", table)
+
+    def begun_later(*given: Any, **how: Any) -> Any:
+        """The other one, with the same settings, is done in between."""
+        monkeypatch.setattr(split, "run_step", run_step)
+        split.split_images(settings)
+        return run_step(*given, **how)
+
+    monkeypatch.setattr(split, "run_step", begun_later)
+    split.split_images(settings)
+    assert [path.name for path in (images / "val").iterdir()] == ["a.jpg"]
+    assert [path.name for path in (images / "train").iterdir()] == ["b.jpg"]

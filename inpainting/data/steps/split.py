@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,11 @@ def split_images(settings: TransferSettings, source: Path | None = None, redo: b
     # An image that is planned for no split is left out. A dry run has no journal.
     image_dir, folders = settings.image_dir, (*SPLITS, UNANNOTATED)
     mode = "move" if settings.move else "symlink" if settings.symlink else "copy"
-    images = image_map(source or image_dir)
-    planned, inputs = settings.plan(sorted(images))
-    plan = {**dict.fromkeys(sorted(images), UNANNOTATED), **planned}
+    images = cache(lambda: image_map(source or image_dir))
+    names = sorted(images())
+    planned, inputs = settings.plan(names)
+    plan = {**dict.fromkeys(names, UNANNOTATED), **planned}
+    images.cache_clear()  # another process may move them until the step is begun
     counts = Counter(folder or "not in the table" for folder in plan.values())
     log.info("%s", ", ".join(f"{folder} {count}" for folder, count in sorted(counts.items())))
     if settings.dry_run:
@@ -105,9 +108,9 @@ def split_images(settings: TransferSettings, source: Path | None = None, redo: b
         folder = plan[name]
         if folder not in folders:
             raise ValueError(f"the table gives it the split {folder!r}, allowed are {', '.join(SPLITS)}")
-        if name not in images:
+        if name not in images():
             raise ValueError(f"no such image in {image_dir}")
-        image = images[name]
+        image = images()[name]
         target = image_dir / folder / image.name
         split_before = image.parent.resolve().parent == image_dir.resolve()  # no unsplit original is left
         if image != target:
