@@ -102,7 +102,7 @@ def in_shadow(
     else:
         own_01 = layers.placed.depth_01[own]
         if inputs.reference_depth_01 is None:  # a rounded body: its outline lies in its middle
-            own_01 = np.full_like(own_01, sum(inputs.depth_range) / 2)
+            own_01 = np.broadcast_to(np.float32(sum(inputs.depth_range) / 2), own_01.shape)
         square_01 = contact(ground, layers.placed.alpha_01[own] > 0.5, own_01, box, crop)
     x0, y0, x1, y1 = crop.box_xyxy
     open_sides = (y0 == 0, y1 == h), (x0 == 0, x1 == w)  # it fades at the others
@@ -111,7 +111,8 @@ def in_shadow(
     dark_01, cut = undo_part(crop, (square_01 * fade).astype(np.float32), LEAST)
     part = cut.part
     scene_01, visible = depth_without(geometry, *part)
-    allowed = (np.abs(scene_01 - plane_over((h, w), ground.plane, *part)) < near) | visible
+    scene_01 -= plane_over((h, w), ground.plane, *part)
+    allowed = (np.abs(scene_01, out=scene_01) < near) | visible
     for thing in sources.stage.things.values() if sources.stage is not None else ():
         allowed &= ~thing.mask[part]  # what earlier layers placed is no ground
     if inputs.within_mask and inputs.target_mask is not None:
@@ -152,7 +153,8 @@ def depth_without(geometry: Geometry, rows: Any, columns: Any) -> tuple[np.ndarr
     for side, axis, ends in zip(whole_01.shape, (rows, columns), ((top, bottom), (left, right)), strict=True):
         y = np.arange(side)[axis]
         places.append(slice(*np.searchsorted(y, ends)))
-        own.append(y[places[-1]] - ends[0])
+        met = y[places[-1]] - ends[0]
+        own.append(slice(met[0], met[-1] + 1) if isinstance(axis, slice) and len(met) else met)
     seen, depth_01 = (map_[own[0]][:, own[1]] for map_ in (layers.visible, layers.depth_01))
     visible = np.zeros(found.shape, bool)
     visible[tuple(places)] = seen
