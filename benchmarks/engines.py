@@ -51,17 +51,12 @@ def measure_part(kind: tuple[str, int | None, bool], dtype: str, repeats: int) -
     with torch.inference_mode():
         x = torch.rand(1, 4 if part.layers is not None else width, side, side)
         if part.layers is not None:
-            more = [
-                r.float() for r in control(torch.rand(1, width, side, side, dtype=half), t, tokens.to(half))
-            ]
+            words, hint = tokens.to(half), torch.rand(1, width, side, side, dtype=half)
+            residuals = control(hint, t, words)
             if part.reuses:
-                given = (value.to(half) for value in (x, tokens))
-                latent, words = given
-                hints = [value.to(half) for value in more]
-                more = [
-                    predict_in_parts(network, latent, t, words, hints, None, part.layers)[1].float(),
-                    *more,
-                ]
+                _, deep = predict_in_parts(network, x.to(half), t, words, residuals, None, part.layers)
+                residuals = [deep, *residuals]
+            more = [value.float() for value in residuals]
     del control
     inputs = [value.clone() for value in (x, t, tokens, *more)]
     step, ticks = GraphStep(network.eval(), part), [time.process_time()]

@@ -92,12 +92,14 @@ def in_shadow(
             logger.warning("--shadow cast: the shadow network knows rendered rooms only (contact needs none)")
         network = models.once(located(SHADOW_MODEL), ShadowNetwork.load)
         shared = crop.native.narrowed(window.box_xyxy)
-        own_planes = np.zeros((2, *crop.native.size), np.float32)
-        for plane_01, map_01 in zip(
-            own_planes, (layers.placed.alpha_01, layers.placed.depth_01), strict=True
+        mask_01, own_01 = np.zeros((2, *crop.native.size), np.float32)
+        for here_01, there_01 in (
+            (mask_01, layers.placed.alpha_01),
+            (own_01, layers.placed.depth_01),
         ):
-            plane_01[crop.within(shared)] = map_01[window.within(shared)]
-        planes = inputs.background_u8[crop.part], depth_without(geometry, *crop.part)[0], *own_planes
+            here_01[crop.within(shared)] = there_01[window.within(shared)]
+        scene_01, _ = depth_without(geometry, *crop.part)
+        planes = inputs.background_u8[crop.part], scene_01, mask_01, own_01
         square_01 = np.minimum(STRONGER * network.darkening(*map(crop.fit, planes)), 1)
     else:
         own_01 = layers.placed.depth_01[own]

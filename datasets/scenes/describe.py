@@ -112,9 +112,7 @@ class Outdoors:
     clouds: float = 0.0  # [0, 1]
     skyline: float = 0.0  # sine of the height of hills or trees at the horizon, 0: none
     skyline_rgb: tuple[float, float, float] | np.ndarray = (0.0, 0.0, 0.0)  # linear
-    stains: float = (
-        0.0  # strength of uneven tones on floor and walls; 0 in a closed room, above it in an open
-    )
+    stains: float = 0.0  # strength of uneven tones on floor and walls; more than 0 in the open world
 
 
 @dataclass(frozen=True, eq=False)

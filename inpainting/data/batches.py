@@ -30,7 +30,9 @@ class ProcessSettings(CheckedSettings):
 
     @property
     def index_of_count(self) -> tuple[int, int]:
-        return shard_of(self.shard or f"{self.process_id}/{self.num_processes}")
+        if self.shard:
+            return shard_of(self.shard)
+        return shard_of(f"{self.process_id}/{self.num_processes}", "--process-id / --num-processes")
 
 
 @dataclass(frozen=True)

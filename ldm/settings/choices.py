@@ -39,12 +39,15 @@ UNET_SPEEDS: dict[str, dict[str, int]] = {
 }
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """ "i/n" -> (i, n) with 0 <= i < n; the work of shard i is every n-th item from the i-th."""
+def shard_of(text: str, name: str = "shard") -> tuple[int, int]:
+    """ "i/n" -> (i, n) with 0 <= i < n; the work of shard i is every n-th item from the i-th.
+
+    name: of the option, in errors
+    """
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return int(index), int(count)
-    raise ValueError(f"shard must be i/n with 0 <= i < n, got {text!r}")
+    raise ValueError(f"{name} must be i/n with 0 <= i < n, got {text!r}")
 
 
 RAY_HELP = "divide the work among the devices of a Ray cluster: auto, HOST:PORT, or local for one here"

@@ -117,7 +117,7 @@ def test_commands(folder: Path, whole: Path, tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "unused").exists()
     wrong = ["generate", "--config-path", path, "--num-proc", "2", "--proc-idx", "2"]
     assert run_app(build_app, [*wrong, *small(folder, tmp_path / "a")]) == 2
-    assert "shard must be i/n with 0 <= i < n, got '2/2'" in capsys.readouterr().err
+    assert "--proc-idx / --num-proc must be i/n with 0 <= i < n, got '2/2'" in capsys.readouterr().err
     assert run_app(build_app, ["compute"]) == 2
     assert "name one settings file" in capsys.readouterr().err
 

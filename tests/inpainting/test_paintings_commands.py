@@ -204,7 +204,7 @@ def test_what_is_missing_is_named(made: PaintingSet, capsys: pytest.CaptureFixtu
     Image.new("RGB", (9, 9)).save(made.out / "entities/a/mask_0.png")
     unknown = CAPTION.replace("llava-hf/llava-v1.6-vicuna-13b-hf", "nowhere/model")
     assert "nowhere/model: no such folder" in refused(capsys, unknown)
-    assert "shard must be i/n with 0 <= i < n, got '1/1'" in refused(
+    assert "--process-id / --num-processes must be i/n with 0 <= i < n, got '1/1'" in refused(
         capsys, CAPTION.replace("--process-id 0", "--process-id 1")
     )
     line = AFTER_CAPTIONS.splitlines()[1]

@@ -38,6 +38,10 @@ def read_run(config_path: Path, overrides: Overrides) -> PaintingsConfig:
     return load_config(PaintingsConfig, find_config(config_path), overrides or [])
 
 
+def part_of(num_proc: int, proc_idx: int, shard: str) -> tuple[int, int]:
+    return shard_of(shard) if shard else shard_of(f"{proc_idx}/{num_proc}", "--proc-idx / --num-proc")
+
+
 def sharded(work: Callable[[PaintingsConfig, tuple[int, int], str], None]) -> Callable[..., None]:
     """The verb that does `work` on the settings of a file for one of several processes."""
 
@@ -49,7 +53,7 @@ def sharded(work: Callable[[PaintingsConfig, tuple[int, int], str], None]) -> Ca
         ray: Ray = "",
         overrides: Overrides = None,
     ) -> None:
-        work(read_run(config_path, overrides), shard_of(shard or f"{proc_idx}/{num_proc}"), ray)
+        work(read_run(config_path, overrides), part_of(num_proc, proc_idx, shard), ray)
 
     return verb
 
@@ -77,7 +81,7 @@ def build_app() -> typer.Typer:
         """Fill one region after the other (baseline)."""
         config = read_run(config_path, overrides)
         config = config if output_dir is None else replace(config, output_dir=output_dir)
-        fill_paintings(config, shard_of(shard or f"{proc_idx}/{num_proc}"), ray, one_by_one=True)
+        fill_paintings(config, part_of(num_proc, proc_idx, shard), ray, one_by_one=True)
 
     @app.command("compute", cls=keys)
     def compute_metrics(
