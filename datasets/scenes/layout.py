@@ -176,15 +176,20 @@ def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
 
 def choose_removed(rng: Generator, view: SceneView, options: SceneOptions) -> tuple[int, float, Range]:
     """Removed solid, its amodal fraction of the full view, and the range of inverse depth without it."""
-    fractions, front = solid_fractions(view)
-    candidates = []
-    for index, (solid, (area, visible)) in enumerate(zip(view.solids, fractions, strict=True)):
+    least, eligible = MIN_AREA[options.window], list[int]()
+    for index, solid in enumerate(view.solids):
         x0, y0, x1, y1 = outline(solid.parts, view.camera)
         in_frame = min(x0, y0) > -0.01 and max(x1, y1) < 1.01
         carries = any(other.support == index for other in view.solids)
-        large = MIN_AREA[options.window] <= area <= MAX_AREA
-        if solid.movable and not carries and in_frame and large and visible >= MIN_VISIBLE:
-            candidates.append((index, area, visible))
+        # No more points of the coarse grid than its box has, which is right to about one percent.
+        wide, high = (1.02 * (COARSE_SIDE - 1) * length + 1 for length in (x1 - x0, y1 - y0))
+        if solid.movable and not carries and in_frame and wide * high >= least * COARSE_SIDE**2:
+            eligible.append(index)
+    if not eligible:
+        raise SceneRejected("no solid can be removed")
+    fractions, front = solid_fractions(view)
+    candidates = [(index, area, visible) for index in eligible for area, visible in [fractions[index]]
+                  if least <= area <= MAX_AREA and visible >= MIN_VISIBLE]  # fmt: skip
     if not candidates:
         raise SceneRejected("no solid can be removed")
     if rng.random() < options.occluded:

@@ -80,5 +80,5 @@ def jitter(rgb: tuple[float, float, float], rng: np.random.Generator, amount: fl
     """One instance of a colour: sRGB (3,) in [0, 1], hue +- 2 %, saturation and value +- 9 % at amount 1."""
     h, s, v = colorsys.rgb_to_hsv(*rgb)
     dh, ds, dv = rng.uniform(-1, 1, 3) * (0.02, 0.09, 0.09) * amount
-    saturation, value = float(np.clip(s + ds * s, 0, 1)), float(np.clip(v + dv, 0.03, 0.98))
+    saturation, value = float(min(max(s + ds * s, 0), 1)), float(min(max(v + dv, 0.03), 0.98))
     return np.array(colorsys.hsv_to_rgb((h + dh) % 1, saturation, value), np.float32)

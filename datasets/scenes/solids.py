@@ -95,7 +95,7 @@ def _cone(o: Tensor, d: Tensor) -> Interval:
     return _both((enter, leave), _slab(o[2], d[2], -1.0, 1.0))
 
 
-def _march(kind: str, o: Tensor, d: Tensor, param: Tensor, bounds: Interval) -> Interval:
+def _march(kind: str, o: Tensor, d: Tensor, param: Tensor, bounds: Interval, exact: bool) -> Interval:
     """From the first hit of a solid that is not convex to the end of its bounds.
 
     The distance to the surface is sampled along the ray within the bounds; the first step that ends inside
@@ -111,6 +111,8 @@ def _march(kind: str, o: Tensor, d: Tensor, param: Tensor, bounds: Interval) -> 
     met = (reached < FAR) & ~outside
     high = low + torch.where(met, reached, 1.0) * step
     low = high - step
+    if not exact and not (met & (low < 1) & (high >= 1)).any():
+        return torch.where(met, low, FAR), torch.where(met, stop, -FAR)
     gap_low, gap_high = _gap(kind, o + low * d, param), _gap(kind, o + high * d, param)
     for turn in range(SECANTS[kind]):
         part = (gap_low / (gap_low - gap_high).clamp(min=1e-6)).clamp(0.02, 0.98)
@@ -165,8 +167,11 @@ def surface_points(kind: str, param: float) -> np.ndarray:
     return points.flatten(1).T.numpy()
 
 
-def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
-    """Interval of t in which o + t d is inside the canonical solid (torus: from its first hit)."""
+def meet(kind: str, o: Tensor, d: Tensor, param: Tensor, exact: bool = True) -> Interval:
+    """Interval of t in which o + t d is inside the canonical solid (torus: from its first hit).
+
+    exact: False where only whether it begins before t = 1 matters; where it does may then be wrong.
+    """
     if kind == "ellipsoid":
         return _ball(o, d)
     if kind == "cylinder":
@@ -175,7 +180,7 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
         return _cone(o, d)
     if kind == "torus":
         return _march(
-            kind, o, d, param, _both(_ball(o[:2], d[:2], 1 + param), _slab(o[2], d[2], -param, param))
+            kind, o, d, param, _both(_ball(o[:2], d[:2], 1 + param), _slab(o[2], d[2], -param, param)), exact
         )
     if kind in MARCHED:
         start, stop = (
@@ -184,7 +189,7 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor) -> Interval:
         near = ((start <= stop) & (stop >= 0)).nonzero().squeeze(1)
         enter, leave = torch.full_like(start, FAR), torch.full_like(start, -FAR)
         bounds = start[near], stop[near]
-        enter[near], leave[near] = _march(kind, o[:, near], d[:, near], param[near], bounds)
+        enter[near], leave[near] = _march(kind, o[:, near], d[:, near], param[near], bounds, exact)
         return enter, leave
     if kind == "capsule":
         lift = torch.stack([torch.zeros_like(param), torch.zeros_like(param), param])

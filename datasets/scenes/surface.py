@@ -205,16 +205,17 @@ def pattern_blend(
     sin_u, sin_v = u.sin(), v.sin()
     rings = torch.where(torus, sin_u, sin_v)
     waves = {  # of each pattern: its sign chooses the colour
-        "stripes": rings, "columns": torch.where(torus, sin_v, sin_u), "checker": sin_u * sin_v * 2,
-        "diagonal": (u + v).sin(), "dots": u.cos() + v.cos() - 0.75,
-        "halves": torch.where(torus, q[0], q[2]) * 4, "waves": (v + 1.2 * u.sin()).sin(),
-        "grid": torch.maximum(u.cos(), v.cos()) - 0.8, "zigzag": (v + 1.3 * u.sin().asin()).sin(),
-        "bands": rings + 0.65,
-        "marble": (v + 1.4 * (0.7 * u + 0.9 * v.sin()).sin() + 0.8 * (1.9 * u).cos()).sin() + 0.4,
+        "stripes": lambda: rings, "columns": lambda: torch.where(torus, sin_v, sin_u),
+        "checker": lambda: sin_u * sin_v * 2, "diagonal": lambda: (u + v).sin(),
+        "dots": lambda: u.cos() + v.cos() - 0.75, "halves": lambda: torch.where(torus, q[0], q[2]) * 4,
+        "waves": lambda: (v + 1.2 * u.sin()).sin(), "grid": lambda: torch.maximum(u.cos(), v.cos()) - 0.8,
+        "zigzag": lambda: (v + 1.3 * u.sin().asin()).sin(), "bands": lambda: rings + 0.65,
+        "marble": lambda: (v + 1.4 * (0.7 * u + 0.9 * v.sin()).sin() + 0.8 * (1.9 * u).cos()).sin() + 0.4,
     }  # fmt: skip
-    wave = torch.full_like(u, -9.0)
+    wave, used = torch.full_like(u, -9.0), set(pattern.unique().tolist())
     for name, value in waves.items():
-        wave = torch.where(pattern == ALL_PATTERNS.index(name), value, wave)
+        if (index := ALL_PATTERNS.index(name)) in used:
+            wave = torch.where(pattern == index, value(), wave)
     blend = (wave / (2.2 * frequency * footprint).clamp(min=0.04) + 0.5).clamp(0, 1)
     blend = torch.where(wave < -8, 0.0, blend)
     for name in NATURAL:

@@ -40,6 +40,8 @@ class Rays:
 
     def of_slot(self, table: Tensor, slot: int) -> Tensor:
         """Columns of table (..., b * p), an entry of Parts, at one slot of each ray's view."""
+        if self.packed.count == 1:
+            return table[..., slot : slot + 1]
         columns = torch.arange(self.packed.count, device=self.view.device) * self.packed.slots + slot
         return self.at(table[..., columns])
 
@@ -181,7 +183,8 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
         offsets = [m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)]
         aim = goal[:, None] + torch.stack(offsets)  # (3, j, m)
         wide = origin[:, None].expand_as(aim).reshape(3, -1)
-        enter, leave = meet(kind, wide, aim.reshape(3, -1), parts.param[its_part].repeat(disc.shape[1]))
+        param = parts.param[its_part].repeat(disc.shape[1])
+        enter, leave = meet(kind, wide, aim.reshape(3, -1), param, exact=False)
         stopped = ((enter < leave) & (leave > 0) & (enter < 1)).view(disc.shape[1], -1)
         sample, pair = stopped.nonzero().unbind(1)
         blocked[0, sample, its_ray[pair]] = True

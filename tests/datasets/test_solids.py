@@ -83,3 +83,18 @@ def test_support_and_half_extent_bound_the_surface(kind: str) -> None:
     bound = support(kind, ways, param)
     assert (reach <= bound + 0.02 * np.linalg.norm(ways, axis=1)).all()
     assert (reach >= 0.75 * bound - 0.05).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stops_a_segment_is_told_without_the_exact_place(kind: str) -> None:
+    origin, direction = some_rays(1200)
+    direction = direction * torch.linspace(0.3, 2.5, direction.shape[1])  # ends before, in, behind the solid
+    told = list[torch.Tensor]()
+    for exact in (True, False):
+        for few in torch.arange(origin.shape[1]).split(8):  # of many rays some end where they enter
+            param = torch.full((len(few),), PARAM.get(kind, 0.0))
+            enter, leave = meet(kind, origin[:, few], direction[:, few], param, exact)
+            told.append((enter < leave) & (leave > 0) & (enter < 1))
+    found = torch.cat(told).view(2, -1)
+    assert torch.equal(found[0], found[1])
+    assert 20 < found[0].sum() < 1180
