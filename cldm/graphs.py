@@ -1,4 +1,5 @@
-"""The networks of a sampling loop by OpenVINO on a CPU: each a graph that is written once, beside the model.
+"""The networks of a sampling loop by OpenVINO on a CPU: each a graph that is written once, beside the model;
+and by torch.compile, which compiles their transformer blocks in place.
 
 The UNet, the steps that reuse its deep features, and both control branches are graphs of their own: so every
 `--speed` runs what it runs by torch, and a branch of weight 0 costs nothing. A graph takes one row; several
@@ -7,7 +8,9 @@ Legend: n images, c channels, h w latent pixels, t tokens.
 """
 
 import hashlib
+import inspect
 import logging
+import sysconfig
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from ldm.checkpoints import folder_written_whole
@@ -28,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 GRAPH, VERSION = "graph.xml", 1  # of a graph's folder; of its inputs and outputs
+SHAPES = 128  # of blocks, beyond which torch compiles no more; chosen: four levels, every number of rows
 
 
 def find_openvino() -> Any:
@@ -51,6 +56,36 @@ def check_openvino(device: torch.device, dtype: torch.dtype) -> None:
     able = find_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if (needed := PRECISIONS[dtype].upper()) == "BF16" and needed not in able:
         raise ValueError("--engine openvino: this CPU has no bf16; add --dtype fp32")
+
+
+def check_compile(device: torch.device) -> None:
+    """Refuse where torch cannot compile, before anything is loaded."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--engine compile works on a CPU and with CUDA, not on {device}: add --device cpu")
+    headers, lack = sysconfig.get_path("include"), ""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        lack = "no C++ compiler was found; apt install g++, or name one in CXX"
+    if not Path(headers, "Python.h").is_file():
+        lack = f"{headers} has no Python.h; apt install python3-dev"
+    if device.type == "cuda" and not has_triton():
+        lack = "Triton is missing; pip install triton"
+    if "recompile_limit" not in inspect.signature(torch.compile).parameters:
+        lack = f"PyTorch {torch.__version__} is too old; pip install torch==2.13.0"
+    if lack:
+        raise ValueError(f"--engine compile: {lack}")
+
+
+def compile_blocks(*networks: nn.Module) -> None:
+    """Have torch compile the transformer blocks of UNets and ControlNets, each when it first sees a shape."""
+    for block in (block for network in networks for block in network.modules()):
+        if isinstance(block, BasicTransformerBlock):  # as `compile_repeated_blocks` of the UNet
+            block.compile(dynamic=False, recompile_limit=SHAPES)
 
 
 class GraphPart(NamedTuple):

@@ -8,6 +8,7 @@ Legend: b conditions, n images (a multiple of b), c channels, h w latent pixels,
 reference, t tokens (CLS first, then patches).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -128,6 +129,12 @@ class Conditions:
         """What `with_null` joined: the unconditional half, the conditional one."""
         values = self.tokens, self.detail, self.depth
         return [Conditions(*(value.chunk(2)[half] for value in values)) for half in (0, 1)]
+
+    def digests(self) -> list[str]:
+        """What tells these conditions from others: a hash of the shape and bytes of each tensor."""
+        parts = [getattr(self, field.name).contiguous() for field in fields(self)]
+        data = [str(part.shape).encode() + part.view(torch.uint8).cpu().numpy().tobytes() for part in parts]
+        return [hashlib.sha256(each).hexdigest() for each in data]
 
     def with_null(self, null_tokens: Tensor) -> "Conditions":
         """Both halves of guidance: the unconditional one differs in the tokens only; (2b, ...)."""

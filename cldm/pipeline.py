@@ -1,7 +1,7 @@
 """Paint one prepared pair: conditions once, one control evaluation per step for all samples, the shared loop.
 
 Pairs come from `datasets.pairs` and the result goes to `datasets.pasteback`; nothing here touches files.
-A step may take control residuals and deep features of the UNet from other steps.
+A step may take control residuals and deep features of the UNet from other steps, residuals from other seeds.
 Legend: n samples, b conditions (2 with guidance: unconditional, conditional), c channels, h w latent pixels,
 H W pixels of the crop.
 """
@@ -11,7 +11,8 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from datasets.pairs import Pair
 from ldm.denoise import AT_ONCE, Known, Monitor, Schedule, denoise, noise_for, set_steps, start_latents
 from ldm.device import FasterAttention, as_alone, check_finite
 from ldm.images import from_pm1
-from ldm.latents import make_scheduler
-from ldm.recent import FORGETFUL, Recent
+from ldm.latents import LatentSpace, make_scheduler
+from ldm.recent import FORGETFUL, Recent, bytes_of
 from ldm.reuse import DeepReuse
 
 OFFLOADING = threading.RLock()  # held while networks are on the device for a stage
@@ -43,15 +44,28 @@ class Controls:
 
     They depend on hint, tokens and timestep only (other ControlNets read the noisy latent): `count`
     evaluations at even distances, linear between, stand for all. 0, or not fewer: every call evaluates.
+    kept: holds evaluations for other runs; room: bytes of it that those of a run may take, else they stay out
     """
 
     def __init__(
-        self, model: Compositor, conditions: Conditions, weights: Weights, times: Sequence[float], count: int
-    ) -> None:
-        self.evaluate = lambda t: model.residuals(t, conditions, weights.detail, weights.depth)
-        self.tokens = conditions.tokens
+        self, model: Compositor, conditions: Conditions, weights: Weights, times: Sequence[float], count: int,
+        kept: Recent = FORGETFUL, room: int = 0,
+    ) -> None:  # fmt: skip
+        self.run = lambda t: model.residuals(t, conditions, weights.detail, weights.depth)
+        self.tokens, self.kept, self.room = conditions.tokens, kept, room
         self.nodes = np.linspace(min(times), max(times), count if count < len(times) else 0)
         self.values: dict[int, list[Tensor]] = {}  # of nodes that were needed
+        self.needed, self.evaluations = 0, len(self.nodes) or len(times)
+        self.key = (model, *astuple(weights), *conditions.digests()) if room else ()
+
+    def evaluate(self, timestep: Tensor) -> list[Tensor]:
+        """The residuals at a timestep, or what they were in another run with these conditions."""
+        make = partial(self.run, timestep)
+        if self.needed > self.room:
+            return make()
+        values = self.kept.once(make, *self.key, float(timestep))
+        self.needed = self.evaluations * bytes_of(values)
+        return values
 
     def at(self, timestep: Tensor) -> list[Tensor]:
         """One residual (b, c, h, w) for each skip of the UNet, the mid block's last."""
@@ -66,17 +80,19 @@ class Controls:
 
 
 def make_controls(
-    model: Compositor, conditions: Conditions, weights: Weights, sampling: Sampling, schedule: Schedule
-) -> list[Controls]:
+    model: Compositor, conditions: Conditions, weights: Weights, sampling: Sampling, schedule: Schedule,
+    kept: Recent = FORGETFUL,
+) -> list[Controls]:  # fmt: skip
     """The residuals of one composite: of all conditions, or of each half where not all steps are guided."""
     times, count = schedule.timesteps.tolist(), sampling.control_evaluations
     guided = [time for time, both in zip(times, schedule.guided(), strict=True) if both]
     if sampling.guidance == 1.0 or len(guided) == len(times):
-        return [Controls(model, conditions, weights, times, count)]
+        return [Controls(model, conditions, weights, times, count, kept, kept.limit)]
     halves = conditions.halves()
     fewer = math.ceil(count * sum(schedule.acts()) / len(times))  # over a shorter interval
-    unconditional = [Controls(model, halves[0], weights, guided, fewer)] if guided else []
-    return [*unconditional, Controls(model, halves[1], weights, times, count)]
+    room = kept.limit // 2 if guided else kept.limit
+    unconditional = [Controls(model, halves[0], weights, guided, fewer, kept, room)] if guided else []
+    return [*unconditional, Controls(model, halves[1], weights, times, count, kept, room)]
 
 
 class Predictor:
@@ -101,14 +117,17 @@ class Predictor:
 class CompositorPipeline:
     """Paints pairs with one model. With offload, each network is on the device for its own stage only.
 
-    recent: keeps tokens for images to come
+    recent: keeps tokens for images to come; residuals: of control branches, for other seeds of a place;
+    decoder: in the place of the model's own
     """
 
     def __init__(
         self, model: Compositor, device: torch.device | str = "cpu", offload: bool = False,
-        recent: Recent = FORGETFUL,
+        recent: Recent = FORGETFUL, residuals: Recent = FORGETFUL, decoder: LatentSpace | None = None,
     ) -> None:  # fmt: skip
         self.model, self.offload, self.recent = model, offload, recent
+        self.decoder = decoder or model.latent_space
+        self.residuals = FORGETFUL if offload else residuals  # they would stay on the device
         self.device = torch.empty(0, device=device).device  # "cuda" -> "cuda:0"
         if self.device.type == "cpu" and model.dtype is torch.bfloat16:
             used = model.latent_space if model.graphs else model
@@ -155,8 +174,8 @@ class CompositorPipeline:
     @torch.inference_mode()
     def decode(self, latents: Tensor, rounded: bool = True) -> list[np.ndarray]:
         """(n, c, h, w) -> n images (H, W, 3) uint8, one at a time to bound memory; float32 unless rounded."""
-        with self.on_device(self.model.latent_space):
-            images = [self.model.latent_space.decode(self.batch(latent))[0] for latent in latents]
+        with self.on_device(self.decoder):
+            images = [self.decoder.decode(self.batch(latent))[0] for latent in latents]
         if rounded:
             return [from_pm1(image.float().cpu()) for image in images]
         levels = [(image.float().cpu() * 127.5 + 127.5).clamp(0, 255) for image in images]
@@ -212,7 +231,7 @@ class CompositorPipeline:
             known = self.known_region(pairs, background, noise) if sampling.reimpose else None
             first = None if pasted_latents is None else pasted_latents.expand(len(noise), -1, -1, -1)
             if not start:
-                controls = make_controls(model, conditions, weights, sampling, schedule)
+                controls = make_controls(model, conditions, weights, sampling, schedule, self.residuals)
             with self.on_device(model.unet, model.detail, model.depth), as_alone(len(pairs), self.device):
                 latents = denoise(
                     Predictor(model, controls, sampling, len(schedule.timesteps)),

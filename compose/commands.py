@@ -54,7 +54,7 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
     if number % settings.save_steps and number < step.total:
         return
     path = folder / f"step_{number:03d}.png"
-    data = encode_png(models.compositor.latent_space.decode_u8(step.latents[:1]))
+    data = encode_png(models.decoder(settings.preview_vae).decode_u8(step.latents[:1]))
     earlier = list(folder.glob("step_*.png")) if number <= settings.save_steps else []
     if settings.overwrite:
         for old in earlier:

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from cldm.config import CompositorConfig, load_compositor_config, missing_parts
-from cldm.graphs import Graphs, check_openvino
+from cldm.graphs import Graphs, check_compile, check_openvino, compile_blocks
 from cldm.model import Compositor, load_compositor
-from compose.settings import FULL_MODEL, OPENVINO, TINY_MODEL, ComposeSettings
+from compose.settings import COMPILE, FULL_MODEL, OPENVINO, TINY_MODEL, ComposeSettings
 from ldm.checkpoints import loading
 from ldm.device import pick_device, pick_dtype
 from ldm.experts.depth import DepthEstimator
 from ldm.experts.detect import Detector
 from ldm.experts.erase import Eraser
 from ldm.files import located
-from ldm.latents import scheduler_class
+from ldm.latents import LatentSpace, scheduler_class
 from ldm.recent import Recent
 from ldm.registry.models import depth_folder, resolve_model_path, warn_of_small
 from llava_bifrost.locator import Locator, load_locator
@@ -42,6 +42,7 @@ class Models:
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
     others: dict[Any, Any] = field(default_factory=dict)  # erasers and foreign painters, likewise
     recent: Recent = field(default_factory=Recent)  # what was read of files and computed of them
+    residuals: Recent = field(default_factory=Recent)  # of control branches and tokens, for other seeds
 
     @loading()
     def once(self, folder: Path, load: Callable[..., Any], *beside: Path, **more: Any) -> Any:
@@ -83,7 +84,22 @@ class Models:
             model, _ = load_compositor(self.folder, self.dtype)
             self.loaded[Compositor] = model if self.offload else model.to(self.device)
             model.graphs = Graphs(model, self.folder) if self.engine == OPENVINO else None
+            if self.engine == COMPILE:
+                compile_blocks(model.unet, model.detail, model.depth)
         return self.loaded[Compositor]
+
+    def decoder(self, folder: Path | None) -> LatentSpace:
+        """The autoencoder of a folder; without one that of the compositor."""
+        own = self.compositor.latent_space
+        if folder is None:
+            return own
+        load = partial(LatentSpace.from_pretrained, folder, self.dtype)
+        key = LatentSpace, folder, self.dtype
+        space = load_once(self.others, key, lambda: load().eval().to(self.device))
+        if (found := (space.channels, space.factor)) != (needed := (own.channels, own.factor)):
+            text = "{} channels, {} pixels per latent".format
+            raise ValueError(f"{folder}: an autoencoder of {text(*found)}; the model's has {text(*needed)}")
+        return space
 
     @property
     def depth(self) -> DepthEstimator:
@@ -138,6 +154,11 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
     dtype = pick_dtype(settings.dtype, device)
     if settings.engine == OPENVINO:
         check_openvino(device, dtype)
+    if settings.engine == COMPILE:
+        check_compile(device)
+    for place in filter(None, (settings.vae, settings.preview_vae)):
+        if not (place / "config.json").is_file():
+            raise ValueError(f"{place} is no folder of an autoencoder: it has no config.json")
     return Models(
         folder, depth, config, device, dtype, settings.offload, settings.dtype, settings.load_in, requested,
         settings.engine)  # fmt: skip
@@ -150,10 +171,12 @@ class JobNetworks:
     device: str = ""
     models: Models | None = None
     loaded: dict[Any, Any] = field(default_factory=dict)  # inpainters, writers, erasers, foreign painters
+    keeps: int = 0  # bytes of tokens and control residuals that composites leave to other seeds of a place
 
     def of(self, settings: ComposeSettings) -> Models:
         if (models := load_models(settings, self.models)) is not self.models:
-            self.models = models = replace(models, others=self.loaded)
+            kept = Recent(self.keeps)
+            self.models = models = replace(models, others=self.loaded, residuals=kept)
         return models
 
     def once(self, load: Callable[[Any], Any], settings: Any, names: Sequence[str]) -> Any:

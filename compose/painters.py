@@ -18,7 +18,7 @@ import torch
 from cldm.config import Sampling
 from cldm.pipeline import CompositorPipeline, Weights
 from compose.models import Models, load_once
-from compose.settings import AUTO, BIFROST, PASTE, TINY_MODEL, ComposeSettings
+from compose.settings import AUTO, BIFROST, COMPILE, PASTE, TINY_MODEL, ComposeSettings
 from compose.shadow import Shadow
 from compose.sources import Sources
 from datasets.masks import dilate
@@ -61,7 +61,8 @@ class Work:
         alone = self.settings.painter != BIFROST or self.settings.num_samples > 1 or self.settings.offload
         if alone or self.sources.background.rgb_u8.size > 3 * WHOLE:  # for memory
             return None
-        return id(self.models), self.sampling, self.weights, self.settings.compat, self.geometry.options.size
+        given, size = (self.settings.compat, self.settings.vae), self.geometry.options.size
+        return id(self.models), self.sampling, self.weights, given, size
 
     @property
     def weights(self) -> Weights:
@@ -174,6 +175,7 @@ def at_once(models: Models) -> int:
     """How many images of different jobs the compositor paints in one batch: 1 where a batch saves nothing."""
     (h, w), device = models.config.pair.size, models.device.type
     small = models.dtype is torch.float32 and h * w <= SMALL  # others keep a core busy one by one
+    small = small and models.engine != COMPILE  # there a row depends on how many there are
     return AT_ONCE if device == "cuda" or (device == "cpu" and small) else 1
 
 
@@ -188,7 +190,9 @@ def paint_by_compositor(works: Sequence[Work], monitor: Monitor) -> list[Painted
         compositor = models.compositor
     with timer.stage("paint"):
         rounded, seeds = settings.compat is None, [seed for work in works for seed in work.seeds]
-        pipeline = CompositorPipeline(compositor, models.device, settings.offload, models.recent)
+        kept = models.recent if models.recent.limit else models.residuals, models.residuals
+        decoder = models.decoder(settings.vae)
+        pipeline = CompositorPipeline(compositor, models.device, settings.offload, *kept, decoder)
         pairs = [work.pair for work in works]
         painted = pipeline.paint(pairs, seeds, sampling, first.weights, monitor, rounded=rounded)
     spent, crops = {name: timer.seconds[name] / len(works) for name in ("load", "paint")}, []

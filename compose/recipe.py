@@ -61,6 +61,8 @@ def make_recipe(
     network, cuts = None, settings.object_mask is None or settings.erases == "object"
     if cuts and settings.sam is not None:
         folders["sam"] = settings.sam
+    if settings.vae is not None:
+        folders["vae"] = settings.vae
     if cuts and settings.sam is None:
         network = cutout_network(settings.cutout)
         settings = replace(settings, cutout="u2netp" if network else "grabcut")

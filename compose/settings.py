@@ -22,7 +22,7 @@ from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 FULL_MODEL, TINY_MODEL = Path("models/bifrost"), Path("assets/tiny/compositor")
 DEPTH_MODES = ("place", "replace")  # the object is put into the depth map, and nearer objects hide it
 AUTO, BIFROST, PASTE = "auto", "bifrost", "paste"  # painters, beside folders
-ENGINES = TORCH, OPENVINO = "torch", "openvino"
+ENGINES = TORCH, COMPILE, OPENVINO = "torch", "compile", "openvino"
 SHADOWS = OFF, CONTACT, CAST = "off", "contact", "cast"
 SHADOW_MODEL = Path("assets/tiny/shadow")
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
@@ -158,8 +158,12 @@ class ComposeSettings(LocatorOptions):
         help="balanced, fast: nearly the same image, sooner; without it balanced, but exact with --compat "
         "and where the model's configuration says what runs less")  # fmt: skip
     engine: str = setting(TORCH, choices=ENGINES,
-        help="what computes the compositor's steps; openvino: on a CPU, by graphs that it writes once beside "
-        "the model's folder")  # fmt: skip
+        help="what computes the compositor's steps; compile: torch.compile of its transformer blocks; "
+        "openvino: on a CPU, by graphs that it writes once beside the model's folder")  # fmt: skip
+    vae: Path | None = setting(
+        None, help="folder of an autoencoder that decodes the result, as TAESD; without it the model's own"
+    )
+    preview_vae: Path | None = setting(None, help="likewise for previews")
     detail_weight: float = setting(1.0, low=0, high=2, help="weight of the detail branch")
     depth_weight: float = setting(1.0, low=0, high=2, help="weight of the depth branch (the paper's lambda)")
     device: str = setting("auto", help="auto, cuda, mps or cpu")

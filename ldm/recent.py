@@ -1,5 +1,6 @@
 """What was computed of a file, kept for the next time that the same contents come."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -16,6 +17,7 @@ class Recent:
 
     def __init__(self, limit: int = 0) -> None:
         self.limit, self.values = limit, OrderedDict[Any, tuple[Any, int]]()
+        self.held, self.lock = 0, threading.Lock()  # bytes of all values
 
     def once(self, make: Callable[[], T], *key: Any) -> T:
         """The value of a key, by `make` where it is not kept; it must not be changed.
@@ -27,14 +29,16 @@ class Recent:
     def keep(self, make: Callable[[], T], *key: Any) -> T:
         """The same where values are kept."""
         key = tuple(file_sha256(part) if isinstance(part, Path) else part for part in key)
-        if key not in self.values:
+        if (found := self.values.get(key)) is None:
             value = make()
-            self.values[key] = value, bytes_of(value)
-        self.values.move_to_end(key)
-        made: T = self.values[key][0]
-        while sum(size for _, size in self.values.values()) > self.limit:
-            self.values.popitem(last=False)
-        return made
+            found = value, bytes_of(value)
+        with self.lock:
+            self.held += found[1] - self.values.get(key, (None, 0))[1]
+            self.values[key] = found
+            self.values.move_to_end(key)
+            while self.held > self.limit:
+                self.held -= self.values.popitem(last=False)[1][1]
+        return found[0]
 
 
 FORGETFUL = Recent()

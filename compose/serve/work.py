@@ -77,7 +77,7 @@ def compose_work(
         models = networks.of(own)
         if recipe is not None:
             check_unchanged(Path("result"), recipe, own, models)
-        monitor = job.monitor(lambda step: preview(models.compositor.latent_space, step))
+        monitor = job.monitor(lambda step: preview(models.decoder(own.preview_vae), step))
         steps = {"on_step": monitor.on_step, "cancelled": monitor.cancelled, "progress": False}
         result = compose(own, models, **steps).with_placement(placement)  # type: ignore[arg-type]
     made = save_images(job, result, {})

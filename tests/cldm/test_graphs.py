@@ -97,7 +97,7 @@ def test_the_engine_is_that_of_the_server_s_owner_and_decides_which_networks_are
     settings = ComposeSettings(background="a.png", object="b.png", box=(0, 0, 1, 1), device="cpu")
     models = load_models(settings)
     assert (models.engine, models.compositor.graphs) == ("torch", None)
-    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; allowed: torch, openvino"):
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; allowed: torch, compile, openvino"):
         replace(settings, engine="tensorrt")
 
 

@@ -29,9 +29,9 @@ READ = {
     "global_anns_path", "held_out", "image", "image_dir", "images", "images_dir", "inception", "inpainter",
     "instances", "job", "jobs", "locator", "lora", "manifest", "masks", "masks_dir", "model", "object",
     "object_depth", "object_mask", "object_masks", "objects", "offline", "paint_config",
-    "positions", "predictions", "pretrained", "prompter", "real", "results", "resume_from",
+    "positions", "predictions", "pretrained", "preview_vae", "prompter", "real", "results", "resume_from",
     "roberta", "root", "run", "sam", "scenes", "source", "split_df_path", "split_path",
-    "squeezenet", "target_mask", "texts_dir", "validation", "vision_from", "work",
+    "squeezenet", "target_mask", "texts_dir", "vae", "validation", "vision_from", "work",
 }  # fmt: skip
 
 
