@@ -1,6 +1,7 @@
 """A measurement of `benchmarks.published`, in the folder of this or an earlier revision.
 
-published STEPS | paint STEPS RUN SPEED: networks of true size with random weights, 512 px, one image.
+published STEPS | paint STEPS RUN SPEED | again STEPS RUN SPEED | decode 0 0 kl|tiny: networks of true size
+with random weights, 512 px, one image.
 """
 
 import json
@@ -53,8 +54,28 @@ def run_published(steps: int, whole: int) -> dict[str, Any]:
     return {"tokens_s": encode_s, "steps_s": spent, "decode_s": decode_s, "cpu_s": total}
 
 
-def run_painter(steps: int, whole: int, speed: str) -> dict[str, Any]:
-    """One image; with fewer steps than the `whole` has, the others count as the median one."""
+def run_decoder(kind: str) -> dict[str, Any]:
+    """The fastest of three decodings of the latents of an image, bfloat16, by SD's autoencoder or TAESD."""
+    space = import_module("ldm.latents").LatentSpace
+    torch.set_default_dtype(torch.bfloat16)
+    vae = import_module("diffusers").AutoencoderTiny()
+    vae = create.create_autoencoder(CONFIG.autoencoder) if kind == "kl" else vae
+    torch.set_default_dtype(torch.float32)
+    model = SimpleNamespace(latent_space=space(vae.eval()), dtype=torch.bfloat16, graphs=None)
+    model.to = model.latent_space.to
+    painter, spent = import_module("cldm.pipeline").CompositorPipeline(model), []
+    for _ in range(3):
+        started = time.process_time()
+        painter.decode(draw(1, 4, LATENT, LATENT))
+        spent.append(time.process_time() - started)
+    return {"cpu_s": min(spent), "decode_s": spent}
+
+
+def run_painter(steps: int, whole: int, speed: str, again: bool = False) -> dict[str, Any]:
+    """One image; with fewer steps than the `whole` has, the others count as the median one.
+
+    again: after one with another seed, of which tokens and residuals were kept
+    """
     pipeline = import_module("cldm.pipeline")
     config = import_module("cldm.config" if NOW else "cldm.pretrained")
     shortcuts = config.SPEEDS[speed] if NOW else {}
@@ -73,11 +94,19 @@ def run_painter(steps: int, whole: int, speed: str) -> dict[str, Any]:
         ticks.append(time.process_time())
         sys.stderr.write(f"step {len(ticks)}: {ticks[-1] - ticks[0]:.2f} s\n")
 
-    painter = pipeline.CompositorPipeline(model) if NOW else None
-    started = time.process_time()
+    held: dict[str, Any] = {}
     if NOW:
         monitor = import_module("ldm.denoise").Monitor(on_step=on_step, progress=False)
-        pipeline.CompositorPipeline.paint(painter, pair, [0], sampling, monitor=monitor)
+        kept = import_module("ldm.recent").Recent(2**30 if again else 0)
+        painter = pipeline.CompositorPipeline(model, recent=kept, residuals=kept)
+        if again:
+            first = time.process_time()
+            painter.paint(pair, [1], sampling, monitor=monitor)
+            held = {"first_cpu_s": time.process_time() - first, "kept_mb": round(kept.held / 1e6, 1)}
+            ticks.clear()
+    started = time.process_time()
+    if NOW:
+        painter.paint(pair, [0], sampling, monitor=monitor)
     else:
         pipeline.paint(model, pair, [0], sampling, on_step=on_step, progress=False)
     total = time.process_time() - started
@@ -85,7 +114,8 @@ def run_painter(steps: int, whole: int, speed: str) -> dict[str, Any]:
     total += (whole - steps) * median(spent)
     size = {name: sum(w.nbytes for w in part.parameters()) / 2**30 for name, part in model.named_children()}
     stage = size["unet"] + size["detail"] + size["depth"]  # on the device together
-    return {"cpu_s": total, "steps_s": spent, "networks_gib": sum(size.values()), "largest_stage_gib": stage}
+    found = {"cpu_s": total, "steps_s": spent, **held, "networks_gib": sum(size.values())}
+    return {**found, "largest_stage_gib": stage}
 
 
 if __name__ == "__main__":
@@ -93,6 +123,11 @@ if __name__ == "__main__":
     work, *numbers = sys.argv[1:]
     with torch.inference_mode():
         few, total = map(int, numbers[:2])
-        row = run_published(few, total) if work == "published" else run_painter(few, total, numbers[2])
+        if work == "published":
+            row = run_published(few, total)
+        elif work == "decode":
+            row = run_decoder(numbers[2])
+        else:
+            row = run_painter(few, total, numbers[2], work == "again")
     row["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     sys.stdout.write(json.dumps(row) + "\n")
