@@ -21,11 +21,12 @@ from compose.models import Models, load_once
 from compose.settings import AUTO, BIFROST, COMPILE, PASTE, TINY_MODEL, ComposeSettings
 from compose.shadow import Shadow
 from compose.sources import Sources
+from datasets.augment import square_view
 from datasets.masks import dilate
-from datasets.pairs import Geometry, Pair, square_view
+from datasets.pairs import Geometry, Pair
 from datasets.pasteback import WHOLE, Stitched, stitch
 from datasets.planes import in_front
-from ldm.decode import LoadedImage
+from ldm.decode import LoadedImage, Paint
 from ldm.denoise import AT_ONCE, Cancelled, Monitor
 from ldm.device import pick_dtype
 from ldm.experts.painter import FolderPainter
@@ -53,7 +54,7 @@ class Work:
     sampling: Sampling
     recipe: dict[str, Any]
     decided: dict[str, Any]  # for the report
-    shadow: Shadow | None = None  # in which the geometry's background lies; the sources have none
+    shadow: Shadow | None = None  # in which the geometry's layers lie; the sources do not
 
     @property
     def group(self) -> Any:
@@ -69,9 +70,9 @@ class Work:
         return Weights(self.settings.detail_weight, self.settings.depth_weight)
 
     @property
-    def background(self) -> LoadedImage:
-        """(H, W), in the shadow of the object."""
-        return self.sources.background if self.shadow is None else self.shadow.shaded
+    def under(self) -> Paint | None:
+        """What lies over the background before the object does."""
+        return None if self.shadow is None else self.shadow.paint
 
     @property
     def seeds(self) -> list[int]:
@@ -147,12 +148,13 @@ def paste(work: Work) -> tuple[Stitched, np.ndarray]:
         gone = window.embed(hole)
         apart = in_front(geometry.inputs.background_depth_01, gone)
         filled_u8 = eraser.erase(background.rgb_u8, gone, settings.seed, apart)
-        filled = LoadedImage(filled_u8) if work.shadow is None else work.shadow.over(LoadedImage(filled_u8))
+        filled = LoadedImage(filled_u8)
+        filled = filled if work.under is None else filled.painted(*work.under)
         below = filled.rgb_u8[window.part].astype(np.float32)
         mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
         over_u8, weight = np.where(hole[..., None], mixed_u8, over_u8), np.where(hole, np.float32(1), weight)
-    result = work.background.painted(over_u8, weight, layers.edit, window.part)
-    return Stitched(result, window.embed(layers.edit), window.embed(layers.keep)), window.embed(hole)
+    result = background.painted(over_u8, weight, layers.edit, window.part, work.under)
+    return Stitched(result, window.embed(layers.edit)), window.embed(hole)
 
 
 def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_u8: np.ndarray) -> np.ndarray:
@@ -201,8 +203,8 @@ def paint_by_compositor(works: Sequence[Work], monitor: Monitor) -> list[Painted
     ):
         work.timer.seconds |= spent
         with work.timer.stage("paste back"):
-            way, background = "mask-feather" if rounded else "legacy-rect", work.background
-            finish = partial(stitch, work.geometry, paste=way, background=background)
+            way, background = "mask-feather" if rounded else "legacy-rect", work.sources.background
+            finish = partial(stitch, work.geometry, paste=way, background=background, under=work.under)
             detail, scale = sampling.detail, sampling.detail_scale
             stitched = [finish(image, detail=detail, detail_scale=scale) for image in images]
             warn_if_alike([each.result_u8 for each in stitched], stitched[0].edit_mask, sampling.steps)
@@ -235,6 +237,7 @@ def paint_elsewhere(work: Work, cancelled: Callable[[], bool] | None = None) -> 
                 raise Cancelled
             painted.append(painter.paint(crop_u8, edit, view_u8, seed, given))
     with timer.stage("paste back"):
-        stitched = [stitch(geometry, image, background=work.background) for image in painted]
+        finish = partial(stitch, geometry, background=work.sources.background, under=work.under)
+        stitched = [finish(image) for image in painted]
     report["pipeline"] = {"class": type(painter.pipeline).__name__, **given}
     return PaintedCrops(stitched, painted, report)

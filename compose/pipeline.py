@@ -216,9 +216,13 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
     settings, models, geometry, shadow = work.settings, work.models, work.geometry, work.shadow
     with work.timer.stage("paste back"):
         stitched, before_u8 = painting.stitched, work.sources.background.own_u8
-        drift = []
+        keep, inside, drift = geometry.native_layers.keep, geometry.window.part, []
+        shaded = None if shadow is None else shadow.report(settings.shadow, stitched[0].edit_mask)
         for sample in stitched:
-            allowed = np.greater(sample.edit_mask, sample.keep_mask, out=sample.keep_mask)  # nearer ones stay
+            allowed = sample.edit_mask
+            if (allowed[inside] & keep).any():  # as published
+                allowed = allowed.copy()
+                allowed[inside] &= ~keep
             if shadow is not None:
                 allowed[shadow.cut.part] |= shadow.darkening_01 > 0
             drift.append(measure_drift(before_u8, sample.result_u8, allowed))
@@ -228,13 +232,11 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
     measured = {"visible_fraction": visible, "drift": drift, "seeds": work.seeds}
     measured["device"] = str(models.device)
     if shadow is not None:
-        measured["shadow"] = shadow.report(settings.shadow, stitched[0].edit_mask)
+        measured["shadow"] = shaded
     report = {**work.decided, **measured, **painting.report, "seconds": work.timer.report()}
     about = work.recipe, report, geometry, work.pair, painting.painted_u8, work.sources.background
-    images, edit = [each.result for each in stitched], stitched[0].edit_mask
-    if shadow is not None:
-        edit[shadow.cut.part] |= shadow.darkening_01 > 0
-    all_samples = Result(images, edit, work.seeds, *about, shadow)
+    images = [each.result for each in stitched]
+    all_samples = Result(images, stitched[0].edit_mask, work.seeds, *about, shadow)
     return all_samples if settings.best is None else all_samples.best(settings, models)
 
 

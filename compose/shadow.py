@@ -6,7 +6,6 @@ keeps every byte. Legend: H W pixels of the background, h w of the square that t
 
 import logging
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import cv2
@@ -17,7 +16,7 @@ from compose.settings import CAST, OFF, SHADOW_MODEL, ComposeSettings
 from compose.sources import Sources
 from datasets.geometry import Box, Box01, Crop, Size, bbox_of_mask, box_to_01, crop_round, depth_at_contact
 from datasets.pairs import Geometry
-from ldm.decode import LoadedImage
+from ldm.decode import Paint, row_blocks
 from ldm.experts.shadow import SIDE, ShadowNetwork
 from ldm.files import located
 from ldm.images import resize
@@ -44,23 +43,18 @@ class Shadow:
     """What a shadow may change, and by how much it darkens there."""
 
     darkening_01: np.ndarray  # (h, w) float32, the fraction of its light that a pixel of the cut loses
-    cut: Crop  # h w, native
-    background: LoadedImage  # (H, W), without it
+    cut: Crop  # h w, native, of a background (H, W)
 
     @property
     def region(self) -> np.ndarray:
         """(H, W) bool: where it darkens."""
         return self.cut.embed(self.darkening_01 > 0)
 
-    @cached_property
-    def shaded(self) -> LoadedImage:
-        """The background in the shadow."""
-        return self.over(self.background)
-
-    def over(self, image: LoadedImage) -> LoadedImage:
-        """An image (H, W) in the shadow; a transparent one gets a veil."""
-        black_u8, part = np.zeros((*self.darkening_01.shape, 3), np.uint8), self.cut.part
-        return image.painted(black_u8, self.darkening_01, self.darkening_01 > 0, part)
+    @property
+    def paint(self) -> Paint:
+        """What darkens an image (H, W); a transparent one gets a veil."""
+        black_u8 = np.zeros((*self.darkening_01.shape, 3), np.uint8)
+        return black_u8, self.darkening_01, self.darkening_01 > 0, self.cut.part
 
     def report(self, kind: str, edit_mask: np.ndarray) -> dict[str, Any]:
         """Pixels of the region beside the object's own edit mask (H, W), and their mean darkening."""
@@ -112,16 +106,17 @@ def in_shadow(
     fade = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 3) / (FADE * SIDE), 1)
     dark_01, cut = undo_part(crop, (square_01 * fade).astype(np.float32), LEAST)
     part = cut.part
-    scene_01, visible = depth_without(geometry, *part)
-    scene_01 -= plane_over((h, w), ground.plane, *part)
-    allowed = (np.abs(scene_01, out=scene_01) < near) | visible
+    scene_01, allowed = depth_without(geometry, *part)
+    for rows in row_blocks(len(scene_01)):
+        flat_01 = plane_over((h, w), ground.plane, np.arange(h)[part[0]][rows], part[1])
+        allowed[rows] |= np.abs(scene_01[rows] - flat_01) < near
     for thing in sources.stage.things.values() if sources.stage is not None else ():
         allowed &= ~thing.mask[part]  # what earlier layers placed is no ground
     if inputs.within_mask and inputs.target_mask is not None:
         allowed &= inputs.target_mask[part]
     dark_01 = dark_01 * np.clip(dark_01 / LEAST - 1, 0, 1) * allowed
-    shadow = Shadow(dark_01, cut, sources.background)
-    return replace(geometry, inputs=replace(inputs, background_u8=shadow.shaded.rgb_u8)), shadow
+    shadow = Shadow(dark_01, cut)
+    return geometry.over(sources.background.painted(*shadow.paint).rgb_u8), shadow
 
 
 def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarray, Crop]:
@@ -147,10 +142,13 @@ def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarr
 
 
 def depth_without(geometry: Geometry, rows: Any, columns: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of the scene in some rows and columns, float32, without the object; where that is seen, bool."""
+    """Depth of the scene in some rows and columns, float32, without the object; where that is seen, bool.
+
+    rows, columns: two slices, or the indices of both
+    """
     layers, (left, top, right, bottom) = geometry.native_layers, geometry.window.box_xyxy
     whole_01 = geometry.inputs.background_depth_01
-    found = whole_01[rows][:, columns].astype(np.float32)
+    found = whole_01[(rows, columns) if isinstance(rows, slice) else np.ix_(rows, columns)].astype(np.float32)
     places, own = [], []  # what lies in the window, and where it is there
     for side, axis, ends in zip(whole_01.shape, (rows, columns), ((top, bottom), (left, right)), strict=True):
         y = np.arange(side)[axis]
@@ -164,7 +162,7 @@ def depth_without(geometry: Geometry, rows: Any, columns: Any) -> tuple[np.ndarr
     return found, visible
 
 
-def plane_over(size: Size, plane: Plane, rows: slice, columns: slice) -> np.ndarray:
+def plane_over(size: Size, plane: Plane, rows: Any, columns: slice) -> np.ndarray:
     """Depth of a plane at the pixels of these rows and columns of an image (H, W), float32."""
     y, x = ((np.arange(side, dtype=np.float32) + 0.5) / side for side in size)
     return np.asarray(plane.at(x[columns], y[rows, None]))

@@ -1,4 +1,4 @@
-"""Changes of whole samples, and of the light on a reference."""
+"""Changes of whole samples; the view of a reference, and the light on it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from datasets.inputs import SAME_SIZE, AugmentationParams, Inputs
+from datasets.fusion import Cutout
+from datasets.geometry import square_padding
+from datasets.inputs import SAME_SIZE, AugmentationParams, Inputs, PairOptions
+from ldm.images import resize
 
 
 def mirror(inputs: Inputs) -> Inputs:
@@ -47,3 +50,21 @@ def relit(rgb_u8: np.ndarray, params: AugmentationParams) -> np.ndarray:
     if params.brightness == 0 and params.gain == (1.0, 1.0, 1.0):
         return rgb_u8
     return cv2.LUT(rgb_u8, gain_table(np.array(params.gain), 255 * params.brightness))
+
+
+def square_view(cutout: Cutout, ratio: float, options: PairOptions) -> np.ndarray:
+    """The object on white with a margin, square: (r, r, 3) uint8."""
+    white = np.full_like(cutout.rgb_u8, 255, order="C")
+    return squared(cv2.copyTo(cutout.rgb_u8, cutout.mask.astype(np.uint8), white), ratio, options, 255)
+
+
+def squared(image_u8: np.ndarray, ratio: float, options: PairOptions, fill: int) -> np.ndarray:
+    """An image (h, w[, 3]) uint8 of a cut-out with a margin, square: (r, r[, 3])."""
+    h, w = image_u8.shape[:2]
+    extra_h, extra_w = int(h * ratio) - h, int(w * ratio) - w
+    left, top, right, bottom = square_padding((h + extra_h, w + extra_w))
+    above, before = extra_h // 2, extra_w // 2
+    sides = top + above, bottom + extra_h - above, left + before, right + extra_w - before
+    view = cv2.copyMakeBorder(image_u8, *sides, cv2.BORDER_CONSTANT, value=[fill] * 4)
+    size = (options.reference_size, options.reference_size)
+    return resize(view, size, how="linear" if options.resample == "legacy" else "area")

@@ -138,7 +138,7 @@ def place_cutout(
         if (rim := cutout.rim) is not None:
             box_xyxy, solid = rim.around(box_xyxy, cutout.mask.shape), rim.padded(solid)
         shape, place = warp_into(solid, box_xyxy, frame)
-        deep, inside = cv2.split(shape) if shape.size else (shape[..., 0], shape[..., 1])
+        deep, inside = shape[..., 0], shape[..., 1]
         covered = inside if rim is None else warp_into(rim.alpha_01, box_xyxy, frame)[0]
         alpha, depth = np.zeros(frame, np.float32), np.full(frame, far, np.float32)
         for rows in row_blocks(len(shape)):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from datasets import fusion
 from datasets import geometry as geo
-from datasets.augment import relit
+from datasets.augment import relit, square_view, squared
 from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions
@@ -98,6 +98,18 @@ class Geometry:
     @cached_property
     def native_layers(self) -> Layers:
         return self.layers(self.window)
+
+    @cached_property
+    def model_layers(self) -> Layers:
+        return self.native_layers if self.legacy else self.layers(self.crop)
+
+    def over(self, background_u8: np.ndarray) -> "Geometry":
+        """With layers of another image (H, W, 3), which is not kept: nothing else of them is made again."""
+        geometry, crops = replace(self), {"native_layers": self.window}
+        for name, crop in (crops if self.legacy else {"model_layers": self.crop, **crops}).items():
+            cut_u8 = crop.take(background_u8).copy()
+            vars(geometry)[name] = replace(getattr(self, name), background_u8=cut_u8)
+        return geometry
 
     @cached_property
     def file_depth_u8(self) -> np.ndarray:
@@ -230,7 +242,7 @@ def pair_of(geometry: Geometry) -> Pair:
     """The example of a geometry; ValueError where nothing of the object would show."""
     inputs, options, crop = geometry.inputs, geometry.options, geometry.crop
     # Published: everything in pixels of the background, resized at the end.
-    layers = geometry.native_layers if geometry.legacy else geometry.layers(crop)
+    layers = geometry.model_layers
     if not layers.edit.any():
         raise ValueError("nothing to paint: at this box and depth nearer things hide the object completely")
 
@@ -279,21 +291,3 @@ def pair_of(geometry: Geometry) -> Pair:
     reference, target, hint = (torch.from_numpy(planes_of(image_u8)) for image_u8 in images)
     regions = torch.from_numpy(mask.astype(np.int8, copy=False))[None]
     return Pair(reference, target, hint, regions, torch.from_numpy(depth_01)[None], geometry, layers)
-
-
-def square_view(cutout: fusion.Cutout, ratio: float, options: PairOptions) -> np.ndarray:
-    """The object on white with a margin, square: (r, r, 3) uint8."""
-    white = np.full_like(cutout.rgb_u8, 255, order="C")
-    return squared(cv2.copyTo(cutout.rgb_u8, cutout.mask.astype(np.uint8), white), ratio, options, 255)
-
-
-def squared(image_u8: np.ndarray, ratio: float, options: PairOptions, fill: int) -> np.ndarray:
-    """An image (h, w[, 3]) uint8 of a cut-out with a margin, square: (r, r[, 3])."""
-    h, w = image_u8.shape[:2]
-    extra_h, extra_w = int(h * ratio) - h, int(w * ratio) - w
-    left, top, right, bottom = geo.square_padding((h + extra_h, w + extra_w))
-    above, before = extra_h // 2, extra_w // 2
-    sides = top + above, bottom + extra_h - above, left + before, right + extra_w - before
-    view = cv2.copyMakeBorder(image_u8, *sides, cv2.BORDER_CONSTANT, value=[fill] * 4)
-    size = (options.reference_size, options.reference_size)
-    return resize(view, size, how="linear" if options.resample == "legacy" else "area")

@@ -15,7 +15,7 @@ from datasets.fusion import DETAIL_SCALE
 from datasets.geometry import Size, tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
-from ldm.decode import LoadedImage, row_blocks
+from ldm.decode import LoadedImage, Paint, row_blocks
 from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
@@ -28,11 +28,10 @@ DARK = 5.0  # of 255, added to both before they are divided, as black says nothi
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """A finished image and its masks, all (H, W)."""
+    """A finished image and its mask, both (H, W)."""
 
     result: LoadedImage
     edit_mask: np.ndarray  # bool; outside it the result equals the background
-    keep_mask: np.ndarray  # bool, what is certainly in front of the object
 
     @property
     def result_u8(self) -> np.ndarray:
@@ -46,9 +45,9 @@ def stitch(
     *,
     detail: float = 0.0,
     detail_scale: float = DETAIL_SCALE,
-    feather: float = FEATHER,
     paste: str = "mask-feather",
     background: LoadedImage | None = None,
+    under: Paint | None = None,
 ) -> Stitched:
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 
@@ -56,9 +55,9 @@ def stitch(
     generated_u8: (h', w', 3) the model's image of the crop (legacy-rect takes floats too and truncates them)
     detail:       0 to 1, how much of the result is the cut-out itself, in the light of the model's image
     detail_scale: what counts as fine, as a fraction of the object's size
-    feather:      width of the blend inside the edit mask, as a fraction of the crop's side
     paste:        "mask-feather", or "legacy-rect" for the published rectangle
     background:   the file that the geometry's background was read from, for its transparency and profile
+    under:        of `LoadedImage.painted`
     """
     layers, crop, window, inputs = geometry.native_layers, geometry.crop, geometry.window, geometry.inputs
     background = background or LoadedImage(inputs.background_u8)
@@ -83,13 +82,13 @@ def stitch(
                 image = around
                 del rest, around
             del painted  # before the background is copied, for memory
-        edit, width = layers.edit, feather * max(crop.padded_size)
+        edit, width = layers.edit, FEATHER * max(crop.padded_size)
         weight_01 = feather_inside(edit, width, open_to=layers.keep)  # sharp towards what hides the object
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     frame = crop.native if paste == "legacy-rect" else window
-    result = background.painted(image, weight_01, edit, frame.part)
-    return Stitched(result, frame.embed(edit), window.embed(layers.keep))
+    result = background.painted(image, weight_01, edit, frame.part, under)
+    return Stitched(result, frame.embed(edit))
 
 
 def transfer_detail(
@@ -115,7 +114,8 @@ def transfer_detail(
     small, plane = (max(1, round(h / scale)), max(1, round(w / scale))), np.empty((h, w), np.float32)
     coarse = resize(weight, small)
     for image in (generated, paste):
-        planes = [resize(np.multiply(image[..., c], weight, out=plane), small) for c in range(3)]
+        channels = (cv2.multiply(channel, weight, plane, dtype=cv2.CV_32F) for channel in cv2.split(image))
+        planes = [resize(channel, small) for channel in channels]
         blurred = cv2.GaussianBlur(np.dstack([*planes, coarse]), (0, 0), sigma / scale)
         low.append(_rows_enlarged(blurred, (h, w)))
     result = generated_u8.copy()

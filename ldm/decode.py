@@ -43,6 +43,9 @@ def row_blocks(height: int) -> Iterator[slice]:
     return (slice(top, top + BLOCK_ROWS) for top in range(0, height, BLOCK_ROWS))
 
 
+Paint = tuple[np.ndarray, np.ndarray, np.ndarray, Any]  # what `LoadedImage.painted` lays over an image
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
     """A decoded image, upright."""
@@ -73,35 +76,40 @@ class LoadedImage:
         return self.rgb_u8 if self.stored_u8 is None else self.stored_u8
 
     def painted(
-        self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :]
-    ) -> "LoadedImage":
+        self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :],
+        under: Paint | None = None,
+    ) -> "LoadedImage":  # fmt: skip
         """The image with another one laid over it; every pixel outside `edit` keeps its bytes.
 
         image_u8: (n, m, 3) sRGB;  weight_01: (n, m), its opacity;  edit: (n, m) bool;  part: where n m lies
+        under: these four of an image that is laid over this one before, and whose edit counts too
         Transparent pixels become as opaque as what lies over them (Porter and Duff 1984, "over").
         """
         own_u8, alpha_u8 = self.own_u8.copy(), None if self.alpha_u8 is None else self.alpha_u8.copy()
-        for rows in row_blocks(len(edit)):
-            if not (inside := edit[rows].astype(np.uint8)).any():
-                continue
-            over_u8, weight, under_u8 = image_u8[rows], weight_01[rows], own_u8[part][rows]
-            if self.stored_u8 is not None:
-                over_u8 = _transformed(over_u8, profile_transform(self.icc_profile or b"", "RGB", True))
-            if alpha_u8 is not None:
-                opacity = 1 - (1 - weight) * (1 - alpha_u8[part][rows].astype(np.float32) / 255)
-                cv2.copyTo(np.rint(255 * opacity).astype(np.uint8), inside, alpha_u8[part][rows])
-                weight = weight / np.maximum(opacity, 1e-6)
-            before = under_u8.astype(np.float32)
-            mixed = before + cv2.merge([weight] * 3) * (over_u8 - before)
-            cv2.copyTo(np.rint(mixed).astype(np.uint8), inside, under_u8)
-        return self.with_own(own_u8, alpha_u8, part)
+        paints = [*([] if under is None else [under]), (image_u8, weight_01, edit, part)]
+        for image_u8, weight_01, edit, part in paints:
+            for rows in row_blocks(len(edit)):
+                if not (inside := edit[rows].astype(np.uint8)).any():
+                    continue
+                over_u8, weight, under_u8 = image_u8[rows], weight_01[rows], own_u8[part][rows]
+                if self.stored_u8 is not None:
+                    over_u8 = _transformed(over_u8, profile_transform(self.icc_profile or b"", "RGB", True))
+                if alpha_u8 is not None:
+                    opacity = 1 - (1 - weight) * (1 - alpha_u8[part][rows].astype(np.float32) / 255)
+                    cv2.copyTo(np.rint(255 * opacity).astype(np.uint8), inside, alpha_u8[part][rows])
+                    weight = weight / np.maximum(opacity, 1e-6)
+                before = under_u8.astype(np.float32)
+                mixed = before + cv2.merge([weight] * 3) * (over_u8 - before)
+                cv2.copyTo(np.rint(mixed).astype(np.uint8), inside, under_u8)
+        return self.with_own(own_u8, alpha_u8, *(paint[-1] for paint in paints))
 
-    def with_own(self, own_u8: np.ndarray, alpha_u8: np.ndarray | None, part: Any) -> "LoadedImage":
-        """With other pixels (h, w, 3) in the colours of the file, and alpha (h, w); they differ in `part`."""
+    def with_own(self, own_u8: np.ndarray, alpha_u8: np.ndarray | None, *parts: Any) -> "LoadedImage":
+        """With other pixels (h, w, 3) in the file's colours, and alpha (h, w), that differ in `parts`."""
         if self.stored_u8 is None:
             return replace(self, rgb_u8=own_u8, alpha_u8=alpha_u8)
         rgb_u8 = self.rgb_u8.copy()
-        rgb_u8[part] = _transformed(own_u8[part], profile_transform(self.icc_profile or b"", "RGB"))
+        for part in parts:
+            rgb_u8[part] = _transformed(own_u8[part], profile_transform(self.icc_profile or b"", "RGB"))
         return replace(self, rgb_u8=rgb_u8, alpha_u8=alpha_u8, stored_u8=own_u8)
 
 

@@ -233,7 +233,7 @@ class RoughFinder:
         left, top = int(max(0, x0 - across) * w), int(max(0, y0 - along) * h)
         right, bottom = math.ceil(min(1, x1 + across) * w), math.ceil(min(1, y1 + along) * h)
         window = np.s_[top:bottom, left:right]
-        scores = u2netp_scores(np.ascontiguousarray(rgb_u8[window]), self.cutout)
+        (scores,) = u2netp_scores([np.ascontiguousarray(rgb_u8[window])], self.cutout)
         _, pieces = cv2.connectedComponents((scores > 0.5).astype(np.uint8))
         likely = resize(resize(grid, (h, w), how="linear")[window], scores.shape, how="linear")
         sums = np.bincount(pieces.ravel(), likely.ravel())

@@ -222,9 +222,9 @@ def depth_by_rules(rgb_u8: np.ndarray, network: Path | None) -> np.ndarray:
         high, wide = round(VIEW * n), round(VIEW * m)
         corners = product((slice(0, high), slice(n - high, n)), (slice(0, wide), slice(m - wide, m)))
         views = [(slice(0, n), slice(0, m)), *corners]
-        for view in views:
-            part_u8 = np.ascontiguousarray(small_u8[view])
-            scores = cv2.resize(u2netp_scores(part_u8, network), part_u8.shape[1::-1])
+        parts_u8 = [np.ascontiguousarray(small_u8[view]) for view in views]
+        for view, part_u8, found in zip(views, parts_u8, u2netp_scores(parts_u8, network), strict=True):
+            scores = cv2.resize(found, part_u8.shape[1::-1])
             count, pieces = cv2.connectedComponents((scores > 0.5).astype(np.uint8))
             for piece in range(1, count):
                 thing = np.zeros((n, m), bool)

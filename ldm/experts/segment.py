@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,25 +204,28 @@ def grabcut(rgb_u8: np.ndarray, start: np.ndarray, iterations: int) -> np.ndarra
     return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
 
 
-def u2netp_scores(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
-    """How salient each part of an image (h, w, 3) is: (320, 320) in [0, 1], by U2-Netp (Qin et al. 2020)."""
+def u2netp_scores(images_u8: Sequence[np.ndarray], path: Path) -> list[np.ndarray]:
+    """How salient each part of images (h, w, 3) is, (320, 320) in [0, 1], by U2-Netp (Qin et al. 2020)."""
     try:
         network = cv2.dnn.readNetFromONNX(str(path))  # anew each time: a network is not safe in threads
     except cv2.error as error:
         raise ValueError(f"{path}: not a readable ONNX network; pull it again") from error
-    image = cv2.resize(rgb_u8, (U2NETP_SIDE, U2NETP_SIDE)).astype(np.float32)
-    image = (image / max(float(image.max()), 1.0) - IMAGENET_MEAN) / IMAGENET_STD
-    network.setInput(image.transpose(2, 0, 1)[None].astype(np.float32))
-    scores = network.forward(network.getUnconnectedOutLayersNames()[0])[0, 0]
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{path}: the network's answer is not finite; pull it again")
-    return (scores - scores.min()) / max(float(np.ptp(scores)), 1e-6)
+    found = []
+    for rgb_u8 in images_u8:
+        image = cv2.resize(rgb_u8, (U2NETP_SIDE, U2NETP_SIDE)).astype(np.float32)
+        image = (image / max(float(image.max()), 1.0) - IMAGENET_MEAN) / IMAGENET_STD
+        network.setInput(image.transpose(2, 0, 1)[None].astype(np.float32))
+        scores = network.forward(network.getUnconnectedOutLayersNames()[0])[0, 0]
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{path}: the network's answer is not finite; pull it again")
+        found.append((scores - scores.min()) / max(float(np.ptp(scores)), 1e-6))
+    return found
 
 
 def u2netp_mask(rgb_u8: np.ndarray, path: Path) -> np.ndarray:
     """The salient object of an image (h, w, 3) by U2-Netp; colours decide its rim."""
     h, w = rgb_u8.shape[:2]
-    scores = u2netp_scores(rgb_u8, path)
+    (scores,) = u2netp_scores([rgb_u8], path)
     n, m = fitted((h, w), COLOUR_SIDE)
     scores = cv2.resize(scores, (m, n))
     # Faint parts belong to it too: what hangs together with it, and large separate ones, as a hanging tail.

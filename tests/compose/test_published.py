@@ -15,10 +15,11 @@ from cldm.config import CompositorConfig
 from compose import ComposeSettings, compose, load_models
 from compose.pipeline import ignored_options
 from compose.sources import make_inputs, read_sources, uses_depth_network
+from datasets.augment import square_view, squared
 from datasets.fusion import high_frequency
 from datasets.geometry import truncated_box
 from datasets.masks import dilate
-from datasets.pairs import Geometry, pair_of, square_view, squared
+from datasets.pairs import Geometry, pair_of
 from ldm.denoise import Known
 from tests.datasets import published_steps as steps
 from tests.images import Case

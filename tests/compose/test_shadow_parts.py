@@ -25,7 +25,8 @@ def test_what_the_object_replaces_is_not_in_the_depth_without_it(rows: Any) -> N
         native_layers=SimpleNamespace(visible=visible, depth_01=own_01), window=SimpleNamespace(box_xyxy=box),
         inputs=SimpleNamespace(background_depth_01=depth_01),
     )  # fmt: skip
-    for columns in (slice(0, 30), slice(15, 30), np.arange(1, 30, 4), slice(0, 5)):
+    parts = [slice(0, 30), slice(15, 30), slice(0, 5)]
+    for columns in parts if isinstance(rows, slice) else [np.arange(1, 30, 4), np.arange(0, 10)]:
         found_01, seen = depth_without(geometry, rows, columns)
         assert np.array_equal(found_01, expected[rows][:, columns])
         assert np.array_equal(seen, shown[rows][:, columns])

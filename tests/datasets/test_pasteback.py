@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets import pasteback
 from datasets.geometry import Crop, mask_of_box, square_box, square_padding
 from datasets.inputs import Inputs, PairOptions
 from datasets.masks import feather_inside
@@ -162,7 +163,8 @@ def test_the_native_paste_is_hidden_by_what_is_nearer_and_has_soft_edges():
     assert changed.sum() >= visible_mask(pair.geometry).sum()
 
 
-def test_detail_around_the_object_is_the_backgrounds_own():
+def test_detail_around_the_object_is_the_backgrounds_own(monkeypatch):
+    monkeypatch.setattr(pasteback, "FEATHER", 0.0)
     inputs = scene((0.3, 0.2, 0.8, 0.9))
     pair = build_pair(inputs, OPTIONS)
     model_u8 = noise(OPTIONS.size, 5)
@@ -170,8 +172,9 @@ def test_detail_around_the_object_is_the_backgrounds_own():
     assert around.sum() > 50
     errors = []
     for detail in (0.0, 1.0):
-        done = stitch(pair.geometry, model_u8, detail=detail, feather=0.0)
-        ring = done.edit_mask & ~visible_mask(pair.geometry) & ~done.keep_mask
+        done = stitch(pair.geometry, model_u8, detail=detail)
+        nearer = pair.geometry.window.embed(pair.geometry.native_layers.keep)
+        ring = done.edit_mask & ~visible_mask(pair.geometry) & ~nearer
         errors.append(np.abs(done.result_u8[ring].astype(float) - inputs.background_u8[ring]).mean())
     assert errors[1] < 0.5 * errors[0]
     replaced = Inputs(**{**vars(inputs), "mode": "replace"})

@@ -100,7 +100,7 @@ def outline(monkeypatch: pytest.MonkeyPatch, mask: Any) -> None:
     x0, y0, x1, y1 = (round(320 * edge) for edge in mask)
     scores = np.zeros((320, 320), np.float32)
     scores[y0:y1, x0:x1] = 1
-    monkeypatch.setattr(builtin, "u2netp_scores", lambda rgb_u8, path: scores)
+    monkeypatch.setattr(builtin, "u2netp_scores", lambda images_u8, path: [scores])
 
 
 LEFT = (slice(4, 12), slice(2, 6), 0.8)

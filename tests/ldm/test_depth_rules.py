@@ -19,7 +19,11 @@ TOP, BOTTOM, LEFT, RIGHT = 60, 180, 96, 160  # of the thing, in an image of 240 
 @pytest.fixture
 def thing(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """An image with a red thing, which the replaced network finds in every view."""
-    monkeypatch.setattr(depth, "u2netp_scores", lambda rgb_u8, network: (rgb_u8[..., 0] > 127) * 1.0)
+    monkeypatch.setattr(
+        depth,
+        "u2netp_scores",
+        lambda images_u8, network: [(rgb_u8[..., 0] > 127) * 1.0 for rgb_u8 in images_u8],
+    )
     rgb_u8 = np.zeros((240, 256, 3), np.uint8)
     rgb_u8[TOP:BOTTOM, LEFT:RIGHT, 0] = 255
     return rgb_u8
