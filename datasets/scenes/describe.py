@@ -34,6 +34,7 @@ class Part:
     axes: np.ndarray  # (3, 3) rows are the part's own axes in the world
     scale: np.ndarray  # (3,) half extents
     param: float = 0.0
+    picture: np.ndarray | None = None  # (s, s, 4) linear light and alpha on a box's x and z, a hole below 0.5
 
     def corners(self) -> np.ndarray:
         """World corners (8, 3) of the part's own bounding box."""

@@ -7,6 +7,7 @@ The ranges are chosen for variety, not measured. Legend: m rays of a coarse grid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,7 +54,8 @@ def _attempt(seed: int, rng: Generator, options: SceneOptions) -> Scene:
         solids = [replace(one, finish=replace(one.finish, stains=place.air.stains)) for one in solids]
         camera = open_world.open_camera(rng, place, solids, _aspect(rng, options))
         light = open_world.open_light(rng, place, camera.origin + 3 * camera.axes[2])
-        draw: Draw = partial(open_world.open_solid, camera=camera, stains=place.air.stains)
+        flat = open_world.cutout_files(Path(options.cutouts)) if options.cutouts else ()
+        draw: Draw = partial(open_world.open_solid, camera=camera, stains=place.air.stains, cutouts=flat)
     else:
         place, solids = room(rng), [*furniture(rng, options.furniture)]
         camera, light = camera_of(rng, place, solids, options), lamp(rng, place)

@@ -6,20 +6,26 @@ The ranges are chosen for variety, not measured.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.random import Generator
 
 from datasets.scenes import describe, palette
-from datasets.scenes.describe import Camera, Light, Outdoors, Room, Solid
+from datasets.scenes.describe import Camera, Light, Outdoors, Part, Room, Solid
 from datasets.scenes.furnish import COOL, OPEN_COMPOUNDS, WARM, assembled, finish_of, linear, solid_at
 from datasets.scenes.furnish import room as closed_room
+from ldm.images import read_image
 
 OUTDOORS = 0.55  # fraction of scenes
 NATURAL = 0.6  # fraction of surfaces and of solids that are natural ones
 ASSEMBLED = 0.3  # fraction of solids that are chairs and the like
 SMOOTH = 0.25  # fraction of solids that are lathes, extrusions or blobs
+FLAT = 0.35  # fraction of solids that are flat cut-outs where there are any
+PICTURE_SIDE = 64  # of a cut-out, pixels
 MUTED = 0.6  # largest part of a solid's colours that turns into gray and brown
 FARTHEST = 30.0  # metres, where solids stand
 EARTHS = ((0.36, 0.42, 0.22), (0.47, 0.44, 0.30), (0.55, 0.50, 0.42), (0.50, 0.48, 0.46), (0.66, 0.60, 0.50),
@@ -111,8 +117,38 @@ def open_spot(rng: Generator, solids: Sequence[Solid], camera: Camera) -> tuple[
     return -1, camera.origin[:2]  # under the camera, where nothing fits
 
 
+@lru_cache(maxsize=8)
+def cutout_files(folder: Path) -> tuple[Path, ...]:
+    """Images of a folder, but not NAME-x, as which a set of emojis has its variants. ValueError: none."""
+    images = (path for kind in ("png", "webp") for path in folder.glob(f"*.{kind}"))
+    found = tuple(sorted(path for path in images if "-" not in path.stem))
+    if not found:
+        raise ValueError(f"cutouts: {folder} holds no images NAME.png or NAME.webp")
+    return found
+
+
+@lru_cache(maxsize=4096)
+def read_cutout(path: Path) -> tuple[np.ndarray, float]:
+    """Linear light and alpha (s, s, 4) inside the outline's box, and the box's width over its height."""
+    image = read_image(path)
+    if image.alpha_u8 is None or not (image.alpha_u8 > 127).any():
+        raise ValueError(f"cutouts: {path} has no alpha channel, or shows nothing")
+    x, y, w, h = cv2.boundingRect((image.alpha_u8 > 127).astype(np.uint8))
+    alpha = image.alpha_u8[y : y + h, x : x + w, None].astype(np.float32) / 255
+    light = linear(image.rgb_u8[y : y + h, x : x + w] / 255) * alpha  # transparent pixels have no colour
+    layers = np.concatenate([light.astype(np.float32), alpha], 2)
+    small = cv2.resize(layers, (PICTURE_SIDE, PICTURE_SIDE), interpolation=cv2.INTER_AREA)
+    return np.dstack([small[..., :3] / np.maximum(small[..., 3:], 1e-3), small[..., 3]]), w / h
+
+
 def open_solid(
-    rng: Generator, spot: np.ndarray, host: int, solids: Sequence[Solid], camera: Camera, stains: float
+    rng: Generator,
+    spot: np.ndarray,
+    host: int,
+    solids: Sequence[Solid],
+    camera: Camera,
+    stains: float,
+    cutouts: Sequence[Path] = (),
 ) -> Solid:
     """A solid whose size is a fraction of the image at its place, with muted colours and natural surfaces."""
     kind, shapes = rng.random(), list(palette.OPEN_SHAPES)
@@ -125,16 +161,25 @@ def open_solid(
         parts, radius, top = assembled(OPEN_COMPOUNDS[shape], foot, axes, 0.5, (1.0, 1.0))
         middle, name = np.array([*spot, (foot[2] + top) / 2]), f"{solid.finish.colour} {shape}"
         solid = Solid(shape, name, tuple(parts), solid.finish, radius, middle, foot[2], top, support=host)
+    if flat := bool(cutouts) and rng.random() < FLAT:  # upright, turned about to the camera
+        path = cutouts[int(rng.integers(len(cutouts)))]
+        picture, aspect = read_cutout(path)
+        half = np.array([min(aspect, 1), 0.02, min(1 / aspect, 1)])
+        yaw = np.arctan2(camera.axes[0, 1], camera.axes[0, 0]) + rng.uniform(-0.6, 0.6)
+        card = Part("box", foot + [0, 0, half[2]], describe.upright(yaw), half, picture=picture)
+        radius, top = float(np.hypot(*half[:2])), foot[2] + 2 * half[2]
+        solid = replace(solid, shape="cutout", name=path.stem, parts=(card,), radius=radius,
+                        centre=card.centre, top=top)  # fmt: skip
     depth = max(0.2, float((foot - camera.origin) @ camera.axes[2]))
     wanted = np.exp(rng.uniform(np.log(0.06), np.log(0.42))) * camera.tan_x * depth  # half its largest side
     wanted = float(np.clip(wanted, 0.05, 0.3 if host == 0 else 4.0))
     across = wanted / max(solid.radius, (solid.top - solid.bottom) / 2)
-    upright = all(abs(part.axes[2, 2]) > 0.99 for part in solid.parts)
+    upright = not flat and all(abs(part.axes[2, 2]) > 0.99 for part in solid.parts)
     factor = across * np.array([1.0, 1.0, 2.0 ** rng.uniform(-0.7, 1.0) if upright else 1.0])
     parts = [replace(one, centre=foot + (one.centre - foot) * factor, scale=one.scale * factor)
              for one in solid.parts]  # fmt: skip
     finish, name = solid.finish, solid.name
-    if rng.random() < NATURAL:
+    if rng.random() < NATURAL and not flat:
         pattern = list(palette.NATURAL)[int(rng.integers(len(palette.NATURAL)))]
         finish = finish_of(rng, finish.colour, pattern)
         name = f"{palette.NATURAL[pattern]} {finish.colour} {solid.shape}"

@@ -52,6 +52,7 @@ class Parts:
     gloss: Tensor  # (n,)
     shine: Tensor  # (n,)
     stains: Tensor  # (n,)
+    picture: Tensor  # (n,) index into `pictures`
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +72,21 @@ class PackedViews:
     light: dict[str, Tensor]  # by field of Light
     room: dict[str, Tensor] | None
     open: bool  # the rooms are those of the open world
+    pictures: Tensor | None  # (k, 4, s, s) linear light and alpha of flat parts; the first is opaque
+
+    def picture_at(self, q: Tensor, part: Tensor) -> Tensor:
+        """(4, n) of the pictures of parts (n,), at points q (3, n) in their frames."""
+        assert self.pictures is not None
+        side = self.pictures.shape[-1]
+        x, z = ((side / 2 * (1 + value)).long().clamp(0, side - 1) for value in (q[0], -q[2]))
+        return self.pictures[self.parts.picture[part], :, z, x].T
 
 
 PADDING = {  # a part that no ray meets: its box is off the image, its centre far below the floor
     "kind": 0, "owner": -1, "hidden": False, "matrix": np.eye(3).ravel(), "centre": (0, 0, -1e4),
     "eye": (0, 0, 1e4), "param": 0, "bound": 0, "middle": (0, 0, -1e4), "ball_radius": 0, "box": (9, 9, 8, 8),
     "rgb_a": (0, 0, 0), "rgb_b": (0, 0, 0), "pattern": 0, "aspect": (1, 1, 1), "size": 1,
-    "frequency": 1, "gloss": 0, "shine": 1, "stains": 0}  # fmt: skip
+    "frequency": 1, "gloss": 0, "shine": 1, "stains": 0, "picture": 0}  # fmt: skip
 
 
 def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def _describe(view: SceneView, owner: int, part: Part) -> dict[str, Any]:
         "ball_radius": np.prod(half) ** (1 / 3),  # about the volume of the part's box
         "box": box if corners[:, 2].min() < 0.1 else (*corners[:, :2].min(0), *corners[:, :2].max(0)),
         **{name: getattr(finish, name) for name in ("rgb_a", "rgb_b", "frequency", "gloss", "shine")},
-        "stains": finish.stains,
+        "stains": finish.stains, "picture": part.picture is not None,
         "pattern": ALL_PATTERNS.index(finish.pattern), "aspect": scale / largest, "size": largest,
     }  # fmt: skip
 
@@ -113,8 +122,12 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
     slots = max(map(len, described))
     rows = [row for parts in described for row in parts + [PADDING] * (slots - len(parts))]
     columns = {field.name: table([row[field.name] for row in rows]) for field in fields(Parts)}
-    columns |= {name: columns[name].long() for name in ("kind", "owner", "pattern")}
+    columns |= {name: columns[name].long() for name in ("kind", "owner", "pattern", "picture")}
     columns["hidden"] = columns["hidden"] > 0.5
+    columns["picture"] = columns["picture"] * columns["picture"].cumsum(0)
+    parts = [part for view in views for solid in view.solids for part in solid.parts]
+    pictures = [part.picture for part in parts if part.picture is not None]
+    stack = np.stack([np.ones_like(pictures[0]), *pictures]).transpose(0, 3, 1, 2) if pictures else None
     rooms = [view.room for view in views if view.room is not None]
     assert len(rooms) in (0, len(views)), "views with and without a room are packed apart"
     floors, walls = (
@@ -137,4 +150,5 @@ def pack(views: Sequence[SceneView], device: torch.device | str = "cpu") -> Pack
         window=table([camera.window01_xyxy for camera in cameras]),
         light={f.name: table([getattr(view.light, f.name) for view in views]) for f in fields(Light)},
         room={name: table(numbers[name]) for name in numbers} if rooms else None,
-        open=any(room.air.stains for room in rooms))  # fmt: skip
+        open=any(room.air.stains for room in rooms),
+        pictures=None if stack is None else torch.from_numpy(stack).to(device))  # fmt: skip

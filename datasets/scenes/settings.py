@@ -41,6 +41,8 @@ class SceneOptions:
     occluded: float = setting(0.42, help="fraction of scenes that hide the object partly", low=0, high=1)
     world: str = setting("plain", choices=("plain", "wide", "open"),
         help="wide: more solids and patterns; open: also outdoors, any camera, more surfaces")  # fmt: skip
+    cutouts: Path | None = setting(None,
+        help="folder of images with alpha that stand in the open world; NAME-x is left out")  # fmt: skip
     chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
 
     def __post_init__(self) -> None:
@@ -51,6 +53,8 @@ class SceneOptions:
             raise ValueError(f"reference_size must be square, got {self.reference_size}")
         if self.objects[0] > self.objects[1]:
             raise ValueError(f"objects must be (least, most), got {self.objects}")
+        if self.cutouts and self.world != "open":
+            raise ValueError("cutouts stand in the open world only: add world open")
 
 
 @dataclass(frozen=True)

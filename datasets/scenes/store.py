@@ -77,8 +77,9 @@ def render_shards(
     # What decides the contents of a shard, as JSON text beside its seeds.
     names = {field.name for field in fields(SceneOptions)} - {"chunk"}
     options = {name: value for name, value in to_plain(settings).items() if name in names}
-    if options["world"] == "plain":
-        del options["world"]  # as shards were named before there was another
+    for name in ("world", "cutouts"):
+        if options[name] == getattr(SceneOptions, name):
+            del options[name]  # as shards were named before there was another
     common = {"format": FORMAT, "options": options} | ({"law": variant} if variant else {})
     seed_of, (index, every) = eval_seed if settings.split == "eval" else train_seed, shard_of(settings.shard)
     seeds, paths, recipes = [seed_of(settings.first_seed + i) for i in range(settings.count)], {}, {}

@@ -178,6 +178,8 @@ def surface_of(rays: Rays, hit: Hit) -> Surface:
     facing = torch.stack([m[i] * x + m[3 + i] * y + m[6 + i] * z for i in range(3)])
     surface.normal[:, ray] = facing / facing.square().sum(0).sqrt().clamp(min=1e-9)
     albedo = torch.lerp(parts.rgb_a[:, part], parts.rgb_b[:, part], blend)
+    if rays.packed.pictures is not None:
+        albedo = torch.where(parts.picture[part] > 0, rays.packed.picture_at(q, part)[:3], albedo)
     if (stains := parts.stains[part]).any():
         x, y, z = shown
         shift = 7 * parts.rgb_a[:, part].sum(0)  # each solid's own

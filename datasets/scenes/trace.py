@@ -109,6 +109,16 @@ def to_part(parts: Parts, part: Tensor, vector: Tensor) -> Tensor:
     return torch.stack([m[3 * i] * x + m[3 * i + 1] * y + m[3 * i + 2] * z for i in range(3)])
 
 
+def _meet(
+    packed: PackedViews, kind: str, o: Tensor, d: Tensor, part: Tensor, exact: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`solids.meet` of rays in the frames of parts (n,), through the holes of flat ones."""
+    enter, leave = meet(kind, o, d, packed.parts.param[part], exact)
+    if kind == "box" and packed.pictures is not None:
+        enter = torch.where(packed.picture_at(o + enter * d, part)[3] > 0.5, enter, FAR)
+    return enter, leave
+
+
 def cast_parts(rays: Rays) -> Tensor:
     """Depth (p, n) at which each ray enters each part, FAR where it does not: amodal ground truth."""
     slot, ray = rays.near.nonzero().unbind(1)
@@ -118,7 +128,7 @@ def cast_parts(rays: Rays) -> Tensor:
     for kind, chosen in by_kind(rays.packed, part):
         its_part, its_ray = part[chosen], ray[chosen]
         direction = to_part(parts, its_part, rays.direction.index_select(1, its_ray))
-        enter, leave = meet(kind, parts.eye.index_select(1, its_part), direction, parts.param[its_part])
+        enter, leave = _meet(rays.packed, kind, parts.eye.index_select(1, its_part), direction, its_part)
         met = (enter < leave) & (enter > NEAREST)
         depth.view(-1)[slot[chosen] * count + its_ray] = torch.where(met, enter, FAR)
     return depth
@@ -183,8 +193,8 @@ def shadows(rays: Rays, point: Tensor, facing: Tensor) -> tuple[Tensor, Tensor]:
         offsets = [m[3 * i] * disc[0, :, None] + m[3 * i + 1] * disc[1, :, None] for i in range(3)]
         aim = goal[:, None] + torch.stack(offsets)  # (3, j, m)
         wide = origin[:, None].expand_as(aim).reshape(3, -1)
-        param = parts.param[its_part].repeat(disc.shape[1])
-        enter, leave = meet(kind, wide, aim.reshape(3, -1), param, exact=False)
+        pairs = its_part.repeat(disc.shape[1])
+        enter, leave = _meet(rays.packed, kind, wide, aim.reshape(3, -1), pairs, exact=False)
         stopped = ((enter < leave) & (leave > 0) & (enter < 1)).view(disc.shape[1], -1)
         sample, pair = stopped.nonzero().unbind(1)
         blocked[0, sample, its_ray[pair]] = True

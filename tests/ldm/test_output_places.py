@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 READ = {
     "adapter", "against", "anchors", "annotations", "annotations_dir", "annotations_path",
     "background", "background_depth", "backgrounds", "base", "blind", "cache", "captions_path",
-    "cases", "classes", "clip", "clip_iqa", "compose_config", "config", "config_path", "csv",
+    "cases", "classes", "clip", "clip_iqa", "compose_config", "config", "config_path", "csv", "cutouts",
     "data", "data_dir", "dataset", "datasets", "depth", "depth_model", "detector", "dino", "dinov2",
     "dreamsim", "entities_dir", "evaluation", "examples", "file", "first_stage", "folder",
     "global_anns_path", "held_out", "image", "image_dir", "images", "images_dir", "inception", "inpainter",

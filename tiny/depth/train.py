@@ -18,6 +18,7 @@ class DepthScenes(CheckedSettings):
     folder: Path = setting(Path("data/depth"), help="shards; made when missing, continued when interrupted")
     train: int = setting(4000, help="training scenes, two images each", low=1)
     held_out: int = setting(200, help="evaluation scenes, from seeds that training never uses", low=1)
+    cutouts: Path | None = setting(None, help="images with alpha that stand in the scenes of the open world")
     smooth_edges: bool = setting(False, help="anti-aliased training scenes, about half as fast to render")
 
 

@@ -151,7 +151,8 @@ def shards_of(
         out=scenes.folder / f"{name}{'-open' if opened else ''}-{size}{'-smooth' if smooth else ''}",
         count=config.open if opened and not held_out else count, device=str(device), world=world,
         split="eval" if held_out else "train", size=(size, size), reference_size=(16, 16),  # not needed here
-        smooth_edges=smooth, objects=OPEN_OBJECTS if opened else SceneOptions.objects)  # fmt: skip
+        cutouts=scenes.cutouts if opened else None, smooth_edges=smooth,
+        objects=OPEN_OBJECTS if opened else SceneOptions.objects)  # fmt: skip
     return [OpenShard(path) for path in render_shards(settings)]
 
 
