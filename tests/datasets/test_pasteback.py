@@ -1,6 +1,7 @@
 """Crop and stitch: nothing outside the edit mask changes, nothing nearer is covered, detail comes through."""
 
-from dataclasses import replace
+import weakref
+from dataclasses import fields, replace
 
 import cv2
 import numpy as np
@@ -183,3 +184,20 @@ def test_detail_around_the_object_is_the_backgrounds_own(monkeypatch):
     ring = results[0].edit_mask & ~visible_mask(pair.geometry)
     ring = cv2.erode(ring.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     assert np.array_equal(results[0].result_u8[ring], results[1].result_u8[ring])
+
+
+@pytest.mark.parametrize("resample", ["area", "legacy"])
+def test_a_geometry_over_another_image_has_its_layers(resample):
+    inputs, options = scene((0.2, 0.2, 0.6, 0.9)), replace(OPTIONS, resample=resample)
+    shaded_u8 = inputs.background_u8 // 2
+    anew = Geometry.of(replace(inputs, background_u8=shaded_u8), options)
+    over, last = Geometry.of(inputs, options).over(shaded_u8), weakref.ref(shaded_u8)
+    for layers, expected in (
+        (over.native_layers, anew.native_layers),
+        (over.model_layers, anew.model_layers),
+    ):
+        for name in (field.name for field in fields(layers) if field.name != "placed"):
+            assert np.array_equal(getattr(layers, name), getattr(expected, name)), name
+        assert np.array_equal(layers.placed.rgb_u8, expected.placed.rgb_u8)
+    del shaded_u8, anew, pairs, layers, expected
+    assert last() is None, "a large image is not kept"

@@ -1,5 +1,6 @@
 """Properties of colour profiles and of painting into an image that has one, or transparency."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_painting_goes_into_the_colours_of_the_file(tmp_path: Path, name: str) -
     assert (done.icc_profile, done.alpha_u8) == (WIDE[name], None)
     half, _ = painted_over(image, 0.0)
     assert np.array_equal(half.own_u8, saturated), "weight 0 changes nothing, also outside sRGB"
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+@pytest.mark.parametrize("name", ["", *WIDE])
+def test_two_paintings_at_once_are_one_after_the_other(tmp_path: Path, name: str, transparent: bool) -> None:
+    image = read_image(profiled(tmp_path / "a.png", room(), WIDE.get(name, b"")))
+    if transparent:
+        image = replace(image, alpha_u8=image.own_u8[..., 0].copy())
+    edit, other = np.random.default_rng(0).random((2, 40, 50)) > 0.3
+    dark = np.zeros((40, 50, 3), np.uint8), np.full((40, 50), 0.4, np.float32), edit, np.s_[10:50, 20:70]
+    light = np.full((40, 50, 3), 200, np.uint8), np.full((40, 50), 0.7, np.float32), other, np.s_[30:70, 5:55]
+    together, apart = image.painted(*light, under=dark), image.painted(*dark).painted(*light)
+    for field in ("rgb_u8", "own_u8", "alpha_u8"):
+        assert np.array_equal(getattr(together, field), getattr(apart, field)), field
+    assert not np.array_equal(together.own_u8, image.painted(*light).own_u8)
 
 
 @pytest.mark.parametrize(("under", "weight", "alpha", "value"), [
