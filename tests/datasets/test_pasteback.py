@@ -192,10 +192,8 @@ def test_a_geometry_over_another_image_has_its_layers(resample):
     shaded_u8 = inputs.background_u8 // 2
     anew = Geometry.of(replace(inputs, background_u8=shaded_u8), options)
     over, last = Geometry.of(inputs, options).over(shaded_u8), weakref.ref(shaded_u8)
-    for layers, expected in (
-        (over.native_layers, anew.native_layers),
-        (over.model_layers, anew.model_layers),
-    ):
+    pairs = (over.native_layers, anew.native_layers), (over.model_layers, anew.model_layers)
+    for layers, expected in pairs:
         for name in (field.name for field in fields(layers) if field.name != "placed"):
             assert np.array_equal(getattr(layers, name), getattr(expected, name)), name
         assert np.array_equal(layers.placed.rgb_u8, expected.placed.rgb_u8)
