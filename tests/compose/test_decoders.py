@@ -1,6 +1,7 @@
 """Who decodes the result and its previews: the model's autoencoder, or another, such as a tiny one."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cldm.model import Compositor, save_compositor
 from cldm.pipeline import CompositorPipeline
 from compose import ComposeSettings, compose, load_models
 from compose.commands import write_preview
+from compose.pipeline import prepare
 from compose.recipe import check_unchanged, settings_of_recipe
 from compose.serve.settings import COMPOSE_FIELDS
 from compose.settings import CompositeSettings
@@ -65,6 +67,8 @@ def test_another_autoencoder_decodes_the_result_and_only_that(folder: Path, othe
     assert np.array_equal(models.decoder(other).decode_u8(latents), expected)
     assert models.decoder(other) is models.decoder(other)
     assert models.decoder(None) is models.compositor.latent_space
+    groups = {prepare(replace(settings, vae=vae), models).group for vae in (None, other, folder / "vae")}
+    assert len(groups) == 3  # jobs of a batch that go through the networks together
 
 
 def test_the_recipe_names_it_and_a_replay_wants_the_same(folder: Path, other: Path, tmp_path: Path) -> None:
