@@ -108,7 +108,7 @@ def test_at_most_eight_jobs_go_together(case: Case, monkeypatch) -> None:
 )
 def test_where_a_batch_saves_time(device, dtype, size, count) -> None:
     pair = type("Pair", (), {"size": size})
-    models = type("Models", (), {"device": torch.device(device), "dtype": dtype})
+    models = type("Models", (), {"device": torch.device(device), "dtype": dtype, "engine": "torch"})
     models.config = type("Config", (), {"pair": pair})
     assert at_once(models) == count
 
