@@ -25,13 +25,16 @@ from datasets.augment import square_view
 from datasets.masks import dilate
 from datasets.pairs import Geometry, Pair
 from datasets.pasteback import WHOLE, Stitched, stitch
+from datasets.perspective import continue_planes
 from datasets.planes import in_front
 from ldm.decode import LoadedImage, Paint
 from ldm.denoise import AT_ONCE, Cancelled, Monitor
 from ldm.device import pick_dtype
+from ldm.experts.erase import EXEMPLAR, Eraser
 from ldm.experts.painter import FolderPainter
 from ldm.files import located
 from ldm.result import StageTimer, warn_if_alike
+from llava_bifrost.placement.ground import fit_ground
 
 logger = logging.getLogger(__name__)
 
@@ -144,17 +147,30 @@ def paste(work: Work) -> tuple[Stitched, np.ndarray]:
     weight = layers.coverage_01
     over_u8 = relight(layers.placed.rgb_u8, sources.item, sources.cut_by == "alpha", background.rgb_u8)
     if hole.any():
-        eraser = work.models.eraser(settings.eraser)
-        gone = window.embed(hole)
-        apart = in_front(geometry.inputs.background_depth_01, gone)
-        filled_u8 = eraser.erase(background.rgb_u8, gone, settings.seed, apart)
-        filled = LoadedImage(filled_u8)
+        eraser, gone = work.models.eraser(settings.eraser), window.embed(hole)
+        depth_01 = geometry.inputs.background_depth_01
+        filled = LoadedImage(erase_behind(eraser, background.rgb_u8, gone, gone, depth_01, settings.seed))
         filled = filled if work.under is None else filled.painted(*work.under)
         below = filled.rgb_u8[window.part].astype(np.float32)
         mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
         over_u8, weight = np.where(hole[..., None], mixed_u8, over_u8), np.where(hole, np.float32(1), weight)
     result = background.painted(over_u8, weight, layers.edit, window.part, work.under)
     return Stitched(result, window.embed(layers.edit)), window.embed(hole)
+
+
+def erase_behind(
+    eraser: Eraser, rgb_u8: np.ndarray, hole: np.ndarray, unknown: np.ndarray, depth_01: np.ndarray, seed: int
+) -> np.ndarray:
+    """RGB (H, W, 3) uint8 with the hole (H, W) bool filled by what is behind it, of which nothing unknown
+    (H, W) bool gives colours; by exemplars floors and walls go on in perspective. depth_01: (H, W)
+    """
+    filled_u8 = eraser.erase(rgb_u8, unknown, seed, in_front(depth_01, hole))
+    if eraser.kind != EXEMPLAR:
+        return filled_u8
+    ground = fit_ground(depth_01)
+    plane = np.array([ground.plane.a, ground.plane.b, ground.plane.c]) if ground.measured else None
+    flat_u8, done = continue_planes(rgb_u8, hole, unknown, depth_01, plane, ground.horizon_d)
+    return np.where(done[..., None], flat_u8, filled_u8)
 
 
 def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_u8: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ it is the lesser of both. What is nearer than the object hides it, and says noth
 never nearer than the object. Legend: h w pixels, k points round the hole, p planes.
 """
 
+from collections.abc import Callable
 from itertools import combinations
 
 import cv2
@@ -35,8 +36,17 @@ def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
 
     Where the surroundings are no planes, each row is interpolated across the region (`fill_depth`).
     """
+    return planes_behind(depth_01, region)[0]
+
+
+def planes_behind(
+    depth_01: np.ndarray, region: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Callable[..., np.ndarray]]:
+    """The depth of `fill_planes`; the planes (p, 3) behind the region, none where rows are interpolated; and
+    np.max or np.min, which of their depths a x + b y + c (x and y in fractions of the image) is seen.
+    """
     if not region.any() or region.all():
-        return depth_01
+        return depth_01, np.empty((0, 3)), np.max
     reach = max(3, round(REACH * np.sqrt(region.sum())))
     away = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 3)
     ring = (away > 0) & (away <= reach)
@@ -72,11 +82,12 @@ def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     ways = [(each, join) for each in sets for join in (np.max, np.min)]
     losses = [np.minimum(abs(join(seen[:, each], axis=1) - values), TOLERANCE).mean() for each, join in ways]
     if not ways or min(losses) > (1 - ENOUGH) * TOLERANCE:
-        return np.where(region, np.minimum(fill_depth(depth_01, region | front), most_01), depth_01)
+        rows = np.minimum(fill_depth(depth_01, region | front), most_01)
+        return np.where(region, rows, depth_01), np.empty((0, 3)), np.max
     each, join = ways[int(np.argmin(losses))]
     grid = np.stack(np.broadcast_arrays(np.arange(w) / w, np.arange(h)[:, None] / h, 1.0), axis=-1)
     model = join(grid @ planes[each].T, axis=-1)
     # What little the planes leave at the border of the hole is carried across it, so that no step is seen.
     steps = fill_depth(np.clip(depth_01 - model, -TOLERANCE, TOLERANCE), region | front)
     filled = np.clip(np.minimum(model + steps, most_01), 0, 1).astype(np.float32)
-    return np.where(region, filled, depth_01.astype(np.float32, copy=False))
+    return np.where(region, filled, depth_01.astype(np.float32, copy=False)), planes[each], join

@@ -73,7 +73,7 @@ class Eraser:
             if (patchmatch := _patchmatch()) is None:
                 raise ValueError("eraser exemplar: pypatchmatch is not installed: pip install pypatchmatch")
             numbers = f"{PATCH} {EXEMPLAR_WINDOW} {EXEMPLAR_RING} {EXEMPLAR_SIDE}"
-            return cls(EXEMPLAR, f"exemplar {patchmatch.__version__} {numbers}")
+            return cls(EXEMPLAR, f"exemplar {patchmatch.__version__} {numbers} planes in perspective")
         path = Path(name)
         if path.is_file():
             return cls("lama", f"lama {file_sha256(path)}", _lama(path, device))
