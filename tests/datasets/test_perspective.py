@@ -11,7 +11,6 @@ from ldm.experts.erase import Eraser
 SIDE, FINE = 320, 4  # pixels; samples per pixel and axis
 HORIZON, WALL = 159.5, 70  # row where the floor vanishes, the middle; rows below it where the wall begins
 HOLES = {"middle": np.s_[205:260, 130:190], "corner": np.s_[270:320, 0:60]}
-BLUR = Eraser.load("opencv")
 
 
 def scene(name: str) -> tuple[np.ndarray, np.ndarray, float]:
@@ -56,7 +55,7 @@ def loss(image_u8: np.ndarray, truth_u8: np.ndarray, mask: np.ndarray) -> float:
 @pytest.mark.parametrize("hole", HOLES)
 @pytest.mark.parametrize("name", ["floor", "side wall", "floor and wall"])
 def test_squares_go_on_behind_the_hole(name: str, hole: str) -> None:
-    mask, truth_u8, plain_u8, depth_01, horizon_d = erased(name, hole, BLUR)
+    mask, truth_u8, plain_u8, depth_01, horizon_d = erased(name, hole, Eraser.load("opencv"))
     holed_u8 = np.where(mask[..., None], np.uint8([255, 0, 255]), truth_u8)
     given_u8 = holed_u8.copy()
     filled_u8, done = continue_planes(holed_u8, mask, mask, depth_01, None, horizon_d)
@@ -78,13 +77,14 @@ def test_exemplars_are_in_perspective_with_depth(name: str) -> None:
     holed_u8 = np.where(mask[..., None], np.uint8([255, 0, 255]), truth_u8)
     filled_u8 = erase_behind(eraser, holed_u8, mask, mask, depth_01, 0)
     assert loss(filled_u8, truth_u8, mask) < 0.3 * loss(plain_u8, truth_u8, mask)
-    blurred_u8 = erase_behind(BLUR, holed_u8, mask, mask, depth_01, 0)
-    assert np.array_equal(blurred_u8, BLUR.erase(holed_u8, mask))
+    blur = Eraser.load("opencv")
+    blurred_u8 = erase_behind(blur, holed_u8, mask, mask, depth_01, 0)
+    assert np.array_equal(blurred_u8, blur.erase(holed_u8, mask))
 
 
 @pytest.mark.parametrize("known", ["no plane", "no texture that repeats", "a plane beyond infinity"])
 def test_what_is_not_known_stays_as_it_was_filled(known: str) -> None:
-    mask, truth_u8, _, depth_01, horizon_d = erased("floor", "middle", BLUR)
+    mask, truth_u8, _, depth_01, horizon_d = erased("floor", "middle", Eraser.load("opencv"))
     rng = np.random.default_rng(0)
     if known == "no plane":
         depth_01 = rng.uniform(size=depth_01.shape).astype(np.float32)
@@ -98,7 +98,7 @@ def test_what_is_not_known_stays_as_it_was_filled(known: str) -> None:
 
 def test_what_is_unknown_gives_no_colours() -> None:
     """A red carpet lies on the floor, at the depth of the floor: it is not copied."""
-    mask, truth_u8, plain_u8, depth_01, horizon_d = erased("floor", "middle", BLUR)
+    mask, truth_u8, plain_u8, depth_01, horizon_d = erased("floor", "middle", Eraser.load("opencv"))
     carpet = np.zeros_like(mask)
     carpet[205:260, 195:255] = True
     holed_u8 = np.where(carpet[..., None], np.uint8([255, 0, 0]), truth_u8)
@@ -109,7 +109,7 @@ def test_what_is_unknown_gives_no_colours() -> None:
 
 def test_bent_depth_leaves_the_ground() -> None:
     """Estimated depth is on no plane around the hole; the ground of the whole image counts then."""
-    mask, truth_u8, plain_u8, depth_01, horizon_d = erased("floor", "middle", BLUR)
+    mask, truth_u8, plain_u8, depth_01, horizon_d = erased("floor", "middle", Eraser.load("opencv"))
     wave = 0.04 * np.sin(np.arange(SIDE) / 9)
     bent_01 = np.clip(depth_01 + wave + wave[:, None], 0, 1).astype(np.float32)
     plane = np.linalg.lstsq(
