@@ -36,6 +36,12 @@ class Sampling(CheckedSettings):
     control_evaluations: int = setting(
         0, low=0, high=100, help="evaluations of the control branches, interpolated between; 0 = every step"
     )
+    control_batch: int = setting(
+        1,
+        low=1,
+        high=100,
+        help="timesteps that the control branches see in one batch: sooner where they are small",
+    )
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0), low=0, high=1, help="noise levels t/T at which guidance acts; elsewhere one pass"
     )

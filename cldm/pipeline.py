@@ -42,39 +42,50 @@ class Weights:
 class Controls:
     """The fused residuals of both control branches at the timesteps of one schedule.
 
-    They depend on hint, tokens and timestep only (other ControlNets read the noisy latent): `count`
-    evaluations at even distances, linear between, stand for all. 0, or not fewer: every call evaluates.
+    They depend on hint, tokens and timestep only (other ControlNets read the noisy latent), so that
+    `control_evaluations` at even distances, linear between, stand for all; 0 or not fewer: all are evaluated.
+    `control_batch` of them run together, the same up to rounding.
     kept: holds evaluations for other runs; room: bytes of it that those of a run may take, else they stay out
     """
 
     def __init__(
-        self, model: Compositor, conditions: Conditions, weights: Weights, times: Sequence[float], count: int,
-        kept: Recent = FORGETFUL, room: int = 0,
+        self, model: Compositor, conditions: Conditions, weights: Weights, times: Sequence[float],
+        sampling: Sampling, kept: Recent = FORGETFUL, room: int = 0,
     ) -> None:  # fmt: skip
-        self.run = lambda t: model.residuals(t, conditions, weights.detail, weights.depth)
-        self.tokens, self.kept, self.room = conditions.tokens, kept, room
-        self.nodes = np.linspace(min(times), max(times), count if count < len(times) else 0)
+        self.run = lambda t, c: model.residuals(t, c, weights.detail, weights.depth)
+        self.conditions, self.kept, self.room, self.batch = conditions, kept, room, sampling.control_batch
+        count = sampling.control_evaluations
+        self.all = not 0 < count < len(times)
+        self.nodes = np.sort(times) if self.all else np.linspace(min(times), max(times), count)
         self.values: dict[int, list[Tensor]] = {}  # of nodes that were needed
-        self.needed, self.evaluations = 0, len(self.nodes) or len(times)
+        self.needed = 0
         self.key = (model, *astuple(weights), *conditions.digests()) if room else ()
 
-    def evaluate(self, timestep: Tensor) -> list[Tensor]:
-        """The residuals at a timestep, or what they were in another run with these conditions."""
-        make = partial(self.run, timestep)
+    def evaluate(self, timesteps: Tensor) -> list[list[Tensor]]:
+        """The residuals at each of the timesteps (k,), or what another run with the conditions had."""
+        count, rows = len(timesteps), len(self.conditions.tokens)
+        together = self.conditions if count == 1 else joined_conditions([self.conditions] * count)
+        make = partial(self.run, timesteps.repeat(rows) if count > 1 else timesteps[0], together)
         if self.needed > self.room:
-            return make()
-        values = self.kept.once(make, *self.key, float(timestep))
-        self.needed = self.evaluations * bytes_of(values)
-        return values
+            values = make()
+        else:
+            values = self.kept.once(make, *self.key, *timesteps.tolist())
+            self.needed = len(self.nodes) * bytes_of(values) // count
+        return [[value[index::count] for value in values] for index in range(count)]
 
     def at(self, timestep: Tensor) -> list[Tensor]:
         """One residual (b, c, h, w) for each skip of the UNet, the mid block's last."""
-        if not len(self.nodes):
-            return self.evaluate(timestep)
         position = float(np.interp(float(timestep), self.nodes, range(len(self.nodes))))
         below, above = math.floor(position), math.ceil(position)
-        for node in {below, above} - self.values.keys():
-            self.values[node] = self.evaluate(timestep.new_tensor(self.nodes[node], dtype=torch.float32))
+        while missing := {below, above} - self.values.keys():
+            group = range(first := max(missing), max(first - self.batch, -1), -1)
+            times = timestep.new_tensor(self.nodes[list(group)], dtype=torch.float32)
+            self.values |= zip(group, self.evaluate(times), strict=True)
+        if self.all:
+            self.values = {
+                node: value for node, value in self.values.items() if node <= below
+            }  # the rest is past
+            return self.values[below]
         pairs = zip(self.values[below], self.values[above], strict=True)
         return [torch.lerp(one, other, position - below) for one, other in pairs]
 
@@ -84,15 +95,16 @@ def make_controls(
     kept: Recent = FORGETFUL,
 ) -> list[Controls]:  # fmt: skip
     """The residuals of one composite: of all conditions, or of each half where not all steps are guided."""
-    times, count = schedule.timesteps.tolist(), sampling.control_evaluations
+    times = schedule.timesteps.tolist()
     guided = [time for time, both in zip(times, schedule.guided(), strict=True) if both]
     if sampling.guidance == 1.0 or len(guided) == len(times):
-        return [Controls(model, conditions, weights, times, count, kept, kept.limit)]
+        return [Controls(model, conditions, weights, times, sampling, kept, kept.limit)]
     halves = conditions.halves()
-    fewer = math.ceil(count * sum(schedule.acts()) / len(times))  # over a shorter interval
+    fewer = math.ceil(sampling.control_evaluations * sum(schedule.acts()) / len(times))  # a shorter interval
+    part = replace(sampling, control_evaluations=fewer)
     room = kept.limit // 2 if guided else kept.limit
-    unconditional = [Controls(model, halves[0], weights, guided, fewer, kept, room)] if guided else []
-    return [*unconditional, Controls(model, halves[1], weights, times, count, kept, room)]
+    unconditional = [Controls(model, halves[0], weights, guided, part, kept, room)] if guided else []
+    return [*unconditional, Controls(model, halves[1], weights, times, sampling, kept, room)]
 
 
 class Predictor:
@@ -107,7 +119,7 @@ class Predictor:
         """x (n or 2n, c, h, w), unconditional half first -> prediction of the same shape, float32."""
         parts = self.controls if both else self.controls[-1:]
         x, t = x.to(self.dtype), t.to(x.device)
-        tokens = torch.cat([part.tokens for part in parts])
+        tokens = torch.cat([part.conditions.tokens for part in parts])
         residuals = [torch.cat(each) for each in zip(*(part.at(t) for part in parts), strict=True)]
         times = len(x) // len(tokens)
         tokens, *residuals = [shared(value, times) for value in (tokens, *residuals)]

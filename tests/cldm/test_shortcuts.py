@@ -1,5 +1,6 @@
 """Steps that take residuals, guidance or deep features from other steps: what runs, and how near it comes."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -59,9 +60,9 @@ def conditions_of(model: Compositor) -> Conditions:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_residuals_are_linear_between_their_evaluations(model, count):
     conditions, times = conditions_of(model), np.linspace(999, 19, 50).tolist()
-    few, exact = (Controls(model, conditions, Weights(1.0, 0.5), times, n) for n in (count, 0))
+    few = Controls(model, conditions, Weights(1.0, 0.5), times, replace(PLAIN, control_evaluations=count))
     nodes = np.linspace(19, 999, count).tolist()
-    told = [exact.at(torch.tensor(node)) for node in nodes]
+    told = [model.residuals(torch.tensor(node), conditions, 1.0, 0.5) for node in nodes]
     for node, values in zip(nodes, told, strict=True):
         for got, value in zip(few.at(torch.tensor(node)), values, strict=True):
             torch.testing.assert_close(got, value)
@@ -213,3 +214,17 @@ def test_a_branch_of_weight_zero_is_not_run(model, pair, calls, weights, ran):  
 def test_named_speeds_run_less(model, pair, calls, speed, detail_rows, mid_rows):  # noqa: F811
     paint(model, pair, replace(PLAIN, **SPEEDS[speed]))
     assert (calls["detail rows"], calls["mid rows"]) == (detail_rows, mid_rows)
+
+
+@pytest.mark.parametrize("evaluations", [0, 4])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("batch", [2, 3, 100])
+def test_timesteps_in_one_batch_give_the_same(model, pair, calls, evaluations, guidance, batch):  # noqa: F811
+    alone = replace(PLAIN, guidance=guidance, control_evaluations=evaluations)
+    (expected,), one_by_one = paint(model, pair, alone), dict(calls)
+    calls.clear()
+    (found,) = paint(model, pair, replace(alone, control_batch=batch))
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    assert calls["detail rows"] == calls["depth rows"] == one_by_one["detail rows"]
+    assert calls["detail"] == math.ceil((evaluations or PLAIN.steps) / batch) < one_by_one["detail"]
+    assert calls["mid"] == one_by_one["mid"]
