@@ -39,6 +39,7 @@ class Models:
     load_in: str = ""  # 4bit or 8bit: the locator's weights
     requested: tuple[Any, ...] = ()  # what `load_models` was given: folders, device, dtype, offload ...
     engine: str = "torch"  # of the compositor's sampling
+    channels_last: bool = False  # its convolutions
     loaded: dict[Any, Any] = field(default_factory=dict)  # networks by their kind and folder
     others: dict[Any, Any] = field(default_factory=dict)  # erasers and foreign painters, likewise
     recent: Recent = field(default_factory=Recent)  # what was read of files and computed of them
@@ -82,6 +83,8 @@ class Models:
         self.make_room()
         if Compositor not in self.loaded:
             model, _ = load_compositor(self.folder, self.dtype)
+            if self.channels_last:
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.loaded[Compositor] = model if self.offload else model.to(self.device)
             model.graphs = Graphs(model, self.folder) if self.engine == OPENVINO else None
             if self.engine == COMPILE:
@@ -144,8 +147,9 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
     if settings.scheduler is not None:
         scheduler_class(settings.scheduler)
     folder, depth = compositor_folder(settings.model), depth_folder(settings.depth_model)
-    own = settings.device, settings.dtype, settings.offload, settings.load_in, settings.engine
-    requested = (folder, depth, *own)
+    own = settings.device, settings.dtype, settings.offload, settings.load_in
+    inside = settings.engine, settings.channels_last
+    requested = (folder, depth, *own, *inside)
     if known is not None and known.requested == requested:
         return known
     device, config = pick_device(settings.device), load_compositor_config(folder)
@@ -161,7 +165,7 @@ def load_models(settings: ComposeSettings, known: Models | None = None) -> Model
             raise ValueError(f"{place} is no folder of an autoencoder: it has no config.json")
     return Models(
         folder, depth, config, device, dtype, settings.offload, settings.dtype, settings.load_in, requested,
-        settings.engine)  # fmt: skip
+        *inside)  # fmt: skip
 
 
 @dataclass

@@ -160,6 +160,9 @@ class ComposeSettings(LocatorOptions):
     engine: str = setting(TORCH, choices=ENGINES,
         help="what computes the compositor's steps; compile: torch.compile of its transformer blocks; "
         "openvino: on a CPU, by graphs that it writes once beside the model's folder")  # fmt: skip
+    channels_last: bool = setting(
+        False, help="convolutions with channels last in memory, as a CPU in bf16 has them"
+    )
     vae: Path | None = setting(
         None, help="folder of an autoencoder that decodes the result, as TAESD; without it the model's own"
     )

@@ -19,7 +19,7 @@ FLAT = {**flat_settings(DreamSettings), **flat_settings(CompositeSettings)}
 PATHS = {name for name, (_, hint) in FLAT.items() if "Path" in str(hint)} | {"locator", "folder"}
 SERVERS = {  # what the server's owner decides, besides all paths: networks, devices, results
     *("device", "dtype", "offload", "load_in", "lora_scale", "precision", "sheet", "save_steps", "overwrite"),
-    "engine",
+    *("engine", "channels_last"),
 }
 OTHERWISE = {"invert_target_mask", "num_samples", "prompts", "negatives"}  # given under other names
 MOST_IMAGES = 10  # of one request, as in the API of OpenAI

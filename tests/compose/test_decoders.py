@@ -122,3 +122,14 @@ def test_a_decoding_that_overflows_in_half_precision_is_refused(dtype: torch.dty
         assert decode(latents)[0].shape == (32, 32, 3)  # single precision holds these numbers
     with pytest.raises(ValueError, match=r"^the autoencoder \(VAE\) gave NaN or infinite numbers: give --d"):
         CompositorPipeline(model.to(dtype)).decode(latents)
+
+
+def test_convolutions_lie_channels_last_by_option(folder: Path) -> None:
+    images = []
+    for channels_last in (False, True):
+        settings = ComposeSettings(**JOB, model=folder, channels_last=channels_last)
+        models = load_models(settings)
+        weight = models.compositor.unet.down_blocks[0].resnets[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        images.append(compose(settings, models, progress=False).images_u8[0])
+    assert np.abs(images[0].astype(int) - images[1]).max() <= 1
