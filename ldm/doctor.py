@@ -28,6 +28,7 @@ COMMANDS = {  # what runs with each of them
 EXTRAS = {  # libraries that not every machine has -> what uses them
     "ray": "--ray of bulk commands",
     "openvino": "--engine openvino of composites",
+    "mitsuba": "--renderer mitsuba of scenes",
     "pypatchmatch": "eraser exemplar of layers, erasing and build_dataset coco",
     "torchvision": "published metric networks",
     "timm": "CLIP encoders of other releases",

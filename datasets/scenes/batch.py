@@ -84,6 +84,10 @@ def _render(
     style = options.supersample, options.smooth_edges, device
     main = draw_views(views, options.size, *style)
     reference = draw_views(alone, options.reference_size, *style)
+    if options.renderer == "mitsuba":
+        from datasets.scenes.path_traced import with_path_tracing
+
+        main, reference = with_path_tracing(views, main), with_path_tracing(alone, reference)
     ranges = torch.tensor([scene.inverse_range for scene in scenes], device=main.inverse.device)
     low, high = ranges.T[:, :, None, None]
 

@@ -77,10 +77,13 @@ def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
             -rays.at(packed.room["haze"]) * (surface.point - rays.at(packed.origin)).square().sum(0).sqrt()
         )
         light = torch.lerp(rays.at(packed.room["horizon_rgb"]), light, haze)
-    # Identity up to the shoulder, then a smooth approach to 1.
+    return torch.where(surface.empty, surface.albedo, compressed(light))
+
+
+def compressed(light: Tensor) -> Tensor:
+    """Linear light >= 0 -> [0, 1]: the same up to the shoulder, then a smooth approach to 1."""
     rest, over = 1 - SHOULDER, (light - SHOULDER).clamp(min=0)
-    soft = torch.minimum(light, torch.full_like(light, SHOULDER)) + rest * (1 - torch.exp(-over / rest))
-    return torch.where(surface.empty, surface.albedo, soft)
+    return torch.minimum(light, torch.full_like(light, SHOULDER)) + rest * (1 - torch.exp(-over / rest))
 
 
 def to_display(light: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class SceneOptions:
         help="wide: more solids and patterns; open: also outdoors, any camera, more surfaces")  # fmt: skip
     cutouts: Path | None = setting(None,
         help="folder of images with alpha that stand in the open world; NAME-x is left out")  # fmt: skip
+    renderer: str = setting("builtin", choices=("builtin", "mitsuba"),
+        help="mitsuba: images by its path tracer, about 100 times slower; plain and wide world")  # fmt: skip
     chunk: int = setting(0, help="views rendered together; 0 is 1 on a CPU, 32 on an accelerator", low=0)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class SceneOptions:
             raise ValueError(f"objects must be (least, most), got {self.objects}")
         if self.cutouts and self.world != "open":
             raise ValueError("cutouts stand in the open world only: add world open")
+        if self.renderer == "mitsuba" and self.world == "open":
+            raise ValueError("renderer mitsuba knows the plain and the wide world, not the open one")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def render_shards(
     # What decides the contents of a shard, as JSON text beside its seeds.
     names = {field.name for field in fields(SceneOptions)} - {"chunk"}
     options = {name: value for name, value in to_plain(settings).items() if name in names}
-    for name in ("world", "cutouts"):
+    for name in ("world", "renderer", "cutouts"):
         if options[name] == getattr(SceneOptions, name):
             del options[name]  # as shards were named before there was another
     common = {"format": FORMAT, "options": options} | ({"law": variant} if variant else {})

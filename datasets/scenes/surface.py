@@ -118,10 +118,15 @@ def room_colours(rays: Rays, hit: Hit, point: Tensor, width: Tensor) -> tuple[Te
     on_picture, picture = _rectangle(at("picture"), at("picture_rgb"), x, z, width)
     on_rug, on_picture = on_rug * floor, on_picture * (hit.slot == -2)
     colour = torch.lerp(torch.lerp(colour, rug, on_rug), picture, on_picture)
-    # Corners of the room receive less light of the sky.
-    wall_gap = torch.minimum(at("back") - y, torch.minimum(x - at("left"), at("right") - x))
-    corner = 1 - 0.28 * torch.exp(-torch.where(floor, wall_gap, z).clamp(min=0) * 3.2)
-    return colour * corner, torch.where(floor & (on_rug < 0.5), 0.12, 0.0)
+    return colour * corner_light(rays, floor, point), torch.where(floor & (on_rug < 0.5), 0.12, 0.0)
+
+
+def corner_light(rays: Rays, floor: Tensor, point: Tensor) -> Tensor:
+    """Fraction (n,) of the sky's light that floor and walls receive near the corners of a room."""
+    back, left, right = (rays.at((rays.packed.room or {})[name]) for name in ("back", "left", "right"))
+    x, y, z = point
+    wall_gap = torch.minimum(back - y, torch.minimum(x - left, right - x))
+    return 1 - 0.28 * torch.exp(-torch.where(floor, wall_gap, z).clamp(min=0) * 3.2)
 
 
 def _rectangle(place: Tensor, pair: Tensor, u: Tensor, v: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from datasets.relations import Place
 from datasets.scenes.settings import StoreSettings
-from datasets.scenes.store import read_shard, render_shards
+from datasets.scenes.store import read_options, read_shard, render_shards
 from ldm.files import json_bytes, numbered_lines, read_json
 from ldm.images import encode_png, read_image, read_mask
 from ldm.journal import parse_line
@@ -135,6 +135,8 @@ def locator_cases(config: LocatorEvaluation) -> list[LocatorCase]:
     first, count = config.first_scene, -(-config.scenes // 256) * 256
     folder = config.data / f"from-{first}" if first else config.data  # a folder holds one range of scenes
     store = StoreSettings(out=folder, count=count, first_seed=first, split="eval", reference_size=REFERENCE)
+    if (there := folder / "shard-00000.safetensors").is_file():  # such as the control set, see docs/scenes.md
+        store = replace(store, **vars(read_options(there)))
     for path in render_shards(store):
         shard = read_shard(path)
         for i, fact in enumerate(shard.facts):

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from datasets.relations import Place
+from datasets.scenes.settings import StoreSettings
+from datasets.scenes.store import render_shards
 from ldm.images import write_png
 from ldm.mllm.model import Mllm
 from llava_bifrost.evaluate import run as evaluate
@@ -159,3 +161,14 @@ def test_an_answer_in_the_padding_costs_no_other(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(locator, "answer", answer)
     answers = greedy_answers(locator, [SENTENCE] * 3, images, 8)
     assert [place is not None for place in answers] == [True, False, True]
+
+
+def test_shards_that_are_there_keep_their_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    render_shards(StoreSettings(out=tmp_path, count=1, size=(32, 32), reference_size=(16, 16), split="eval"))
+    asked: list[StoreSettings] = []
+    monkeypatch.setattr(evaluate, "render_shards", lambda store: asked.append(store) or [])
+    for folder in (tmp_path, tmp_path / "none"):
+        assert evaluate.locator_cases(LocatorEvaluation(data=folder, scenes=4)) == []
+    assert [store.size for store in asked] == [(32, 32), StoreSettings.size]
+    assert [store.out for store in asked] == [tmp_path, tmp_path / "none"]
+    assert {(store.count, store.split) for store in asked} == {(256, "eval")}
