@@ -53,7 +53,7 @@ class Shadow:
     @property
     def paint(self) -> Paint:
         """What darkens an image (H, W); a transparent one gets a veil."""
-        black_u8 = np.zeros((*self.darkening_01.shape, 3), np.uint8)
+        black_u8 = np.broadcast_to(np.uint8(0), (*self.darkening_01.shape, 3))
         return black_u8, self.darkening_01, self.darkening_01 > 0, self.cut.part
 
     def report(self, kind: str, edit_mask: np.ndarray) -> dict[str, Any]:
@@ -107,14 +107,15 @@ def in_shadow(
     dark_01, cut = undo_part(crop, (square_01 * fade).astype(np.float32), LEAST)
     part = cut.part
     scene_01, allowed = depth_without(geometry, *part)
-    for rows in row_blocks(len(scene_01)):
+    things = sources.stage.things.values() if sources.stage is not None else ()
+    for rows in row_blocks(len(dark_01)):
         flat_01 = plane_over((h, w), ground.plane, np.arange(h)[part[0]][rows], part[1])
         allowed[rows] |= np.abs(scene_01[rows] - flat_01) < near
-    for thing in sources.stage.things.values() if sources.stage is not None else ():
-        allowed &= ~thing.mask[part]  # what earlier layers placed is no ground
-    if inputs.within_mask and inputs.target_mask is not None:
-        allowed &= inputs.target_mask[part]
-    dark_01 = dark_01 * np.clip(dark_01 / LEAST - 1, 0, 1) * allowed
+        for thing in things:
+            allowed[rows] &= ~thing.mask[part][rows]  # what earlier layers placed is no ground
+        if inputs.within_mask and inputs.target_mask is not None:
+            allowed[rows] &= inputs.target_mask[part][rows]
+        dark_01[rows] *= np.clip(dark_01[rows] / LEAST - 1, 0, 1) * allowed[rows]
     shadow = Shadow(dark_01, cut)
     return geometry.over(sources.background.painted(*shadow.paint).rgb_u8), shadow
 

@@ -105,10 +105,10 @@ class Geometry:
 
     def over(self, background_u8: np.ndarray) -> "Geometry":
         """With layers of another image (H, W, 3), which is not kept: nothing else of them is made again."""
-        geometry, crops = replace(self), {"native_layers": self.window}
-        for name, crop in (crops if self.legacy else {"model_layers": self.crop, **crops}).items():
-            cut_u8 = crop.take(background_u8).copy()
-            vars(geometry)[name] = replace(getattr(self, name), background_u8=cut_u8)
+        geometry = replace(self)
+        native = replace(self.native_layers, background_u8=self.window.take(background_u8).copy())
+        model = native if self.legacy else self.layers(self.crop, background_u8)
+        vars(geometry).update(native_layers=native, model_layers=model)
         return geometry
 
     @cached_property
@@ -130,7 +130,8 @@ class Geometry:
         centre = (x0 + x1) / 2
         return centre - width / 2, y1 - height, centre + width / 2, y1
 
-    def layers(self, crop: Crop) -> Layers:
+    def layers(self, crop: Crop, background_u8: np.ndarray | None = None) -> Layers:
+        """background_u8: (H, W, 3) in the place of that of the inputs."""
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
         frame = crop.size if crop is self.crop else self.crop.native.size  # of which dilation is a fraction
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
@@ -159,7 +160,8 @@ class Geometry:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
         known = inputs.mode == "place" and (inputs.target_u8 is not None or inputs.target_mask is None)
-        return Layers(crop.take(inputs.background_u8), depth_01, placed, coverage, edit, keep, region, known)
+        cut_u8 = crop.take(inputs.background_u8 if background_u8 is None else background_u8)
+        return Layers(cut_u8, depth_01, placed, coverage, edit, keep, region, known)
 
     def _edit_region(
         self, crop: Crop, frame: Size, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray

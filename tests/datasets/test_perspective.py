@@ -1,12 +1,18 @@
 """Holes in floors and walls: their texture goes on in perspective where it agrees with the hole's rim."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from compose import compose_layers
+from compose.models import JobNetworks
 from compose.painters import erase_behind
 from datasets.perspective import continue_planes
 from ldm.experts.erase import Eraser
+from ldm.images import write_depth, write_mask
 
 SIDE, FINE = 320, 4  # pixels; samples per pixel and axis
 HORIZON, WALL = 159.5, 70  # row where the floor vanishes, the middle; rows below it where the wall begins
@@ -80,6 +86,20 @@ def test_exemplars_are_in_perspective_with_depth(name: str) -> None:
     blur = Eraser.load("opencv")
     blurred_u8 = erase_behind(blur, holed_u8, mask, mask, depth_01, 0)
     assert np.array_equal(blurred_u8, blur.erase(holed_u8, mask))
+
+
+def test_a_job_erases_in_perspective(tmp_path: Path) -> None:
+    pytest.importorskip("patchmatch")
+    mask, truth_u8, plain_u8, depth_01, _ = erased("floor", "middle", Eraser.load("exemplar"))
+    files = {name: str(tmp_path / f"{name}.png") for name in ("background", "background_depth", "mask")}
+    holed_u8 = np.where(mask[..., None], np.uint8([255, 0, 255]), truth_u8)
+    Image.fromarray(holed_u8).save(files["background"])
+    write_depth(files["background_depth"], depth_01)
+    write_mask(files["mask"], mask)
+    layer = {"erase": "it", "mask": files.pop("mask"), "grow": 0}
+    result = compose_layers({**files, "eraser": "exemplar", "layers": [layer]}, JobNetworks())
+    assert loss(result.image_u8, truth_u8, mask) < 0.3 * loss(plain_u8, truth_u8, mask)
+    assert np.array_equal(result.image_u8[~mask], holed_u8[~mask])
 
 
 @pytest.mark.parametrize("known", ["no plane", "no texture that repeats", "a plane beyond infinity"])
