@@ -1,6 +1,6 @@
 """A measurement of `benchmarks.size` or `.training_data`, in the folder of this or an earlier revision.
 
-photograph | rendered | jobs COUNT | examples DATASETS.yaml COUNT (of each source)
+photograph | rendered | plain | jobs COUNT | examples DATASETS.yaml COUNT (of each source)
 """
 
 import json
@@ -58,13 +58,14 @@ def main(kind: str, count: str = "0") -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     facts = PngInfo()
     facts.add_text("Software", "datasets.scenes")  # of a rendered scene, now: it keeps the small networks
-    kinds = {"photograph": "JPEG", "rendered": "PNG"}
+    kinds = {"photograph": "JPEG", "rendered": "PNG", "plain": "PNG"}
     Image.open(ROOM).convert("RGB").resize((8000, 6000)).save(large, kinds[kind], quality=92, pnginfo=facts)
     time.perf_counter = time.process_time  # the stages of a report are in CPU seconds then
     compose, settings = map(import_module, ("compose", "compose_settings" if old else "compose.settings"))
-    models = compose.load_models(settings.ComposeSettings(**JOB))
+    job = {**JOB, "shadow": "off"} if kind == "plain" and not old else JOB
+    models = compose.load_models(settings.ComposeSettings(**job))
     for background in (ROOM, large):  # the small one loads the networks
-        chosen = settings.ComposeSettings(**{**JOB, "background": background})
+        chosen = settings.ComposeSettings(**{**job, "background": background})
         report = compose.compose(chosen, models, progress=False).report
     stages = {name: spent for name, spent in report["seconds"].items() if name not in ("read", "total")}
     finish(cpu_s=sum(stages.values()), stages_s=stages, changed_outside=report["drift"][0]["changed_outside"])

@@ -4,10 +4,10 @@
 
 Every measurement is a process of its own: CPU seconds, and the most memory that it held (GiB). The reading
 of files and the loading of networks do not count. Composites have the usual settings: here with a shadow,
-which the earlier revision does not draw; a rendered scene has the networks that it had there, a photograph
-has depth by rules and the painter paste. With U2-Netp the rules cost more, at any size of the image. Jobs
-count up to the first composite, with and without imports; the earlier revision reads a short file of jobs,
-as it takes as long for every line.
+which the earlier revision does not draw (plain: a rendered scene without it, the same work as there); a
+rendered scene has the networks that it had there, a photograph has depth by rules and the painter paste. With
+U2-Netp the rules cost more, at any size of the image. Jobs count up to the first composite, with and without
+imports; the earlier revision reads a short file of jobs, as it takes as long for every line.
 """
 
 import json
@@ -32,8 +32,8 @@ from ldm.settings.cli import run_module, single_app
 log = logging.getLogger(__name__)
 
 BEFORE = "8f05625f09d1ae8e2b2ea4dfd9883812ddba6dfb"  # composites worked on whole images
-IMAGES = "photograph", "rendered"
-WORKS = {"before": (*IMAGES, "jobs 100"), "now": (*IMAGES, "jobs 100", "jobs 5000", "jobs 100000")}
+IMAGES = "photograph", "rendered", "plain"
+WORKS = {"before": (*IMAGES[:2], "jobs 100"), "now": (*IMAGES, "jobs 100", "jobs 5000", "jobs 100000")}
 
 
 @contextmanager
