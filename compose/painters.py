@@ -27,7 +27,7 @@ from datasets.pairs import Geometry, Pair
 from datasets.pasteback import WHOLE, Stitched, stitch
 from datasets.perspective import continue_planes
 from datasets.planes import in_front
-from ldm.decode import LoadedImage, Paint
+from ldm.decode import LoadedImage, Overlay
 from ldm.denoise import AT_ONCE, Cancelled, Monitor
 from ldm.device import pick_dtype
 from ldm.experts.erase import EXEMPLAR, Eraser
@@ -73,7 +73,7 @@ class Work:
         return Weights(self.settings.detail_weight, self.settings.depth_weight)
 
     @property
-    def under(self) -> Paint | None:
+    def under(self) -> Overlay | None:
         """What lies over the background before the object does."""
         return None if self.shadow is None else self.shadow.paint
 

@@ -16,7 +16,7 @@ from compose.settings import CAST, OFF, SHADOW_MODEL, ComposeSettings
 from compose.sources import Sources
 from datasets.geometry import Box, Box01, Crop, Size, bbox_of_mask, box_to_01, crop_round, depth_at_contact
 from datasets.pairs import Geometry
-from ldm.decode import Paint, row_blocks
+from ldm.decode import Overlay, row_blocks
 from ldm.experts.shadow import SIDE, ShadowNetwork
 from ldm.files import located
 from ldm.images import resize
@@ -51,7 +51,7 @@ class Shadow:
         return self.cut.embed(self.darkening_01 > 0)
 
     @property
-    def paint(self) -> Paint:
+    def paint(self) -> Overlay:
         """What darkens an image (H, W); a transparent one gets a veil."""
         black_u8 = np.broadcast_to(np.uint8(0), (*self.darkening_01.shape, 3))
         return black_u8, self.darkening_01, self.darkening_01 > 0, self.cut.part

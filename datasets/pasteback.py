@@ -15,7 +15,7 @@ from datasets.fusion import DETAIL_SCALE
 from datasets.geometry import Size, tight_slices
 from datasets.masks import feather_inside
 from datasets.pairs import Geometry
-from ldm.decode import LoadedImage, Paint, row_blocks
+from ldm.decode import LoadedImage, Overlay, row_blocks
 from ldm.images import resize
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
@@ -47,7 +47,7 @@ def stitch(
     detail_scale: float = DETAIL_SCALE,
     paste: str = "mask-feather",
     background: LoadedImage | None = None,
-    under: Paint | None = None,
+    under: Overlay | None = None,
 ) -> Stitched:
     """Finish one image: back to the background's pixels, detail transfer, masked blend.
 

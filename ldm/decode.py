@@ -43,7 +43,7 @@ def row_blocks(height: int) -> Iterator[slice]:
     return (slice(top, top + BLOCK_ROWS) for top in range(0, height, BLOCK_ROWS))
 
 
-Paint = tuple[np.ndarray, np.ndarray, np.ndarray, Any]  # what `LoadedImage.painted` lays over an image
+Overlay = tuple[np.ndarray, np.ndarray, np.ndarray, Any]  # what `LoadedImage.painted` lays over an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class LoadedImage:
 
     def painted(
         self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :],
-        under: Paint | None = None,
+        under: Overlay | None = None,
     ) -> "LoadedImage":  # fmt: skip
         """The image with another one laid over it; every pixel outside `edit` keeps its bytes.
 

@@ -65,7 +65,7 @@ def test_the_code_is_whole_and_imports_nothing_of_ours(hub, part, file):
     assert [line for line in ours if line.split()[1].split(".")[0] in source_packages()] == []
     assert "omegaconf" not in text
     assert "import os" not in text  # nothing of how this repository keeps its files came along
-    assert len(text.splitlines()) < 3300
+    assert len(text.splitlines()) < 3500
 
 
 def source_packages() -> set[str]:
