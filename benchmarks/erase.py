@@ -45,14 +45,15 @@ def measure_erasing(scenes: Scenes = 60, out: Out = RESULTS / "erase.json") -> N
     opencv, exemplar = Eraser.load(OPENCV), Eraser.load(EXEMPLAR)
     rows, tables = dict[str, list[dict[str, Any]]](), dict[str, Any]()
     for name, rgb_u8, mask, depth_01 in [*in_photographs(), *in_rooms(scenes)]:
-        row, ways, apart = dict[str, Any](), dict[str, Callable[[], np.ndarray]](), in_front(depth_01, mask)
+        row, ways, apart = dict[str, Any](), dict[str, Callable[[], Any]](), in_front(depth_01, mask)
         ways["opencv"] = partial(opencv.erase, rgb_u8, mask)
         ways["exemplar"] = partial(exemplar.erase, rgb_u8, mask, 0, apart)
         ways["perspective"] = partial(erase_behind, exemplar, rgb_u8, mask, mask, depth_01, 0)
         for way, fill in ways.items():
             started = time.process_time()
-            filled_u8 = fill()
+            given = fill()
             seconds = time.process_time() - started
+            filled_u8 = given[0] if way == "perspective" else given  # with the depth
             grays = (cv2.cvtColor(u8, cv2.COLOR_RGB2GRAY).astype(np.float32) for u8 in (filled_u8, rgb_u8))
             energy, true = (float(np.square(cv2.Laplacian(gray, cv2.CV_32F))[mask].mean()) for gray in grays)
             distances = []  # over the places that the mask touches

@@ -26,7 +26,7 @@ from datasets.masks import dilate
 from datasets.pairs import Geometry, Pair
 from datasets.pasteback import WHOLE, Stitched, stitch
 from datasets.perspective import continue_planes
-from datasets.planes import in_front
+from datasets.planes import in_front, planes_behind
 from ldm.decode import LoadedImage, Overlay
 from ldm.denoise import AT_ONCE, Cancelled, Monitor
 from ldm.device import pick_dtype
@@ -149,7 +149,8 @@ def paste(work: Work) -> tuple[Stitched, np.ndarray]:
     if hole.any():
         eraser, gone = work.models.eraser(settings.eraser), window.embed(hole)
         depth_01 = geometry.inputs.background_depth_01
-        filled = LoadedImage(erase_behind(eraser, background.rgb_u8, gone, gone, depth_01, settings.seed))
+        filled_u8, _ = erase_behind(eraser, background.rgb_u8, gone, gone, depth_01, settings.seed)
+        filled = LoadedImage(filled_u8)
         filled = filled if work.under is None else filled.painted(*work.under)
         below = filled.rgb_u8[window.part].astype(np.float32)
         mixed_u8 = np.rint(below + weight[..., None] * (over_u8 - below)).astype(np.uint8)
@@ -160,17 +161,20 @@ def paste(work: Work) -> tuple[Stitched, np.ndarray]:
 
 def erase_behind(
     eraser: Eraser, rgb_u8: np.ndarray, hole: np.ndarray, unknown: np.ndarray, depth_01: np.ndarray, seed: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """RGB (H, W, 3) uint8 with the hole (H, W) bool filled by what is behind it, of which nothing unknown
-    (H, W) bool gives colours; by exemplars floors and walls go on in perspective. depth_01: (H, W)
+    (H, W) bool gives colours, and the depth there; by exemplars floors and walls go on in perspective.
+
+    depth_01: (H, W), with what is in the hole
     """
     filled_u8 = eraser.erase(rgb_u8, unknown, seed, in_front(depth_01, hole))
-    if eraser.kind != EXEMPLAR:
-        return filled_u8
-    ground = fit_ground(depth_01)
-    plane = np.array([ground.plane.a, ground.plane.b, ground.plane.c]) if ground.measured else None
-    flat_u8, done = continue_planes(rgb_u8, hole, unknown, depth_01, plane, ground.horizon_d)
-    return np.where(done[..., None], flat_u8, filled_u8)
+    behind = planes_behind(depth_01, hole)
+    if eraser.kind == EXEMPLAR:
+        ground = fit_ground(depth_01)
+        plane = np.array([ground.plane.a, ground.plane.b, ground.plane.c]) if ground.measured else None
+        flat_u8, done = continue_planes(rgb_u8, hole, unknown, behind, plane, ground.horizon_d)
+        filled_u8 = np.where(done[..., None], flat_u8, filled_u8)
+    return filled_u8, behind[0]
 
 
 def relight(rgb_u8: np.ndarray, reference: LoadedImage, alone: bool, background_u8: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from compose.settings import OFF, ComposeSettings
 from compose.sources import replaced_region
 from datasets.geometry import bbox_of_mask, box_to_01, box_to_pixels, mask_of_box
 from datasets.masks import dilate
-from datasets.planes import fill_planes
 from datasets.relations import Place
 from inpainting.models.text_to_image.pipeline import pair_masks
 from inpainting.paint import PaintSettings
@@ -186,9 +185,8 @@ def erase_thing(
         eraser = networks.eraser(find.eraser, find.device)
         front = [other.mask for key, other in scene.things.items() if key != name]  # their colours stay out
         unknown = np.logical_or.reduce([hole, *front])
-        filled_u8 = erase_behind(eraser, image.rgb_u8, hole, unknown, depth_01, find.seed)
+        filled_u8, depth_01 = erase_behind(eraser, image.rgb_u8, hole, unknown, depth_01, find.seed)
         image, by = image.painted(filled_u8, hole.astype(np.float32), hole), by or eraser.kind
-        depth_01 = fill_planes(depth_01, hole)
     report = {"kind": "erase", "by": by, "box": list(place.box01_xyxy), "pixels": int(edit.sum())}
     return Patch.of(image, depth_01, edit, edit, places={}, gone=[name], report=report)
 

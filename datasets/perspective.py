@@ -9,7 +9,7 @@ Legend: h w pixels of a window around the hole, n m of the rectified window.
 import cv2
 import numpy as np
 
-from datasets.planes import TOLERANCE, planes_behind
+from datasets.planes import TOLERANCE, Behind
 from ldm.experts.erase import EXEMPLAR_SIDE, OPENCV_SIDE, window_around
 
 # All are chosen; AGREE, RIM and SPREAD on rendered rooms and photographs (benchmarks.erase).
@@ -26,16 +26,16 @@ LIGHT = 0.35  # reach of the light at the rim into the hole, over the square roo
 
 
 def continue_planes(
-    rgb_u8: np.ndarray, hole: np.ndarray, unknown: np.ndarray, depth_01: np.ndarray,
+    rgb_u8: np.ndarray, hole: np.ndarray, unknown: np.ndarray, behind: Behind,
     ground: np.ndarray | None, horizon_d: float,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The image (H, W, 3) uint8, its hole (H, W) bool filled where a plane goes on behind it and agrees with
     its rim, and these pixels (H, W) bool; none where no plane is known.
 
-    unknown: (H, W) bool, what is not copied, the hole and more;  depth_01: (H, W), of what stands there too
+    unknown: (H, W) bool, what is not copied, the hole and more;  behind: of the hole, by `planes_behind`
     ground, horizon_d: plane (3,) that counts where none is found around the hole, and depth at infinity
     """
-    behind_01, planes, join = planes_behind(depth_01, hole)
+    behind_01, planes, join = behind
     within = ON_PLANE if len(planes) else ON_GROUND
     if not len(planes) and ground is not None:
         planes = ground[None]

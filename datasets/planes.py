@@ -26,6 +26,9 @@ LEAST = 0.12  # of the ring that a plane must explain
 ENOUGH = 0.7  # of the ring that all planes together must explain, or rows are interpolated
 
 
+Behind = tuple[np.ndarray, np.ndarray, Callable[..., np.ndarray]]  # of `planes_behind`
+
+
 def in_front(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     """(h, w) bool: what is nearer than the object that stands in region (h, w) bool."""
     return (depth_01 > np.quantile(depth_01[region], OWN) + TOLERANCE) & ~region
@@ -39,9 +42,7 @@ def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     return planes_behind(depth_01, region)[0]
 
 
-def planes_behind(
-    depth_01: np.ndarray, region: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, Callable[..., np.ndarray]]:
+def planes_behind(depth_01: np.ndarray, region: np.ndarray) -> Behind:
     """The depth of `fill_planes`; the planes (p, 3) behind the region, none where rows are interpolated; and
     np.max or np.min, which of their depths a x + b y + c (x and y in fractions of the image) is seen.
     """

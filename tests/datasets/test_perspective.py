@@ -11,6 +11,7 @@ from compose import compose_layers
 from compose.models import JobNetworks
 from compose.painters import erase_behind
 from datasets.perspective import continue_planes
+from datasets.planes import planes_behind
 from ldm.experts.erase import Eraser
 from ldm.images import write_depth, write_mask
 
@@ -64,13 +65,13 @@ def test_squares_go_on_behind_the_hole(name: str, hole: str) -> None:
     mask, truth_u8, plain_u8, depth_01, horizon_d = erased(name, hole, Eraser.load("opencv"))
     holed_u8 = np.where(mask[..., None], np.uint8([255, 0, 255]), truth_u8)
     given_u8 = holed_u8.copy()
-    filled_u8, done = continue_planes(holed_u8, mask, mask, depth_01, None, horizon_d)
+    filled_u8, done = continue_planes(holed_u8, mask, mask, planes_behind(depth_01, mask), None, horizon_d)
     assert done[mask].mean() > 0.95
     assert loss(filled_u8, truth_u8, done) < 0.15 * loss(plain_u8, truth_u8, done)
     assert np.array_equal(filled_u8[~done], holed_u8[~done])
     assert not done[~mask].any()
     assert np.array_equal(holed_u8, given_u8)
-    again_u8, _ = continue_planes(holed_u8, mask, mask, depth_01, None, horizon_d)
+    again_u8, _ = continue_planes(holed_u8, mask, mask, planes_behind(depth_01, mask), None, horizon_d)
     assert np.array_equal(filled_u8, again_u8)
 
 
@@ -81,10 +82,10 @@ def test_exemplars_are_in_perspective_with_depth(name: str) -> None:
     eraser = Eraser.load("exemplar")
     mask, truth_u8, plain_u8, depth_01, _ = erased(name, "middle", eraser)
     holed_u8 = np.where(mask[..., None], np.uint8([255, 0, 255]), truth_u8)
-    filled_u8 = erase_behind(eraser, holed_u8, mask, mask, depth_01, 0)
+    filled_u8, _ = erase_behind(eraser, holed_u8, mask, mask, depth_01, 0)
     assert loss(filled_u8, truth_u8, mask) < 0.3 * loss(plain_u8, truth_u8, mask)
     blur = Eraser.load("opencv")
-    blurred_u8 = erase_behind(blur, holed_u8, mask, mask, depth_01, 0)
+    blurred_u8, _ = erase_behind(blur, holed_u8, mask, mask, depth_01, 0)
     assert np.array_equal(blurred_u8, blur.erase(holed_u8, mask))
 
 
@@ -111,7 +112,7 @@ def test_what_is_not_known_stays_as_it_was_filled(known: str) -> None:
     if known == "no texture that repeats":
         truth_u8 = rng.integers(0, 256, truth_u8.shape, np.uint8)
     horizon_d = 2.0 if known == "a plane beyond infinity" else horizon_d
-    same_u8, done = continue_planes(truth_u8, mask, mask, depth_01, None, horizon_d)
+    same_u8, done = continue_planes(truth_u8, mask, mask, planes_behind(depth_01, mask), None, horizon_d)
     assert not done.any()
     assert np.array_equal(same_u8, truth_u8)
 
@@ -122,7 +123,9 @@ def test_what_is_unknown_gives_no_colours() -> None:
     carpet = np.zeros_like(mask)
     carpet[205:260, 195:255] = True
     holed_u8 = np.where(carpet[..., None], np.uint8([255, 0, 0]), truth_u8)
-    filled_u8, done = continue_planes(holed_u8, mask, mask | carpet, depth_01, None, horizon_d)
+    filled_u8, done = continue_planes(
+        holed_u8, mask, mask | carpet, planes_behind(depth_01, mask), None, horizon_d
+    )
     assert done[mask].mean() > 0.95
     assert loss(filled_u8, truth_u8, done) < 0.15 * loss(plain_u8, truth_u8, done)
 
@@ -135,7 +138,7 @@ def test_bent_depth_leaves_the_ground() -> None:
     plane = np.linalg.lstsq(
         np.column_stack([np.zeros(100), np.arange(200, 300) / SIDE, np.ones(100)]), depth_01[200:300, 20],
         rcond=None)[0]  # fmt: skip
-    assert not continue_planes(truth_u8, mask, mask, bent_01, None, horizon_d)[1].any()
-    filled_u8, done = continue_planes(truth_u8, mask, mask, bent_01, plane, horizon_d)
+    assert not continue_planes(truth_u8, mask, mask, planes_behind(bent_01, mask), None, horizon_d)[1].any()
+    filled_u8, done = continue_planes(truth_u8, mask, mask, planes_behind(bent_01, mask), plane, horizon_d)
     assert done[mask].mean() > 0.7
     assert loss(filled_u8, truth_u8, done) < 0.15 * loss(plain_u8, truth_u8, done)
