@@ -26,7 +26,7 @@ from ldm.registry.models import BUILTIN_DEPTH, BUILTIN_FOLDER, existing_folder, 
 from ldm.settings.cli import run_module, single_app
 
 SIDE, AREA, HOLES = 384, (0.06, 0.12), 6  # pixels of the longer side; of an image; in each photograph
-FRESH = 5000  # first room; others were looked at while `datasets.perspective` was made
+FRESH = 9000  # first room; others were looked at while `datasets.perspective` was made
 LEVELS = (7, 13)  # layers of the network whose outputs, 1/8 and 1/16 of the image, are compared
 MEASURES = ("psnr", "texture", "features", "cpu_s")
 PAIRS = (("exemplar", "opencv"), ("perspective", "opencv"), ("perspective", "exemplar"))

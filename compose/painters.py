@@ -34,7 +34,7 @@ from ldm.experts.erase import EXEMPLAR, Eraser
 from ldm.experts.painter import FolderPainter
 from ldm.files import located
 from ldm.result import StageTimer, warn_if_alike
-from llava_bifrost.placement.ground import fit_ground
+from llava_bifrost.placement.ground import HORIZON_D, fit_ground
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +172,8 @@ def erase_behind(
     if eraser.kind == EXEMPLAR:
         ground = fit_ground(depth_01)
         plane = np.array([ground.plane.a, ground.plane.b, ground.plane.c]) if ground.measured else None
-        flat_u8, done = continue_planes(rgb_u8, hole, unknown, behind, plane, ground.horizon_d)
-        filled_u8 = np.where(done[..., None], flat_u8, filled_u8)
+        given = unknown, behind, plane, ground.horizon_d, ground.horizon_d != HORIZON_D
+        filled_u8, _ = continue_planes(filled_u8, hole, *given)
     return filled_u8, behind[0]
 
 

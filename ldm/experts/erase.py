@@ -73,7 +73,7 @@ class Eraser:
             if (patchmatch := _patchmatch()) is None:
                 raise ValueError("eraser exemplar: pypatchmatch is not installed: pip install pypatchmatch")
             numbers = f"{PATCH} {EXEMPLAR_WINDOW} {EXEMPLAR_RING} {EXEMPLAR_SIDE}"
-            return cls(EXEMPLAR, f"exemplar {patchmatch.__version__} {numbers} planes in perspective")
+            return cls(EXEMPLAR, f"exemplar {patchmatch.__version__} {numbers} planes in perspective 2")
         path = Path(name)
         if path.is_file():
             return cls("lama", f"lama {file_sha256(path)}", _lama(path, device))
@@ -129,18 +129,28 @@ def _exemplar(rgb_u8: np.ndarray, mask: np.ndarray, apart: np.ndarray) -> np.nda
     small = resize(hole.astype(np.float32), size) > 0
     if small.all():
         raise ValueError("the mask leaves too little of the image to fill it from")
-    away = cv2.distanceTransform((~small).astype(np.uint8), cv2.DIST_L2, 3)
-    near = away <= max(2 * PATCH + 1, EXEMPLAR_RING * np.sqrt(small.sum()))
     other = resize(apart[y0:y1, x0:x1].astype(np.float32), size) > 0
-    for unused in (~near | other, ~near, np.zeros_like(small)):  # a border that is all apart counts
-        if (~unused & ~small).sum() >= LEAST_EXEMPLARS * small.sum():
-            break
-    library = _patchmatch()
-    library.set_random_seed(0)  # one for all threads: the library keeps it for the process
-    found_u8 = library.inpaint(resize(part, size), small, global_mask=unused & ~small, patch_size=PATCH)
+    found_u8 = from_exemplars(resize(part, size), small, ~small, other, PATCH)
     filled = rgb_u8.copy()
     filled[y0:y1, x0:x1] = resize(found_u8, hole.shape, how="linear")
     return filled
+
+
+def from_exemplars(
+    rgb_u8: np.ndarray, hole: np.ndarray, known: np.ndarray, apart: np.ndarray, patch: int
+) -> np.ndarray:
+    """RGB (n, m, 3) uint8 with its hole filled from a ring of what is known and not apart, all (n, m) bool.
+
+    With few of them all of the ring, or all that is known, counts.  patch: pixels around the middle of one
+    """
+    away = cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, 3)
+    near = known & (away <= max(2 * patch + 1, EXEMPLAR_RING * np.sqrt(hole.sum())))
+    for source in (near & ~apart, near, known):
+        if source.sum() >= LEAST_EXEMPLARS * hole.sum():
+            break
+    library = _patchmatch()
+    library.set_random_seed(0)  # one for all threads: the library keeps it for the process
+    return library.inpaint(rgb_u8, hole, global_mask=~source & ~hole, patch_size=patch)
 
 
 def _lama(path: Path, device: str) -> Fill:

@@ -27,7 +27,11 @@ def scene(name: str) -> tuple[np.ndarray, np.ndarray, float]:
     """
     y, x = (np.mgrid[0 : SIDE * FINE, 0 : SIDE * FINE] + 0.5) / FINE - 0.5
     nearness = np.maximum(y - HORIZON, 1e-3)  # inverse distance, in rows below the horizon
-    light = 60 + 130 * ((np.floor((x - 90) / nearness * 4) + np.floor(900 / nearness)) % 2)
+    column, row = np.floor((x - 90) / nearness * 4), np.floor(900 / nearness)
+    light = 60 + 130 * ((column + row) % 2)
+    if name == "random squares":  # no shift continues them
+        column, row = np.floor((x - 90) / nearness * 7), np.floor(1600 / nearness)
+        light = 60 + 130 * (np.abs(np.sin(12.9898 * column + 78.233 * row) * 43758.5453) % 1)
     if name == "floor and wall":
         light = np.where(nearness > WALL, light, 70 + 110 * ((np.floor(x / 16) + np.floor(y / 16)) % 2))
         nearness = np.maximum(nearness, WALL)
@@ -73,6 +77,28 @@ def test_squares_go_on_behind_the_hole(name: str, hole: str) -> None:
     assert np.array_equal(holed_u8, given_u8)
     again_u8, _ = continue_planes(holed_u8, mask, mask, planes_behind(depth_01, mask), None, horizon_d)
     assert np.array_equal(filled_u8, again_u8)
+
+
+def test_exemplars_of_the_plane_have_its_perspective() -> None:
+    """Squares without order: they grow toward the viewer, and those of the plain fill do not."""
+    pytest.importorskip("patchmatch")
+    mask, truth_u8, plain_u8, depth_01, horizon_d = erased(
+        "random squares", "middle", Eraser.load("exemplar")
+    )
+    given = plain_u8, mask, mask, planes_behind(depth_01, mask), None, horizon_d
+    filled_u8, done = continue_planes(*given, exemplars=True)
+    assert done[mask].mean() > 0.95
+    assert not continue_planes(*given)[1].any()
+    assert np.array_equal(filled_u8[~done], plain_u8[~done])
+
+    gray_f = (
+        image_u8[HOLES["middle"]].astype(float).mean(axis=-1) for image_u8 in (truth_u8, filled_u8, plain_u8)
+    )
+    true, filled, plain = (
+        float((abs(np.diff(gray, axis=1)) > 8).mean()) for gray in gray_f
+    )  # share of edges
+    assert abs(filled - true) < 0.5 * abs(plain - true)
+    assert np.array_equal(filled_u8, continue_planes(*given, exemplars=True)[0])
 
 
 @pytest.mark.parametrize("name", ["floor", "floor and wall"])
