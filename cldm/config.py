@@ -12,7 +12,6 @@ from datasets.fusion import DETAIL_SCALE
 from datasets.inputs import PUBLISHED_INFERENCE, PairOptions
 from ldm.registry.models import DEFAULT_DEPTH
 from ldm.result import overwrite_setting
-from ldm.settings import choices
 from ldm.settings.choices import FLOAT_TYPES, STEP_RULES
 from ldm.settings.config import CheckedSettings, check_settings, read_config, setting
 
@@ -28,11 +27,17 @@ class Sampling(CheckedSettings):
 
     scheduler: str = setting("unipc", help="scheduler name")
     steps: int = setting(20, low=1, high=1000, help="sampling steps of a full run")
-    guidance: float = setting(5.0, low=0.0, high=30.0, help="classifier-free guidance; 1 = off")
-    init: str = setting("noise", choices=("noise", "paste"), help="start from noise or from the noised paste")
-    strength: float = setting(1.0, low=0.0, high=1.0, help="noise put on the paste; small = close to it")
-    detail: float = setting(0.0, low=0.0, high=1.0, help="fraction of the result that is the relit cut-out")
-    detail_scale: float = setting(DETAIL_SCALE, low=0.01, high=1.0, help="fine detail relative to the object")
+    guidance: float = setting(5.0, low=0, high=30, help="classifier-free guidance; 1 = off")
+    init: str = setting(
+        "noise", choices=("noise", "paste"), help="start from noise or from the noised cut-out paste"
+    )
+    strength: float = setting(1.0, low=0, high=1, help="noise put on the paste; 0 = the paste itself")
+    detail: float = setting(
+        0.0, low=0, high=1, help="fraction of the result that is the cut-out itself, relit"
+    )
+    detail_scale: float = setting(
+        DETAIL_SCALE, low=0.01, high=1, help="what counts as fine detail, fraction of the object's size"
+    )
     control_evaluations: int = setting(
         0, low=0, high=100, help="evaluations of the control branches, interpolated between; 0 = every step"
     )
@@ -54,14 +59,15 @@ class Sampling(CheckedSettings):
     reuse_layers: int = setting(
         0, low=0, high=10, help="last layers of the UNet that run at the steps between; 0 = its first level"
     )
+    full_last: int = setting(3, low=0, high=10, help="last steps that reuse nothing")
     reimpose: bool = setting(True, help="known background is put back at every step; published: false")
     step_rule: str = setting("exact", choices=STEP_RULES, help="published: every (1000 // steps)-th timestep")
 
     @property
-    def usual_speed(self) -> str:
+    def usual_speed(self) -> str | None:
         """Where none is asked for: balanced, unless the sampling says itself what runs less."""
         own = any(getattr(self, key) != getattr(Sampling(), key) for key in SPEEDS["fast"])
-        return "exact" if own else "balanced"
+        return None if own else "balanced"
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,14 @@ class CompositorConfig:
         return replace(self, pair=pair, sampling=PUBLISHED_SAMPLING)
 
 
-# What `--speed` sets: chosen on ten scenes, 20 steps, guidance 3; measured by `python -m benchmarks.speed`.
+# What `--speed` sets; measured by `python -m benchmarks.speed`.
 SPEEDS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "balanced": {"control_evaluations": 4, **choices.UNET_SPEEDS["balanced"]},
-    "fast": {"control_evaluations": 3, **choices.UNET_SPEEDS["fast"]},
-}
+    "exact": {"control_evaluations": 20},
+    "balanced": {"control_evaluations": 4, "guidance_every": 4, "reuse_every": 2, "full_last": 1},
+    "fast": {
+        "control_evaluations": 3, "guidance_every": 6, "reuse_every": 3, "reuse_layers": 1, "full_last": 0
+    },
+}  # fmt: skip
 
 # Of the two published systems: pre-processing, switch for switch, and sampling.
 BOXES: dict[str, Any] = dict.fromkeys(("mask_level", "collage", "region_of"), "box")

@@ -81,10 +81,8 @@ class Controls:
             group = range(first := max(missing), max(first - self.batch, -1), -1)
             times = timestep.new_tensor(self.nodes[list(group)], dtype=torch.float32)
             self.values |= zip(group, self.evaluate(times), strict=True)
+        self.values = {node: self.values[node] for node in self.values if node <= above}  # the rest is past
         if self.all:
-            self.values = {
-                node: value for node, value in self.values.items() if node <= below
-            }  # the rest is past
             return self.values[below]
         pairs = zip(self.values[below], self.values[above], strict=True)
         return [torch.lerp(one, other, position - below) for one, other in pairs]
@@ -113,7 +111,8 @@ class Predictor:
     def __init__(self, model: Compositor, controls: list[Controls], sampling: Sampling, total: int) -> None:
         self.controls, self.dtype = controls, model.dtype
         predict = model.graphs.predict if model.graphs else None
-        self.unet = DeepReuse(model.unet, total, sampling.reuse_every, sampling.reuse_layers, predict)
+        reuse = sampling.reuse_every, sampling.reuse_layers, sampling.full_last
+        self.unet = DeepReuse(model.unet, total, *reuse, predict)
 
     def __call__(self, x: Tensor, t: Tensor, both: bool) -> Tensor:
         """x (n or 2n, c, h, w), unconditional half first -> prediction of the same shape, float32."""

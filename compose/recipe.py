@@ -38,12 +38,15 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
         config = config.with_compat(settings.compat, settings.seed)
     names = {field.name for field in fields(Sampling)} & {field.name for field in fields(settings)}
     given = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return replace(config.sampling, **{**SPEEDS[speed_of(settings, models)], **given}), config.pair
+    speed = speed_of(settings, models)
+    return replace(config.sampling, **{**(SPEEDS[speed] if speed else {}), **given}), config.pair
 
 
-def speed_of(settings: ComposeSettings, models: Models) -> str:
-    """The speed that was asked for; otherwise balanced, unless the sampling says itself what runs less."""
-    return settings.speed or ("exact" if settings.compat else models.config.sampling.usual_speed)
+def speed_of(settings: ComposeSettings, models: Models) -> str | None:
+    """The speed that was asked for; otherwise balanced, but none where the published system or the model's
+    configuration says itself what runs.
+    """
+    return settings.speed or (None if settings.compat else models.config.sampling.usual_speed)
 
 
 def make_recipe(
@@ -92,7 +95,10 @@ def make_recipe(
 
 
 def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
-    """The settings that made an image, and its whole recipe."""
+    """The settings that made an image, and its whole recipe.
+
+    Where its `--speed` meant something else than today, they say what it meant.
+    """
     recipe = read_recipe(image)
     if recipe.get("command") != "image":
         raise ValueError(f"{image}: its recipe was not written by the image verb")
@@ -102,8 +108,10 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
     given = recipe["settings"] if not broken else {}
     if broken or recipe["sample"] not in range(given.get("best") or given.get("num_samples", 1)):
         raise ValueError(f"{image}: its recipe is damaged: {', '.join(broken) or 'sample'}")
-    values = Layer({**ADDED, **recipe["settings"]}, f"{image}: recipe: ")
-    return merge_layers(ComposeSettings, [values]), recipe
+    given, sampling = {**ADDED, **given}, {**to_plain(Sampling()), **recipe["sampling"]}  # later keys too
+    today = SPEEDS.get(str(given["speed"]), {}).items()
+    given |= {name: sampling[name] for name, value in today if sampling[name] != value}
+    return merge_layers(ComposeSettings, [Layer(given, f"{image}: recipe: ")]), recipe
 
 
 def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:

@@ -4,11 +4,11 @@ A model folder that is not given is the full-size one below `models/` (or below 
 names) where it is there, else the one of the bundle in `assets/tiny`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cldm.config import PRESETS, SPEEDS
+from cldm.config import PRESETS, SPEEDS, Sampling
 from datasets.fusion import ALIASES, MODES
 from datasets.geometry import box_to_01, check_box01
 from ldm.registry.models import DEFAULT_DEPTH
@@ -26,6 +26,13 @@ ENGINES = TORCH, COMPILE, OPENVINO = "torch", "compile", "openvino"
 SHADOWS = OFF, CONTACT, CAST = "off", "contact", "cast"
 SHADOW_MODEL = Path("assets/tiny/shadow")
 INPUT_FILES = ("background", "object", "object_mask", "target_mask", "background_depth", "object_depth")
+
+
+def sampling_setting(name: str) -> Any:
+    """The field of `Sampling`, None where --speed or the model decides."""
+    rule = Sampling.__dataclass_fields__[name].metadata
+    other = "as --speed says" if name in SPEEDS["fast"] else "the model's own"
+    return field(default=None, metadata={**rule, "help": f"{rule['help']}; without it {other}"})
 
 
 @dataclass(frozen=True)
@@ -125,38 +132,24 @@ class ComposeSettings(LocatorOptions):
     rank_by: str = setting("geometry", choices=("geometry", "identity"),
         help="what is best: depth, occlusion and seam as asked for, or similarity to the object's "
         "image")  # fmt: skip
-    steps: int | None = setting(
-        None, low=1, high=1000, help="sampling steps of a full run; without it the model's own"
-    )
-    guidance: float | None = setting(
-        None, low=0, high=30, help="classifier-free guidance, 1 = off; without it the model's own"
-    )
+    steps: int | None = sampling_setting("steps")
+    guidance: float | None = sampling_setting("guidance")
     scheduler: str | None = setting(
         None, help="ddim, unipc, dpm++, euler, ... or a diffusers class name; without it the model's own"
     )
-    init: str | None = setting(
-        None,
-        choices=("noise", "paste"),
-        help="start from noise or from the noised cut-out paste; without it the model's own",
-    )
-    strength: float | None = setting(
-        None, low=0, high=1, help="noise put on the paste, 0 = the paste itself; without it the model's own"
-    )
-    detail: float | None = setting(
-        None,
-        low=0,
-        high=1,
-        help="fraction of the result that is the cut-out itself, relit; without it the model's own",
-    )
-    detail_scale: float | None = setting(
-        None,
-        low=0.01,
-        high=1,
-        help="what counts as fine detail, fraction of the object's size; without it the model's own",
-    )
+    init: str | None = sampling_setting("init")
+    strength: float | None = sampling_setting("strength")
+    detail: float | None = sampling_setting("detail")
+    detail_scale: float | None = sampling_setting("detail_scale")
     speed: str | None = setting(None, choices=tuple(SPEEDS),
-        help="balanced, fast: nearly the same image, sooner; without it balanced, but exact with --compat "
-        "and where the model's configuration says what runs less")  # fmt: skip
+        help="balanced, fast: nearly the same image, sooner; without it balanced, but none of them with "
+        "--compat and where the model's configuration says what runs less")  # fmt: skip
+    control_evaluations: int | None = sampling_setting("control_evaluations")
+    guidance_interval: tuple[float, float] | None = sampling_setting("guidance_interval")
+    guidance_every: int | None = sampling_setting("guidance_every")
+    reuse_every: int | None = sampling_setting("reuse_every")
+    reuse_layers: int | None = sampling_setting("reuse_layers")
+    full_last: int | None = sampling_setting("full_last")
     engine: str = setting(TORCH, choices=ENGINES,
         help="what computes the compositor's steps; compile: torch.compile of its transformer blocks; "
         "openvino: on a CPU, by graphs that it writes once beside the model's folder")  # fmt: skip

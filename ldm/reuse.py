@@ -15,17 +15,18 @@ LAST_FULL = 3  # steps at the end that reuse nothing; chosen on four scenes, 20 
 
 
 class DeepReuse:
-    """The UNet of one run of `total` steps: all of it at every n-th step, else its last `layers`.
+    """The UNet of one run of `total` steps: all of it at every n-th step and the last ones, else `layers`.
 
-    layers: 0 = its first level. Where guidance needs both halves of a batch the conditional one is the last.
+    layers: its last ones; 0 = its first level. full_last: steps at the end that reuse nothing.
+    Where guidance needs both halves of a batch the conditional one is the last.
     predict: computes in the place of `predict_in_parts` of the UNet
     """
 
     def __init__(
         self, unet: UNet2DConditionModel, total: int, every: int = 1, layers: int = 0,
-        predict: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        full_last: int = LAST_FULL, predict: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> None:  # fmt: skip
-        self.unet, self.every, self.layers, self.left = unet, every, layers, total
+        self.unet, self.every, self.layers, self.left, self.full_last = unet, every, layers, total, full_last
         self.predict = predict or partial(predict_in_parts, unet)
         self.stock = every == 1 and predict is None
         self.deep: Tensor | None = None  # of the last step that was computed whole
@@ -43,7 +44,7 @@ class DeepReuse:
             hints = dict(zip(names, (residuals[:-1], residuals[-1]), strict=True)) if residuals else {}
             return self.unet(x, t, encoder_hidden_states=tokens, **hints, **attention).sample.float()
         self.left -= 1
-        stale = self.deep is None or len(self.deep) < len(x) or self.left < LAST_FULL
+        stale = self.deep is None or len(self.deep) < len(x) or self.left < self.full_last
         if stale or self.since == self.every - 1:
             self.deep, self.since = None, -1
         self.since += 1

@@ -77,7 +77,7 @@ VALUES = {  # what the blocks read and make
     "guidance_scale": "1 = off; without it the model's",
     "strength": "noise put on the pasted object where sampling starts from it; without it the model's",
     "depth_weight": "weight of the depth branch, lambda in the paper",
-    "speed": "exact, balanced or fast; without it the model's",
+    "speed": "exact, balanced or fast; without it balanced, or what the model's settings say",
     "num_images_per_prompt": "samples; sample i has seed + i",
     "seed": "of the first sample",
     "generator": "draws the seed",
@@ -194,7 +194,8 @@ class Paint(Block):
 
     def run(self, pipe: Any, block: BlockState) -> None:
         sampling = Sampling(**setting_values(pipe, "sampling"))
-        sampling = replace(sampling, **SPEEDS[block.speed or sampling.usual_speed])
+        if speed := block.speed or sampling.usual_speed:
+            sampling = replace(sampling, **SPEEDS[speed])
         given = {
             "steps": block.num_inference_steps,
             "guidance": block.guidance_scale,

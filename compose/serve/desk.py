@@ -282,7 +282,7 @@ class Desk(Visit):
         The inputs are found by their contents among the files that this visitor gave.
         """
         settings, recipe = settings_of_recipe(image)
-        plain, missing = recipe["settings"], []
+        plain, missing = to_plain(settings), []
         self.wanted = {name: digest for name, digest in recipe["inputs"].items() if digest is not None}
         self.carried = {name: plain[name] for name in CARRIED & plain.keys() if plain[name] is not None}
         for name in (name for name in INPUT_FILES if name in self.wanted):

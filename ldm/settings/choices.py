@@ -30,7 +30,7 @@ def scheduler_name(name: str) -> str:
 
 BOOTSTRAPS = 2000
 
-# What `--speed` sets of every UNet in a sampling loop: the unconditional half of guidance and the deep
+# What `--speed` of multi-mask inpainting sets: the unconditional half of guidance and the deep
 # features are computed at every n-th step only; of the steps between so many last layers run, 0 for a level.
 UNET_SPEEDS: dict[str, dict[str, int]] = {
     "exact": {},

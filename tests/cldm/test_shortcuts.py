@@ -58,19 +58,34 @@ def conditions_of(model: Compositor) -> Conditions:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_residuals_are_linear_between_their_evaluations(model, count):
+def test_residuals_are_linear_between_their_evaluations(model, calls, count):
     conditions, times = conditions_of(model), np.linspace(999, 19, 50).tolist()
     few = Controls(model, conditions, Weights(1.0, 0.5), times, replace(PLAIN, control_evaluations=count))
     nodes = np.linspace(19, 999, count).tolist()
     told = [model.residuals(torch.tensor(node), conditions, 1.0, 0.5) for node in nodes]
-    for node, values in zip(nodes, told, strict=True):
-        for got, value in zip(few.at(torch.tensor(node)), values, strict=True):
+    branches = calls["detail"]
+    for index in range(count - 1, -1, -1):  # as a run goes
+        for got, value in zip(few.at(torch.tensor(nodes[index])), told[index], strict=True):
             torch.testing.assert_close(got, value)
-    for node, after, low, high in zip(nodes, nodes[1:], told, told[1:], strict=False):
-        quarter = few.at(torch.tensor(0.75 * node + 0.25 * after))
-        for got, one, other in zip(quarter, low, high, strict=True):
+        if not index:
+            break
+        quarter = few.at(torch.tensor(0.75 * nodes[index] + 0.25 * nodes[index - 1]))
+        for got, one, other in zip(quarter, told[index], told[index - 1], strict=True):
             torch.testing.assert_close(got, 0.75 * one + 0.25 * other)
-    assert len(few.values) == count
+        assert few.values.keys() == {index, index - 1}  # what is past is not kept
+    assert calls["detail"] - branches == count
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("evaluations", [0, 20])
+def test_of_many_residuals_those_of_few_steps_are_held(model, evaluations):
+    """At 20 evaluations of true size all of them would take 1 GB."""
+    times = np.linspace(999, 19, 50).tolist()
+    controls = Controls(
+        model, conditions_of(model), Weights(), times, replace(PLAIN, control_evaluations=evaluations)
+    )
+    held = [controls.at(torch.tensor(time)) and len(controls.values) for time in times]
+    assert max(held) == (2 if evaluations else 1)
 
 
 @torch.inference_mode()
@@ -122,7 +137,7 @@ def test_settings_that_change_nothing_give_the_same_bytes(model, pair, calls):  
     assert calls["detail"] == calls["depth"] == calls["mid"] == 4 * PLAIN.steps
 
 
-def test_a_few_evaluations_stand_for_all_steps_and_samples(model, pair, calls):  # noqa: F811
+def test_a_few_evaluations_stand_for_all_steps_and_the_samples_at_once(model, pair, calls):  # noqa: F811
     plain = paint(model, pair, PLAIN)[0].astype(float)
     calls.clear()
     few = paint(model, pair, replace(PLAIN, control_evaluations=5))[0]
@@ -130,8 +145,10 @@ def test_a_few_evaluations_stand_for_all_steps_and_samples(model, pair, calls): 
     assert calls["mid"] == PLAIN.steps
     assert np.abs(few - plain).max() > 0
     calls.clear()
-    paint(model, pair, replace(PLAIN, steps=4, control_evaluations=2), range(AT_ONCE + 1))
-    assert calls["detail"] == 2
+    for samples, ran in ((AT_ONCE, 2), (AT_ONCE + 1, 2 + 1)):  # the last one is still there
+        calls.clear()
+        paint(model, pair, replace(PLAIN, steps=4, control_evaluations=2), range(samples))
+        assert calls["detail"] == ran
 
 
 def test_guidance_acts_in_its_interval_only(model, pair, calls):  # noqa: F811
@@ -195,6 +212,23 @@ def test_deep_features_are_computed_at_every_nth_step_and_at_the_last(model, pai
     assert calls["mid"] == whole
 
 
+@pytest.mark.parametrize(("last", "whole"), [(0, 5), (1, 6), (2, 6), (3, 7), (10, 10)])
+def test_so_many_last_steps_reuse_nothing(model, pair, calls, last, whole):  # noqa: F811
+    paint(model, pair, replace(PLAIN, reuse_every=2, full_last=last))
+    assert calls["mid"] == whole
+    assert Sampling().full_last == LAST_FULL
+
+
+def test_exact_is_everything_for_20_steps_and_its_bytes_nearly_for_more(model, pair, calls):  # noqa: F811
+    for steps, ran in ((20, 20), (30, 20)):
+        plain = replace(PLAIN, steps=steps)
+        expected = paint(model, pair, plain)[0].astype(int)
+        calls.clear()
+        found = paint(model, pair, replace(plain, **SPEEDS["exact"]))[0]
+        assert (calls["detail"], calls["mid"]) == (ran, steps)
+        assert np.abs(found - expected).max() <= (steps > 20)
+
+
 def test_guidance_that_begins_later_needs_features_of_both_halves(model, pair, calls):  # noqa: F811
     paint(model, pair, replace(PLAIN, reuse_every=10, guidance_interval=(0.0, 0.65)))
     assert calls["mid"] == 1 + 1 + LAST_FULL
@@ -209,7 +243,7 @@ def test_a_branch_of_weight_zero_is_not_run(model, pair, calls, weights, ran):  
 
 
 @pytest.mark.parametrize(
-    ("speed", "detail_rows", "mid_rows"), [("exact", 20, 20), ("balanced", 8, 12), ("fast", 5, 8)]
+    ("speed", "detail_rows", "mid_rows"), [("exact", 20, 20), ("balanced", 7, 9), ("fast", 5, 6)]
 )
 def test_named_speeds_run_less(model, pair, calls, speed, detail_rows, mid_rows):  # noqa: F811
     paint(model, pair, replace(PLAIN, **SPEEDS[speed]))
