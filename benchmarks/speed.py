@@ -1,9 +1,9 @@
 """What each `--speed` costs and loses: the trained small compositor on held-out scenes, from noise.
 
     python -m datasets.scenes render --split eval --world wide --count 320 --out data/scenes/wide_eval
-    python -m benchmarks.speed                                    (200 scenes: half an hour on one core)
+    python -m benchmarks.speed                  (200 scenes: three quarters of an hour on one core)
 
-For steps, guidance and speed: CPU seconds of an image; over the visible object its PSNR to the image of
+For steps and speed: CPU seconds of an image; over the visible object its PSNR to the image of
 `full`, where everything runs at every step, and, paired with `full`, what PSNR to the truth, identity among
 eight objects and order lose. Two images of 8 bits that differ at all are hardly nearer than 59 dB; so there
 is also the PSNR of the crops before they are rounded, over their edit mask.
@@ -22,7 +22,8 @@ from benchmarks.harness import RESULTS, Out, write_figure, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_module, single_app
 
-STEPS, GUIDANCE, SCHEDULER = (20, 50), (1.0, 3.0), "unipc"
+STEPS = 20, 50
+OPTIONS: dict[str, Any] = {"scheduler": "unipc", "guidance": 3.0, "init": "noise"}
 SEED = 7  # of the noise of the first scene
 HALF = "full in bf16"
 FULL: dict[str, Any] = {"control_evaluations": 0}
@@ -31,9 +32,7 @@ FULL: dict[str, Any] = {"control_evaluations": 0}
 def measure_speeds(
     scenes: Annotated[int, typer.Option(help="held-out scenes", min=2)] = 200,
     data: Annotated[Path, typer.Option(help="folder of rendered scenes")] = Path("data/scenes/wide_eval"),
-    only: Annotated[
-        str, typer.Option(help="such as: 20 steps, guidance 3; the other rows of the file stay")
-    ] = "",
+    only: Annotated[str, typer.Option(help="such as: 20 steps; the other rows of the file stay")] = "",
     out: Out = RESULTS / "speed.json",
 ) -> None:
     """Measure cost and loss of every speed."""
@@ -58,15 +57,10 @@ def measure_speeds(
     orders: list[dict[str, list[bool]]] = []
     for number, case in enumerate(tqdm(cases, desc="scenes")):
         images, crops = {}, {}
-        for steps, guidance, speed in product(STEPS, GUIDANCE, (*speeds, HALF)):
-            options: dict[str, Any] = {
-                "scheduler": SCHEDULER,
-                "steps": steps,
-                "guidance": guidance,
-                "init": "noise",
-            }
-            sampling = replace(measurer.config.sampling, **options, **speeds.get(speed, FULL))
-            name, started = f"{steps} steps, guidance {guidance:g}, {speed}", time.process_time()
+        for steps, speed in product(STEPS, (*speeds, HALF)):
+            shortcuts = {"steps": steps, **OPTIONS, **speeds.get(speed, FULL)}
+            sampling = replace(measurer.config.sampling, **shortcuts)
+            name, started = f"{steps} steps, {speed}", time.process_time()
             if not name.startswith(only):
                 continue
             pipeline, seeds = half if speed == HALF else measurer.pipeline, [SEED + number]
@@ -91,7 +85,7 @@ def measure_speeds(
     for name, row in values.items():
         means = {measure: mean_interval(each) for measure, each in row.items()}
         rows[name] = {**means, "depth_order": rates.get(name)}
-    body = {"scenes": len(cases), "scheduler": SCHEDULER, "speeds": speeds, "rows": rows}
+    body = {"scenes": len(cases), **OPTIONS, "speeds": speeds, "rows": rows}
     write_results(out, body, overwrite=bool(only))
     draw_losses(out)
 
