@@ -11,7 +11,7 @@ from compose import compose_layers
 from compose.models import JobNetworks
 from compose.painters import erase_behind
 from datasets.perspective import continue_planes
-from datasets.planes import planes_behind
+from datasets.planes import in_front, planes_behind
 from ldm.experts.erase import Eraser
 from ldm.images import write_depth, write_mask
 
@@ -99,6 +99,22 @@ def test_exemplars_of_the_plane_have_its_perspective() -> None:
     )  # share of edges
     assert abs(filled - true) < 0.5 * abs(plain - true)
     assert np.array_equal(filled_u8, continue_planes(*given, exemplars=True)[0])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_exemplars_of_the_plane_need_its_horizon(known: bool) -> None:
+    """Depth by the image row has none; the fill stays that of the image then."""
+    pytest.importorskip("patchmatch")
+    eraser = Eraser.load("exemplar")
+    mask, truth_u8, _, depth_01, _ = erased("random squares", "middle", eraser)
+    if not known:
+        y = np.arange(SIDE) / SIDE
+        depth_01 = np.tile(np.where(y > 0.5, 1.5 * y - 0.625, 0.25 * y)[:, None], (1, SIDE))
+        depth_01 = np.where(mask, depth_01[mask].max() + 0.05, depth_01).astype(np.float32)
+    plain_u8 = eraser.erase(truth_u8, mask, 0, in_front(depth_01, mask))
+    filled_u8, _ = erase_behind(eraser, truth_u8, mask, mask, depth_01, 0)
+    changed = (filled_u8 != plain_u8).any(axis=-1)[mask].mean()
+    assert changed > 0.9 if known else changed == 0
 
 
 @pytest.mark.parametrize("name", ["floor", "floor and wall"])
