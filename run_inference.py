@@ -23,7 +23,7 @@ from ldm.settings.cli import App, command, new_app, run_module
 
 def build_app() -> App:
     app = new_app("Put objects into images: at a box, at a depth, behind what is nearer.")
-    job, batch = "compose.commands:run_job", "compose.batch:batch"
+    job, batch = "compose.layering:run_job", "compose.batch:batch"
     app.command("job")(command(JobSettings, job))
     edits = 'Edit an image by sentences: "Move the lamp behind the sofa. Remove the chair."\n\n'
     edits += "Writes an image that carries its recipe, and a JSON report beside it."

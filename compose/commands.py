@@ -7,14 +7,11 @@ from functools import partial
 from typing import Any
 
 from compose import compose, load_models
-from compose.job import EditSettings, JobSettings, read_job
-from compose.layering import compose_layers, job_of_recipe
-from compose.layers import LayerFolder, save_job_layers, save_layers
+from compose.layers import save_layers
 from compose.models import Models
 from compose.recipe import check_unchanged, settings_of_recipe
 from compose.settings import INPUT_FILES, CompositeSettings, ReplaySettings
 from compose.sheet import save_sheet
-from ldm.cluster import spread
 from ldm.decode import opened
 from ldm.denoise import Step
 from ldm.files import file_sha256, set_aside, write_atomic
@@ -64,25 +61,6 @@ def write_preview(settings: CompositeSettings, models: Models, step: Step) -> No
     write_atomic(path, data)
 
 
-def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
-    """Lay layers over a background: objects, painted texts, and what is erased, moved or replaced.
-
-    Writes an image that carries its recipe, and a JSON report beside it.
-    """
-    job, out = read_job(settings.job), settings.out
-    output_paths(out, 1, job.base.input_files.values())
-    if isinstance(settings, JobSettings) and settings.ray:
-        (report,) = spread(lambda: partial(map, run_job), [replace(settings, ray="")], settings.ray)
-        return report
-    resume = isinstance(settings, JobSettings) and settings.resume
-    folder = LayerFolder(out, resume, settings.overwrite) if settings.layers or resume else None
-    result = compose_layers(job, folder=folder)
-    result.save(out, settings.overwrite)
-    if settings.layers:
-        logger.info("layers:  %s", save_job_layers(result, out, settings.overwrite))
-    return log_result([out], result.report, result.summary, None)
-
-
 def replay(options: ReplaySettings) -> dict[str, Any]:
     """Paint an image again from the recipe inside it.
 
@@ -93,11 +71,9 @@ def replay(options: ReplaySettings) -> dict[str, Any]:
     names = (*INPUT_FILES, "model", "depth_model")
     given = {name: path for name in names if (path := getattr(options, name)) is not None}
     if read_recipe(image).get("command") == "job":
-        job = job_of_recipe(image, given)
-        output_paths(out, 1, job.base.input_files.values())
-        repeated = compose_layers(job)
-        repeated.save(out, options.overwrite)
-        return log_result([out], repeated.report, repeated.summary, None)
+        from compose.layering import replay_job  # not for one object
+
+        return replay_job(image, out, given, options.overwrite)
     settings, recipe = settings_of_recipe(image)
     if unused := [name for name in given if recipe["settings"].get(name) is None]:
         raise ValueError(f"{image}: was made without {', '.join(map(flag_name, unused))}")

@@ -9,13 +9,14 @@ that layers may change keeps its value, and that is measured. The same job gives
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compose.batch import check_files, named_folders
-from compose.job import JOB_KEYS, EraseSettings, JobLayer, LayeredJob, read_job
-from compose.layers import LayerFolder
+from compose.job import JOB_KEYS, EditSettings, EraseSettings, JobLayer, JobSettings, LayeredJob, read_job
+from compose.layers import LayerFolder, save_job_layers
 from compose.models import JobNetworks
 from compose.scene import JobResult, JobScene, Patch
 from compose.settings import OFF, ComposeSettings
@@ -24,10 +25,11 @@ from compose.verbs import apply_layer, source_of
 from datasets.relations import Place
 from inpainting.paint import PaintSettings
 from inpainting.painting import painter_folder
+from ldm.cluster import spread
 from ldm.device import pick_device
 from ldm.files import file_sha256, work_digest
 from ldm.images import read_image
-from ldm.result import StageTimer, library_versions, measure_drift, read_recipe
+from ldm.result import StageTimer, library_versions, log_result, measure_drift, output_paths, read_recipe
 from ldm.settings.config import to_plain
 from ldm.temporary import FOLDER, IN_MEMORY
 from llava_bifrost.propose import read_anchors
@@ -82,6 +84,34 @@ def compose_layers(
     report["device"] = str(models.device)
     names = [entry["name"] for entry in entries]
     return JobResult(job, scene, patches, names, recipe_of_job(job, digests), report)
+
+
+def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
+    """Lay layers over a background: objects, painted texts, and what is erased, moved or replaced.
+
+    Writes an image that carries its recipe, and a JSON report beside it.
+    """
+    job, out = read_job(settings.job), settings.out
+    output_paths(out, 1, job.base.input_files.values())
+    if isinstance(settings, JobSettings) and settings.ray:
+        (report,) = spread(lambda: partial(map, run_job), [replace(settings, ray="")], settings.ray)
+        return report
+    resume = isinstance(settings, JobSettings) and settings.resume
+    folder = LayerFolder(out, resume, settings.overwrite) if settings.layers or resume else None
+    result = compose_layers(job, folder=folder)
+    result.save(out, settings.overwrite)
+    if settings.layers:
+        logger.info("layers:  %s", save_job_layers(result, out, settings.overwrite))
+    return log_result([out], result.report, result.summary, None)
+
+
+def replay_job(image: Path, out: Path, moved: Mapping[str, Path], overwrite: bool) -> dict[str, Any]:
+    """Do a job again from the recipe inside an image."""
+    job = job_of_recipe(image, moved)
+    output_paths(out, 1, job.base.input_files.values())
+    repeated = compose_layers(job)
+    repeated.save(out, overwrite)
+    return log_result([out], repeated.report, repeated.summary, None)
 
 
 def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:

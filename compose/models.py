@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,7 +22,9 @@ from ldm.files import located
 from ldm.latents import LatentSpace, scheduler_class
 from ldm.recent import Recent
 from ldm.registry.models import depth_folder, resolve_model_path, warn_of_small
-from llava_bifrost.locator import Locator, load_locator
+
+if TYPE_CHECKING:
+    from llava_bifrost.locator import Locator
 
 
 @dataclass
@@ -68,8 +70,10 @@ class Models:
             else:
                 network_of(self.loaded[key]).to("cpu")
 
-    def locator(self, folder: Path) -> Locator:
+    def locator(self, folder: Path) -> "Locator":
         """The language model that reads sentences."""
+        from llava_bifrost.locator import load_locator  # not for a box
+
         return self.once(folder, load_locator, self.folder, dtype=self.asked_dtype, load_in=self.load_in)
 
     def detector(self, folder: Path) -> Detector:
@@ -130,7 +134,7 @@ def quantised(wrapper: Any) -> bool:
 
 def network_of(wrapper: Any) -> torch.nn.Module:
     """The network of a locator, a detector or a depth estimator."""
-    return wrapper.mllm.model if isinstance(wrapper, Locator) else wrapper.model
+    return getattr(wrapper, "mllm", wrapper).model
 
 
 def compositor_folder(chosen: Path | None = None) -> Path:

@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 
 from cldm.config import Sampling
-from cldm.evaluate.cases import order_is_right
 from compose.models import Models
 from compose.painters import (
     PaintedCrops,
@@ -36,10 +35,9 @@ from compose.shadow import Shadow, in_shadow
 from compose.sources import object_depth_is_estimated, read_sources
 from datasets.geometry import tight_slices
 from datasets.pairs import Geometry, Pair, pair_of
+from datasets.relations import order_is_right
 from ldm.decode import LoadedImage
 from ldm.denoise import Monitor, Step
-from ldm.experts.builtin import Lite0Features
-from ldm.metrics.clip import Dino
 from ldm.registry.models import BUILTIN_FOLDER, resolve_model_path
 from ldm.result import Samples, StageTimer, measure_drift
 from ldm.settings.config import flag_name
@@ -242,6 +240,9 @@ def finish(work: Work, painting: PaintedCrops) -> Result:
 
 def similarity_network(models: Models) -> Any:
     """What --rank-by identity compares by: DINO, or the ImageNet network of the built-in detector."""
+    from ldm.experts.builtin import Lite0Features
+    from ldm.metrics.clip import Dino
+
     for folder, load in ((DINO, Dino.load), (BUILTIN_FOLDER, Lite0Features.load)):
         if (place := resolve_model_path(folder)).is_dir():
             return models.once(place, load)

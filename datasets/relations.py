@@ -12,6 +12,7 @@ from functools import reduce
 from math import nextafter
 from typing import Any
 
+import cv2
 import numpy as np
 
 from datasets.geometry import EXTENT_PER_SIZE, MIN_EXTENT, Box01, check_box01, depth_extent
@@ -25,6 +26,8 @@ NEAR_GAP = 0.06  # boxes of neighbours are horizontally closer than this fractio
 CONTACT_BAND = 0.65  # what stands on an object has its lower edge in the upper 65 % of the object's box
 TOP = 0.15  # what lies under an object keeps clear of the upper 15 % of the object's box
 CONTACT = 0.001  # depth between an object and its support that margins forgive; single pairs have to meet
+REACH = 12  # pixels from the common border of two masks within which their depths are compared (chosen)
+MIN_ZONE = 8  # pixels that each needs there (chosen)
 X_SCALE, Y_SCALE, DEPTH_SCALE = 0.04, 0.03, 0.05  # slack that counts as a margin of 1; chosen
 # The next floats, so that a strict inequality reads "at least DEPTH_STEP" and "at most DEPTH_STEP".
 _BELOW_STEP, _ABOVE_STEP = nextafter(DEPTH_STEP, 0), nextafter(DEPTH_STEP, 1)
@@ -227,3 +230,17 @@ def _min(*values: Any) -> Any:
 
 def _max(*values: Any) -> Any:
     return reduce(np.maximum, values) if isinstance(values[0], np.ndarray) else max(values)
+
+
+def order_is_right(depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, nearer: bool) -> bool | None:
+    """Whether median depths beside the common border show this order; None: less than MIN_ZONE pixels."""
+    if not placed.any() or not other.any():
+        return None
+    first, second = (  # pixels of each mask near the other one
+        mask & (cv2.distanceTransform((~beside).astype(np.uint8), cv2.DIST_L2, 3) <= REACH)
+        for mask, beside in ((placed, other), (other, placed))
+    )
+    if min(first.sum(), second.sum()) < MIN_ZONE:
+        return None
+    difference = float(np.median(depth_01[first]) - np.median(depth_01[second]))
+    return (difference > 0) == nearer and difference != 0

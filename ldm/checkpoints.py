@@ -29,7 +29,7 @@ from ldm.locks import held, one_writer
 from ldm.weight_files import is_live, open_weights, weight_files
 
 _LOCK = threading.RLock()
-_EMPTY = threading.local()
+_HERE = threading.local()  # whether this thread is loading, and whether its parameters are empty
 CPU = torch.device("cpu")
 RUNNING: list[str] = []  # precisions of the trainings of this process
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.tensor}
@@ -64,11 +64,16 @@ class _ThreadDtype(TorchFunctionMode):
 @contextmanager
 def loading() -> Iterator[None]:
     """One thread at a time builds or loads networks; also a decorator."""
+    if getattr(_HERE, "loading", False):  # within another; a second mode would only take time
+        yield
+        return
     with _LOCK, _ThreadDtype() as mode:
         torch.set_default_dtype, torch.get_default_dtype = mode.set, mode.get
+        _HERE.loading = True
         try:
             yield
         finally:
+            _HERE.loading = False
             torch.set_default_dtype, torch.get_default_dtype = mode.real
 
 
@@ -98,7 +103,7 @@ def _watch_parameters() -> None:
     """Once in a process: torch's hook on new parameters, which leaves those of other threads alone."""
 
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        if not getattr(_EMPTY, "wanted", False):
+        if not getattr(_HERE, "empty", False):
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
@@ -110,11 +115,11 @@ def empty_parameters() -> Iterator[None]:
     """Parameters that this thread creates take no memory (device "meta"); buffers keep their values."""
     with loading():
         _watch_parameters()
-        _EMPTY.wanted = True
+        _HERE.empty = True
         try:
             yield
         finally:
-            _EMPTY.wanted = False
+            _HERE.empty = False
 
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -163,9 +168,10 @@ def load_part(kind: type[Network], folder: Path, dtype: torch.dtype = torch.floa
     with empty_parameters():  # no time for random weights, and memory for one copy
         model = build_model(kind, config, folder)
     stored = read_weights(folder)
-    for name, keys in stored_names(model).items():  # the hub's names become those that the model has
-        if name in stored and keys != [name]:
-            stored |= zip(keys, stored.pop(name).chunk(len(keys)), strict=True)
+    if stored.keys() != model.state_dict().keys():  # the hub's names become those that the model has
+        for name, keys in stored_names(model).items():
+            if name in stored and keys != [name]:
+                stored |= zip(keys, stored.pop(name).chunk(len(keys)), strict=True)
     weights = {key: value.to(dtype) if value.is_floating_point() else value for key, value in stored.items()}
     load_strict(model, weights, folder, assign=True)
     return model.eval()

@@ -135,3 +135,10 @@ def test_what_is_imported_is_looked_through_for_garbage_by_nobody_and_once_only(
     with pytest.raises(ValueError, match="^1$"):
         later("broken:work")()
     assert gc.isenabled()
+
+
+def test_a_composite_at_a_given_box_imports_no_other_command_s_work():
+    others = ("llava_bifrost.locator", "inpainting.painting", "datasets.scenes", "ldm.metrics.clip")
+    code = f"import compose.commands, sys; print([name for name in {others} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

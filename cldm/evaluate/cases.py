@@ -7,7 +7,6 @@ stored scene's own description. Depth order: the same two objects, the wrong one
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 
 from datasets.geometry import depth_extent
@@ -25,8 +24,6 @@ MIN_PIXELS = 40  # of the object; chosen: fewer make a meaningless PSNR
 MIN_OVERLAP = 64  # pixels of the amodal masks of two neighbours; chosen
 MIN_GAP = 0.05  # of their depths; chosen
 TRIES = 2000  # solids drawn for one candidate; chosen
-REACH = 12  # pixels from the common border within which depth is compared; chosen
-MIN_ZONE = 8  # pixels that each side needs there; chosen
 SURE = 0.05  # difference of true depth from which two pixels have an order; chosen
 BELOW = np.array([0.0, 0.0, -50.0])  # metres under the floor, out of sight
 
@@ -169,20 +166,6 @@ def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray]
     """Index of the candidate image with the smallest mean absolute RGB difference over mask (h, w) bool."""
     shown = result_u8[mask].astype(np.int16)
     return int(np.argmin([np.abs(shown - image[mask]).mean() for image in candidates_u8]))
-
-
-def order_is_right(depth_01: np.ndarray, placed: np.ndarray, other: np.ndarray, nearer: bool) -> bool | None:
-    """Whether median depths beside the common border show this order; None: less than MIN_ZONE pixels."""
-    if not placed.any() or not other.any():
-        return None
-    first, second = (  # pixels of each mask near the other one
-        mask & (cv2.distanceTransform((~beside).astype(np.uint8), cv2.DIST_L2, 3) <= REACH)
-        for mask, beside in ((placed, other), (other, placed))
-    )
-    if min(first.sum(), second.sum()) < MIN_ZONE:
-        return None
-    difference = float(np.median(depth_01[first]) - np.median(depth_01[second]))
-    return (difference > 0) == nearer and difference != 0
 
 
 def pixel_order(estimated_01: np.ndarray, truth_01: np.ndarray, rng: np.random.Generator) -> float:

@@ -15,11 +15,12 @@ import torch
 from tqdm.auto import tqdm
 
 from cldm.config import EvaluateSettings, Sampling
-from cldm.evaluate.cases import SceneCase, find_cases, nearest_candidate, order_is_right, rendered_candidates
+from cldm.evaluate.cases import SceneCase, find_cases, nearest_candidate, rendered_candidates
 from cldm.model import load_compositor
 from cldm.pipeline import CompositorPipeline, Weights
 from datasets.pairs import Pair, build_pair
 from datasets.pasteback import stitch
+from datasets.relations import order_is_right
 from datasets.scenes.store import read_options
 from datasets.sources.rendered import RenderedScenes, shard_files
 from ldm.denoise import Monitor

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from cldm.evaluate.cases import order_is_right
 from compose.benchmark.report import Scores, score_tables, write_score
 from compose.benchmark.settings import ScoreSettings
 from datasets.benchmark import BenchmarkCase, Instances, file_path, read_benchmark
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, expand_box, mask_of_box
 from datasets.masks import largest_piece
+from datasets.relations import order_is_right
 from ldm.device import pick_device
 from ldm.experts.depth import DepthEstimator, weights_of_depth
 from ldm.files import file_sha256, visible_files

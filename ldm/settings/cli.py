@@ -5,6 +5,7 @@ work = "compose.commands:run_image"  # imported when the verb runs (`later`)
 app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
 """
 
+import atexit
 import contextlib
 import inspect
 import json
@@ -12,6 +13,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
@@ -163,7 +165,14 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     for number, default in DEFAULTS.items():
         if signal.getsignal(number) == default:
             signal.signal(number, stop)
-    sys.exit(run_app(build, sys.argv[1:]))
+    code = run_app(build, sys.argv[1:])
+    with contextlib.suppress(OSError):  # sys.exit says which stream cannot be written
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the shell has closed it
+            stream.flush()
+        if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
+            atexit._run_exitfuncs()
+            os._exit(code)  # to free what the libraries hold object by object takes a quarter of a second
+    sys.exit(code)
 
 
 def stop(number: int, frame: Any) -> None:

@@ -18,7 +18,6 @@ from cldm.evaluate.cases import (
     inference_inputs,
     nearest_candidate,
     neighbours,
-    order_is_right,
     other_objects,
     pixel_order,
     rendered_candidates,
@@ -83,18 +82,6 @@ def test_nearest_candidate_looks_inside_the_mask() -> None:
     result = np.where(top[..., None], second, first)
     assert nearest_candidate(result, [first, second], top & EVERY) == 1
     assert nearest_candidate(result, [first, second], ~top & EVERY) == 0
-
-
-def test_depth_order_beside_the_border_and_a_swapped_depth_fails() -> None:
-    placed, other = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
-    placed[10:30, 5:20], other[10:30, 20:39] = True, True
-    depth = np.where(placed, 0.7, 0.2)
-    depth[:, 5:7] = 0.0  # far from the border
-    assert order_is_right(depth, placed, other, nearer=True)
-    assert not order_is_right(depth, placed, other, nearer=False)
-    assert not order_is_right(1 - depth, placed, other, nearer=True)
-    assert not order_is_right(np.zeros_like(depth), placed, other, nearer=True)
-    assert order_is_right(depth, np.zeros_like(placed), other, nearer=True) is None
 
 
 def test_pixel_order_of_a_right_a_wrong_and_a_random_map() -> None:

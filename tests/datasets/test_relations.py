@@ -1,10 +1,11 @@
 """Relations between objects: converses agree, and plain arrangements get their plain names."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.relations import RELATIONS, Place, holds, relation
+from datasets.relations import RELATIONS, Place, holds, order_is_right, relation
 
 CONVERSE = {
     "left of": "right of",
@@ -107,3 +108,15 @@ def test_a_dog_lies_under_a_table() -> None:
     assert holds("under", dog, table)
     assert holds("above", table, dog)
     assert not holds("under", Place(dog.box01_xyxy, 0.9, 0.87, 0.95), table)
+
+
+def test_depth_order_beside_the_border_and_a_swapped_depth_fails() -> None:
+    placed, other = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    placed[10:30, 5:20], other[10:30, 20:39] = True, True
+    depth = np.where(placed, 0.7, 0.2)
+    depth[:, 5:7] = 0.0  # far from the border
+    assert order_is_right(depth, placed, other, nearer=True)
+    assert not order_is_right(depth, placed, other, nearer=False)
+    assert not order_is_right(1 - depth, placed, other, nearer=True)
+    assert not order_is_right(np.zeros_like(depth), placed, other, nearer=True)
+    assert order_is_right(depth, np.zeros_like(placed), other, nearer=True) is None
