@@ -14,7 +14,17 @@ import numpy as np
 from compose.models import Models
 from compose.settings import CAST, OFF, SHADOW_MODEL, ComposeSettings
 from compose.sources import Sources
-from datasets.geometry import Box, Box01, Crop, Size, bbox_of_mask, box_to_01, crop_round, depth_at_contact
+from datasets.geometry import (
+    Box,
+    Box01,
+    Crop,
+    Size,
+    bbox_of_mask,
+    box_to_01,
+    crop_round,
+    depth_at_contact,
+    hull_box,
+)
 from datasets.pairs import Geometry
 from ldm.decode import Overlay, row_blocks
 from ldm.experts.shadow import SIDE, ShadowNetwork
@@ -106,18 +116,21 @@ def in_shadow(
     fade = np.minimum(cv2.distanceTransform(inside, cv2.DIST_L2, 3) / (FADE * SIDE), 1)
     dark_01, cut = undo_part(crop, (square_01 * fade).astype(np.float32), LEAST)
     part = cut.part
-    scene_01, allowed = depth_without(geometry, *part)
     things = sources.stage.things.values() if sources.stage is not None else ()
     for rows in row_blocks(len(dark_01)):
-        flat_01 = plane_over((h, w), ground.plane, np.arange(h)[part[0]][rows], part[1])
-        allowed[rows] |= np.abs(scene_01[rows] - flat_01) < near
+        here = slice(part[0].start + rows.start, min(part[0].start + rows.stop, part[0].stop)), part[1]
+        scene_01, allowed = depth_without(geometry, *here)
+        allowed |= np.abs(scene_01 - plane_over((h, w), ground.plane, np.arange(h)[here[0]], part[1])) < near
         for thing in things:
-            allowed[rows] &= ~thing.mask[part][rows]  # what earlier layers placed is no ground
+            allowed &= ~thing.mask[here]  # what earlier layers placed is no ground
         if inputs.within_mask and inputs.target_mask is not None:
-            allowed[rows] &= inputs.target_mask[part][rows]
-        dark_01[rows] *= np.clip(dark_01[rows] / LEAST - 1, 0, 1) * allowed[rows]
-    shadow = Shadow(dark_01, cut)
-    return geometry.over(sources.background.painted(*shadow.paint).rgb_u8), shadow
+            allowed &= inputs.target_mask[here]
+        dark_01[rows] *= np.clip(dark_01[rows] / LEAST - 1, 0, 1) * allowed
+    shadow, native = Shadow(dark_01, cut), geometry.crop.native
+    frame = replace(native, box_xyxy=hull_box(native.box_xyxy, cut.box_xyxy))
+    black_u8, weight_01, darker, _ = shadow.paint
+    shown = sources.background.cut(frame.part).painted(black_u8, weight_01, darker, frame.within(cut))
+    return geometry.over(shown.rgb_u8[frame.within(native)]), shadow
 
 
 def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarray, Crop]:
@@ -216,8 +229,10 @@ def contact(ground: Ground, solid: np.ndarray, own_01: np.ndarray, box: Box, cro
     lifted = np.maximum(np.maximum(foot, y1 - deep) - lowest, 0)
     touch = np.maximum(1 - lifted / (LIFTED * size), 0) ** 2
     print_01 = np.zeros(crop.native.size, np.float32)  # takes memory only where it is written
-    for x, row, weight in zip(columns, np.rint(lowest + lifted).astype(int), touch, strict=True):
-        print_01[max(row - deep, 0) : row, x] = weight
+    below = np.rint(lowest + lifted).astype(int)
+    first, last = max(below.min() - deep, 0), max(below.max(), 0)
+    y = np.arange(first, last)[:, None]
+    print_01[first:last, columns] = touch.astype(np.float32) * ((y >= below - deep) & (y < below))
     small_01, light = crop.fit(print_01), np.ones(crop.size, np.float32)
     for spread, strength in LEVELS:
         across, along = (

@@ -103,11 +103,11 @@ class Geometry:
     def model_layers(self) -> Layers:
         return self.native_layers if self.legacy else self.layers(self.crop)
 
-    def over(self, background_u8: np.ndarray) -> "Geometry":
-        """With layers of another image (H, W, 3), which is not kept: nothing else of them is made again."""
-        geometry = replace(self)
-        native = replace(self.native_layers, background_u8=self.window.take(background_u8).copy())
-        model = native if self.legacy else self.layers(self.crop, background_u8)
+    def over(self, cut_u8: np.ndarray) -> "Geometry":
+        """With layers of another image, of which the crop's own pixels are given; they are not kept."""
+        geometry, own = replace(self), self.crop.within(self.window)
+        native = replace(self.native_layers, background_u8=cut_u8[own].copy())
+        model = native if self.legacy else self.layers(self.crop, cut_u8)
         vars(geometry).update(native_layers=native, model_layers=model)
         return geometry
 
@@ -130,8 +130,8 @@ class Geometry:
         centre = (x0 + x1) / 2
         return centre - width / 2, y1 - height, centre + width / 2, y1
 
-    def layers(self, crop: Crop, background_u8: np.ndarray | None = None) -> Layers:
-        """background_u8: (H, W, 3) in the place of that of the inputs."""
+    def layers(self, crop: Crop, cut_u8: np.ndarray | None = None) -> Layers:
+        """cut_u8: pixels of the background in the place of those of the inputs."""
         inputs, options, (far, near) = self.inputs, self.options, self.inputs.depth_range
         frame = crop.size if crop is self.crop else self.crop.native.size  # of which dilation is a fraction
         depth_01 = crop.take(inputs.background_depth_01).astype(np.float32, copy=False)
@@ -160,8 +160,8 @@ class Geometry:
             depth_01 = crop.take(inputs.target_depth_01).astype(np.float32, copy=False)
         # Whether the background under the object is real and not the answer.
         known = inputs.mode == "place" and (inputs.target_u8 is not None or inputs.target_mask is None)
-        cut_u8 = crop.take(inputs.background_u8 if background_u8 is None else background_u8)
-        return Layers(cut_u8, depth_01, placed, coverage, edit, keep, region, known)
+        shown_u8 = crop.fit(inputs.background_u8[crop.part] if cut_u8 is None else cut_u8)
+        return Layers(shown_u8, depth_01, placed, coverage, edit, keep, region, known)
 
     def _edit_region(
         self, crop: Crop, frame: Size, silhouette: np.ndarray, target: np.ndarray | None, region: np.ndarray

@@ -75,6 +75,12 @@ class LoadedImage:
         """(h, w, 3) uint8 in the colours of the file."""
         return self.rgb_u8 if self.stored_u8 is None else self.stored_u8
 
+    def cut(self, part: Any) -> "LoadedImage":
+        """A view of some rows and columns."""
+        names = ("rgb_u8", "alpha_u8", "stored_u8")
+        held = {name: pixels for name in names if (pixels := getattr(self, name)) is not None}
+        return replace(self, **{name: pixels[part] for name, pixels in held.items()})
+
     def painted(
         self, image_u8: np.ndarray, weight_01: np.ndarray, edit: np.ndarray, part: Any = np.s_[:, :],
         under: Overlay | None = None,

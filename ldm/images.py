@@ -151,14 +151,17 @@ def read_depth(path: Any, *, size: tuple[int, int] | None = None, data: bytes | 
     return normalize(values)
 
 
-def normalize(values: np.ndarray) -> np.ndarray:
-    """Min-max to [0, 1] as float32; constant values give zeros, and such an array is returned itself."""
+def normalize(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Min-max to [0, 1] as float32; constant values give zeros, and such an array is returned itself.
+
+    out: where the result is written, also over the values themselves
+    """
     low, high = float(values.min()), float(values.max())
     if (low, high) == (0, 1) and values.dtype == np.float32:
         return values
-    result = np.zeros(values.shape, np.float32)
-    for rows in decode.row_blocks(len(values)) if high > low else ():
-        result[rows] = (values[rows].astype(np.float64) - low) / (high - low)
+    result = np.empty(values.shape, np.float32) if out is None else out
+    for rows in decode.row_blocks(len(values)):
+        result[rows] = (values[rows].astype(np.float64) - low) / ((high - low) or 1)
     return result
 
 

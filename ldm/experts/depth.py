@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoConfig, AutoModelForDepthEstimation, DPTForDepthEstimation
 from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
 
@@ -180,8 +179,8 @@ def full_size(low_01: np.ndarray, size: tuple[int, int], enlarge: bool = True) -
     if not enlarge:
         scale = min(1.0, (low_01.size / (size[0] * size[1])) ** 0.5)
         size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    full = functional.interpolate(torch.from_numpy(low_01)[None, None], size, mode="bicubic")
-    return normalize(full[0, 0].clamp_(0, 1).numpy())
+    full_01 = resize(low_01, size, how="cubic")
+    return normalize(np.clip(full_01, 0, 1, out=full_01), full_01)
 
 
 def weights_of_depth(folder: Path) -> dict[str, str]:

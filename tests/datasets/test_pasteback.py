@@ -191,7 +191,8 @@ def test_a_geometry_over_another_image_has_its_layers(resample):
     inputs, options = scene((0.2, 0.2, 0.6, 0.9)), replace(OPTIONS, resample=resample)
     shaded_u8 = inputs.background_u8 // 2
     anew = Geometry.of(replace(inputs, background_u8=shaded_u8), options)
-    over, last = Geometry.of(inputs, options).over(shaded_u8), weakref.ref(shaded_u8)
+    geometry, last = Geometry.of(inputs, options), weakref.ref(shaded_u8)
+    over = geometry.over(shaded_u8[geometry.crop.part])
     pairs = (over.native_layers, anew.native_layers), (over.model_layers, anew.model_layers)
     for layers, expected in pairs:
         for name in (field.name for field in fields(layers) if field.name != "placed"):
