@@ -3,6 +3,7 @@
 photograph | rendered | plain | jobs COUNT | examples DATASETS.yaml COUNT (of each source)
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -60,6 +61,9 @@ def main(kind: str, count: str = "0") -> None:
     facts.add_text("Software", "datasets.scenes")  # of a rendered scene, now: it keeps the small networks
     kinds = {"photograph": "JPEG", "rendered": "PNG", "plain": "PNG"}
     Image.open(ROOM).convert("RGB").resize((8000, 6000)).save(large, kinds[kind], quality=92, pnginfo=facts)
+    ctypes.CDLL(None).malloc_trim(0)  # what was touched to make the image does not help either side
+    if not old:
+        import_module("ldm.settings.resources").keep_freed_memory()  # as a command does
     time.perf_counter = time.process_time  # the stages of a report are in CPU seconds then
     compose, settings = map(import_module, ("compose", "compose_settings" if old else "compose.settings"))
     job = {**JOB, "shadow": "off"} if kind == "plain" and not old else JOB

@@ -230,7 +230,7 @@ def contact(ground: Ground, solid: np.ndarray, own_01: np.ndarray, box: Box, cro
     touch = np.maximum(1 - lifted / (LIFTED * size), 0) ** 2
     print_01 = np.zeros(crop.native.size, np.float32)  # takes memory only where it is written
     below = np.rint(lowest + lifted).astype(int)
-    first, last = max(below.min() - deep, 0), max(below.max(), 0)
+    first, last = np.clip((below.min() - deep, below.max()), 0, len(print_01))
     y = np.arange(first, last)[:, None]
     print_01[first:last, columns] = touch.astype(np.float32) * ((y >= below - deep) & (y < below))
     small_01, light = crop.fit(print_01), np.ones(crop.size, np.float32)

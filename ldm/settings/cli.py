@@ -28,7 +28,7 @@ from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.later import later, quiet_libraries
-from ldm.settings.resources import check_places, resources_named, user_message
+from ldm.settings.resources import check_places, keep_freed_memory, resources_named, user_message
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
@@ -162,6 +162,7 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     for library in ("httpx", "torch"):  # torch prints statistics at its end where its import was interrupted
         logging.getLogger(library).setLevel(logging.WARNING)
     quiet_libraries()
+    keep_freed_memory()
     for number, default in DEFAULTS.items():
         if signal.getsignal(number) == default:
             signal.signal(number, stop)

@@ -209,6 +209,8 @@ def test_contact_fades_with_the_height_above_the_ground(gap: int) -> None:
     assert (dark.max() > 1e-6) == (gap < 14)
     farther = contact(ground, own[0], np.full((30, 30), depth_01[72, 0]), own[1], crop)
     assert farther.max() < dark.max() or gap == 14
+    above = contact(ground, own[0], np.ones((30, 30), np.float32), own[1], crop)  # its foot is out of sight
+    assert not above.any()
 
 
 @pytest.mark.parametrize(
