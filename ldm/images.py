@@ -160,8 +160,11 @@ def normalize(values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     if (low, high) == (0, 1) and values.dtype == np.float32:
         return values
     result = np.empty(values.shape, np.float32) if out is None else out
+    if not high > low:
+        result.fill(0)
+        return result
     for rows in decode.row_blocks(len(values)):
-        result[rows] = (values[rows].astype(np.float64) - low) / ((high - low) or 1)
+        result[rows] = (values[rows].astype(np.float64) - low) / (high - low)
     return result
 
 

@@ -167,11 +167,11 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
         if signal.getsignal(number) == default:
             signal.signal(number, stop)
     code = run_app(build, sys.argv[1:])
-    with contextlib.suppress(OSError):  # sys.exit says which stream cannot be written
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the shell has closed it
-            stream.flush()
-        if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
-            atexit._run_exitfuncs()
+    if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError):  # sys.exit says which stream cannot be written
+            for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the shell has closed it
+                stream.flush()
             os._exit(code)  # to free what the libraries hold object by object takes a quarter of a second
     sys.exit(code)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.images import read_depth, read_mask, resize, write_depth, write_mask
+from ldm.images import normalize, read_depth, read_mask, resize, write_depth, write_mask
 
 
 def painted(h: int = 24, w: int = 36) -> np.ndarray:
@@ -268,3 +268,14 @@ def test_an_empty_mask_names_the_limit_of_its_bit_depth(
     with pytest.raises(ValueError, match=rf"no pixel is above {limit}; its values are 0, {largest}: if they"):
         read_mask(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png", label=largest * (1 if channels == 1 else 65793)).sum() == 16
+
+
+@pytest.mark.parametrize(
+    "values", [[[2, 5], [3, 4]], [[7, 7], [7, 7]], [[0, 1], [0.5, 1]], [[0, np.nan], [1, 2]]]
+)
+def test_normalised_in_place_as_in_a_new_array(values: list[list[float]]) -> None:
+    depth = np.array(values, np.float32)
+    expected = normalize(depth.copy())
+    assert expected.min() == 0
+    assert expected.max() == float(np.isfinite(depth).all() and np.ptp(depth) > 0)
+    assert np.array_equal(normalize(depth, depth), expected)
