@@ -1,4 +1,4 @@
-"""What the verbs of run_inference.py do."""
+"""What `image` and `replay` of run_inference.py do; jobs: `compose.layering`, batches: `compose.batch`."""
 
 import logging
 import sys
