@@ -5,7 +5,6 @@ work = "compose.commands:run_image"  # imported when the verb runs (`later`)
 app.command("image")(command(ImageSettings, work, default_config=Path("configs/inference.yaml")))
 """
 
-import atexit
 import contextlib
 import inspect
 import json
@@ -13,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field
 from pathlib import Path
@@ -28,7 +26,7 @@ from ldm.locks import alone
 from ldm.settings.arguments import common_options, spread_lists
 from ldm.settings.config import Layer, flag_name, load_config, merge_layers, nested, to_plain, yaml_layers
 from ldm.settings.later import later, quiet_libraries
-from ldm.settings.resources import check_places, keep_freed_memory, resources_named, user_message
+from ldm.settings.resources import check_places, end_program, keep_freed_memory, resources_named, user_message
 from ldm.settings.schema import flat_settings, from_text, members, range_name, section_of, type_name
 
 T = TypeVar("T")
@@ -166,14 +164,7 @@ def run_module(build: Callable[[], typer.Typer]) -> NoReturn:
     for number, default in DEFAULTS.items():
         if signal.getsignal(number) == default:
             signal.signal(number, stop)
-    code = run_app(build, sys.argv[1:])
-    if all(thread.daemon or thread is threading.main_thread() for thread in threading.enumerate()):
-        atexit._run_exitfuncs()
-        with contextlib.suppress(OSError):  # sys.exit says which stream cannot be written
-            for stream in filter(None, (sys.stdout, sys.stderr)):  # None: the shell has closed it
-                stream.flush()
-            os._exit(code)  # to free what the libraries hold object by object takes a quarter of a second
-    sys.exit(code)
+    end_program(run_app(build, sys.argv[1:]))
 
 
 def stop(number: int, frame: Any) -> None:

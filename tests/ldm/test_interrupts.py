@@ -251,24 +251,39 @@ def test_no_foreign_library_is_imported_before_that_holds(name: str) -> None:
     assert (run.stdout, run.stderr) == ("[]\n", "")
 
 
+IN_PROCESS = """import runpy, sys
+sys.argv = ["program.py"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    print("after")
+"""
+THREAD = "threading.Thread(target=lambda: (time.sleep(0.5), print('thread'))).start()"
+
+
 @pytest.mark.parametrize(
-    "thread", ["", "threading.Thread(target=lambda: (time.sleep(0.5), print('thread'))).start()"]
-)
-def test_a_command_that_has_ended_leaves_nothing_undone(tmp_path: Path, thread: str) -> None:
-    """It ends without freeing memory piece by piece, but handlers and threads have their turn."""
-    lines = [
-        "import atexit, tempfile, threading, time",
-        "kept = []",
-        "def work(settings):",
-        "    print('work')",
-    ]
-    lines += [f"    {line}" for line in (thread, "atexit.register(print, 'handler')") if line]
-    lines += [f"    kept.append(tempfile.TemporaryDirectory(dir={str(tmp_path)!r}))"]
-    (tmp_path / "engine.py").write_text("\n".join(lines))
+    ("words", "thread", "ends"),
+    [(["program.py"], "", ["handler"]), (["-m", "program"], "", ["handler"]),
+     (["program.py"], THREAD, ["thread", "handler"]), (["-c", IN_PROCESS], "", ["after", "handler"])],
+)  # fmt: skip
+def test_a_command_that_has_ended_leaves_nothing_undone(
+    tmp_path: Path, words: list[str], thread: str, ends: list[str]
+) -> None:
+    """It ends without freeing memory piece by piece, but handlers and threads have their turn, and a program
+    that runs it in its own process goes on.
+    """
+    engine = f"""import atexit, tempfile, threading, time
+def work(settings):
+    global kept
+    kept = tempfile.TemporaryDirectory(dir={str(tmp_path)!r})
+    atexit.register(print, 'handler')
+    {thread}
+"""
+    (tmp_path / "engine.py").write_text(engine)
     (tmp_path / "program.py").write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, tmp_path / "program.py"], cwd=ROOT, capture_output=True, text=True, check=True,
+        [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
     )  # fmt: skip
-    assert done.stdout.split() == ["work", *(["thread"] if thread else []), "handler"]
+    assert done.stdout.split() == ends
     assert [path for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
