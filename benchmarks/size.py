@@ -6,8 +6,9 @@ Every measurement is a process of its own: CPU seconds, and the most memory that
 of files and the loading of networks do not count. Composites have the usual settings: here with a shadow,
 which the earlier revision does not draw (plain: a rendered scene without it, the same work as there); a
 rendered scene has the networks that it had there, a photograph has depth by rules and the painter paste. With
-U2-Netp the rules cost more, at any size of the image. Jobs count up to the first composite, with and without
-imports; the earlier revision reads a short file of jobs, as it takes as long for every line.
+U2-Netp the rules cost more, at any size of the image. Freed memory is kept, as by commands. Jobs count up to
+the first composite, with and without imports; the earlier revision reads a short file of jobs, as it takes as
+long for every line.
 """
 
 import json
