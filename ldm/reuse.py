@@ -24,7 +24,7 @@ class DeepReuse:
 
     def __init__(
         self, unet: UNet2DConditionModel, total: int, every: int = 1, layers: int = 0,
-        full_last: int = LAST_FULL, predict: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        full_last: int = LAST_FULL, predict: Callable[..., tuple[Tensor, list[Tensor]]] | None = None,
     ) -> None:  # fmt: skip
         self.unet, self.every, self.layers, self.left, self.full_last = unet, every, layers, total, full_last
         self.predict = predict or partial(predict_in_parts, unet)
@@ -50,21 +50,22 @@ class DeepReuse:
         self.since += 1
         deep = None if self.deep is None else self.deep[-len(x) :]
         given = x, t, tokens, residuals, deep, self.layers
-        prediction, below = self.predict(*given, **attention)
-        self.deep = below if deep is None else self.deep
+        prediction, entering = self.predict(*given, **attention)
+        if entering:
+            self.deep = entering[-min(self.layers, len(entering))]
         return prediction.float()
 
 
 def predict_in_parts(
     net: UNet2DConditionModel, x: Tensor, timestep: Tensor, tokens: Tensor, residuals: Sequence[Tensor],
     deep: Tensor | None, layers: int = 0, **attention: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What the UNet predicts, and the features that enter the last `layers` of its last up block (0: all).
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """What the UNet predicts, and the features that enter each layer of its last up block.
 
-    deep: these features of an earlier step; then only those layers run, and the layers of the first down
-    block whose skips they read
+    deep: what entered the last `layers` of them (0: all) at an earlier step; then only those layers run, with
+    the layers of the first down block whose skips they read, and no features are given back
     """
-    last, whole = net.up_blocks[-1], deep is None
+    last, whole, entering = net.up_blocks[-1], deep is None, []
     time = net.time_embedding(net.time_proj(timestep.expand(len(x))).to(x.dtype))
     given = {"encoder_hidden_states": tokens, **attention}
     count = min(layers, len(last.resnets)) or len(last.resnets)
@@ -93,11 +94,12 @@ def predict_in_parts(
     for left, layer in zip(range(len(last.resnets), 0, -1), residual_layers(last), strict=True):
         if left > count and not whole:
             continue
-        if left == count:
-            sample = deep = sample if deep is None else deep
+        if whole:
+            entering.append(sample)
+        elif left == count:
+            sample = deep
         sample = run_layer(layer, torch.cat([sample, skips[left - 1]], dim=1), time, given)
-    assert deep is not None
-    return net.conv_out(net.conv_act(net.conv_norm_out(sample))), deep
+    return net.conv_out(net.conv_act(net.conv_norm_out(sample))), entering
 
 
 def residual_layers(block: nn.Module) -> list[tuple[nn.Module, nn.Module | None]]:
