@@ -23,7 +23,6 @@ from datasets.geometry import (
     box_to_01,
     crop_round,
     depth_at_contact,
-    hull_box,
 )
 from datasets.pairs import Geometry
 from ldm.decode import Overlay, row_blocks
@@ -68,8 +67,9 @@ class Shadow:
 
     def report(self, kind: str, edit_mask: np.ndarray) -> dict[str, Any]:
         """Pixels of the region beside the object's own edit mask (H, W), and their mean darkening."""
-        beside = (self.darkening_01 > 0) & ~edit_mask[self.cut.part]
-        mean = float(self.darkening_01[beside].mean()) if beside.any() else 0.0
+        beside = self.darkening_01 > 0
+        beside[edit_mask[self.cut.part]] = False
+        mean, *_ = cv2.mean(self.darkening_01, beside.view(np.uint8))  # 0 without any
         return {"kind": kind, "pixels": int(beside.sum()), "mean_darkening": mean}
 
 
@@ -127,10 +127,11 @@ def in_shadow(
             allowed &= inputs.target_mask[here]
         dark_01[rows] *= np.clip(dark_01[rows] / LEAST - 1, 0, 1) * allowed
     shadow, native = Shadow(dark_01, cut), geometry.crop.native
-    frame = replace(native, box_xyxy=hull_box(native.box_xyxy, cut.box_xyxy))
-    black_u8, weight_01, darker, _ = shadow.paint
-    shown = sources.background.cut(frame.part).painted(black_u8, weight_01, darker, frame.within(cut))
-    return geometry.over(shown.rgb_u8[frame.within(native)]), shadow
+    if min((shared := native.narrowed(cut.box_xyxy)).size) > 0:
+        paint = [value[cut.within(shared)] for value in shadow.paint[:3]]
+        shown = sources.background.cut(native.part).painted(*paint, native.within(shared))
+        geometry = geometry.over(shown.rgb_u8)
+    return geometry, shadow
 
 
 def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarray, Crop]:
@@ -152,7 +153,7 @@ def undo_part(crop: Crop, square_01: np.ndarray, least: float) -> tuple[np.ndarr
     dark = found_01 > least
     x0, y0, x1, y1 = bbox_of_mask(dark) if dark.any() else (0, 0, 1, 1)
     x, y = crop.box_xyxy[0] + columns.start - crop.pad[0], crop.box_xyxy[1] + rows.start - crop.pad[1]
-    return found_01[y0:y1, x0:x1], crop.native.narrowed((x + x0, y + y0, x + x1, y + y1))
+    return found_01[y0:y1, x0:x1].copy(), crop.native.narrowed((x + x0, y + y0, x + x1, y + y1))
 
 
 def depth_without(geometry: Geometry, rows: Any, columns: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ class Cutout:
 
 @dataclass(frozen=True, eq=False)
 class PlacedCutout:
-    """A cut-out in a frame, before anything hides it. Its colours are made when they are read."""
+    """A cut-out in a frame, before anything hides it. Its colours are made where they are read."""
 
     cutout: Cutout
     box_xyxy: Sequence[float]  # of the cut-out with its rim
@@ -50,9 +50,9 @@ class PlacedCutout:
     alpha_01: np.ndarray  # (h, w) float32 coverage
     depth_01: np.ndarray  # (h, w) float32 in [far, near], far outside
 
-    @cached_property
+    @property
     def rgb_u8(self) -> np.ndarray:
-        """(h, w, 3), 0 outside."""
+        """(h, w, 3), 0 outside; made anew each time."""
         frame, rim = self.alpha_01.shape, self.cutout.rim
         rgb_u8 = np.zeros((*frame, 3), np.uint8)
         if self.legacy:
@@ -61,10 +61,11 @@ class PlacedCutout:
             return rgb_u8
         # Colours are 0 outside the mask, so after warping they are weighted by the coverage.
         weighted = self.cutout.rgb_u8.astype(np.float32) if rim is None else rim.weighted
-        colour, place = warp_into(weighted, self.box_xyxy, frame)
-        for rows in row_blocks(len(colour)):
-            opacity = np.maximum(self.alpha_01[place][rows], 1e-3)
-            rgb_u8[place][rows] = np.clip(np.rint(colour[rows] / opacity[..., None]), 0, 255)
+        for channel, plane in enumerate(cv2.split(weighted)):  # one by one, for memory
+            colour, place = warp_into(plane, self.box_xyxy, frame)
+            for rows in row_blocks(len(colour)):
+                opacity = np.maximum(self.alpha_01[place][rows], 1e-3)
+                rgb_u8[place][rows, :, channel] = np.clip(np.rint(colour[rows] / opacity), 0, 255)
         return rgb_u8
 
 

@@ -17,6 +17,7 @@ from datasets.masks import feather_inside
 from datasets.pairs import Geometry
 from ldm.decode import LoadedImage, Overlay, row_blocks
 from ldm.images import resize
+from ldm.settings.resources import release_freed_memory
 
 LEGACY_MARGIN = 5  # pixels of the crop's rectangle that the published paste leaves out
 FEATHER = 0.02  # of the crop's side; chosen
@@ -81,13 +82,15 @@ def stitch(
                     around[rows] = np.clip(mixed, 0, 255)
                 image = around
                 del rest, around
-            del painted  # before the background is copied, for memory
+            del painted
         edit, width = layers.edit, FEATHER * max(crop.padded_size)
         weight_01 = feather_inside(edit, width, open_to=layers.keep)  # sharp towards what hides the object
     else:
         raise ValueError(f"unknown paste {paste!r}; allowed: mask-feather, legacy-rect")
     frame = crop.native if paste == "legacy-rect" else window
+    release_freed_memory()  # before the background is copied
     result = background.painted(image, weight_01, edit, frame.part, under)
+    del image, weight_01  # before the mask of the whole image is made, for memory
     return Stitched(result, frame.embed(edit))
 
 

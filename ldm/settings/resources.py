@@ -46,6 +46,12 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
 
 
+def release_freed_memory() -> None:
+    """What was freed and kept goes back to the system: large arrays do not fit into its gaps (with glibc)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def end_program(code: int) -> NoReturn:
     """Exit, called by the module that is the program, without freeing all objects one by one (0.15 to 0.3 s).
 
