@@ -61,8 +61,7 @@ def tool_schema(kind: str, needed: tuple[str, ...]) -> dict[str, Any]:
     fields |= {name: one for name, one in special.items() if name in fields}
     if kind not in ("", "place"):
         fields["out"] = {**text, "description": "new PNG below an allowed folder; several images get numbers"}
-    body = {"type": "object", "properties": fields, "required": [*needed]}
-    return {**body, "additionalProperties": False}
+    return {"type": "object", "properties": fields, "required": [*needed], "additionalProperties": False}
 
 
 async def answer(
@@ -87,8 +86,7 @@ async def answer(
             masks.append(("mask", region.pop("mask")))
     fields = {**given, **({"regions": regions} if regions else {})}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
-    form = FormData([*texts.items(), *masks])
-    _, job = await rest.begin(request, kind, lambda: nullcontext(form))
+    _, job = await rest.begin(request, kind, lambda: nullcontext(FormData([*texts.items(), *masks])))
     step = 0
     try:
         while job.state not in ENDED:

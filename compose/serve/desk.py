@@ -109,7 +109,6 @@ class Desk(Visit):
         return super().work + [DEPTH] * lacks
 
     def forget(self) -> None:
-        """No names any more."""
         self.named: dict[str, Box01] = {}
         self.pending: Box01 | None = None  # has no name yet
 
@@ -173,7 +172,6 @@ class Desk(Visit):
             self.draw(tool == NAME, act["box"], act["points"])
 
     def paint_target(self, points: Sequence[Sequence[float]], radius: float) -> None:
-        """Add a stroke to the target mask."""
         assert self.background is not None
         stroke = stroke_mask(self.background.size, points, radius)
         target = stroke if self.target is None else self.target | stroke
@@ -209,11 +207,9 @@ class Desk(Visit):
                 self.choose(hits[0])
 
     def place(self, index: int) -> Box01:
-        """The box of a proposed place."""
         return tuple(self.records[index]["candidates"][index]["box"])
 
     def choose(self, index: int) -> None:
-        """Use a proposed place."""
         found = self.records[index]["candidates"][index]
         self.box = self.place(index)
         self.depth = (found["depth"],) if found["far"] is None else (found["far"], found["near"])
@@ -289,8 +285,7 @@ class Desk(Visit):
             if (path := self.seen.get(self.wanted[name])) is not None:
                 self.take(name, path)
             else:
-                file = Path(plain[name]).name.removeprefix(IN_MEMORY)
-                missing.append(f"{name.replace('_', ' ')} ({file})")
+                missing.append(f"{name.replace('_', ' ')} ({Path(plain[name]).name.removeprefix(IN_MEMORY)})")
         self.box, self.depth = settings.box, settings.depth
         if placement := recipe.get("placement"):
             count = range(len(placement["candidates"]))

@@ -28,7 +28,7 @@ class Guard:
         other_page = site not in ("same-origin", "none", None)
         if site is None and origin is not None:
             other_page = urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-        if self.auth is not None and not is_account(headers.get("authorization", ""), self.auth):
+        if self.auth is not None and not self.is_account(headers.get("authorization", "")):
             challenge = {"WWW-Authenticate": 'Basic realm="bifrost", charset="UTF-8"'}
             refusal = error_json(401, "user and password are needed", challenge)
         elif other_page and scope.get("method") not in SAFE:
@@ -39,19 +39,19 @@ class Guard:
             return await self.app(scope, receive, send)
         return await refusal(scope, receive, send)
 
+    def is_account(self, given: str) -> bool:
+        """Whether an Authorization header, Basic or Bearer, holds `auth`; any text takes equal time."""
+        kind, _, value = given.partition(" ")
+        try:
+            basic = kind.lower() == "basic"
+            said = base64.b64decode(value, validate=True) if basic else value.encode("latin-1")
+        except (binascii.Error, ValueError):
+            said = b""
+        return hmac.compare_digest(said, str(self.auth).encode()) and kind.lower() in ("basic", "bearer")
+
 
 def error_json(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
     """An error in the form of OpenAI's API."""
     kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
     error = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": error}, status, headers)
-
-
-def is_account(given: str, auth: str) -> bool:
-    """Whether an Authorization header, Basic or Bearer, holds USER:PASSWORD; any text takes equal time."""
-    kind, _, value = given.partition(" ")
-    try:
-        said = base64.b64decode(value, validate=True) if kind.lower() == "basic" else value.encode("latin-1")
-    except (binascii.Error, ValueError):
-        said = b""
-    return hmac.compare_digest(said, auth.encode()) and kind.lower() in ("basic", "bearer")

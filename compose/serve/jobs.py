@@ -75,7 +75,6 @@ class Job:
 
     @property
     def inputs(self) -> Path:
-        """The folder of its uploads."""
         return self.folder / INPUTS
 
     def look(self) -> bytes | None:
@@ -98,7 +97,6 @@ class Job:
         return Monitor(on_step, lambda: self.stopped, progress=False)
 
     def as_json(self) -> dict[str, Any]:
-        """What clients see of it."""
         names = ("id", "kind", "state", "created", "ended", "step", "total", "seconds_left", "error")
         return {name: getattr(self, name) for name in (*names, "result")}
 
@@ -181,7 +179,6 @@ class JobQueue:
         return self.jobs[identity]
 
     def position(self, job: Job) -> int:
-        """How many jobs come before it."""
         with self.changed:
             return next((place for place, (other, _) in enumerate(self.line) if other is job), 0)
 
@@ -239,7 +236,6 @@ class JobQueue:
                 self._end(job, "failed")
 
     def _run(self, own: Any) -> None:
-        """The loop of one worker thread."""
         while not self.closed:
             with self.changed:
                 if not self.line:

@@ -14,8 +14,8 @@ import numpy as np
 from compose.models import JobNetworks
 from compose.serve import page
 from compose.serve.desk import FIXES, MASK, NAME, PLACE, Desk
-from compose.serve.events import EVENT, Events, nothing, status_of_work
 from compose.serve.jobs import DEPTH, Job, QueueFull
+from compose.serve.page import EVENT, Events, nothing, status_of_work
 from compose.serve.settings import anywhere
 from compose.serve.uploads import public
 from compose.serve.work import compose_work, places_of
@@ -52,8 +52,7 @@ def scene(desk: Desk, tool: str, fix: str, view: str, mode: str) -> list[Any]:
         else:
             image_u8 = resize(desk.background.rgb_u8, size)
         if desk.target is not None and tool == MASK:
-            target = resize(desk.target, size)
-            image_u8 = paint_masks(image_u8, [target], ["magenta"], [TINT])
+            image_u8 = paint_masks(image_u8, [resize(desk.target, size)], ["magenta"], [TINT])
         marks = [{"box": box, "label": name, "colour": NAMED} for name, box in desk.named.items()]
         for index in range(len(desk.records) if tool == PLACE else 0):
             colour = "#{:02x}{:02x}{:02x}".format(*COLOURS[index % len(COLOURS)])
@@ -80,7 +79,6 @@ def cutout(desk: Desk, fix: str) -> dict[str, Any]:
 
 
 def composite_in_words(report: dict[str, Any]) -> list[str]:
-    """The report of a composite, for people."""
     changed = sum(drift["changed_outside"] for drift in report["drift"])
     depth, box = report["depth"], ", ".join(f"{value:.3f}" for value in report["box"])
     clauses = report.get("placement", {}).get("satisfied", {})
@@ -94,13 +92,10 @@ def composite_in_words(report: dict[str, Any]) -> list[str]:
 
 
 def both(desk: Desk, *looks: str) -> list[Any]:
-    """Values of both surfaces and what belongs to them."""
     return [cutout(desk, looks[1]), html.escape(desk.note), *scene(desk, *looks)]
 
 
 class ComposeTab:
-    """Its components, and what their events do."""
-
     def __init__(self, site: page.Site, desk: gr.State) -> None:
         self.site, self.desk = site, desk
         with gr.Row(equal_height=False):
@@ -137,7 +132,6 @@ class ComposeTab:
         self.wire()
 
     def wire(self) -> None:
-        """What happens at which event."""
         events = Events(self.status, self.looks, ["background", "object"], self.go_on)
         scene_of = [self.place, self.words, self.depth, self.ground]
         shown = [self.item, self.note, *scene_of]
@@ -182,11 +176,9 @@ class ComposeTab:
         return self.site.told(composite_in_words, desk)
 
     def take(self, name: str, desk: Desk, event: gr.EventData) -> str:
-        """A file for a setting."""
         return desk.take(name, self.site.files_of(desk, event)[0])
 
     def replay(self, desk: Desk, event: gr.EventData) -> None:
-        """All settings of an earlier result."""
         values, missing = desk.replay(self.site.files_of(desk, event)[0])
         desk.carried = {name: value for name, value in desk.carried.items() if name not in CONTROLS}
         desk.note = "All settings of the image are back."

@@ -17,9 +17,8 @@ from compose import batch
 from compose.models import compositor_folder
 from compose.serve import page
 from compose.serve.desk import Desk, Visit
-from compose.serve.events import EVENT, Events, nothing, status_of_work
 from compose.serve.jobs import Job, JobQueue, QueueFull
-from compose.serve.page import Site
+from compose.serve.page import EVENT, Events, Site, nothing, status_of_work
 from compose.serve.page_compose import ComposeTab, composite_in_words
 from compose.serve.page_regions import RegionsDesk, RegionsTab
 from compose.serve.settings import COMPOSE_FIELDS, ServeSettings, anywhere, filled
@@ -75,7 +74,6 @@ class JobsDesk(Visit):
 
 
 def row_of(name: str, job: Job | None) -> list[str]:
-    """Name, state and result of a job."""
     if job is None:
         return [name, "waiting", ""]
     text = job.error or (f"step {job.step} of {job.total}" if job.total else "")
@@ -85,7 +83,6 @@ def row_of(name: str, job: Job | None) -> list[str]:
 
 
 def jobs_tab(site: page.Site, visit: gr.State) -> None:
-    """Its components, and what their events do."""
     surface = site.surface({"jobs": "Jobs (.jsonl) and their images"}, "jobs and images", 0.2, "multiple")
     with gr.Row():
         go, cancel = gr.Button("Compose all", variant="primary", elem_id="all"), gr.Button("Cancel")
@@ -118,12 +115,10 @@ def jobs_tab(site: page.Site, visit: gr.State) -> None:
             visit.listed, visit.jobs = jobs_of(visit.given, Path(visit.own.name), site.settings), {}
 
     def end(visit: JobsDesk, event: Any = None) -> None:
-        """Cancel what is not done."""
         visit.listed = visit.listed[: len(visit.jobs)]
         site.cancel(visit)
 
     def take(visit: JobsDesk, event: gr.EventData) -> None:
-        """Files for the next run; their names."""
         visit.given = site.files_of(visit, event)
         if not visit.work:
             visit.listed, visit.jobs = [], {}
@@ -161,7 +156,6 @@ def networks_here(queue: JobQueue, settings: ServeSettings) -> list[str]:
 
 
 def build_page(site: Site) -> gr.Blocks:
-    """The page of a server."""
     settings, below = site.settings, site.settings.compose_config
     config = load_compositor_config(compositor_folder(anywhere(below).model))
 

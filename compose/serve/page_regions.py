@@ -14,8 +14,8 @@ import numpy as np
 
 from compose.serve import page
 from compose.serve.desk import Visit, stroke_mask
-from compose.serve.events import Events, nothing, status_of_work
 from compose.serve.jobs import Work
+from compose.serve.page import Events, nothing, status_of_work
 from compose.serve.settings import filled
 from compose.serve.work import paint_work
 from compose.sources import SIDE
@@ -69,7 +69,6 @@ class RegionsDesk(Visit):
         self.masks = [mask for mask in self.masks if mask.any()]
 
     def act(self, surface: str, act: Mapping[str, Any]) -> None:
-        """A stroke."""
         region, adds = act["means"]
         self.stroke(min(region, len(self.masks)), act["points"], act["radius"], adds)
 
@@ -111,7 +110,6 @@ def canvas(painting: RegionsDesk, region: int) -> dict[str, Any]:
 
 
 def painting_in_words(report: dict[str, Any]) -> list[str]:
-    """The report of a painting, for people."""
     changed = sum(drift["changed_outside"] for drift in report["drift"])
     inside = 100 * report["drift"][0]["edit_fraction"]
     text = f"{changed} pixels changed outside the masks, which cover {inside:.1f} % of the image"
@@ -119,8 +117,6 @@ def painting_in_words(report: dict[str, Any]) -> list[str]:
 
 
 class RegionsTab:
-    """Its components, and what their events do."""
-
     def __init__(self, site: page.Site, painting: gr.State) -> None:
         self.site = site
         with gr.Row(equal_height=False):
@@ -172,7 +168,6 @@ class RegionsTab:
         return [canvas(painting, min(region, most)), gr.update(choices=choices, **own), painting.rows()]
 
     def load(self, painting: RegionsDesk, event: gr.EventData) -> None:
-        """Masks from files."""
         for path in self.site.files_of(painting, event):
             painting.load(path)
 

@@ -82,7 +82,6 @@ class EditRequest:
         return lambda job, networks: {**facts, **work(job, networks)}
 
     def text(self, name: str, default: str = "") -> str:
-        """The one text of a field."""
         values = self.given.get(name) or [default]
         if len(values) > 1 or not isinstance(values[0], str):
             got = "a file" if len(values) == 1 else len(values)

@@ -37,14 +37,12 @@ router = APIRouter()
 
 
 def error_answer(request: Request, error: Any) -> JSONResponse:
-    """A refusal or a full queue as an answer."""
     if isinstance(error, QueueFull):
         return error_json(429, str(error), {"Retry-After": str(error.retry_after)})
     return error_json(error.status_code, error.detail, error.headers)
 
 
 def known_job(identity: str, request: Request) -> Job:
-    """The job of an address."""
     try:
         return request.app.state.queue.get(identity)
     except KeyError:

@@ -27,12 +27,10 @@ PLACE = {"background": "-", "object": "-", "box": [0.0, 0.0, 1.0, 1.0]}  # compl
 T = TypeVar("T")
 
 
-def request_settings(schema: type) -> list[str]:
-    """The settings that a request gives by their own names."""
-    return [name for name in flat_settings(schema) if name not in SERVERS | OTHERWISE | PATHS]
-
-
-COMPOSE_FIELDS, PAINT_FIELDS = request_settings(CompositeSettings), request_settings(DreamSettings)
+COMPOSE_FIELDS, PAINT_FIELDS = (  # the settings that a request gives by their own names
+    [name for name in flat_settings(schema) if name not in SERVERS | OTHERWISE | PATHS]
+    for schema in (CompositeSettings, DreamSettings)
+)
 
 
 def filled(schema: type[T], config: Path | None, values: Mapping[str, Any]) -> T:
@@ -138,7 +136,6 @@ def field_schemas(*kinds: str) -> dict[str, Any]:
 
 
 def edit_schema(*kinds: str) -> dict[str, Any]:
-    """The OpenAPI description of a request body."""
     found = field_schemas(*kinds)
     for name in found.keys() & PICTURES:
         found[name] = {"format": "binary", **found[name]}

@@ -132,8 +132,7 @@ def fetch(field: str, url: str, most: int) -> bytes:
                 raise ValueError(f"{field}: not an address") from None
             if parts.scheme not in ("http", "https") or not host or parts.username or parts.password:
                 raise ValueError(f"{field}: only plain http(s) addresses are fetched")
-            address = public_address(field, host, port)
-            at = httpx.URL(url).copy_with(host=address, port=port)
+            at = httpx.URL(url).copy_with(host=public_address(field, host, port), port=port)
             named = {"headers": {"Host": parts.netloc, "Accept-Encoding": "identity"}}
             named |= {"extensions": {"sni_hostname": host}}
             try:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from compose.models import JobNetworks
-from compose.serve import events
+from compose.serve import page
 from compose.serve.app import make_app, make_queue
 from compose.serve.settings import ServeSettings
 from tests.compose.serve.browsing import TENT, listening
@@ -37,7 +37,7 @@ class ClosesLate:
 def address(tmp_path_factory):
     queue = make_queue(ServeSettings(out=tmp_path_factory.mktemp("serve") / "out", devices=("cpu",)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(events, "LATE", 500)
+        patch.setattr(page, "LATE", 500)
         app = make_app(ServeSettings(out=queue.folder), queue)
     with listening(ClosesLate(app)) as address:
         yield address

@@ -12,8 +12,8 @@ import pytest
 
 from compose.serve import page, page_compose
 from compose.serve.desk import PLACE, Desk, Visit
-from compose.serve.events import GONE, Events, nothing, status_of_work
 from compose.serve.jobs import DEPTH, JobQueue, QueueFull
+from compose.serve.page import GONE, Events, nothing, status_of_work
 from compose.serve.page_jobs import JobsDesk
 from compose.serve.settings import ServeSettings
 from ldm.images import write_png
