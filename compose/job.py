@@ -201,7 +201,6 @@ def _spoken(text: str, objects: Mapping[str, str], where: str) -> list[dict[str,
 
 
 def plain_name(name: str) -> str:
-    """Lower case, one blank between words."""
     return " ".join(name.lower().split())
 
 
@@ -252,8 +251,7 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
         raise ValueError(f"{here}{nearest(unknown[0], sorted(known), 'key')}")
     if given.get("num_samples", 1) != 1 and schema is not ComposeSettings:
         raise ValueError(f"{here}num_samples must be 1: a layer is one image")
-    made = {part: _settings(schema, given, shared, here) for part, schema in parts.items()}
-    return JobLayer(**own, **made)
+    return JobLayer(**own, **{part: _settings(schema, given, shared, here) for part, schema in parts.items()})
 
 
 def _settings(schema: Any, given: Mapping[str, Any], shared: Mapping[str, Any], where: str) -> Any:

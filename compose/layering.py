@@ -105,15 +105,6 @@ def run_job(settings: JobSettings | EditSettings) -> dict[str, Any]:
     return log_result([out], result.report, result.summary, None)
 
 
-def replay_job(image: Path, out: Path, moved: Mapping[str, Path], overwrite: bool) -> dict[str, Any]:
-    """Do a job again from the recipe inside an image."""
-    job = job_of_recipe(image, moved)
-    output_paths(out, 1, job.base.input_files.values())
-    repeated = compose_layers(job)
-    repeated.save(out, overwrite)
-    return log_result([out], repeated.report, repeated.summary, None)
-
-
 def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:
     """The job, hashes of background and layers (with their inputs and networks), machine, versions."""
 
@@ -134,9 +125,10 @@ def recipe_of_job(job: LayeredJob, digests: list[str]) -> dict[str, Any]:
         "machine": {"device": pick_device(job.base.device).type}, "versions": library_versions()}  # fmt: skip
 
 
-def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
-    """The job that made an image; ValueError where something changed. moved: where the background, or its
-    depth, lies now.
+def replay_job(image: Path, out: Path, moved: Mapping[str, Path], overwrite: bool) -> dict[str, Any]:
+    """Do the job again that made an image, by the recipe inside it; ValueError where something changed.
+
+    moved: where the background, or its depth, lies now
     """
     recipe = read_recipe(image)
     if moved.keys() - {"background", "background_depth"}:
@@ -154,7 +146,10 @@ def job_of_recipe(image: Path, moved: Mapping[str, Path]) -> LayeredJob:
             raise ValueError(f"{image}: layer {after['name']} is not what the image was made with: {what}")
     if recipe["versions"] != now["versions"] or recipe["machine"] != now["machine"]:
         logger.warning("versions or machine differ from the recipe's; pixels may differ slightly")
-    return job
+    output_paths(out, 1, job.base.input_files.values())
+    repeated = compose_layers(job)
+    repeated.save(out, overwrite)
+    return log_result([out], repeated.report, repeated.summary, None)
 
 
 def layer_digest(layer: JobLayer, job: LayeredJob, networks: JobNetworks) -> str:

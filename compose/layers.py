@@ -116,10 +116,9 @@ def write_open_raster(
         entries[-1] |= {"depth_file": f"{stem}_depth.png", "mask_file": f"{stem}_mask.png"}
         stack = f'<layer name={quoteattr(name)} src="{stem}.png" x="{x}" y="{y}"/>{stack}'
     stack = f'<?xml version="1.0"?><image version="0.0.3" w="{w}" h="{h}"><stack>{stack}</stack></image>'
-    small_u8 = resize(image.rgb_u8, fitted(image.size, THUMBNAIL))
     files |= {
         "stack.xml": stack.encode(), "mergedimage.png": encode_image(image, ".png"),
-        "Thumbnails/thumbnail.png": encode_png(small_u8),
+        "Thumbnails/thumbnail.png": encode_png(resize(image.rgb_u8, fitted(image.size, THUMBNAIL))),
         "layers.json": (json.dumps({"size": [w, h], **about, "layers": entries}, indent=2) + "\n").encode(),
     }  # fmt: skip
     path, buffer = beside(out, "_layers.ora"), io.BytesIO()

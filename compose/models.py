@@ -59,7 +59,6 @@ class Models:
         return wrapper
 
     def eraser(self, source: str) -> Eraser:
-        """What fills holes."""
         return load_eraser(source, self.device, self.others)
 
     def make_room(self) -> None:
@@ -71,13 +70,11 @@ class Models:
                 network_of(self.loaded[key]).to("cpu")
 
     def locator(self, folder: Path) -> "Locator":
-        """The language model that reads sentences."""
         from llava_bifrost.locator import load_locator  # not for a box
 
         return self.once(folder, load_locator, self.folder, dtype=self.asked_dtype, load_in=self.load_in)
 
     def detector(self, folder: Path) -> Detector:
-        """The network that finds named objects."""
         return self.once(folder, Detector.load, dtype=self.asked_dtype)
 
     @property
@@ -100,8 +97,8 @@ class Models:
         own = self.compositor.latent_space
         if folder is None:
             return own
-        load = partial(LatentSpace.from_pretrained, folder, self.dtype)
         key = LatentSpace, folder, self.dtype
+        load = partial(LatentSpace.from_pretrained, folder, self.dtype)
         space = load_once(self.others, key, lambda: load().eval().to(self.device))
         if (found := (space.channels, space.factor)) != (needed := (own.channels, own.factor)):
             text = "{} channels, {} pixels per latent".format
@@ -128,7 +125,6 @@ def load_eraser(source: str, device: torch.device, loaded: dict[Any, Any]) -> Er
 
 
 def quantised(wrapper: Any) -> bool:
-    """Whether a network has weights of 4 or 8 bits."""
     return bool(getattr(network_of(wrapper), "is_quantized", False))
 
 
@@ -183,8 +179,7 @@ class JobNetworks:
 
     def of(self, settings: ComposeSettings) -> Models:
         if (models := load_models(settings, self.models)) is not self.models:
-            kept = Recent(self.keeps)
-            self.models = models = replace(models, others=self.loaded, residuals=kept)
+            self.models = models = replace(models, others=self.loaded, residuals=Recent(self.keeps))
         return models
 
     def once(self, load: Callable[[Any], Any], settings: Any, names: Sequence[str]) -> Any:

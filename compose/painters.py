@@ -122,18 +122,6 @@ def folder_painter(settings: ComposeSettings, models: Models) -> FolderPainter |
     return load_once(models.others, (FolderPainter, settings.painter), load)
 
 
-def weights_of_painter(settings: ComposeSettings, models: Models) -> dict[str, dict[str, str]]:
-    """For a recipe: hashes of a pipeline and of what fills the target mask first, where they are used."""
-    if settings.painter in (AUTO, BIFROST):
-        return {}
-    painter, found = folder_painter(settings, models), dict[str, dict[str, str]]()
-    if painter is not None:
-        found["painter"] = painter.identity
-    if settings.plain_mode != "place":
-        found["eraser"] = {"identity": models.eraser(settings.eraser).identity}
-    return found
-
-
 def paste(work: Work) -> tuple[Stitched, np.ndarray]:
     """The relit cut-out over the background, at the background's resolution; where the target mask was, the
     eraser's filling. Also returns the hole (H, W) bool that was filled.

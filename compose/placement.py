@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """The proposals of a locator."""
-
     settings: ComposeSettings
     request: Request | None  # None: a free sentence that only the language model understood
     anchors: dict[str, Place]  # known places of other objects

@@ -7,8 +7,8 @@ from typing import Any
 
 from cldm.config import SPEEDS, Sampling
 from compose.models import Models
-from compose.painters import weights_of_painter
-from compose.settings import CAST, OPENVINO, SHADOW_MODEL, ComposeSettings
+from compose.painters import folder_painter
+from compose.settings import AUTO, BIFROST, CAST, OPENVINO, SHADOW_MODEL, ComposeSettings
 from compose.sources import uses_depth_network
 from datasets.inputs import PairOptions
 from ldm.experts.depth import weights_of_depth
@@ -78,7 +78,10 @@ def make_recipe(
         weights["depth_model"] |= weights_of_depth(models.depth_folder)
     if network is not None:
         weights["cutout"] = {network.name: file_sha256(network)}
-    weights |= weights_of_painter(settings, models)
+    if (painter := folder_painter(settings, models)) is not None:
+        weights["painter"] = painter.identity
+    if settings.painter not in (AUTO, BIFROST) and settings.plain_mode != "place":
+        weights["eraser"] = {"identity": models.eraser(settings.eraser).identity}
     if settings.shadow_there == CAST:
         weights["shadow"] = hash_folder(located(SHADOW_MODEL))
     plain = {entry.name: to_plain(getattr(chosen, entry.name)) for entry in fields(ComposeSettings)}

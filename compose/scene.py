@@ -62,7 +62,6 @@ class Patch:
 
     @property
     def part(self) -> tuple[slice, slice]:
-        """Rows and columns of the image."""
         x0, y0, x1, y1 = self.box_xyxy
         return np.s_[y0:y1, x0:x1]
 
@@ -121,7 +120,6 @@ class JobScene:
 
     @property
     def places(self) -> dict[str, Place]:
-        """Where every known object is."""
         return {**self.anchors, **{name: thing.place for name, thing in self.things.items()}}
 
     def digest(self, box: Box | None = None) -> str:
@@ -179,8 +177,6 @@ class JobScene:
 
 @dataclass(frozen=True, eq=False)
 class JobResult:
-    """What `compose_layers` returns."""
-
     job: LayeredJob
     scene: JobScene  # after the last layer; its `before` has the states under each patch
     patches: list[Patch]
@@ -205,7 +201,6 @@ class JobResult:
 
     @property
     def summary(self) -> str:
-        """Number of layers and drift in words."""
         changed = self.report["drift"]["changed_outside"]
         return f"{len(self.job.layers)} layers, {changed} pixels changed outside what they may change"
 

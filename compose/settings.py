@@ -209,7 +209,6 @@ class ComposeSettings(LocatorOptions):
 
     @property
     def kept_samples(self) -> int:
-        """How many images there will be."""
         return self.best or self.num_samples
 
     @property
@@ -230,7 +229,6 @@ class ComposeSettings(LocatorOptions):
 
     @property
     def plain_mode(self) -> str:
-        """The mode by its own name."""
         return ALIASES.get(self.mode, self.mode)
 
     def in_fractions(self, size_hw: tuple[int, int]) -> "ComposeSettings":

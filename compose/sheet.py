@@ -82,7 +82,6 @@ def marked_background(result: Result) -> np.ndarray:
 
 
 def on_white(image_u8: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The object cut out."""
     return np.where(mask[..., None], image_u8, np.uint8(255))
 
 

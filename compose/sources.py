@@ -223,8 +223,6 @@ OUTLINE = (255, 255, 255)  # of the part that nearer objects hide
 
 @dataclass(frozen=True, eq=False)
 class Occlusion:
-    """The cut-out in its place."""
-
     image_u8: np.ndarray  # (h, w, 3), the visible part pasted, the outline of the whole drawn
     visible: np.ndarray  # (h, w) bool
     visible_fraction: float  # of the object
@@ -261,5 +259,4 @@ def occlusion(
     silhouette = window.embed(layers.placed.alpha_01 > 0.5).astype(np.uint8)
     outlines, _ = cv2.findContours(silhouette, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(image_u8, outlines, -1, OUTLINE, 1)
-    visible = window.embed(layers.visible)
-    return Occlusion(image_u8, visible, layers.visible_fraction, inputs.depth_range)
+    return Occlusion(image_u8, window.embed(layers.visible), layers.visible_fraction, inputs.depth_range)

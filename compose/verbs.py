@@ -81,7 +81,16 @@ def put_object(
 ) -> Patch:  # fmt: skip
     """An object composed into the scene, as the image verb does it."""
     if settings.instruction is not None and settings.locator is None:
-        settings = with_known_places(settings, scene)
+        sentence, places = settings.instruction, scene.places
+        try:
+            for known in parse_instruction(sentence).named:
+                sentence = re.sub(rf"\b{re.escape(known)}\b", known_name(known, places), sentence.lower())
+            named = set(with_known_names(parse_instruction(sentence), places).named)
+        except ValueError:
+            pass  # the rules cannot read it: the default locator does
+        else:
+            locator = GEOMETRIC if named <= places.keys() else None
+            settings = replace(settings, instruction=sentence, locator=locator)
     if settings.num_samples > 1:
         settings = replace(settings, best=1)
     stage = replace(scene, moved_from=moved_from)
@@ -102,19 +111,6 @@ def put_object(
     return Patch.of(
         result.images[0], depth_01, edit, visible, places={name: place}, gone=gone or [],
         report={"kind": "object", **shown, "seed": result.seeds[0]}, read=read)  # fmt: skip
-
-
-def with_known_places(settings: ComposeSettings, scene: JobScene) -> ComposeSettings:
-    """The rules read a sentence where the places of all that it names are known; else the default locator."""
-    sentence, places = settings.instruction or "", scene.places
-    try:
-        for name in parse_instruction(sentence).named:
-            sentence = re.sub(rf"\b{re.escape(name)}\b", known_name(name, places), sentence.lower())
-        request = with_known_names(parse_instruction(sentence), places)
-    except ValueError:
-        return settings
-    known = set(request.named) <= places.keys()
-    return replace(settings, instruction=sentence, locator=GEOMETRIC if known else None)
 
 
 def known_name(name: str, known: Mapping[str, Any]) -> str:

@@ -1,14 +1,4 @@
-"""The open benchmark of composites: make its manifest, check the files, turn it into jobs.
-
-    python -m compose.benchmark build --instances data/COCO/annotations/instances_val2017.json \\
-        --images data/COCO/val2017 --objects data/DreamBooth/objects --backgrounds 30 \\
-        --out outputs/benchmark.json
-    python -m compose.benchmark verify outputs/benchmark.json --images ... --objects ...
-    python -m compose.benchmark jobs outputs/benchmark.json --instances ... --out outputs/jobs.jsonl
-    python run_inference.py batch outputs/jobs.jsonl --out outputs/benchmark
-    python -m compose.benchmark score --results outputs/benchmark --manifest outputs/benchmark.json \\
-        --instances data/COCO/annotations/instances_val2017.json --images data/COCO/val2017 \\
-        --objects data/DreamBooth/objects --out outputs/score.json
+"""The open benchmark of composites: make its manifest, check the files, turn it into jobs (docs/datasets.md).
 
 With the 30 objects of DreamBooth, 30 backgrounds give the 900 pairs of Bifrost's protocol and 80 the 2,400 of
 AnyDoor's; their own backgrounds were never published.

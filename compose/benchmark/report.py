@@ -111,8 +111,7 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
         difference = scored[0].of(name) - scored[1].of(name)
         difference = difference[np.isfinite(difference)]
         if len(difference):
-            moved = np.any(difference != 0)
-            p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if moved else 1.0
+            p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if np.any(difference != 0) else 1.0
             differences[name] = {**mean_interval(difference), "p": round(p, 6)}
     return {"folders": folders, "first_minus_second": differences}
 

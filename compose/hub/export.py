@@ -123,10 +123,9 @@ def hub_folder(settings: HubSettings, code: str, kind: str, values: Mapping[str,
         base_model=settings.base_model or None,
         base_model_relation=settings.relation if settings.base_model else None,
     )
-    named = SCORES.get(manifest.get("part", ""), {})
     scores = {
         name: reduce(dict.__getitem__, [manifest["held_out"], *place.split("/")])["mean"]
-        for name, place in named.items()
+        for name, place in SCORES.get(manifest.get("part", ""), {}).items()
     }
     name = settings.repo or settings.out.name
     card = ModelCard.from_template(data, str(CARDS / f"{code}.md"), name=name, scores=scores)
@@ -184,12 +183,11 @@ def export_benchmark(settings: BenchmarkHub) -> None:
         template, name, numbers = "benchmark", manifest.name, {**MEASURES, **DISTANCES}
         cases = [to_plain(case) for case in manifest.cases]
         about = "Objects of DreamBooth in images of COCO: a composite a case, by box, relation and sentence."
-    tasks = [{"id": number, "config": "default", "split": "test"} for number in numbers]
     evaluation = {
         "name": name,
         "description": about,
         "evaluation_framework": "bifrost",
-        "tasks": tasks,
+        "tasks": [{"id": number, "config": "default", "split": "test"} for number in numbers],
     }
     files = {"config_name": "default", "data_files": [{"split": "test", "path": "test.jsonl"}]}
     data = DatasetCardData(license="apache-2.0", task_categories=["image-to-image"], configs=[files])

@@ -34,8 +34,6 @@ from ldm.latents import LatentSpace
 
 @dataclass
 class MultiMaskOutput(BaseOutput):
-    """What the pipeline returns."""
-
     images: list[Any]  # PIL images, or uint8 arrays (h, w, c) with output_type "np"
     seeds: list[int]
     edit_mask: np.ndarray  # (h, w) bool, all masks

@@ -66,10 +66,8 @@ def shows_progress(pipe: Any) -> bool:
 
 
 def setting_values(pipe: Any, part: str) -> dict[str, Any]:
-    """A part of the settings in the index of a pipeline."""
     return as_tuples(pipe.config.settings.get(part, {}))
 
 
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists of a JSON file as tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

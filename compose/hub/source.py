@@ -92,7 +92,14 @@ class Bundle:
             owner = known.ours.get(node.value.id) if isinstance(node.value, ast.Name) else None
             if owner is not None and not owner.name:
                 self.kept.setdefault(Definition(owner.module, node.attr))
-        for name in global_names(ast.unparse(part)):
+        tables = [symtable.symtable(ast.unparse(part), "", "exec")]
+        names = dict[str, None]()  # that it reads from its module, or that are built in
+        for table in tables:
+            tables += table.get_children()
+            top = table.get_type() == "module"
+            read = (s for s in table.get_symbols() if s.is_global() or top and s.is_referenced())
+            names |= dict.fromkeys(symbol.get_name() for symbol in read)
+        for name in names:
             place = Definition(module, name) if name in known.defined else known.ours.get(name)
             if place is None and name in known.foreign:
                 self.imports.add(known.foreign[name])
@@ -139,15 +146,5 @@ def is_class(node: Any) -> bool:
 
 
 def lines_of(node: Any) -> set[int]:
-    """The lines of a statement and its decorators."""
     start = min(each.lineno for each in [node, *getattr(node, "decorator_list", [])])
     return {*range(start, node.end_lineno + 1)}
-
-
-def global_names(text: str) -> Iterator[str]:
-    """Names that some code reads from its module, or that are built in."""
-    tables = [symtable.symtable(text, "", "exec")]
-    for table in tables:
-        tables += table.get_children()
-        top = table.get_type() == "module"
-        yield from (s.get_name() for s in table.get_symbols() if s.is_global() or top and s.is_referenced())
