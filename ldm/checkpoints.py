@@ -231,8 +231,7 @@ def save_part(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float16
     weights, state = {}, model.state_dict()
     for name, keys in stored_names(model).items():
         value = torch.cat([state[key].detach() for key in keys]) if keys[1:] else state[keys[0]].detach()
-        kind = dtype if value.is_floating_point() else value.dtype
-        weights[name] = value.to("cpu", kind).contiguous()
+        weights[name] = value.to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
     save_file(weights, file, metadata={"format": "pt"})
 
 

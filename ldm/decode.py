@@ -76,7 +76,6 @@ class LoadedImage:
         return self.rgb_u8 if self.stored_u8 is None else self.stored_u8
 
     def cut(self, part: Any) -> "LoadedImage":
-        """A view of some rows and columns."""
         names = ("rgb_u8", "alpha_u8", "stored_u8")
         held = {name: pixels for name in names if (pixels := getattr(self, name)) is not None}
         return replace(self, **{name: pixels[part] for name, pixels in held.items()})
@@ -233,8 +232,7 @@ def is_deep(image: Image.Image) -> bool:
 def rgb_and_alpha(image: Image.Image, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """(h, w, 3) uint8 and (h, w) uint8 or None. 16-bit gray is scaled; Pillow scales 16-bit colour itself."""
     if is_deep(image):
-        gray_u8 = deep_to_u8(image, path)
-        return np.repeat(gray_u8[:, :, None], 3, axis=2), None
+        return np.repeat(deep_to_u8(image, path)[:, :, None], 3, axis=2), None
     transparent = any(band in "Aa" for band in image.getbands()) and image.mode != "LAB"
     target = "RGBA" if transparent or "transparency" in image.info else "RGB"
     try:

@@ -21,9 +21,8 @@ from ldm.device import check_finite
 UNET = "denoising network (UNet)"  # as errors call it
 # Images that go through a UNet together; chosen: with guidance 512 px take 12 GB in half precision.
 AT_ONCE = 8
-COVERED = (
-    0.9  # least share of the timesteps that steps go over; chosen: known pixels then come out 6 % too noisy
-)
+# Least share of the timesteps that steps go over; chosen: known pixels then come out 6 % too noisy.
+COVERED = 0.9
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 
 

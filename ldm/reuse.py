@@ -49,8 +49,7 @@ class DeepReuse:
             self.deep, self.since = None, -1
         self.since += 1
         deep = None if self.deep is None else self.deep[-len(x) :]
-        given = x, t, tokens, residuals, deep, self.layers
-        prediction, entering = self.predict(*given, **attention)
+        prediction, entering = self.predict(x, t, tokens, residuals, deep, self.layers, **attention)
         if entering:
             self.deep = entering[-min(self.layers, len(entering))]
         return prediction.float()

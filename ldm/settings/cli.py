@@ -194,8 +194,7 @@ def run_app(build: Callable[[], typer.Typer], argv: Sequence[str]) -> int:
             report, code = done if "--version" in argv else _outcome(build, argv)
     finally:  # NaN and infinity have no JSON form; numpy and torch have lists
         text = json.dumps(report, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x))
-        plain = json.loads(text, parse_constant=lambda name: None)
-        stdout.write(json.dumps(plain, sort_keys=True) + "\n")
+        stdout.write(json.dumps(json.loads(text, parse_constant=lambda name: None), sort_keys=True) + "\n")
     return code
 
 

@@ -78,8 +78,6 @@ def dump_yaml(settings: Any) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """One source of values."""
-
     values: Mapping[str, Any]
     source: str = ""  # starts its error messages
     flags: bool = False  # keys are spelled `--like-this` in them

@@ -78,8 +78,7 @@ def fit(
         run.average.copy_to(list(run.weights.values()))
     accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     progress, best = run.progress, run.checkpoint(run.progress.best_step)
-    there = math.isfinite(progress.best) and best.is_dir()
-    return run.checkpoint(progress.step), best if there else None
+    return run.checkpoint(progress.step), best if math.isfinite(progress.best) and best.is_dir() else None
 
 
 class TrainingRun:
