@@ -1,1 +1,0 @@
-"""The open benchmark of composites: manifest, jobs, scores."""

@@ -1,1 +1,0 @@
-"""Folders for the hub: pipelines that stock diffusers loads, and the benchmark."""

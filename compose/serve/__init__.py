@@ -1,1 +1,0 @@
-"""The server: a page, an HTTP API and what they share. `python -m compose.serve` starts it."""

@@ -1,1 +1,0 @@
-"""How good an image is: distances between sets, similarity of images, fidelity to a text, intervals."""

@@ -1,1 +1,0 @@
-"""Vision-language models of the LLaVA family: loading, chat, LoRA, constrained decoding."""

@@ -1,1 +1,0 @@
-"""Models by name: where they come from, where they lie, how they are fetched."""

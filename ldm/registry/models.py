@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,12 @@ class Registry:
     models: dict[str, Any] = setting(help="name -> Model")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "models", {name: read_model(name, it) for name, it in self.models.items()})
-
-
-def read_model(name: str, values: Mapping[str, Any]) -> Model:
-    """A checked entry; an error names the model and the key."""
-    model = merge_layers(Model, [Layer(values, f"model {name}: ")], f"model {name}: ")
-    where = f"model {name}: source: "
-    places = [merge_layers(Source, [Layer(one, where)], where) for one in model.sources]
-    return Model(**{**vars(model), "places": places})
+        """The entries become checked models; an error names the model and the key."""
+        for name, values in self.models.items():
+            where, at = f"model {name}: ", f"model {name}: source: "
+            model = merge_layers(Model, [Layer(values, where)], where)
+            places = [merge_layers(Source, [Layer(one, at)], at) for one in model.sources]
+            self.models[name] = replace(model, places=places)
 
 
 def load_registry(path: Path = REGISTRY_FILE) -> dict[str, Model]:

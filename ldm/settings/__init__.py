@@ -1,1 +1,0 @@
-"""Settings: dataclasses filled from YAML, environment and the command line."""

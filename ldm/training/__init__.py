@@ -1,1 +1,0 @@
-"""Training loops on accelerate: settings, batches, checkpoints, logs. Knows no product."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.registry.models import read_model
+from ldm.registry.models import Registry
 from ldm.registry.pull import download, pull_model
 
 OLD, NEW = bytes(range(250)) * 40, bytes(reversed(range(250))) * 40  # two versions of one size
@@ -154,7 +154,8 @@ def test_another_mirror_is_begun_anew_or_proved_by_its_hash(
     Server.data = OLD
     values = {"about": "a", "folder": "thing", "needs": ["w.bin"], "licence": "none", "size_gb": 0.1}
     gone = {"url": address.replace("/w.bin", "0/w.bin")}
-    pull_model("thing", read_model("thing", {**values, "sources": [gone, {"url": address}]}))
+    thing = {**values, "sources": [gone, {"url": address}]}
+    pull_model("thing", Registry({"thing": thing}).models["thing"])
     assert (tmp_path / "models/thing/w.bin").read_bytes() == OLD
 
 

