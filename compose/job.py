@@ -20,7 +20,7 @@ from typing import Any
 from compose.settings import DEFAULTS, INPUT_FILES, ComposeSettings
 from datasets.geometry import Box01, check_box01
 from inpainting.paint import PaintSettings
-from ldm.files import excerpt, same_file
+from ldm.files import excerpt, named_failure, same_file
 from ldm.result import overwrite_setting
 from ldm.settings.choices import RAY_HELP
 from ldm.settings.config import CheckedSettings, Layer, merge_layers, nearest, setting, yaml_layers
@@ -181,7 +181,7 @@ def _with_files(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
 def _spoken(text: str, objects: Mapping[str, str], where: str) -> list[dict[str, Any]]:
     """The layers that sentences ask for. objects: image files by name."""
     layers: list[dict[str, Any]] = []
-    try:
+    with named_failure(where, ValueError):
         for edit in parse_edits(text):
             new = without_article(edit.by) if edit.verb == "replace" else edit.target
             fits = [path for name, path in objects.items() if f" {new}".endswith(f" {name}")]
@@ -195,8 +195,6 @@ def _spoken(text: str, objects: Mapping[str, str], where: str) -> list[dict[str,
                 "move": {"move": edit.target, "instruction": edit.sentence},
                 "replace": {"replace": edit.target, **shows},
             }[edit.verb])  # fmt: skip
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
     return layers
 
 
@@ -217,7 +215,8 @@ def _read_layer(values: Mapping[str, Any], shared: Mapping[str, Any], where: str
     if kind in ("erase", "move", "replace"):
         own |= {"name": shown, "mask": None if (mask := given.pop("mask", None)) is None else Path(mask)}
         parts["find"] = EraseSettings
-    here = own["where"] = f"{where} ({kind} {own['name']}): "
+    own["where"] = f"{where} ({kind} {own['name']})"
+    here = f"{own['where']}: "
     schema: Any = None if kind == "erase" else ComposeSettings
     if kind == "replace":
         if ("text" in given) == ("object" in given):

@@ -27,7 +27,7 @@ from inpainting.paint import PaintSettings
 from inpainting.painting import painter_folder
 from ldm.cluster import spread
 from ldm.device import pick_device
-from ldm.files import file_sha256, work_digest
+from ldm.files import file_sha256, named_failure, work_digest
 from ldm.images import read_image
 from ldm.result import StageTimer, library_versions, log_result, measure_drift, output_paths, read_recipe
 from ldm.settings.config import to_plain
@@ -65,13 +65,10 @@ def compose_layers(
     for layer, digest in zip(job.layers, digests, strict=True):
         new = None if folder is None else folder.take(digest, scene)
         own, under = source_of(layer, scene), scene
-        with timer.stage(layer.name):
-            try:
-                new = new or apply_layer(layer, scene, networks)
-            except ValueError as error:
-                raise ValueError(f"{layer.where}{error}") from error
+        with timer.stage(layer.name), named_failure(layer.where, ValueError):
+            new = new or apply_layer(layer, scene, networks)
         for patch in new:
-            logger.info("%s%s at %s", layer.where, patch.report["kind"], patch.report["box"])
+            logger.info("%s: %s at %s", layer.where, patch.report["kind"], patch.report["box"])
             scene = scene.with_patch(patch, own)
         if folder is not None:
             folder.put(digest, under, layer.name, new)
@@ -156,7 +153,7 @@ def layer_digest(layer: JobLayer, job: LayeredJob, networks: JobNetworks) -> str
     """Hash of all that decides a layer, but what lies under it. ValueError: a file or folder is missing."""
     about = [f"{layer.kind.title()}Layer", layer.name, layer.called or None, layer.box, layer.depth]
     plain, paths = list[Any](about), list[Any]([layer.mask])
-    try:
+    with named_failure(layer.where, ValueError):
         for part in layer.parts:
             names = [entry.name for entry in fields(part) if entry.name not in JOB_KEYS]
             values = {name: getattr(part, name) for name in names}
@@ -174,5 +171,3 @@ def layer_digest(layer: JobLayer, job: LayeredJob, networks: JobNetworks) -> str
         paths = [path for path in paths if path is not None and path not in ground]
         files, folders = ([path for path in paths if path.is_dir() == kind] for kind in (False, True))
         return work_digest(plain, files, folders)
-    except ValueError as error:
-        raise ValueError(f"{layer.where}{error}") from error

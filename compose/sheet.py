@@ -16,7 +16,7 @@ from compose.recipe import settings_of_recipe
 from compose.settings import DEPTH_MODES, INPUT_FILES, ComposeSettings
 from datasets.geometry import box_to_pixels
 from datasets.relations import Place
-from ldm.files import read_json
+from ldm.files import named_failure, read_json
 from ldm.images import encode_png
 from ldm.result import beside, write_result
 from ldm.sheet import as_levels, grid
@@ -123,10 +123,8 @@ def make_sheet(settings: ContactSheetSettings) -> None:
         jobs = [(case["id"], settings_of_case(case, *folders), {}) for case in read_cases(settings.cases)]
     for name, job, recipe in tqdm(jobs, desc="composites", disable=not sys.stderr.isatty()):
         models = load_models(job, models)
-        try:
+        with named_failure(name, ValueError):
             result = compose(job, models, progress=False).with_placement(recipe.get("placement"))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
         images, titles = sheet_rows(result, name)
         rows += images
         labels += titles

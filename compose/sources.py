@@ -20,6 +20,7 @@ from datasets.pairs import Geometry
 from ldm.decode import LoadedImage
 from ldm.experts.matting import alpha_at_outline, own_colours, soft_alpha
 from ldm.experts.segment import ObjectNotFound, mask_doubts, object_mask, things, with_parts
+from ldm.files import named_failure
 from ldm.images import fitted, read_depth, read_image, read_mask, resize
 from ldm.recent import FORGETFUL, Recent
 
@@ -87,11 +88,9 @@ def read_object(settings: ComposeSettings) -> dict[str, Any]:
     if settings.object_mask is not None:
         cut, cut_by = read_mask(settings.object_mask, size=item.size), "file"
     else:
-        try:
+        with named_failure(f"{settings.object}", ValueError):
             asked = settings.sam, settings.cutout, settings.object_box, settings.device, settings.dtype
             cut, cut_by = object_mask(item, *asked)
-        except ValueError as error:
-            raise ValueError(f"{settings.object}: {error}") from error
         better = "; python -m ldm.registry pull u2netp gets a network for it" if cut_by == "grabcut" else ""
         logger.info("object mask: %s (--object-mask FILE chooses it%s)", cut_by, better)
     found = cut_by not in ("file", "alpha")

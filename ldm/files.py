@@ -69,10 +69,8 @@ def read_json(path: Path, kind: type = dict, hook: Callable[[dict], Any] | None 
 
     hook: what becomes of every object as soon as it is read
     """
-    try:
+    with named_failure(f"{path} cannot be read as JSON", json.JSONDecodeError):
         value = json.loads(read_text(path), object_hook=hook)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else kind.__name__
         raise ValueError(f"{path} must hold a JSON {expected}, got {type(value).__name__}")

@@ -42,11 +42,11 @@ def parse_line(line: str | bytes) -> dict[str, Any]:
     return value
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one object; its folder is made. When this returns, only a crash of the machine can lose it."""
+def append_line(path: Path, *values: Mapping[str, Any]) -> None:
+    """Append objects in one write; the folder is made. Then only a crash of the machine can lose them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_named(path), path.open("ab") as file:
-        file.write(_line(value))
+        file.write(b"".join(map(_line, values)))
 
 
 def read_lines(path: Path, *, repair: bool = False, start: int = 0) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ class Journal(JournalReader):
 
     def add_all(self, items: Mapping[str, Mapping[str, Any]]) -> None:
         """Record several items in one write: after a kill all of them are there, or a torn tail is cut."""
-        self._append([{"item": item, **value} for item, value in items.items()])
+        self._append(*({"item": item, **value} for item, value in items.items()))
         for item, value in items.items():
             self.done[item] = dict(value)
             self.left_out.pop(item, None)
@@ -166,12 +166,12 @@ class Journal(JournalReader):
         self.named += 1
         if self.left_out.get(item) == reason:  # nothing new: what depends on this journal stays valid
             return
-        self._append([{"item": item, "left_out": reason}])
+        self._append({"item": item, "left_out": reason})
         self.left_out[item] = reason
 
     def finish(self) -> None:
         if not self.complete:
-            self._append([{"complete": len(self.done) + len(self.left_out)}])
+            self._append({"complete": len(self.done) + len(self.left_out)})
             self.complete = True
         total = f"{len(self.done)} done"
         if self.left_out:
@@ -182,10 +182,9 @@ class Journal(JournalReader):
             first, reason = next(iter(self.left_out.items()))
             raise ValueError(f"nothing could be used; the first reason is: {first}: {reason}")
 
-    def _append(self, entries: Iterable[Mapping[str, Any]]) -> None:
+    def _append(self, *entries: Mapping[str, Any]) -> None:
         self.complete = False
-        with full_disk_named(self.path), self.path.open("ab") as file:
-            file.write(b"".join(_line(entry) for entry in entries))
+        append_line(self.path, *entries)
 
 
 def run_step(

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ldm import __version__
 from ldm.decode import LoadedImage, opened, row_blocks
-from ldm.files import ROOT, read_json, set_aside, write_all_atomic
+from ldm.files import ROOT, named_failure, read_json, set_aside, write_all_atomic
 from ldm.images import OUTPUT_FORMATS, encode_image
 from ldm.journal import parse_line
 from ldm.settings.config import setting
@@ -227,10 +227,8 @@ def read_recipe(png: Path | str) -> dict[str, Any]:
     if RECIPE_CHUNK not in text:
         why = "it was not written here, or a program removed its text chunks"
         raise ValueError(f"{png} carries no recipe: {why}")
-    try:
+    with named_failure(f"{png} carries a damaged recipe", ValueError):
         return parse_line(text[RECIPE_CHUNK])
-    except ValueError as error:
-        raise ValueError(f"{png} carries a damaged recipe: {error}") from None
 
 
 def _to_json(content: Mapping[str, Any], path: Path, indent: int | None = None) -> str:
@@ -243,10 +241,8 @@ def _to_json(content: Mapping[str, Any], path: Path, indent: int | None = None) 
             return value.tolist()
         raise TypeError(f"{type(value).__name__} has no JSON form")
 
-    try:
+    with named_failure(f"{path} cannot record these values as JSON", TypeError, ValueError):
         return json.dumps(content, indent=indent, sort_keys=True, allow_nan=False, default=plain)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot record these values as JSON: {error}") from None
 
 
 def _readable(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

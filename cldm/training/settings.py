@@ -10,6 +10,7 @@ from cldm.config import NetworkConfig, Sampling
 from datasets.base import STOP_AFTER, ExampleSource
 from datasets.inputs import PUBLISHED_TRAINING, PairOptions
 from datasets.sources.registry import DatasetsConfig, drawn_sources
+from ldm.files import named_failure
 from ldm.settings.config import check_settings, load_config, setting, to_plain
 
 
@@ -45,10 +46,8 @@ class DataConfig:
     def open_sources(self, section: str = "data") -> tuple[Mapping[str, ExampleSource], list[float]]:
         if self.datasets is not None:
             settings = load_config(DatasetsConfig, self.datasets)
-            try:
+            with named_failure(f"{section}.datasets={self.datasets}", ValueError):
                 sources, weights = settings.open_mixture()
-            except ValueError as error:
-                raise ValueError(f"{section}.datasets={self.datasets}: {error}") from error
             return dict(zip(drawn_sources(settings), sources, strict=True)), weights
         if self.scenes is None:
             raise ValueError(

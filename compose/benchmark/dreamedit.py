@@ -13,10 +13,11 @@ from datasets.benchmark import Anchor, BenchmarkCase, Manifest, write_benchmark
 from datasets.geometry import check_box01
 from datasets.sources.readers import subfolders
 from ldm.checkpoints import folder_written_whole
-from ldm.files import read_json
+from ldm.files import named_failure, read_json
 from ldm.images import read_image, read_mask, write_png
 
 FRAME = 768  # pixels; boxes are in images of this side, as SHINE's evaluation reads them
+WRONG = (KeyError, TypeError, ValueError, AttributeError)  # what reading a wrong entry raises
 RELATION = "in its box"  # there is no object beside it in this benchmark
 
 
@@ -34,11 +35,9 @@ def build_dreamedit(source: Path, out: Path, view: str) -> Manifest:
             write_png(roots["objects"] / own / file, item.rgb_u8, alpha_u8=mask.astype(np.uint8) * 255)
             rows: Any = read_json(listing := folder / "bg" / "content.json", list)
             for number, row in enumerate(rows, 1):
-                try:
+                with named_failure(f"{listing}: entry {number}", *WRONG):
                     box01 = check_box01([float(edge) / FRAME for edge in row["bbox"]])
                     image, text = Path(row["image"]), str(row.get("source_prompt", ""))
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    raise ValueError(f"{listing}: entry {number}: {error}") from None
                 where = RELATION, Anchor("", 0, box01), box01, text
                 names = f"{own}_{image.stem}", f"{own}/bg/{image.name}", own, file
                 cases.append(BenchmarkCase(*names, *where))
