@@ -8,13 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from compose.models import Models, load_models
+from compose.models import JobNetworks
 from compose.painters import Work, at_once
 from compose.pipeline import Result, compose_prepared, prepare
-from compose.settings import ComposeSettings
 from ldm.denoise import Monitor
 from ldm.files import check_stopped, first_line
-from ldm.recent import Recent
 from ldm.settings.resources import resources_named
 
 logger = logging.getLogger(__name__)
@@ -26,17 +24,13 @@ REMEMBERED = 2**29  # bytes; chosen: 60 images of a megapixel with their depth
 class Composer:
     """Composes jobs, which have `settings`, with the networks of the last one; remembers repeated files."""
 
-    models: Models | None = None
-
-    def models_of(self, settings: ComposeSettings) -> Models:
-        if (models := load_models(settings, self.models)) is not self.models:
-            self.models, models.recent = models, Recent(REMEMBERED)
-        return models
+    def __init__(self) -> None:
+        self.networks = JobNetworks(remembers=REMEMBERED)
 
     def at_once(self, job: Any) -> int:
         """How many jobs to take with this one."""
         try:
-            return at_once(self.models_of(job.settings))
+            return at_once(self.networks.of(job.settings))
         except FAILURES:  # the job itself says so
             return 1
 
@@ -45,7 +39,7 @@ class Composer:
         groups = defaultdict[Any, list[tuple[Any, Work]]](list)
         for job in jobs:
             try:
-                models = self.models_of(job.settings)
+                models = self.networks.of(job.settings)
                 with resources_named(job.settings):
                     work = prepare(job.settings, models)
             except FAILURES as error:

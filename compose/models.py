@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,10 +176,13 @@ class JobNetworks:
     models: Models | None = None
     loaded: dict[Any, Any] = field(default_factory=dict)  # inpainters, writers, erasers, foreign painters
     keeps: int = 0  # bytes of tokens and control residuals that composites leave to other seeds of a place
+    remembers: int = 0  # bytes of files that were read, and of what was computed of them
 
     def of(self, settings: ComposeSettings) -> Models:
         if (models := load_models(settings, self.models)) is not self.models:
-            self.models = models = replace(models, others=self.loaded, residuals=Recent(self.keeps))
+            self.models = models
+            models.others, models.recent = self.loaded, Recent(self.remembers)
+            models.residuals = Recent(self.keeps)
         return models
 
     def once(self, load: Callable[[Any], Any], settings: Any, names: Sequence[str]) -> Any:
