@@ -159,20 +159,12 @@ class Compositor(nn.Module):
         self.identity, self.latent_space = identity, latent_space
         self.scheduler_config = dict(scheduler_config)
         self.graphs: Any = None  # cldm.graphs.Graphs: computes in the place of UNet and branches in sampling
-        self.check_parts()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the UNet; its own property looks at every weight."""
-        return self.unet.conv_in.weight.dtype
-
-    def check_parts(self) -> None:
-        net = self.unet.config
+        net = unet.config
         fits: dict[str, tuple[Any, Any]] = {
-            "projector width": (self.identity.projector.out_features, net.cross_attention_dim),
-            "latent channels of the autoencoder": (self.latent_space.channels, net.in_channels),
+            "projector width": (identity.projector.out_features, net.cross_attention_dim),
+            "latent channels of the autoencoder": (latent_space.channels, net.in_channels),
         }
-        for name, branch, channels in (("detail", self.detail.net, 4), ("depth", self.depth.net, 3)):
+        for name, branch, channels in (("detail", detail, 4), ("depth", depth, 3)):
             ours, blocks = branch.config, (branch.config.block_out_channels, net.block_out_channels)
             fits[f"{name} branch token width"] = (ours.cross_attention_dim, net.cross_attention_dim)
             fits[f"{name} branch blocks"] = (list(blocks[0]), list(blocks[1]))
@@ -180,6 +172,11 @@ class Compositor(nn.Module):
         for name, (got, needed) in fits.items():
             if got != needed:
                 raise ValueError(f"compositor parts do not fit: {name} is {got}, must be {needed}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the UNet; its own property looks at every weight."""
+        return self.unet.conv_in.weight.dtype
 
     def conditions(self, reference_01: Tensor, detail_pm1: Tensor, depth_01: Tensor) -> Conditions:
         """reference (b, 3, r, r), detail hint (b, 4, H, W), depth hint (b, 3, H, W) -> Conditions."""

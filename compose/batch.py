@@ -5,12 +5,9 @@ is wanted. A job is OUT/<name>.png with its recipe and the report OUT/<name>.jso
 settings, input files, networks and version what it is the result of, so a job is done again when these have
 changed. Processes that do the same part at the same time divide its jobs. Failed ones: OUT/failed-I-of-N.json
 
-The DreamBooth test set gives a job for every object in every prepared background, in both published layouts:
-
-cut-outs  OBJECTS/CONCEPT/*.png with transparency, BACKGROUNDS/NAME_GT.png, NAME_mask.png (white = to fill)
-masks     OBJECTS/CONCEPT.jpg, OBJECT_MASKS/CONCEPT.jpg, BACKGROUNDS/NAME_N.jpg, NAME_N_mask.jpg (black)
-
-What the background shows inside its mask makes room for the object, so the mode is `replace` by default.
+The DreamBooth test set gives a job for every object in every prepared background, in both published layouts
+(`DreamBoothSettings`). What the background shows inside its mask makes room for the object, so the mode is
+`replace` by default.
 """
 
 import contextlib
@@ -192,10 +189,7 @@ def check_files(settings: ComposeSettings, sound: set[Any]) -> None:
 
 
 def dreambooth_jobs(settings: DreamBoothSettings) -> list[BatchJob]:
-    """A job CONCEPT/<n> for every object and background, each with a seed of its own.
-
-    Reads either layout; the one with `object_masks` is the second. ValueError names what is missing.
-    """
+    """A job CONCEPT/<n> for every object and background of a layout; ValueError names what is missing."""
     for name in ("objects", "backgrounds", "object_masks"):
         folder = getattr(settings, name)
         if folder is not None and not folder.is_dir():

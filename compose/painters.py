@@ -92,10 +92,7 @@ class PaintedCrops:
 
 
 def choose_painter(settings: ComposeSettings, models: Models, background: LoadedImage) -> ComposeSettings:
-    """The settings with the painter that "auto" means, which is said where it is not the compositor.
-
-    The small compositor knows rendered solids only: photographs are then painted by paste.
-    """
+    """The settings with the painter that auto means: paste for photographs without full-size weights."""
     if settings.painter != AUTO:
         return settings
     photograph = background.is_photograph
@@ -190,10 +187,7 @@ def at_once(models: Models) -> int:
 
 
 def paint_by_compositor(works: Sequence[Work], monitor: Monitor) -> list[PaintedCrops]:
-    """The samples of the compositor for one work, or one sample each for several of a `group`.
-
-    On a CPU these are what the works give one by one, to the bit; elsewhere up to rounding.
-    """
+    """The samples of the compositor for one work, or one sample each for several of a `group`."""
     first = works[0]
     settings, models, timer, sampling = first.settings, first.models, first.timer, first.sampling
     with timer.stage("load"):

@@ -43,9 +43,7 @@ def sampling_of(settings: ComposeSettings, models: Models) -> tuple[Sampling, Pa
 
 
 def speed_of(settings: ComposeSettings, models: Models) -> str | None:
-    """The speed that was asked for; otherwise balanced, but none where the published system or the model's
-    configuration says itself what runs.
-    """
+    """The speed asked for; else balanced, or none where --compat or the model's configuration decides."""
     return settings.speed or (None if settings.compat else models.config.sampling.usual_speed)
 
 
@@ -98,10 +96,7 @@ def make_recipe(
 
 
 def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
-    """The settings that made an image, and its whole recipe.
-
-    Where its `--speed` meant something else than today, they say what it meant.
-    """
+    """The settings that made an image, also where its `--speed` means something else now, and its recipe."""
     recipe = read_recipe(image)
     if recipe.get("command") != "image":
         raise ValueError(f"{image}: its recipe was not written by the image verb")
@@ -118,9 +113,7 @@ def settings_of_recipe(image: Path) -> tuple[ComposeSettings, dict[str, Any]]:
 
 
 def check_unchanged(image: Path, recipe: dict[str, Any], settings: ComposeSettings, models: Models) -> None:
-    """Inputs, weights and model configuration must be the recipe's, whose settings these are; another machine
-    only gets a warning.
-    """
+    """Inputs, weights and configuration must be those of the recipe; another machine only gets a warning."""
     for name, path in settings.input_files.items():
         if not same_file(path).is_file():
             held = path.as_posix().startswith(IN_MEMORY)

@@ -191,10 +191,7 @@ def paint_text(
     name: str, masks: list[np.ndarray], depth: float | None, settings: PaintSettings, scene: JobScene,
     networks: JobNetworks, gone: list[str] | None = None,
 ) -> Patch:  # fmt: skip
-    """Masks (H, W) painted by prompts, as inpainting.paint does it.
-
-    The depth there is estimated anew, in the units of the depth around.
-    """
+    """Masks (H, W) painted by prompts, as inpainting.paint does it; the depth there is estimated anew."""
     if depth is not None:
         front = scene.nearer(depth, depth)
         masks = [mask & ~front for mask in masks]

@@ -48,10 +48,7 @@ def lock_beside(path: Path) -> Path:
 
 
 def note_begun(path: Path, facts: Mapping[str, Any]) -> None:
-    """Note what decides the results of a folder in one of its files; several processes may fill the folder.
-
-    ValueError where it was begun otherwise.
-    """
+    """Note in a file of a folder what decides its results; ValueError where it was begun otherwise."""
     with held(lock_beside(path), wait=True):
         if not path.is_file():
             write_json(path, facts)

@@ -14,13 +14,7 @@ from scipy.stats import wilcoxon
 from datasets.benchmark import BenchmarkCase
 from ldm.files import json_bytes
 from ldm.images import encode_png
-from ldm.metrics.numbers import (
-    centred_interval,
-    format_estimate,
-    frechet_distance,
-    kernel_distance,
-    mean_interval,
-)
+from ldm.metrics.numbers import SET_DISTANCES, centred_interval, format_estimate, mean_interval
 from ldm.result import beside, write_result
 from ldm.sheet import grid
 
@@ -92,7 +86,7 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
         report["depth_order_by_relation"] = summaries(by_relation)
         made = scores.features
         if made is not None and real is not None and min(len(made), len(real)) >= 2:
-            for name, distance in (("fid", frechet_distance), ("kid", kernel_distance)):
+            for name, distance in SET_DISTANCES.items():
                 value = distance(real, made)
                 resampled = partial(lambda of, made, chosen: of(real, made[chosen]), distance, made)
                 low, high = centred_interval(resampled, value, len(made))
@@ -117,9 +111,7 @@ def score_tables(scored: Sequence[Scores], real: np.ndarray | None = None) -> di
 
 
 def write_score(body: dict[str, Any], scores: Scores, out: Path | None, overwrite: bool = False) -> None:
-    """Log the table, one column per folder; with `out` write the numbers there, table and sheet beside it: of
-    the best and the worst cases of one folder object, background, result, and their numbers.
-    """
+    """Log the table; with `out` write numbers, table, and a sheet of the best and worst cases of a folder."""
     folders, changes = body["folders"], body.get("first_minus_second")
     head = ["measure", *(report["folder"] for report in folders)]
     head += ["first - second", "p"] if changes is not None else []

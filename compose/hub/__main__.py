@@ -1,9 +1,4 @@
-"""Folders that others load with stock diffusers, without this repository, and the benchmark as a data set.
-
-python -m compose.hub compositor --source assets/tiny/compositor --out outputs/hub/compositor --repo ME/x
-python -m compose.hub inpainter --source assets/tiny/inpainter --out outputs/hub/inpainter
-python -m compose.hub benchmark --manifest outputs/benchmark.json --out outputs/hub/benchmark
-"""
+"""Folders that others load with stock diffusers, without this repository, and the benchmark as a data set."""
 
 from compose.hub.settings import BenchmarkHub, CompositorHub, InpainterHub
 from ldm.settings.cli import App, command, new_app, run_module

@@ -273,10 +273,7 @@ class Desk(Visit):
         return 0.5 if self.depth_01 is None or self.box is None else depth_at_contact(self.depth_01, self.box)
 
     def replay(self, image: Path) -> tuple[dict[str, Any], list[str]]:
-        """Take over what an image was made with: the values of all settings, and what is still missing.
-
-        The inputs are found by their contents among the files that this visitor gave.
-        """
+        """Take over what an image was made with: all settings, and which inputs the visitor must give."""
         settings, recipe = settings_of_recipe(image)
         plain, missing = to_plain(settings), []
         self.wanted = {name: digest for name, digest in recipe["inputs"].items() if digest is not None}

@@ -1,11 +1,5 @@
 """Jobs of the server: a bounded queue, a worker per device, results kept on the disk for a stated time.
 
-    queue = JobQueue(Path("outputs/serve"), [networks])  # one worker per entry
-    job = queue.open("compose")                          # QueueFull where no more may wait
-    ...                                                  # uploads go to job.inputs
-    queue.submit(job, work)                              # work(job, networks) -> JSON values, the result
-    job.finished.result()                                # a concurrent.futures.Future of the job itself
-
 A job is the folder DIR/job-<32 hex digits> that only its owner can read: uploads, results, job.json. Uploads
 are removed when the job ends, everything when its time is over. `job.json` with the state "done" is written
 after the results and before anybody hears of them, and a later server with the same folder hands them out.

@@ -33,14 +33,12 @@ from ldm.decode import opened
 from ldm.settings.config import to_plain
 from ldm.settings.schema import flat_settings, from_text, members, nearest
 
+REGION_KEYS = ("prompt", "negative", "box")
 DECODING = threading.Lock()  # one image at a time is decoded beside those of the workers
 
 
 class EditRequest:
-    """The fields of a form, whose images go to the folder of the job.
-
-    ValueError names the field, what was given and what is allowed.
-    """
+    """The fields of a form, whose images go to the folder of the job; ValueError names a wrong field."""
 
     def __init__(self, form: FormData, job: Job, settings: ServeSettings, kind: str = "") -> None:
         """kind: of its work; without it compose or paint, by what is there."""
@@ -142,7 +140,7 @@ class EditRequest:
         read = [white_is_edit(self.job, path, "mask") for path in self.files.get("mask", ())]
         regions: list[dict[str, Any]] = [{"prompt": prompt}]
         if self.given.get("regions"):
-            regions = read_regions(self.text("regions"))
+            regions = self.regions()
             if prompt:
                 raise ValueError("prompt: each of the regions has its own; leave it empty")
         elif not read:
@@ -185,24 +183,23 @@ class EditRequest:
         own = filled(CompositeSettings, self.settings.compose_config, self.values)
         return partial(replay_work, own, recipe, result), polarity
 
-
-def read_regions(text: str) -> list[dict[str, Any]]:
-    """The regions of a request; ValueError says what a list of them looks like."""
-    try:
-        regions = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"regions is no JSON ({error}); {REGIONS}") from None
-    if not isinstance(regions, list) or not regions or not all(isinstance(each, dict) for each in regions):
-        raise ValueError(f"regions must be a {REGIONS}")
-    for number, region in enumerate(regions, 1):
-        for name, value in region.items():
-            if name not in ("prompt", "negative", "box"):
-                raise ValueError(f"region {number}: {nearest(name, ('prompt', 'negative', 'box'), 'key')}")
-            if name != "box" and not isinstance(value, str):
-                raise ValueError(f"region {number}: {name} must be text")
-        if "box" in region:
-            try:
-                check_box01(region["box"], where=f"region {number}: box")
-            except TypeError:
-                raise ValueError(f"region {number}: box must be four numbers") from None
-    return regions
+    def regions(self) -> list[dict[str, Any]]:
+        """What the field says; ValueError says what a list of them looks like."""
+        try:
+            regions = json.loads(self.text("regions"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"regions is no JSON ({error}); {REGIONS}") from None
+        if not (regions and isinstance(regions, list) and all(isinstance(each, dict) for each in regions)):
+            raise ValueError(f"regions must be a {REGIONS}")
+        for number, region in enumerate(regions, 1):
+            for name, value in region.items():
+                if name not in REGION_KEYS:
+                    raise ValueError(f"region {number}: {nearest(name, REGION_KEYS, 'key')}")
+                if name != "box" and not isinstance(value, str):
+                    raise ValueError(f"region {number}: {name} must be text")
+            if "box" in region:
+                try:
+                    check_box01(region["box"], where=f"region {number}: box")
+                except TypeError:
+                    raise ValueError(f"region {number}: box must be four numbers") from None
+        return regions

@@ -137,3 +137,6 @@ def kernel_distance(real: np.ndarray, fake: np.ndarray) -> float:
     within = (within_real.sum() - np.trace(within_real)) / (n * (n - 1))
     within += (within_fake.sum() - np.trace(within_fake)) / (m * (m - 1))
     return float(within - 2 * kernel(real, fake).mean())
+
+
+SET_DISTANCES = {"fid": frechet_distance, "kid": kernel_distance}

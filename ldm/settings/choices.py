@@ -40,10 +40,7 @@ UNET_SPEEDS: dict[str, dict[str, int]] = {
 
 
 def shard_of(text: str, name: str = "shard") -> tuple[int, int]:
-    """ "i/n" -> (i, n) with 0 <= i < n; the work of shard i is every n-th item from the i-th.
-
-    name: of the option, in errors
-    """
+    """ "i/n" -> (i, n); shard i is every n-th item from the i-th. name: of the option, in errors"""
     index, slash, count = text.partition("/")
     if slash and index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return int(index), int(count)
