@@ -99,8 +99,7 @@ class PairOptions:
         if len(self.size) != 2 or self.size[0] != self.size[1]:
             raise ValueError(f"size must be a square (h, w), got {self.size}")
         if self.resample != "legacy" and (self.depth_file or self.region_of == "visible"):
-            steps = "depth_file and region_of=visible are published steps"
-            raise ValueError(f"{steps}: they need resample=legacy")
+            raise ValueError("depth_file and region_of=visible are published steps: set resample=legacy")
         if self.mask_pad == 0:
             raise ValueError("mask_pad must be -1 or 1, got 0")
 

@@ -23,7 +23,7 @@ from datasets.fusion import Layers
 from datasets.geometry import Box, Box01, Crop, Size
 from datasets.inputs import AUTO, AugmentationParams, Inputs, PairOptions
 from datasets.masks import Rim, dilate, mask_level, masked
-from datasets.planes import fill_planes
+from datasets.planes import planes_behind
 from ldm.images import planes_of, resize, to_pm1
 
 LEAST_MARGIN = 0.03  # of the crop's side round what may change; more than any feather (0.02); chosen
@@ -141,7 +141,7 @@ class Geometry:
         if inputs.mode == "replace":
             hole = region if target is None else dilate(target, options.dilation, frame=frame)
             exact = self.legacy or inputs.target_u8 is not None  # as published, and as networks were trained
-            depth_01 = (fusion.fill_depth if exact else fill_planes)(depth_01, hole)
+            depth_01 = fusion.fill_depth(depth_01, hole) if exact else planes_behind(depth_01, hole)[0]
         box = crop.to_frame(self.box_xyxy) if self.legacy else self.fitted_box(crop)
         placed = fusion.place_cutout(self.cutout, box, (far, near), crop.size, self.legacy)
         hides = fused and options.occlusion != "none"
@@ -252,9 +252,8 @@ def pair_of(geometry: Geometry) -> Pair:
     view_u8 = relit(view_u8, geometry.params) if options.augment.whole_view else view_u8
     if geometry.legacy:
         # Published: the map of the whole reference view, margin included, stretched to the region.
-        mask_u8 = squared(
-            geometry.cutout.mask.astype(np.uint8) * 255, geometry.params.reference_ratio, options, 0
-        )
+        whole_u8 = geometry.cutout.mask.astype(np.uint8) * 255
+        mask_u8 = squared(whole_u8, geometry.params.reference_ratio, options, 0)
         map_u8 = fusion.high_frequency(view_u8, mask_u8 > 127, options.hf_mode, options.hf_threshold)
         detail_u8, part = np.zeros_like(layers.background_u8), geo.tight_slices(layers.region)
         detail_u8[part] = resize(map_u8, detail_u8[part].shape[:2], how="linear")

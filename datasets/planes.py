@@ -34,17 +34,10 @@ def in_front(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
     return (depth_01 > np.quantile(depth_01[region], OWN) + TOLERANCE) & ~region
 
 
-def fill_planes(depth_01: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Depth (h, w) without what stands in region (h, w) bool; float32, elsewhere as given.
-
-    Where the surroundings are no planes, each row is interpolated across the region (`fill_depth`).
-    """
-    return planes_behind(depth_01, region)[0]
-
-
 def planes_behind(depth_01: np.ndarray, region: np.ndarray) -> Behind:
-    """The depth of `fill_planes`; the planes (p, 3) behind the region, none where rows are interpolated; and
-    np.max or np.min, which of their depths a x + b y + c (x and y in fractions of the image) is seen.
+    """Depth (h, w) without what stands in region (h, w) bool, float32, elsewhere as given; the planes (p, 3)
+    behind the region; and np.max or np.min, which of their depths a x + b y + c (x and y in fractions of the
+    image) is seen. Where the surroundings are no planes there is none: rows are interpolated (`fill_depth`).
     """
     if not region.any() or region.all():
         return depth_01, np.empty((0, 3)), np.max

@@ -199,11 +199,9 @@ def solid_at(
     if wide and rng.random() < COMPOUND:
         shape = list(COMPOUNDS)[int(rng.integers(len(COMPOUNDS)))]
         size = size_on(rng, (0.26, 0.4), host, solids)
-        across, high = rng.uniform(0.85, 1.15, 2)
-        axes = upright(rng.uniform(0, 2 * np.pi))
-        parts, radius, top = assembled(
-            COMPOUNDS[shape], np.array([*spot, ground]), axes, size, (across, high)
-        )
+        stretch, axes = tuple(rng.uniform(0.85, 1.15, 2)), upright(rng.uniform(0, 2 * np.pi))
+        foot = np.array([*spot, ground])
+        parts, radius, top = assembled(COMPOUNDS[shape], foot, axes, size, stretch)
         bottom, centre = ground, np.array([*spot, (ground + top) / 2])
     if wide and rng.random() < PATTERNED:
         pattern = list(palette.WIDE_PATTERNS)[int(rng.integers(len(palette.WIDE_PATTERNS)))]

@@ -73,9 +73,8 @@ def radiance(rays: trace.Rays, surface: Surface, exposure: Exposure) -> Tensor:
     light = surface.albedo * (key * lit + fill * sky_visible)
     light = light + key * (surface.gloss * shine * lamp_visible * (facing > 0)) * HIGHLIGHT + rim * mirror
     if packed.open and packed.room is not None:
-        haze = torch.exp(
-            -rays.at(packed.room["haze"]) * (surface.point - rays.at(packed.origin)).square().sum(0).sqrt()
-        )
+        far = (surface.point - rays.at(packed.origin)).square().sum(0).sqrt()
+        haze = torch.exp(-rays.at(packed.room["haze"]) * far)
         light = torch.lerp(rays.at(packed.room["horizon_rgb"]), light, haze)
     return torch.where(surface.empty, surface.albedo, compressed(light))
 

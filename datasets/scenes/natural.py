@@ -15,9 +15,8 @@ from datasets.scenes.trace import Rays
 
 SIDE, LEVELS = 256, 8  # of the tile, and how often it is halved for far surfaces
 CELLS = 70  # pebbles on a tile
-CLOUD, GRAIN, EDGES, CELL = range(
-    4
-)  # rough at all scales; fine; 1 in the middle of a pebble; tone of a pebble
+# Rough at all scales; fine; 1 in the middle of a pebble; tone of a pebble.
+CLOUD, GRAIN, EDGES, CELL = range(4)
 
 
 @lru_cache(maxsize=4)
@@ -47,9 +46,8 @@ def noise_at(u: Tensor, v: Tensor, width: Tensor) -> Tensor:
     table = _tile(u.device)
     level = (width * SIDE).clamp(min=1).log2().round().clamp(max=LEVELS).long().expand(u.shape)
     side = (SIDE >> torch.arange(LEVELS + 1, device=u.device))[level]
-    first = torch.tensor(
-        [sum((SIDE >> i) ** 2 for i in range(k)) for k in range(LEVELS + 1)], device=u.device
-    )
+    starts = [sum((SIDE >> i) ** 2 for i in range(k)) for k in range(LEVELS + 1)]
+    first = torch.tensor(starts, device=u.device)
     x, y = (u - u.floor()) * side, (v - v.floor()) * side
     x0, y0 = x.floor(), y.floor()
     left, above, start = x0.long() & (side - 1), y0.long() & (side - 1), first[level]

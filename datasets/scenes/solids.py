@@ -17,12 +17,7 @@ FAR = 1e9  # depth of a miss
 STEPS = {"torus": 24, "lathe": 12, "extrusion": 14, "blob": 10}
 SECANTS = {"torus": 4, "lathe": 10, "extrusion": 10, "blob": 6}  # refinements of its first hit
 BEVEL = 0.06  # edges whose normal is rounded, as a fraction of the half extent; chosen by eye
-
-MARCHED = (
-    "lathe",
-    "extrusion",
-    "blob",
-)  # solids whose surface is zero of `_gap`; the parameter is their form
+MARCHED = ("lathe", "extrusion", "blob")  # their surface is zero of `_gap`; the parameter is their form
 
 Interval = tuple[Tensor, Tensor]
 
@@ -71,6 +66,10 @@ def _ball(o: Tensor, d: Tensor, radius: Tensor | float = 1.0) -> Interval:
 
 def _both(a: Interval, b: Interval) -> Interval:
     return torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+
+
+def _tube(o: Tensor, d: Tensor, radius: Tensor | float = 1.0, half: Tensor | float = 1.0) -> Interval:
+    return _both(_ball(o[:2], d[:2], radius), _slab(o[2], d[2], -half, half))
 
 
 def _either(a: Interval, b: Interval) -> Interval:
@@ -155,11 +154,9 @@ def _radius(kind: str, q: Tensor, param: Tensor) -> Tensor:
 def surface_points(kind: str, param: float) -> np.ndarray:
     """Points (k, 3) of a `MARCHED` surface whose hull is the solid to about one percent."""
     count = {"lathe": (41, 24), "extrusion": (2, 120), "blob": (41, 48)}[kind]
-    level, turn = (
-        torch.linspace(-1, 1, count[0], dtype=torch.float64),
-        torch.arange(count[1], dtype=torch.float64),
-    )
-    z, angle = torch.meshgrid(level, turn * (2 * np.pi / count[1]), indexing="ij")
+    level = torch.linspace(-1, 1, count[0], dtype=torch.float64)
+    turn = torch.arange(count[1], dtype=torch.float64) * (2 * np.pi / count[1])
+    z, angle = torch.meshgrid(level, turn, indexing="ij")
     flat = (1 - z * z).clamp(min=0).sqrt() if kind == "blob" else torch.ones_like(z)
     q = torch.stack([angle.cos() * flat, angle.sin() * flat, z])
     radius = _radius(kind, q, torch.tensor(param, dtype=torch.float64))
@@ -175,17 +172,13 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor, exact: bool = True) -> 
     if kind == "ellipsoid":
         return _ball(o, d)
     if kind == "cylinder":
-        return _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -1.0, 1.0))
+        return _tube(o, d)
     if kind == "cone":
         return _cone(o, d)
     if kind == "torus":
-        return _march(
-            kind, o, d, param, _both(_ball(o[:2], d[:2], 1 + param), _slab(o[2], d[2], -param, param)), exact
-        )
+        return _march(kind, o, d, param, _tube(o, d, 1 + param, param), exact)
     if kind in MARCHED:
-        start, stop = (
-            _ball(o, d) if kind == "blob" else _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -1.0, 1.0))
-        )
+        start, stop = _ball(o, d) if kind == "blob" else _tube(o, d)
         near = ((start <= stop) & (stop >= 0)).nonzero().squeeze(1)
         enter, leave = torch.full_like(start, FAR), torch.full_like(start, -FAR)
         bounds = start[near], stop[near]
@@ -193,8 +186,7 @@ def meet(kind: str, o: Tensor, d: Tensor, param: Tensor, exact: bool = True) -> 
         return enter, leave
     if kind == "capsule":
         lift = torch.stack([torch.zeros_like(param), torch.zeros_like(param), param])
-        side = _both(_ball(o[:2], d[:2]), _slab(o[2], d[2], -param, param))
-        return _either(_either(_ball(o - lift, d), _ball(o + lift, d)), side)
+        return _either(_either(_ball(o - lift, d), _ball(o + lift, d)), _tube(o, d, half=param))
     if kind == "pyramid":  # half spaces value + t slope <= 0: |x|, |y| <= (1 - z) / 2 and z >= -1
         enter, leave = torch.full_like(o[0], -FAR), torch.full_like(o[0], FAR)
         spaces = [(-1 - o[2], -d[2])]
@@ -225,9 +217,7 @@ def normal(kind: str, q: Tensor, param: Tensor) -> Tensor:
     """Outward gradient (3, n), of any length, at a point q of the surface; edges are slightly rounded."""
     x, y, z = q
     if kind in MARCHED:
-        steps = (
-            0.002 * torch.eye(3, device=q.device)[:, :, None]
-        )  # far above float32's error, below any curve
+        steps = 0.002 * torch.eye(3, device=q.device)[:, :, None]  # above float32's error, below any curve
         return torch.stack([_gap(kind, q + step, param) - _gap(kind, q - step, param) for step in steps])
     ring = (x * x + y * y).sqrt().clamp(min=1e-6)
     if kind == "ellipsoid":

@@ -56,8 +56,7 @@ class Rules(CheckedSettings):
         areas = [cv2.contourArea(contour) for contour in contours]
         whole = max(areas) / sum(areas) if np.count_nonzero(mask) >= 10 and sum(areas) > 0 else 0.0
         if whole < self.whole:
-            wrong = f"the largest is {whole:.0%} of it, at least {self.whole:.0%}"
-            raise Rejected(f"reference in pieces: {wrong}")
+            raise Rejected(f"reference in pieces: the largest is {whole:.0%}, at least {self.whole:.0%}")
         if self.one_piece and len(contours) != 1:
             raise Rejected(f"reference in pieces: {len(contours)} pieces, 1 allowed")
         h, w = mask.shape
@@ -76,8 +75,7 @@ class Rules(CheckedSettings):
         (low, high), fraction = self.area, np.count_nonzero(mask) / mask.size
         if not low <= fraction <= high:
             size = "small" if fraction < low else "large"
-            message = f"covers {fraction:.1%} of its image, allowed {low:.0%} to {high:.0%}"
-            raise Rejected(f"{what} too {size}: {message}")
+            raise Rejected(f"{what} too {size}: {fraction:.1%} of its image, allowed {low:.0%} to {high:.0%}")
 
     def _out_of_range(self, *sides: bool) -> bool:
         return any(sides) if self.sides == "either" else all(sides)

@@ -7,7 +7,8 @@ from datasets.base import ExampleSource
 from datasets.sources import video
 from datasets.sources.objects import DreamBoothConfig, DressCodeConfig, FashionTryonConfig, VitonHdConfig
 from datasets.sources.still import FolderConfig, LvisConfig, PanopticConfig, SaliencyConfig, SamConfig
-from datasets.sources.tarred import open_tars
+from datasets.sources.tarred import RECORD, TarConfig
+from ldm.files import read_json
 from ldm.settings.config import check_settings, nearest, setting
 
 MAPS = ("weights", "indexes", "tars")  # settings by the name of a source
@@ -78,12 +79,17 @@ def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
     try:
         if tars is not None and index is not None:
             raise ValueError("an index counts when tar shards are written, not when they are read")
-        return open_tars(Path(tars), name, section) if tars else section.open(index and Path(index))
+        if not tars:
+            return section.open(index and Path(index))
+        if not (record := Path(tars) / RECORD).is_file():
+            raise ValueError(f"{tars} holds no shards; `python -m datasets.tars --source {name}` makes them")
+        if (source := read_json(record)["source"]) != name:
+            raise ValueError(f"{tars} holds the source {source}")
+        return TarConfig(folder=Path(tars), dynamics=section.dynamics, rules=section.rules).open()
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except (KeyError, TypeError) as error:
-        problem = "an annotation file has another form than docs/datasets.md says"
-        raise ValueError(f"{name}: {problem}: {error}") from error
+        raise ValueError(f"{name}: an annotation file is not as docs/datasets.md says: {error}") from error
 
 
 def drawn_sources(config: DatasetsConfig) -> list[str]:

@@ -16,7 +16,6 @@ import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 
 from datasets.base import Rejected
 from datasets.sources import coco, readers
-from datasets.sources.image_source import ImageSource, Item, SourceConfig
+from datasets.sources.image_source import Item, SourceConfig
 from ldm.files import read_json
 
 RECORD = "source.json"  # in the folder of shards: what they were made of, and how many there are
@@ -86,7 +85,13 @@ class TarConfig(SourceConfig):
         def view(image: str, mask: Any, target: bool) -> readers.ObjectView:
             depth, where = files.get(f"{Path(image).stem}.{DEPTH}"), path / f"{facts['name']}.{image}"
             tree = readers.Tree(path, None if depth is None else path) if target else None
-            return readers.ObjectView(where, partial(stored_mask, mask, where), tree, files[image], depth)
+
+            def outline() -> np.ndarray:
+                if isinstance(mask, str):  # why there is none
+                    raise Rejected(mask)
+                return coco.segment_mask(mask, tuple(mask["size"]), str(where))
+
+            return readers.ObjectView(where, outline, tree, files[image], depth)
 
         views = [view(**entry) for entry in facts["views"]]
         return [(views[first], views[second]) for first, second in facts["pairs"]]
@@ -98,19 +103,3 @@ class TarConfig(SourceConfig):
         pairs = self.pairs(item)
         for k in rng.permutation(len(pairs)):
             yield pairs[k]
-
-
-def stored_mask(mask: Any, where: Path) -> np.ndarray:
-    """(h, w) bool of run lengths; Rejected with the reason that stands in their place."""
-    if isinstance(mask, str):
-        raise Rejected(mask)
-    return coco.segment_mask(mask, tuple(mask["size"]), str(where))
-
-
-def open_tars(folder: Path, name: str, section: SourceConfig) -> ImageSource:
-    """The examples of source `name` in a folder of shards, with the dynamics and rules of its section."""
-    if not (folder / RECORD).is_file():
-        raise ValueError(f"{folder} holds no shards; `python -m datasets.tars --source {name}` makes them")
-    if (source := read_json(folder / RECORD)["source"]) != name:
-        raise ValueError(f"{folder} holds the source {source}")
-    return ImageSource(TarConfig(folder=folder, dynamics=section.dynamics, rules=section.rules))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.fusion import fill_depth
-from datasets.planes import fill_planes, in_front
+from datasets.planes import in_front, planes_behind
 
 H, W = 120, 160
 Y, X = np.mgrid[0:H, 0:W].astype(np.float64)
@@ -28,7 +28,7 @@ def test_planes_continue_behind_what_is_erased(scene: str, hole: str) -> None:
     mask = np.zeros((H, W), bool)
     mask[HOLES[hole]] = True
     depth_01 = np.where(mask, np.float32(0.95), truth)
-    filled = fill_planes(depth_01, mask)
+    filled = planes_behind(depth_01, mask)[0]
     assert filled.dtype == np.float32
     assert np.array_equal(filled[~mask], truth[~mask])
     assert np.abs(filled - truth)[mask].mean() < 0.002
@@ -39,7 +39,8 @@ def test_planes_meet_better_than_rows() -> None:
     truth, mask = SCENES["corner of a room"].astype(np.float32), np.zeros((H, W), bool)
     mask[20:80, 80:155] = True
     depth_01 = np.where(mask, np.float32(0.95), truth)
-    errors = [np.abs(fill(depth_01, mask) - truth)[mask].mean() for fill in (fill_planes, fill_depth)]
+    filled = planes_behind(depth_01, mask)[0], fill_depth(depth_01, mask)
+    errors = [np.abs(depth - truth)[mask].mean() for depth in filled]
     assert errors[0] < 0.1 * errors[1]
 
 
@@ -48,7 +49,7 @@ def test_without_planes_rows_are_interpolated() -> None:
     mask = np.zeros((H, W), bool)
     mask[40:90, 60:110] = True
     depth_01[mask] = 1
-    assert np.array_equal(fill_planes(depth_01, mask), fill_depth(depth_01, mask))
+    assert np.array_equal(planes_behind(depth_01, mask)[0], fill_depth(depth_01, mask))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_what_hides_the_object_says_nothing_of_what_is_behind(scene: str, side: 
     depth_01[mask] = 0.8
     for cover in covers:
         depth_01[cover], mask[cover] = 0.95, False
-    filled = fill_planes(depth_01, mask)
+    filled = planes_behind(depth_01, mask)[0]
     assert np.abs(filled - truth)[mask].mean() < 0.01
     assert np.array_equal(filled[~mask], depth_01[~mask])
     assert in_front(depth_01, mask)[covers[0]].all()
@@ -79,7 +80,7 @@ def test_what_is_behind_is_never_nearer_than_the_object() -> None:
     depth_01[:, :60] = 0.5
     mask[40:90, 60:110] = True
     depth_01[mask] = np.tile(np.linspace(0.3, 0.6, 50), 50)
-    filled = fill_planes(depth_01, mask)
+    filled = planes_behind(depth_01, mask)[0]
     assert (filled <= depth_01).all()
     assert filled[mask].mean() < 0.35
 
@@ -89,10 +90,10 @@ def test_a_niche_is_closed_by_the_wall_around_it(deep: float) -> None:
     depth_01, mask = np.full((H, W), 0.4, np.float32), np.zeros((H, W), bool)
     mask[40:90, 60:110] = True
     depth_01[mask] = deep
-    assert fill_planes(depth_01, mask) == pytest.approx(np.full((H, W), 0.4), abs=1e-3)
+    assert planes_behind(depth_01, mask)[0] == pytest.approx(np.full((H, W), 0.4), abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_nothing_to_fill_or_to_fill_from(value: bool) -> None:
     depth_01 = np.full((8, 8), 0.3, np.float32)
-    assert fill_planes(depth_01, np.full((8, 8), value)) is depth_01
+    assert planes_behind(depth_01, np.full((8, 8), value))[0] is depth_01
