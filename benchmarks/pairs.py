@@ -44,11 +44,8 @@ def write_pairs(folder: Path, count: int) -> None:
             rgb_u8 = (image.rgb_u8 * colours).astype(np.uint8)
             alpha_u8 = np.full(image.size, 255, np.uint8) if image.alpha_u8 is None else image.alpha_u8
             rgba_u8 = cv2.resize(np.dstack([rgb_u8, alpha_u8])[:, ::step].copy(), (SIDE, SIDE))
-            write_png(
-                folder / name,
-                rgba_u8[..., :3],
-                alpha_u8=image.alpha_u8 if image.alpha_u8 is None else rgba_u8[..., 3],
-            )
+            alpha = None if image.alpha_u8 is None else rgba_u8[..., 3]
+            write_png(folder / name, rgba_u8[..., :3], alpha_u8=alpha)
         mask, (left, top) = np.zeros((SIDE, SIDE), bool), rng.integers(SIDE // 8, SIDE // 2, 2)
         mask[top : top + SIDE * 3 // 8, left : left + SIDE // 3] = True
         write_mask(folder / f"backgrounds/{number}_mask.png", mask)
@@ -59,20 +56,18 @@ def measure_pairs(out: Out = RESULTS / "pairs.json") -> dict[str, Any]:
     rows: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     body = dict[str, Any]()
     with ExitStack() as stack:
-        roots = {name[:8]: stack.enter_context(checked_out(name)) for name in (BEFORE, ALONE)} | {
-            "here": ROOT
-        }
+        roots = {name[:8]: stack.enter_context(checked_out(name)) for name in (BEFORE, ALONE)}
+        roots["here"] = ROOT
         folder = Path(stack.enter_context(TemporaryDirectory()))
         for side, turn in [(side, turn) for side, turns in TURNS.items() for turn in range(turns)]:
             write_pairs(data := folder / f"data{side}", side)
             given = f"--objects {data / 'objects'} --backgrounds {data / 'backgrounds'} {MODELS} --out"
             command = [sys.executable, "run_inference.py", "dreambooth", *given.split()]
             for name, root in roots.items():
-                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                before_s = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
                 argv = [*command, str(folder / f"{side}-{turn}-{name}")]
                 subprocess.run(argv, cwd=root, check=True, capture_output=True)
-                after = resource.getrusage(resource.RUSAGE_CHILDREN)
-                used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                used_s = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before_s
                 rows[f"{side} x {side}"][name].append(round(used_s, 2))
                 log.info("%d x %d, %s: %.1f CPU s", side, side, name, used_s)
             spent = {

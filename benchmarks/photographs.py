@@ -56,7 +56,17 @@ def measure_composites(report: Sheet = None, out: Out = RESULTS / "photographs.j
             for by, cutout in ways:
                 found, image_u8 = None, None
                 with patch.dict(os.environ, {} if cutout == "u2netp" else {"BIFROST_MODELS": empty}):
-                    settings = case_settings(case, about, by, folder, Path(empty))
+                    given = {key: folder / case[key] for key in ("background", "object")}
+                    if by == "sentence":
+                        known, anchors = about["anchors"].items(), Path(empty) / "anchors.json"
+                        anchors.write_text(json.dumps({name: {"box": box} for name, box in known}))
+                        settings = ComposeSettings(**given, instruction=about["text"], anchors=anchors)
+                    else:
+                        depth, mode = {}, "place" if case["mode"] == "place" else "replace"
+                        if (file := case["background_depth"]) is not None:
+                            depth = {"background_depth": folder / file, "depth": tuple(case["depth_range"])}
+                        box = tuple(case["box_xyxy"])
+                        settings = ComposeSettings(**given, **depth, mode=mode, box=box)
                     started = time.process_time()
                     try:
                         result = compose(settings, load_models(settings), progress=False)
@@ -70,21 +80,6 @@ def measure_composites(report: Sheet = None, out: Out = RESULTS / "photographs.j
         titles = [", ".join(way) for way in ways]
         write_result({report: encode_png(grid(list(images.values()), titles, list(images), CELL))}, True)
     write_results(out, {"rows": rows})
-
-
-def case_settings(
-    case: Mapping[str, Any], about: Mapping[str, Any], by: str, folder: Path, scratch: Path
-) -> ComposeSettings:
-    """What a user gives. scratch: folder for the file of known objects."""
-    given = {"background": folder / case["background"], "object": folder / case["object"]}
-    if by == "sentence":
-        anchors = scratch / "anchors.json"
-        anchors.write_text(json.dumps({name: {"box": box} for name, box in about["anchors"].items()}))
-        return ComposeSettings(**given, instruction=about["text"], anchors=anchors)
-    depth, mode = {}, "place" if case["mode"] == "place" else "replace"
-    if case["background_depth"] is not None:
-        depth = {"background_depth": folder / case["background_depth"], "depth": tuple(case["depth_range"])}
-    return ComposeSettings(**given, **depth, mode=mode, box=tuple(case["box_xyxy"]))
 
 
 def measures(result: Any, case: Mapping[str, Any], about: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ exponent between the last two counts: 1 = linear. A PNG beside the JSON shows th
 """
 
 import logging
-import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.engines import cpu_s
 from benchmarks.harness import RESULTS, Out, write_figure, write_results
 from ldm.files import read_json
 from ldm.settings.cli import run_module, single_app
@@ -66,10 +66,8 @@ def anchors_of_a_sentence() -> Callable[[int], Any]:
     from llava_bifrost.settings import GEOMETRIC, LocatorOptions
 
     image_u8, depth_01 = read_image(PLACE / "room.png").rgb_u8, read_depth(PLACE / "room_depth.png")
-    options, known = (
-        LocatorOptions(locator=GEOMETRIC),
-        dict(list(read_json(PLACE / "anchors.json").items())[:1]),
-    )
+    options, known = LocatorOptions(locator=GEOMETRIC), read_json(PLACE / "anchors.json")
+    known = dict(list(known.items())[:1])
     for number, (x, y) in enumerate(np.random.default_rng(0).uniform(0, 0.95, (COUNTS["anchors"][-1], 2))):
         known[f"thing {number}"] = {"box": [x, y, x + 0.04, y + 0.04]}
     sentence = f"Place the cup next to the {next(iter(known))}"
@@ -105,12 +103,6 @@ WORKS = dict(zip(COUNTS, (samples_of_a_composite, regions_of_a_painting, anchors
                           workers_of_a_training), strict=True))  # fmt: skip
 
 
-def process_seconds() -> float:
-    """Those of this process and of children that ended."""
-    kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
-
-
 def measure_scaling(out: Out = RESULTS / "scaling.json") -> dict[str, Any]:
     """Measure how costs grow."""
     import torch
@@ -123,16 +115,14 @@ def measure_scaling(out: Out = RESULTS / "scaling.json") -> dict[str, Any]:
         run, best = WORKS[name](), dict[int, float]()
         run(COUNTS[name][0])
         for count in COUNTS[name] * REPEATS:
-            started = process_seconds()
+            started = cpu_s()
             run(count)
-            best[count] = round(min(best.get(count, np.inf), process_seconds() - started), 3)
+            best[count] = round(min(best.get(count, np.inf), cpu_s() - started), 3)
             log.info("%d %s: %.2f CPU s", count, name, best[count])
         half, last = COUNTS[name][-2:]
         growth = np.log(best[last] / best[half]) / np.log(last / half)
-        rows[name] = {
-            "cpu_s": {str(count): spent for count, spent in best.items()},
-            "growth": round(growth, 2),
-        }
+        spent = {str(count): seconds for count, seconds in best.items()}
+        rows[name] = {"cpu_s": spent, "growth": round(growth, 2)}
         write_results(out, {"rows": rows, "examples_of_workers": EXAMPLES}, overwrite=True)
     # A panel for each count, with a line that grows as fast as the count.
     figure = Figure(figsize=(12, 3), layout="constrained")

@@ -103,14 +103,12 @@ def draw_losses(out: Path) -> None:
     for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         for part in sorted({name.rsplit(", ", 1)[0] for name in rows}):
             speeds = [s for s in body["speeds"] if f"{part}, {s}" in rows]
-            points: list[Any] = [
-                (rows[f"{part}, {s}"]["cpu_s"], rows[f"{part}, {s}"][measure], s) for s in speeds
-            ]
-            points = points[measure == "psnr_to_full_db" :]  # that of full to itself says nothing
-            cost, value = ([point[i]["mean"] for point in points] for i in (0, 1))
-            ends = [[abs(p[1]["mean"] - p[1][end]) for p in points] for end in ("low", "high")]
-            axes.errorbar(cost, value, yerr=ends, marker="o", capsize=3, label=part)
-            for (_, _, speed), x, y in zip(points, cost, value, strict=True):
+            speeds = speeds[measure == "psnr_to_full_db" :]  # that of full to itself says nothing
+            points = [rows[f"{part}, {speed}"] for speed in speeds]
+            cost, value = ([point[key]["mean"] for point in points] for key in ("cpu_s", measure))
+            gaps = [[abs(p[measure]["mean"] - p[measure][end]) for p in points] for end in ("low", "high")]
+            axes.errorbar(cost, value, yerr=gaps, marker="o", capsize=3, label=part)
+            for speed, x, y in zip(speeds, cost, value, strict=True):
                 axes.annotate(speed, (x, y), xytext=(6, 6), textcoords="offset points")
         axes.set(xlabel="CPU s an image", ylabel=label)
         axes.margins(0.25, 0.15)
