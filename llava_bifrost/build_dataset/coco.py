@@ -88,8 +88,7 @@ class CocoSource:
         asks_replace = rng.random() < settings.replace
         try:
             if not order:
-                why = "no object of the right size" if objects else "no annotation"
-                raise Rejected(f"no target: {why}")
+                raise Rejected("no target: no " + ("object of the right size" if objects else "annotation"))
             path = settings.images / photograph.file
             rgb_u8, turn = read_annotated(path, photograph.size_hw)
             if turn is not None:

@@ -142,8 +142,7 @@ class PreparedPhotograph:
             true = true_facts([centre, median], anchors, options.relations)
             true = [fact for fact in true if fact[0] != "on" or fact[1][0] in touching]
             if not true:
-                wrong = "no relation: nothing can be stated of the target and an object that has a name"
-                raise Rejected(wrong)
+                raise Rejected("no relation: nothing can be stated of the target and an object with a name")
             chosen = choose_facts(true, options.relations.most, self.rng)
             request = word_request(target.category, chosen, self.rng)
             location = centre if options.format == "center" else median

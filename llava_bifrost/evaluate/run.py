@@ -91,10 +91,10 @@ def evaluate_locator(config: LocatorEvaluation) -> dict[str, Any]:
             result["gap_to_another_image"] = mean_interval([a["valid"] - b["valid"] for a, b in pairs])
             rows |= place_rows(locator, chosen, config)
         for name, measures in rows.items():
-            keys = dict.fromkeys(key for measure in measures for key in measure)
-            result[kind][name] = {
-                key: mean_interval([measure[key] for measure in measures if key in measure]) for key in keys
-            }
+            values = defaultdict[str, list[float]](list)
+            for key, value in (pair for measure in measures for pair in measure.items()):
+                values[key].append(value)
+            result[kind][name] = {key: mean_interval(each) for key, each in values.items()}
         texts += [format_table(title, result[kind]), ""]
         if cells:
             continue

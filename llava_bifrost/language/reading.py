@@ -124,8 +124,7 @@ def _read(text: str) -> Request:
         parts = re.split(r"\s+(with|by|for)\s+", _PARTICLE.sub("", rest.strip()), maxsplit=1)
         old, joint, new = (*parts, "", "")[:3]
         if verb == "substitute" and joint == "for":
-            both = f"{verb!r} ... 'for {new}' can be read both ways"
-            raise ValueError(f'{both}; write "replace the X with the Y"')
+            raise ValueError(f"{verb!r} ... 'for {new}' has two readings: \"replace the X with the Y\"")
         if len(parts := split_list(old)) > 1:
             raise ValueError(f"{verb!r} takes one object, got {' and '.join(map(repr, parts))}")
         return Request(_name(_ITS_SIDE.sub(r"\2 \1", old), f"after {verb!r}", "anchor"), replace=True)
