@@ -99,9 +99,8 @@ def rehearse(
 def page_of(body: dict[str, Any]) -> str:
     """The page, from the numbers."""
     hardware, lines, plan = body["hardware"], [], read_plan()
-    text = plan["head"].format(
-        steps=body["steps"], hardware=f"{hardware['cpu']}, {hardware['threads']} thread"
-    )
+    machine = f"{hardware['cpu']}, {hardware['threads']} thread"
+    text = plan["head"].format(steps=body["steps"], hardware=machine)
     for name, row in body["rows"].items():
         networks, speeds = [], []
         for network, seen in row["networks"].items():

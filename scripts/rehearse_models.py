@@ -136,10 +136,9 @@ def make_inpainter(folder: Path) -> None:
     sizes = SIZES["compositor"]
     up = tuple("CrossAttnUpBlock2D" if on else "UpBlock2D" for on in sizes.attention[::-1])
     text = {**SIZES["text"], "hidden_size": sizes.token_width}
+    layout = {**backbone(sizes), "in_channels": 9, "sample_size": 64, "out_channels": 4, "up_block_types": up}
     with empty_parameters():
-        unet = UNet2DConditionModel(
-            **{**backbone(sizes), "in_channels": 9}, sample_size=64, out_channels=4, up_block_types=up
-        )
+        unet = UNet2DConditionModel(**layout)
         write_network(create_autoencoder(sizes.autoencoder), folder / "vae")
     write_network(unet, folder / "unet")
     random_network(hub.CLIPTextModel, hub.CLIPTextConfig(**text), folder / "text_encoder")
@@ -150,8 +149,8 @@ def make_inpainter(folder: Path) -> None:
     write_lora(unet, lora, SIZES["rank"]["rca"], ATTENTION, "unet.{}.lora.{}.weight")
 
 
-def llama_words() -> Any:
-    """A tokenizer of LLaMA's kind and size, trained on the words of Python's own library."""
+def make_mllm(folder: Path, family: str, template: str, **options: Any) -> Any:
+    """A LLaVA with its processor, its tokenizer trained on the words of Python's own library."""
     texts = (path.read_text("utf-8", "replace") for path in sorted(Path(os.__file__).parent.glob("*.py")))
     words = sorted({word for text in texts for word in re.findall("[A-Za-z]+", text)})
     basis = hub.LlamaTokenizer(vocab={"<unk>": 0, "<s>": 1, "</s>": 2}, merges=[])
@@ -164,20 +163,14 @@ def llama_words() -> Any:
     merges = [tuple(pair) for pair in model["merges"]]
     tokenizer = hub.LlamaTokenizer(vocab={name: k for k, name in enumerate(names)}, merges=merges)
     tokenizer.add_special_tokens({"pad_token": "<pad>", "extra_special_tokens": ["<image>"]})
-    return tokenizer
-
-
-def make_mllm(folder: Path, family: str, template: str, **options: Any) -> Any:
-    """A LLaVA with its processor."""
-    words = llama_words()
-    sizes = {**SIZES["llava"], "image_token_index": words.convert_tokens_to_ids("<image>")}
+    sizes = {**SIZES["llava"], "image_token_index": tokenizer.convert_tokens_to_ids("<image>")}
     kind, config = (getattr(hub, f"{family}{part}") for part in ("ForConditionalGeneration", "Config"))
     network = random_network(kind, config(**sizes), folder)
     vision = network.config.vision_config
     side = {"height": vision.image_size, "width": vision.image_size}
     images = getattr(hub, f"{family}ImageProcessorPil")
     processor = getattr(hub, f"{family}Processor")(
-        images(size={"shortest_edge": vision.image_size}, crop_size=side, **options), words,
+        images(size={"shortest_edge": vision.image_size}, crop_size=side, **options), tokenizer,
         patch_size=vision.patch_size, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=TEMPLATES[template])  # fmt: skip
     processor.save_pretrained(folder)
@@ -214,9 +207,8 @@ def make_kosmos(folder: Path) -> None:
     random_network(hub.Kosmos2ForConditionalGeneration, config, folder)
     size = dict.fromkeys(("height", "width"), config.vision_config.image_size)
     images = hub.CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
-    hub.Kosmos2Processor(images, hub.CLIPTokenizer.from_pretrained(SMALL / "tokenizer")).save_pretrained(
-        folder
-    )
+    words = hub.CLIPTokenizer.from_pretrained(SMALL / "tokenizer")
+    hub.Kosmos2Processor(images, words).save_pretrained(folder)
 
 
 def make_grounding_dino(folder: Path) -> None:

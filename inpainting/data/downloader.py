@@ -160,8 +160,7 @@ def gather(copies: Sequence[Path], partial: Path) -> None:
         elif not copy.is_file():
             raise ValueError(f"{copy}: no such file")
         elif pointer_hash(copy) is not None:
-            wrong = f"{copy} is a Git LFS pointer, not the file; `git lfs pull` in its clone gets it"
-            raise ValueError(wrong)
+            raise ValueError(f"{copy} is a Git LFS pointer; `git lfs pull` in its clone gets the file")
         elif is_archive(copy):
             unpack(copy, partial)
         elif copy.parent != partial:

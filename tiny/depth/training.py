@@ -228,9 +228,8 @@ def train_depth(config: TrainDepthConfig) -> None:
     stage = Stage("depth", model, config, config.out, same=same, state_file="checkpoint.pt")
     write_atomic(config.out / "settings.yaml", dump_yaml(config).encode())
     worlds = ["plain", "open"] if config.open else ["plain"]
-    held_out = {
-        world: load_images(shards_of(config, world, held_out=True, device=device)) for world in worlds
-    }
+    rest = {world: shards_of(config, world, held_out=True, device=device) for world in worlds}
+    held_out = {world: load_images(shards) for world, shards in rest.items()}
     images, cutouts = held_out["plain"], None
     if not stage.done:  # what is done needs no images; `train` still puts the averaged weights into the model
         shards = [one for world in worlds for one in shards_of(config, world, held_out=False, device=device)]

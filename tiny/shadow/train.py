@@ -27,9 +27,7 @@ class TrainShadowConfig(StageSettings):
     channels: tuple[int, ...] = setting((32, 48, 64), help="of each level, each at half the size", low=8)
     scenes: ShadowScenes = setting(ShadowScenes(), help="rendered scenes")
     zoom: tuple[float, float] = setting((2.5, 6.0), help="side of a square, in sizes of the solid", low=1)
-    own_depth: float = setting(
-        0.5, help="fraction with the solid's true depth, not a rounded body's", low=0, high=1
-    )
+    own_depth: float = setting(0.5, help="fraction with true depth, not a rounded body's", low=0, high=1)
     batch: int = setting(16, help="examples per step", low=1)
     warmup: int = setting(200, help="steps until the peak learning rate", low=0)
     ema: float = setting(0.999, help="decay of the averaged weights, which are the ones saved", low=0, high=1)

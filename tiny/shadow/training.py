@@ -4,9 +4,7 @@ A rendered scene exists with and without one solid, so what that darkens is know
 Legend: b batch, n = `ldm.experts.shadow.SIDE`; light is luminance in [0, 1], its fall what the solid takes.
 """
 
-import io
 import logging
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.harness import figure_png
 from datasets.augment import gain_table
 from datasets.fusion import tight_cutout
 from datasets.geometry import bbox_of_mask, tight_slices
@@ -88,9 +87,8 @@ def shadow_example(
     )
     turn = 1 if rng is None else int(rng.choice((1, -1)))
     part = np.s_[top : top + side, left : left + side]
-    planes = [
-        np.ascontiguousarray(plane[part][:, ::turn]) for plane in (*images, behind_01, own_01, mask, ground)
-    ]
+    whole = *images, behind_01, own_01, mask, ground
+    planes = [np.ascontiguousarray(plane[part][:, ::turn]) for plane in whole]
     if rng is not None:
         table = gain_table(np.exp(rng.uniform(-0.3, 0.2) + rng.uniform(-0.15, 0.15, 3)))
         order = rng.permutation(3)
@@ -128,19 +126,6 @@ def measure_shadow(model: UNet2DModel, examples: list[Example]) -> dict[str, flo
     return {**found, "f1": 2 * both / (wanted + there), "gain_db": float(np.mean(gains))}
 
 
-def draw_curve(log: Path) -> bytes:
-    """PNG of the course of a run, from its log: recall and precision on validation scenes over steps."""
-    figure, buffer = Figure(figsize=(6, 4), layout="constrained"), io.BytesIO()
-    axes, rows = figure.subplots(), CsvLogger(log).rows()
-    for name in ("recall", "precision", "loss"):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        axes.plot(*np.array(points).reshape(-1, 2).T, label=name)
-    axes.set(xlabel="steps", ylim=(0, 1))
-    axes.legend()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def train_shadow(config: TrainShadowConfig) -> None:
     """Train the shadow network: render, train, measure, save."""
     model = create_shadow_network(config.channels, config.seed)
@@ -166,7 +151,15 @@ def train_shadow(config: TrainShadowConfig) -> None:
     stage.train(loss)
     measures = measure_shadow(model, held_out)
     logging.getLogger(__name__).info("held out: %s", measures)
-    write_atomic(config.out / "curve.png", draw_curve(config.out / stage.log_file))
+    # The course of the run, from its log: recall and precision on validation scenes over steps.
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes, rows = figure.subplots(), CsvLogger(config.out / stage.log_file).rows()
+    for name in ("recall", "precision", "loss"):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        axes.plot(*np.array(points).reshape(-1, 2).T, label=name)
+    axes.set(xlabel="steps", ylim=(0, 1))
+    axes.legend()
+    write_atomic(config.out / "curve.png", figure_png(figure))
     manifest = stages_manifest("shadow", model, [stage], config, config.seed, held_out=measures)
     with folder_written_whole(config.out / "network") as folder:
         save_part(model, folder)

@@ -181,9 +181,8 @@ def caption_masks(settings: CaptionSettings) -> Path:
     to_caption = [key for key in concepts if "from" not in journal.done.get(key, {})]
 
     def make() -> tuple[Load, Answer]:
-        model = functools.cache(
-            lambda: open_model(settings.model_id, settings.precision, dtype=settings.dtype)
-        )
+        how = settings.model_id, settings.precision
+        model = functools.cache(lambda: open_model(*how, dtype=settings.dtype))
 
         def answer(crops: Sequence[tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
             images_u8, named = [crop_u8 for crop_u8, _ in crops], [concept for _, concept in crops]

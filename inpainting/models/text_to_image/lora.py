@@ -101,8 +101,7 @@ def train_lora(config: TrainLoraConfig) -> Path:
         begun, stated = read_lora(model.unet, file, torch.float32)
         rank, alpha = ((stated or {}).get(f"unet.{name}") for name in ("r", "lora_alpha"))
         if rank != alpha:
-            wrong = f"{file}: alpha is {alpha} and rank {rank}; only a LoRA of scale 1 can be continued"
-            raise ValueError(wrong)
+            raise ValueError(f"{file}: alpha is {alpha} and rank {rank}; only a LoRA of scale 1 is continued")
     rank, targets, dropout = config.lora.rank, list(config.lora.targets), config.lora.dropout
     adapter = LoraConfig(  # gaussian: it changes nothing yet
         r=rank, lora_alpha=rank, target_modules=targets, lora_dropout=dropout, init_lora_weights="gaussian"

@@ -74,8 +74,7 @@ class FreestyleStableDiffusionInpaintPipeline(Inpainter):
             given = f"{len(pixels)} images, {len(union)} masks, {len(freestyle_layout_mask)} layouts"
             raise ValueError(f"{count} token sequences for {given}; there must be as many of each")
         if pixels.shape[-2:] != union.shape[-2:]:
-            both = f"{list(pixels.shape)}, {list(union.shape)}"
-            raise ValueError(f"image and mask_image differ in size: {both}")
+            raise ValueError(f"image, mask_image differ in size: {list(pixels.shape)}, {list(union.shape)}")
         h, w, factor = *pixels.shape[-2:], self.latent_space.factor
         if h % factor or w % factor:
             raise ValueError(f"images are {w} x {h} pixels; both sides must be multiples of {factor}")

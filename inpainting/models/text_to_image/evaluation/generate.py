@@ -154,10 +154,8 @@ def work_through(
         return result(stem).is_file()
 
     def work() -> Stream:
-        do = make()
-        return lambda batches: map(
-            do, pending_batches(config, dataset, list(chain(*batches)), is_done, "images")
-        )
+        do, pending = make(), partial(pending_batches, config, dataset, is_done=is_done, title="images")
+        return lambda batches: map(do, pending(stems=list(chain(*batches))))
 
     mine = dataset.stems[shard[0] :: shard[1]]
     lists = [mine[at : at + config.batch] for at in range(0, len(mine), config.batch)]
@@ -180,8 +178,7 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), r
     if out is None:
         raise ValueError("llava_output_dir: name the folder that gets the prompts")
     if not model:
-        wrong = "llava_model_id: name the prompt writer, a model folder or the folder of its adapter"
-        raise ValueError(wrong)
+        raise ValueError("llava_model_id: name the prompt writer, a model folder or that of its adapter")
     dataset = open_paintings(config, out)
 
     def make() -> Work:
