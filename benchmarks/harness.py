@@ -16,7 +16,6 @@ import typer
 from ldm.result import write_result
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
@@ -66,13 +65,11 @@ def short_json(value: Any, indent: str = "\n") -> str:
     return text[0] + inner + f",{inner}".join(lines) + indent + text[-1]
 
 
-def write_results(
-    out: Path, body: Mapping[str, Any], device: "torch.device | str" = "cpu", overwrite: bool = False
-) -> None:
+def write_results(out: Path, body: Mapping[str, Any], overwrite: bool = False) -> None:
     """Write the numbers with the hardware that they were measured on, as `write_result` does; log them."""
     from ldm.device import describe_hardware
 
-    text = short_json(json.loads(json.dumps({"hardware": describe_hardware(device), **body})))  # of lists
+    text = short_json(json.loads(json.dumps({"hardware": describe_hardware(), **body})))  # of lists
     write_result({out: f"{text}\n".encode()}, overwrite)
     log.info("%s", text)
 

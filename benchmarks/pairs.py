@@ -70,10 +70,7 @@ def measure_pairs(out: Out = RESULTS / "pairs.json") -> dict[str, Any]:
                 used_s = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before_s
                 rows[f"{side} x {side}"][name].append(round(used_s, 2))
                 log.info("%d x %d, %s: %.1f CPU s", side, side, name, used_s)
-            spent = {
-                grid: {name: round(median(each), 2) for name, each in row.items()}
-                for grid, row in rows.items()
-            }
+            spent = {grid: {n: round(median(row[n]), 2) for n in row} for grid, row in rows.items()}
             ratios = {g: {n: round(each[n] / each["here"], 2) for n in each} for g, each in spent.items()}
             body = {"cpu_s": spent, "times_here": ratios, "measured": rows}
             write_results(out, body, overwrite=True)

@@ -91,11 +91,7 @@ def workers_of_a_training() -> Callable[[int], Any]:
     folder = TemporaryDirectory()
     render_shards(StoreSettings(out=Path(folder.name), count=32))
     data = PairDataset([RenderedScenes(Path(folder.name))], PairOptions(size=(96, 96), reference_size=64), 0)
-    more: dict[str, Any] = {
-        "batch_size": BATCH,
-        "collate_fn": PairData.collate,
-        "worker_init_fn": start_worker,
-    }
+    more: Any = {"batch_size": BATCH, "collate_fn": PairData.collate, "worker_init_fn": start_worker}
     return lambda count: (folder, list(DataLoader(data, num_workers=count, sampler=range(EXAMPLES), **more)))
 
 

@@ -96,11 +96,8 @@ def draw_losses(out: Path) -> None:
 
     figure, body = Figure(figsize=(10, 4), layout="constrained"), read_json(out)
     rows = body["rows"]
-    labels = {
-        "psnr_to_full_db": "PSNR to full, dB",
-        "psnr_db_gain": "PSNR to the truth less that of full, dB",
-    }
-    for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+    texts = {"psnr_to_full_db": "PSNR to full, dB", "psnr_db_gain": "PSNR to the truth less that of full, dB"}
+    for axes, (measure, label) in zip(figure.subplots(1, 2), texts.items(), strict=True):
         for part in sorted({name.rsplit(", ", 1)[0] for name in rows}):
             speeds = [s for s in body["speeds"] if f"{part}, {s}" in rows]
             speeds = speeds[measure == "psnr_to_full_db" :]  # that of full to itself says nothing
