@@ -18,19 +18,8 @@ from torch import Tensor
 from datasets.geometry import Box
 from inpainting.models.text_to_image.config import LAYOUTS
 from inpainting.models.text_to_image.rca import shrink_masks
+from tiny import world
 from tiny.compositor.training import pm1_batch
-from tiny.world import (
-    COLOUR_WORDS,
-    PATTERNED,
-    SHAPE_WORDS,
-    Name,
-    Region,
-    Views,
-    box_masks,
-    caption_of,
-    grown,
-    spread_out,
-)
 
 CHUNK = 4  # images encoded together
 PLAIN_FRACTION = 0.6  # of single-mask examples whose solid has one colour; in the scenes it is 0.3
@@ -58,7 +47,7 @@ class UnetInputs:
     masked: Tensor  # (b, c, h/4, w/4) of the image with grey masks
 
 
-def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Generator) -> Example:
+def single(views: world.Views, plain: Sequence[tuple[int, int]], rng: np.random.Generator) -> Example:
     """An image with one mask; `plain`: (scene, region) of all solids of one colour, drawn more often."""
     if rng.random() < PLAIN_FRACTION and len(plain):
         scene, index = plain[int(rng.integers(len(plain)))]
@@ -68,20 +57,22 @@ def single(views: Views, plain: Sequence[tuple[int, int]], rng: np.random.Genera
     return make_example(views, scene, [views.regions[scene][index]], rng)
 
 
-def several(views: Views, most: int, rng: np.random.Generator) -> Example:
+def several(views: world.Views, most: int, rng: np.random.Generator) -> Example:
     """An image with 1 to `most` masks in random order; scenes with many solids are drawn more often."""
     scene = int(max(rng.integers(len(views), size=3), key=lambda drawn: len(views.regions[drawn])))
     regions = views.regions[scene]
-    chosen = spread_out(regions, rng.permutation(len(regions)).tolist(), most)
+    chosen = world.spread_out(regions, rng.permutation(len(regions)).tolist(), most)
     count = int(rng.integers(1, len(chosen) + 1))
     return make_example(views, scene, chosen[:count], rng)
 
 
-def make_example(views: Views, scene: int, regions: Sequence[Region], rng: np.random.Generator) -> Example:
+def make_example(
+    views: world.Views, scene: int, regions: Sequence[world.Region], rng: np.random.Generator
+) -> Example:
     """Masks are the regions' boxes with a random margin on each side."""
     image_u8, size = views.images_u8[scene], views.images_u8.shape[1:3]
-    boxes = tuple(grown(region.box_xyxy, rng.integers(0, 5, size=4).tolist(), size) for region in regions)
-    return Example(scene, image_u8, boxes, tuple(caption_of(region.name) for region in regions))
+    boxes = tuple(world.grown(each.box_xyxy, rng.integers(0, 5, size=4).tolist(), size) for each in regions)
+    return Example(scene, image_u8, boxes, tuple(world.caption_of(region.name) for region in regions))
 
 
 class Encoder:
@@ -102,7 +93,7 @@ class Encoder:
         """Each batch samples its masks down by one of the two known rules."""
         image = pm1_batch(np.stack([example.image_u8 for example in examples]))
         size = (image.shape[2], image.shape[3])
-        union = np.stack([box_masks(example.boxes, size).any(0) for example in examples])
+        union = np.stack([world.box_masks(example.boxes, size).any(0) for example in examples])
         hole = torch.from_numpy(union)[:, None]
         masked = self.encode(image * ~hole).float()
         rule = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
@@ -120,11 +111,11 @@ class PaintCase:
     """One image to paint: `wanted` names one solid per mask, `stood` those that stood there."""
 
     example: Example
-    wanted: tuple[Name, ...]
-    stood: tuple[Name, ...]
+    wanted: tuple[world.Name, ...]
+    stood: tuple[world.Name, ...]
 
 
-def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
+def make_cases(views: world.Views, prompts: str, fewest: int, most: int, seed: int) -> list[PaintCase]:
     """One case for every scene with at least `fewest` solids whose masks hardly overlap.
 
     The number of masks is drawn from what a scene allows, up to `most`, larger numbers more often. A mask is
@@ -134,7 +125,7 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
     for scene in range(len(views)):
         rng = np.random.default_rng((seed, scene))
         image_u8, regions = views.images_u8[scene], views.regions[scene]
-        chosen = spread_out(regions, rng.permutation(len(regions)).tolist(), most, MARGIN)
+        chosen = world.spread_out(regions, rng.permutation(len(regions)).tolist(), most, MARGIN)
         if len(chosen) < fewest:
             continue
         count = max(int(rng.integers(fewest, len(chosen) + 1)) for _ in range(2))
@@ -142,17 +133,17 @@ def make_cases(views: Views, prompts: str, fewest: int, most: int, seed: int) ->
         wanted = list(stood) if prompts == "true" else []
         for name in stood[len(wanted) :]:
             taken = {name.colour, *(other.colour for other in wanted)}
-            free = [colour for colour in COLOUR_WORDS if colour not in taken]
-            pattern = str(rng.choice(PATTERNED)) if rng.random() < PATTERN_FRACTION else ""
-            wanted.append(Name(pattern, str(rng.choice(free)), str(rng.choice(SHAPE_WORDS))))
+            free = [colour for colour in world.COLOUR_WORDS if colour not in taken]
+            pattern = str(rng.choice(world.PATTERNED)) if rng.random() < PATTERN_FRACTION else ""
+            wanted.append(world.Name(pattern, str(rng.choice(free)), str(rng.choice(world.SHAPE_WORDS))))
         boxes, (h, w) = [], image_u8.shape[:2]
         for left, top, right, bottom in (region.box_xyxy for region in chosen[:count]):
             if max(right - left, bottom - top) > SMALL - 2:
-                boxes.append(grown((left, top, right, bottom), (MARGIN,) * 4, (h, w)))
+                boxes.append(world.grown((left, top, right, bottom), (MARGIN,) * 4, (h, w)))
                 continue
             left = min(max(0, (left + right - SMALL) // 2), w - SMALL)
             top = min(max(0, (top + bottom - SMALL) // 2), h - SMALL)
             boxes.append((left, top, left + SMALL, top + SMALL))
-        example = Example(scene, image_u8, tuple(boxes), tuple(caption_of(name) for name in wanted))
+        example = Example(scene, image_u8, tuple(boxes), tuple(world.caption_of(name) for name in wanted))
         cases.append(PaintCase(example, tuple(wanted), tuple(stood)))
     return cases

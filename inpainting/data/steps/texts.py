@@ -14,15 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from inpainting.data.paintings import (
-    MAKE_ENTITIES,
-    RAW_CAPTIONS,
-    change_annotations,
-    entity_folders,
-    read_intact,
-    source_file,
-    write_object,
-)
+from inpainting.data import paintings
 from inpainting.prompts import CAPTION_START
 from ldm.files import file_sha256, read_json
 from ldm.journal import Journal, run_step, stamp_hash, stamp_path
@@ -98,7 +90,7 @@ def read_captions(path: Path) -> dict[str, Any]:
     Of two captions of one object the later one counts. Entries of another form stay, for the caller to name.
     """
     if not path.is_dir():
-        document = read_json(source_file(path))
+        document = read_json(paintings.source_file(path))
         return {key: value for key, value in document.items() if key != STEPS or isinstance(value, dict)}
     files = sorted(path.glob("backup_*.json"))
     if not files:
@@ -119,7 +111,7 @@ def damaged(caption: str) -> bool:
 def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
     """Write the captions of each image into its folder; captions that are only there stay."""
     source, out_dir = settings.annotations_path, settings.out_dir
-    captions, known = read_captions(source), set(entity_folders(out_dir))
+    captions, known = read_captions(source), set(paintings.entity_folders(out_dir))
     texts = {stem: list(objects.values()) for stem, objects in captions.items() if isinstance(objects, dict)}
     short = [stem for stem in texts if any(isinstance(text, str) and damaged(text) for text in texts[stem])]
     if short:
@@ -130,14 +122,16 @@ def captions_to_folder(settings: FolderSettings, redo: bool = True) -> Journal:
             raise ValueError(f"{source}: its entry is not an object of texts")
         if stem not in known:
             raise ValueError(f"has captions but no folder in {out_dir}")
-        path = out_dir / stem / RAW_CAPTIONS
-        write_object(path, {**read_intact(path), **captions[stem]})
+        path = out_dir / stem / paintings.RAW_CAPTIONS
+        paintings.write_object(path, {**paintings.read_intact(path), **captions[stem]})
 
     files = sorted(source.glob("backup_*.json")) if source.is_dir() else [source]
-    inputs = {"captions": [file_sha256(file) for file in files], "after": stamp_hash(out_dir, MAKE_ENTITIES)}
+    hashes = [file_sha256(file) for file in files]
+    inputs = {"captions": hashes, "after": stamp_hash(out_dir, paintings.MAKE_ENTITIES)}
 
     def is_whole(stem: str, record: Mapping[str, Any]) -> bool:
-        return captions[stem].items() <= read_intact(out_dir / stem / RAW_CAPTIONS).items()
+        kept = paintings.read_intact(out_dir / stem / paintings.RAW_CAPTIONS)
+        return captions[stem].items() <= kept.items()
 
     return run_step(stamp_path(out_dir, FOLDER_STEP), inputs, list(captions), work, redo, is_whole=is_whole)
 
@@ -147,7 +141,7 @@ def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Jour
     entities_dir = settings.entities_dir
 
     def change(stem: str, document: dict[str, Any]) -> str | None:
-        path = entities_dir / stem / RAW_CAPTIONS
+        path = entities_dir / stem / paintings.RAW_CAPTIONS
         if not path.is_file():
             raise ValueError(f"{path} does not exist; `ops {FOLDER_STEP}` makes it")
         raw = read_json(path)
@@ -159,8 +153,8 @@ def captions_to_annotations(settings: EntitySettings, redo: bool = True) -> Jour
         lacking = [name for name, entry in document.items() if "caption" not in entry]
         return f"{path} has no caption of {', '.join(lacking)}" if lacking else None
 
-    inputs = {"after": [stamp_hash(entities_dir, step) for step in (MAKE_ENTITIES, FOLDER_STEP)]}
-    return change_annotations(entities_dir, ENTITIES_STEP, inputs, change, redo, "caption")
+    inputs = {"after": [stamp_hash(entities_dir, step) for step in (paintings.MAKE_ENTITIES, FOLDER_STEP)]}
+    return paintings.change_annotations(entities_dir, ENTITIES_STEP, inputs, change, redo, "caption")
 
 
 def rule_root(concept: str) -> str:
@@ -218,5 +212,7 @@ def extract_roots(settings: RootSettings, redo: bool = True) -> Journal:
         for entry in document.values():
             entry["noun_chunk_root"] = root_of(entry["concept"])
 
-    inputs = {"method": name, "after": stamp_hash(settings.entities_dir, MAKE_ENTITIES)}
-    return change_annotations(settings.entities_dir, ROOTS_STEP, inputs, change, redo, "noun_chunk_root")
+    inputs = {"method": name, "after": stamp_hash(settings.entities_dir, paintings.MAKE_ENTITIES)}
+    return paintings.change_annotations(
+        settings.entities_dir, ROOTS_STEP, inputs, change, redo, "noun_chunk_root"
+    )
