@@ -18,7 +18,7 @@ import numpy as np
 from datasets.geometry import Box01, bbox_of_mask, box_to_pixels, check_box01, mask_of_box
 from datasets.sources import coco
 from datasets.sources.readers import alpha_mask, images_in, subfolders
-from ldm.files import file_sha256, read_json
+from ldm.files import file_sha256, named_failure, read_json
 from ldm.result import write_result
 
 FORMAT = 1
@@ -238,15 +238,13 @@ def read_benchmark(path: Path) -> Manifest:
     document = read_json(path)
     if coco.json_entry(document, "format", path) != FORMAT:
         raise ValueError(f"{path} has format {document['format']}, this code reads format {FORMAT}")
-    try:
+    with named_failure(f"{path} is not a benchmark manifest", KeyError, TypeError, ValueError):
         cases = []
         for plain in document["cases"]:
             anchor = {**plain["anchor"], "box01_xyxy": check_box01(plain["anchor"]["box01_xyxy"])}
             box01 = check_box01(plain["box01_xyxy"])
             cases.append(BenchmarkCase(**{**plain, "anchor": Anchor(**anchor), "box01_xyxy": box01}))
         manifest = Manifest(document["name"], int(document["seed"]), dict(document["files"]), tuple(cases))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a benchmark manifest: {error}") from error
     if len({case.id for case in cases}) != len(cases):
         raise ValueError(f"{path}: two cases have the same id")
     return manifest

@@ -27,7 +27,7 @@ from datasets.scenes.describe import Scene
 from datasets.scenes.layout import sample_scene
 from datasets.scenes.settings import SceneOptions, SheetSettings, StoreSettings, eval_seed, train_seed
 from ldm.cluster import spread
-from ldm.files import write_atomic
+from ldm.files import named_failure, write_atomic
 from ldm.images import encode_png
 from ldm.locks import taken
 from ldm.result import write_result
@@ -116,9 +116,27 @@ def renderer(settings: StoreSettings, sample: Sampler) -> Callable[[Iterable[Wor
     def part(path: Path, rendered: Sequence[Rendered]) -> Path:
         return path.with_name(f".{path.stem}.{sum(len(facts) for _, facts in rendered):03d}.part")
 
+    def drop_parts(path: Path) -> None:
+        for part in path.parent.glob(f".{path.stem}.*.part"):
+            part.unlink(missing_ok=True)
+
+    def is_done(item: Work) -> bool:
+        path, recipe, _ = item
+        if not path.exists():
+            return False
+        try:
+            stored = _header(path).get("recipe", "")
+        except ValueError:
+            log.warning("%s is damaged and is rendered again", path)
+            return False
+        if stored != recipe:  # results would be mixed
+            raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
+        drop_parts(path)
+        return True
+
     def render_shards_of(work: Iterable[Work]) -> Iterator[int]:
         """Render the scenes that no part holds, write the shard; a part is written every few seconds."""
-        for path, recipe, seeds in taken(work, lambda item: _is_done(*item[:2]), lambda item: item[0]):
+        for path, recipe, seeds in taken(work, is_done, lambda item: item[0]):
             rendered, new = list[Rendered](), list[Rendered]()
             while (file := part(path, rendered)).exists() and _header(file).get("recipe") == recipe:
                 rendered.append((load_file(file), _header(file)["facts"]))
@@ -132,28 +150,9 @@ def renderer(settings: StoreSettings, sample: Sampler) -> Callable[[Iterable[Wor
                     write_atomic(part(path, rendered), _pack(new, recipe))
                     rendered, new, since = rendered + new, [], time.monotonic()
             write_atomic(path, _pack(rendered + new, recipe))
-            _drop_parts(path)
+            drop_parts(path)
 
     return render_shards_of
-
-
-def _is_done(path: Path, recipe: str) -> bool:
-    if not path.exists():
-        return False
-    try:
-        stored = _header(path).get("recipe", "")
-    except ValueError:
-        log.warning("%s is damaged and is rendered again", path)
-        return False
-    if stored != recipe:  # results would be mixed
-        raise ValueError(f"{path} was rendered with other settings; choose another --out or remove it")
-    _drop_parts(path)
-    return True
-
-
-def _drop_parts(path: Path) -> None:
-    for part in path.parent.glob(f".{path.stem}.*.part"):
-        part.unlink(missing_ok=True)
 
 
 def _pack(rendered: Sequence[Rendered], recipe: str) -> bytes:
@@ -212,11 +211,9 @@ def read_options(path: Path | str) -> SceneOptions:
 
 def _header(path: Path | str) -> dict[str, Any]:
     """The JSON of a shard, empty in a safetensors file of another kind. ValueError names a damaged file."""
-    try:
-        with safe_open(path, "numpy") as shard:
-            return json.loads((shard.metadata() or {}).get(HEADER, "{}"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete shard of rendered scenes: {error}") from error
+    wrong = f"{path} is not a complete shard of rendered scenes"
+    with named_failure(wrong, SafetensorError, OSError), safe_open(path, "numpy") as shard:
+        return json.loads((shard.metadata() or {}).get(HEADER, "{}"))
 
 
 def _as_tuples(value: Any) -> Any:

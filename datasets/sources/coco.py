@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as run_lengths
 
 from datasets.geometry import Size
-from ldm.files import same_file
+from ldm.files import named_failure, same_file
 
 BAD_FRACTION = 0.1  # chosen: slips spoil a few records, a wrong merge or export spoils nearly all
 SHOWN = 5  # unusable records that a message names
@@ -174,7 +174,8 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
     segmentation: as in the JSON file, or of `packed_segmentation`; where: what an error names
     """
     h, w = size_hw
-    try:
+    wrong = f"{where}: the segmentation cannot be decoded"
+    with named_failure(wrong, AttributeError, LookupError, TypeError, ValueError):
         if isinstance(segmentation, list | tuple):
             polygons = [polygon for polygon in map(np.asarray, segmentation) if polygon.size >= 6]
             if not polygons:
@@ -196,8 +197,6 @@ def segment_mask(segmentation: Any, size_hw: Size, where: str) -> np.ndarray:
                 raise ValueError(f"its run lengths do not fill {h} x {w} = {h * w} pixels")
             columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs.astype(np.int64)).reshape(w, h)
             return cv2.transpose(columns.view(np.uint8)).view(bool)  # rows again: three times as fast as .T
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{where}: the segmentation cannot be decoded: {error}") from None
     shown = " x ".join(map(str, reversed(size)))
     raise ValueError(f"{where}: the segmentation is {shown} pixels, its image is {w} x {h}")
 

@@ -8,7 +8,7 @@ from datasets.sources import video
 from datasets.sources.objects import DreamBoothConfig, DressCodeConfig, FashionTryonConfig, VitonHdConfig
 from datasets.sources.still import FolderConfig, LvisConfig, PanopticConfig, SaliencyConfig, SamConfig
 from datasets.sources.tarred import RECORD, TarConfig
-from ldm.files import read_json
+from ldm.files import named_failure, read_json
 from ldm.settings.config import check_settings, nearest, setting
 
 MAPS = ("weights", "indexes", "tars")  # settings by the name of a source
@@ -76,7 +76,8 @@ def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
     if section is None:
         present = ", ".join(key for key in SOURCES if getattr(config, key)) or "none"
         raise ValueError(f"{name}: the settings file has no section {name}; it has {present}")
-    try:
+    wrong = "an annotation file is not as docs/datasets.md says"
+    with named_failure(name, ValueError), named_failure(wrong, KeyError, TypeError):
         if tars is not None and index is not None:
             raise ValueError("an index counts when tar shards are written, not when they are read")
         if not tars:
@@ -86,10 +87,6 @@ def open_source(config: DatasetsConfig, name: str) -> ExampleSource:
         if (source := read_json(record)["source"]) != name:
             raise ValueError(f"{tars} holds the source {source}")
         return TarConfig(folder=Path(tars), dynamics=section.dynamics, rules=section.rules).open()
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{name}: an annotation file is not as docs/datasets.md says: {error}") from error
 
 
 def drawn_sources(config: DatasetsConfig) -> list[str]:

@@ -25,7 +25,7 @@ import numpy as np
 from datasets.base import Rejected
 from datasets.sources import coco, readers
 from datasets.sources.image_source import Item, SourceConfig
-from ldm.files import read_json
+from ldm.files import named_failure, read_json
 
 RECORD = "source.json"  # in the folder of shards: what they were made of, and how many there are
 DEPTH = "depth.png"
@@ -74,13 +74,11 @@ class TarConfig(SourceConfig):
             file.seek(start)
             data = io.BytesIO(file.read(end - start))
         files: dict[str, Any] = {}
-        try:
+        with named_failure(f"{path}: example {name} is damaged", tarfile.TarError, KeyError, ValueError):
             with tarfile.open(fileobj=data) as tar:
                 for member in tar:
                     files[member.name.partition(".")[2]] = tar.extractfile(member).read()  # type: ignore[union-attr]
             facts = json.loads(files["json"])
-        except (tarfile.TarError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: example {name} is damaged: {error}") from None
 
         def view(image: str, mask: Any, target: bool) -> readers.ObjectView:
             depth, where = files.get(f"{Path(image).stem}.{DEPTH}"), path / f"{facts['name']}.{image}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from datasets.sources.readers import IMAGES, images_in, subfolders
 from inpainting.prompts import ANSWER_MARK, COLORS
-from ldm.files import nfc, read_json, same_file, write_atomic
+from ldm.files import named_failure, nfc, read_json, same_file, write_atomic
 from ldm.journal import Journal, run_step, stamp_path
 from ldm.settings.config import CheckedSettings, setting
 
@@ -67,8 +67,6 @@ class Entity:
 
 @dataclass(frozen=True)
 class Painting:
-    """One annotated image of a split."""
-
     stem: str
     image: Path
     masks: Path  # folder of its region masks
@@ -100,11 +98,9 @@ class MaskManifest:
     @classmethod
     def read(cls, path: Path) -> "MaskManifest":
         document = read_json(path)
-        try:
+        with named_failure(f"{path} is no record of chosen masks", KeyError, TypeError, AttributeError):
             items = {stem: tuple(names) for stem, names in document["items"].items()}
             return cls(document["split"], document["seed"], document["rules"], items, document["left_out"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no record of chosen masks: {error}") from None
 
 
 def read_entities(path: Path) -> list[Entity]:

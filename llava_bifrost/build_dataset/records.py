@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from datasets.relations import Place
-from ldm.files import read_json, same_file
+from ldm.files import named_failure, read_json, same_file
 from llava_bifrost.language.answer import answer_numbers, format_answer, parse_answer
 from llava_bifrost.language.instruction import PHRASES, Request, make_question
 from llava_bifrost.language.reading import parse_instruction
@@ -107,7 +107,7 @@ def read_records(path: Path) -> list[LocatorRecord]:
     records = []
     for number, value in enumerate(values):
         name = str(value.get("id", number) if isinstance(value, Mapping) else number)
-        try:
+        with named_failure(f"{path}: record {name}", ValueError):
             try:
                 question, answer = (turn["value"] for turn in value["conversations"][:2])
                 image, meta = str(value["image"]), value.get("meta") or {}
@@ -136,8 +136,6 @@ def read_records(path: Path) -> list[LocatorRecord]:
                        for key, place in meta.get("anchors", {}).items()}  # fmt: skip
             form = "center" if len(answer_numbers(answer)[1]) == 1 else "maxmedmin"
             records.append(LocatorRecord(name, files[0], question, location, form, request, anchors))
-        except ValueError as error:
-            raise ValueError(f"{path}: record {name}: {error}") from error
     return records
 
 

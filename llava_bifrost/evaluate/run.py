@@ -23,7 +23,7 @@ from tqdm import tqdm
 from datasets.relations import Place
 from datasets.scenes.settings import StoreSettings
 from datasets.scenes.store import read_options, read_shard, render_shards
-from ldm.files import json_bytes, numbered_lines, read_json
+from ldm.files import json_bytes, named_failure, numbered_lines, read_json
 from ldm.images import encode_png, read_image, read_mask
 from ldm.journal import parse_line
 from ldm.metrics.numbers import format_estimate, mean_interval
@@ -203,10 +203,8 @@ def read_points(path: Path) -> list[dict[str, Any]]:
     file = path / "question.json" if path.is_dir() else path
     rows: list[Any] = []
     for number, line in numbered_lines(file) if file.suffix == ".jsonl" else ():
-        try:
+        with named_failure(f"{file}: line {number}", ValueError):
             rows.append(parse_line(line))
-        except ValueError as error:
-            raise ValueError(f"{file}: line {number}: {error}") from None
     rows = rows or read_json(file, list)
     if file.suffix != ".jsonl" and not any(isinstance(row, dict) and set(MASK) & row.keys() for row in rows):
         return []

@@ -7,14 +7,13 @@ utils/target_prompts.txt  the whole edited image in words, one line per number; 
 
 import shlex
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from inpainting.data.batches import LomoeSettings
 from inpainting.data.paintings import ANNOTATIONS, ANSWER_MARK, checked_name, encode_object
 from ldm.checkpoints import folder_written_whole
-from ldm.files import read_json, read_text, write_atomic
+from ldm.files import named_failure, read_json, read_text, write_atomic
 from ldm.images import read_image, read_mask, resize, write_mask
 
 TABLE, TARGETS, DESCRIPTIONS = "LoMOE.json", "utils/target_prompts.txt", "descriptions.json"
@@ -28,29 +27,21 @@ def build_lomoe(settings: LomoeSettings) -> None:
     descriptions: dict[str, Any] = {}
     with folder_written_whole(settings.out_dir) as folder:
         for name, row in read_json(file).items():
-            try:
+            with named_failure(f"{file}: {name}", KeyError, TypeError, ValueError):
                 image = source / row["image_path"]
                 masks, prompts = (shlex.split("" + row[key]) for key in ("mask_path", "fg_prompt"))
                 if len(masks) != len(prompts) or not masks:
                     raise ValueError(f"{len(masks)} masks and {len(prompts)} prompts")
                 stored = checked_name(f"{name}{image.suffix}")
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{file}: {name}: {error}") from None
-            write_item(folder, stored, image, {source / mask: prompts[k] for k, mask in enumerate(masks)})
+            size, stem, entries = read_image(image).size, Path(stored).stem, {}
+            for number, (path, prompt) in enumerate(dict(zip(masks, prompts, strict=True)).items()):
+                mask = resize(read_mask(source / path).astype("uint8"), size, how="nearest") > 0
+                write_mask(folder / "masks" / stem / f"mask_{number}.png", mask)
+                entries[f"mask_{number}"] = {"concept": prompt, "caption": prompt}
+            write_atomic(folder / "entities" / stem / ANNOTATIONS, encode_object(entries))
+            (folder / "images" / "test").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(image, folder / "images" / "test" / stored)
             if name.isdigit() and int(name) < len(lines):
                 descriptions[stored] = {"description": f"{ANSWER_MARK}{lines[int(name)].strip()}"}
         if lines:
             write_atomic(folder / DESCRIPTIONS, encode_object(descriptions))
-
-
-def write_item(folder: Path, name: str, image: Path, prompts: Mapping[Path, str]) -> None:
-    """One image with its masks, at its size, and their prompts."""
-    size, stem = read_image(image).size, Path(name).stem
-    entries = {}
-    for number, (path, prompt) in enumerate(prompts.items()):
-        mask = resize(read_mask(path).astype("uint8"), size, how="nearest") > 0
-        write_mask(folder / "masks" / stem / f"mask_{number}.png", mask)
-        entries[f"mask_{number}"] = {"concept": prompt, "caption": prompt}
-    write_atomic(folder / "entities" / stem / ANNOTATIONS, encode_object(entries))
-    (folder / "images" / "test").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(image, folder / "images" / "test" / name)

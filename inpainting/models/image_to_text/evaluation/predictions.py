@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from inpainting.models.image_to_text.settings import MetricFolders
 from ldm.checkpoints import load_pretrained
-from ldm.files import numbered_lines, read_json
+from ldm.files import named_failure, numbered_lines, read_json
 from ldm.images import read_image
 from ldm.journal import parse_line
 from ldm.metrics.backbones import MetricNetworks
@@ -83,10 +83,8 @@ def read_predictions(path: Path) -> list[Prediction]:
     """All rows of a file; ValueError names the file, the line and the key."""
     rows = []
     for number, line in numbered_lines(path):
-        try:
+        with named_failure(f"{path}:{number}", ValueError):
             rows.append(Prediction.from_line(line))
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no prediction")
     for (stem, region), count in Counter((row.stem, row.region) for row in rows).items():
