@@ -21,9 +21,7 @@ class DreamSettings(PaintSettings):
     prompts: tuple[str, ...] = setting(
         (), help="known prompts in the order of the masks; an empty or missing one is written"
     )
-    out: Path = setting(
-        Path("outputs/dreamed.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
-    )
+    out: Path = setting(Path("outputs/dreamed.png"), help="image (.png, .webp, .jpg); samples get numbers")
     prompter: Path | None = setting(
         None,
         help="prompt writer: model folder, or folder of its adapter; without it "
@@ -34,12 +32,8 @@ class DreamSettings(PaintSettings):
     constrained: bool = setting(
         True, help="one closed, non-empty prompt per mask is certain; off: decoded as published"
     )
-    temperature: float = setting(
-        0.0, low=0.0, high=5.0, help="0: the most probable words; above: drawn with --seed"
-    )
-    longest: int | None = setting(
-        None, low=1, high=512, help="most tokens of one prompt; without it the model's"
-    )
+    temperature: float = setting(0.0, low=0.0, high=5.0, help="0: the likeliest words; else drawn by --seed")
+    longest: int | None = setting(None, low=1, high=512, help="most tokens of a prompt; else the model's")
 
     def __post_init__(self) -> None:
         super().__post_init__()

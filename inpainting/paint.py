@@ -22,9 +22,7 @@ class _Inputs:
     masks: tuple[Path, ...] = setting((), help="one mask per region, of the image's size (white = paint)")
     prompts: tuple[str, ...] = setting((), help="one prompt per mask, in the same order")
     negatives: tuple[str, ...] = setting((), help="what each region should not show: none, or one per mask")
-    out: Path = setting(
-        Path("outputs/painted.png"), help="image to write (.png, .webp, .jpg); several samples get numbers"
-    )
+    out: Path = setting(Path("outputs/painted.png"), help="image (.png, .webp, .jpg); samples get numbers")
     model: Path | None = setting(
         None,
         help=f"model folder; without it {FULL_MODEL.as_posix()} if there, else {TINY_MODEL.as_posix()}",
@@ -37,9 +35,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class PaintSettings(PaintOptions, _Inputs):
-    compat: bool = setting(
-        False, help="paint as published: layout nearest, one joint sequence, the whole decoded image"
-    )
+    compat: bool = setting(False, help="as published: layout nearest, joint encoding, whole decoded image")
     device: str = setting("auto", help="auto, cuda, mps or cpu")
     dtype: str = setting("auto", choices=("auto", "fp32", "fp16", "bf16"), help="precision of the networks")
     sheet: bool = setting(True, help="also write NAME_sheet.png: the image, its regions, the results")

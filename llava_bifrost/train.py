@@ -28,9 +28,7 @@ class TrainConfig:
     codec: str = setting("auto", choices=("auto", *CODECS), help="how boxes are written; auto: by family")
     decimals: int = setting(3, low=2, high=4, help="digits of fractions and depths")
     template: str = setting(
-        "auto",
-        choices=("auto", *TEMPLATES),
-        help="chat template; auto: vicuna_v1 for llava, else the model's",
+        "auto", choices=("auto", *TEMPLATES), help="of the chat; auto: vicuna_v1 for llava, else the model's"
     )
     dtype: str = setting("bf16", choices=FLOAT_TYPES, help="precision of the weights that do not train")
     gradient_checkpointing: bool = setting(True, help="recompute activations instead of keeping them")

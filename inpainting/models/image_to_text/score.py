@@ -12,12 +12,8 @@ from ldm.settings.config import setting
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(MetricFolders):
-    predictions: tuple[Path, ...] = setting(
-        aliases=("PREDICTIONS",), help="predictions.jsonl of one or more runs"
-    )
-    out: Path = setting(
-        Path("outputs/prompt_metrics.json"), help="JSON file of all numbers; of several runs, by file"
-    )
+    predictions: tuple[Path, ...] = setting(aliases=("PREDICTIONS",), help="predictions.jsonl of each run")
+    out: Path = setting(Path("outputs/prompt_metrics.json"), help="JSON of all numbers; several runs by file")
     table: Path | None = setting(None, help="Markdown file of the table that is printed")
     overwrite: bool = overwrite_setting()
     device: str = setting("auto", help="auto, cuda, mps or cpu")

@@ -16,9 +16,7 @@ from ldm.training.settings import FitConfig, LoraSettings
 @dataclass(frozen=True)
 class AlphaOptions:
     kind: str = setting(
-        "constant",
-        choices=("constant", "random", "curriculum"),
-        help="constant; random; curriculum: start to end",
+        "constant", choices=("constant", "random", "curriculum"), help="curriculum: from start to end"
     )
     start: float = setting(1.0, low=0, high=1, help="the constant, least, or first mean opacity")
     end: float = setting(1.0, low=0, high=1, help="largest, or last mean opacity")
@@ -87,9 +85,7 @@ class ValidationOptions(CheckedSettings):
     constrained: bool = setting(False, help="one closed, non-empty tag per colour; off: as published")
     max_new_tokens: int = setting(512, low=1, help="longest answer, constrained: longest prompt")
     sheet: int = setting(8, low=0, help="images of sheet.png, with masks and answers; 0 = none")
-    metric_models: MetricFolders = setting(
-        MetricFolders(), help="networks that measure the prompts", was=("judges",)
-    )
+    metric_models: MetricFolders = setting(MetricFolders(), help="what measures the prompts", was=("judges",))
     resamples: int = setting(BOOTSTRAPS, low=0, help="bootstrap resamples of the intervals; 0 = none")
 
 
@@ -111,9 +107,7 @@ class PromptTraining:
         help="lora; qlora: on a 4-bit model; full: the language model itself; quantized: 4 bits, test only",
     )
     dtype: str = setting(
-        "auto",
-        choices=("auto", *FLOAT_TYPES),
-        help="precision of what does not train; auto: as fit.precision",
+        "auto", choices=("auto", *FLOAT_TYPES), help="of what does not train; auto: as fit.precision"
     )
     template: str = setting("", choices=("", *TEMPLATES), help="chat template; empty: the published one")
     lora: LoraSettings = setting(RECIPE, help="the adapter")

@@ -11,6 +11,8 @@ from ldm.settings.config import CheckedSettings, check_settings, setting
 LAYOUTS = ("coverage", "nearest")
 ENCODINGS = ("joint", "separate")
 ALL, MULTI = "metrics.json", "metrics_multi.json"  # of a run over the test paintings
+INCEPTION = Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth")
+SQUEEZENET = Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth")
 # model -> FID, LPIPS, PSNR, CLIP-IQA, I2I, T2I on all test images, and on those with several masks.
 PAPER_ROWS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "HQPrompt": ((19.18, 22.82, 14.55, 71.51, 84.87, 21.10), (31.86, 24.29, 14.36, 73.89, 85.63, 20.92)),
@@ -44,14 +46,9 @@ class PaintOptions(CheckedSettings):
     encoding: str | None = setting(
         None, choices=ENCODINGS, help="one sequence for all prompts (published), or one for each prompt"
     )
-    soft_edges: float = setting(
-        0.0, low=0.0, high=256.0, help="pixels over which a prompt fades into neighbouring regions"
-    )
+    soft_edges: float = setting(0.0, low=0.0, high=256.0, help="pixels over which a prompt fades into others")
     join_from: float = setting(
-        1.0,
-        low=0.0,
-        high=1.0,
-        help="fraction of the steps after which every pixel reads all prompts; 1 = never",
+        1.0, low=0.0, high=1.0, help="part of the steps after which every pixel reads all prompts; 1 = never"
     )
     speed: str = setting("exact", choices=tuple(UNET_SPEEDS),
         help="balanced, fast: steps take guidance, deep features from others: nearly the same")  # fmt: skip
@@ -61,9 +58,7 @@ class PaintOptions(CheckedSettings):
     resolution: int | None = setting(
         None, low=16, high=4096, help="shorter side in pixels at which to paint; without it the model's"
     )
-    paste_back: bool = setting(
-        True, help="keep every pixel outside the masks; off = the whole decoded image (published)"
-    )
+    paste_back: bool = setting(True, help="keep pixels outside the masks; off: the decoded image (published)")
     feather: float = setting(
         0.005, low=0.0, high=0.5, help="blend inside the masks' edge, as a fraction of the shorter side"
     )
@@ -101,12 +96,8 @@ class InpainterConfig(CheckedSettings):
 class BackboneFiles(CheckedSettings):
     """Files of the metric models. `python -m ldm.registry pull NAME` gets them."""
 
-    inception: Path = setting(
-        Path("models/inception_fid/pt_inception-2015-12-05-6726825d.pth"), help="Inception-v3 of FID"
-    )
-    squeezenet: Path = setting(
-        Path("models/squeezenet_lpips/squeezenet1_1-b8a52dc0.pth"), help="SqueezeNet 1.1 of LPIPS"
-    )
+    inception: Path = setting(INCEPTION, help="Inception-v3 of FID")
+    squeezenet: Path = setting(SQUEEZENET, help="SqueezeNet 1.1 of LPIPS")
     clip: Path = setting(Path("models/clip_vit_base_patch32"), help="CLIP folder of CLIPSim")
     clip_iqa: Path = setting(
         Path("models/clip_iqa/RN50.pt"),
@@ -137,9 +128,7 @@ class PaintingsConfig:
     llava_base: str = setting("", help="model under the adapter; default: what the adapter names")
     llava_output_dir: Path | None = setting(None, help="folder of the prompts it writes")
     llava_precision: str = setting("auto", choices=PRECISIONS, help="4bit as published, or full")
-    llava_constrained: bool = setting(
-        True, help="one closed tag per colour is certain; off: decoded as published"
-    )
+    llava_constrained: bool = setting(True, help="one closed tag per colour; off: decoded as published")
     max_new_tokens: int = setting(512, low=1, help="longest answer of the prompt writer, all its prompts")
     backbones: BackboneFiles = setting(BackboneFiles(), help="metric models")
     resamples: int = setting(2000, low=0, help="bootstrap resamples of the intervals; 0 = none")

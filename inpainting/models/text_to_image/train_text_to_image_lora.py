@@ -28,9 +28,7 @@ class LoraOptions(CheckedSettings):
 class TrainLoraConfig:
     project_dir: Path = setting(help="run folder: checkpoints, metrics, resolved settings, the best LoRA")
     pretrained: Path = setting(Path("models/stable-diffusion-2-inpainting"), help="folder to start from")
-    resume_from: Path | None = setting(
-        None, help="LoRA to train on from, such as a released one: file, or folder that holds it"
-    )
+    resume_from: Path | None = setting(None, help="LoRA to train on from: file, or folder that holds it")
     rca: bool = setting(True, help="rectified cross-attention; off: prompts joined by periods")
     layout: str = setting("coverage", choices=LAYOUTS, help="which cells a region owns; nearest = published")
     encoding: str = setting("joint", choices=ENCODINGS, help="one sequence for all prompts, or one for each")
