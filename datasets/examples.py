@@ -1,8 +1,4 @@
-"""The examples of a training run: bounded rejection, the deterministic order of training, collation.
-
-Example number k of a run with seed s is the same whatever the workers, the batch size, the number of devices
-or an interruption.
-"""
+"""The examples of a training run: the same whatever the workers, batch size, devices or interruptions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

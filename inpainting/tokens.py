@@ -24,8 +24,6 @@ LONGEST_WINDOW = 4096  # chosen; transformers' value for `no length` is 1e30
 
 @dataclass(frozen=True)
 class TruncatedPrompt:
-    """A prompt that did not fit."""
-
     index: int
     kept: str  # what the model reads
     lost: str
@@ -33,8 +31,6 @@ class TruncatedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class TokenPlan:
-    """The token sequences of one image."""
-
     input_ids: Tensor  # (s, l) int64
     token_region_ids: Tensor  # (t,) int64, 0 = shared, k + 1 = only for region k
     cuts: tuple[TruncatedPrompt, ...] = ()  # prompts that were shortened
@@ -64,13 +60,11 @@ def plan_tokens(
     else:
         ending = [] if regions else [tokenizer.get_vocab().get(SEPARATOR)]
         if ending == [None]:
-            wrong = f"the tokenizer's vocabulary lacks {SEPARATOR!r}, which separates joined prompts"
-            raise ValueError(wrong)
+            raise ValueError(f"the tokenizer's words lack {SEPARATOR!r}, which separates joined prompts")
         count = len(contents)
         budget = window - 2 - count * len(ending)
         if budget < count:
-            wrong = f"{count} prompts do not fit one sequence of {window} tokens; use encoding=separate"
-            raise ValueError(wrong)
+            raise ValueError(f"{count} prompts do not fit one sequence of {window} tokens; encoding=separate")
         lengths = longest_first_lengths(lengths, budget)
         ids, region_ids = start, [SHARED]
         for index, (content, length) in enumerate(zip(contents, lengths, strict=True), 1):

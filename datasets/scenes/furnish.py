@@ -1,7 +1,4 @@
-"""Random contents of a scene: the room and its colours, the lamp, furniture, one solid at a given place.
-
-The ranges are chosen for variety, not measured.
-"""
+"""Random contents of a scene: room, lamp, furniture, one solid at a place; ranges are chosen for variety."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -112,10 +112,7 @@ def _trace(rays: trace.Rays) -> tuple[Tensor, trace.Hit, trace.Hit]:
 
 
 def _light(rays: trace.Rays, hit: trace.Hit, hit_wo: trace.Hit) -> tuple[Tensor, Tensor]:
-    """Linear light (3, m) of the full scene and without the hidden solid.
-
-    The second is shaded again only where it differs, so elsewhere both are equal to the last bit.
-    """
+    """Linear light (3, m) of the full scene and without the hidden solid, shaded again where it differs."""
     seen = surface_of(rays, hit)
     (lamp, sky), (lamp_wo, sky_wo) = expose(rays, seen)
     light = radiance(rays, seen, (lamp, sky))

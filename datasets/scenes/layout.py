@@ -156,10 +156,7 @@ def _spot(rng: Generator, solids: Sequence[Solid], camera: Camera) -> tuple[int,
 
 
 def _fits(added: Solid, solids: Sequence[Solid]) -> bool:
-    """No overlap at the same height; solids count as vertical cylinders, furniture as a rectangle.
-
-    The foot is on its support: inside the table's rectangle, or on a solid that is wide enough.
-    """
+    """No overlap at one height (solids: cylinders; furniture: rectangles), and the foot is on its support."""
     for index, other in enumerate(solids):
         part = other.parts[0]
         half, local = part.scale[:2], np.abs((added.centre[:2] - part.centre[:2]) @ part.axes[:2, :2].T)

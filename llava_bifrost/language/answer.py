@@ -32,8 +32,6 @@ class AnswerError(ValueError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One proposal."""
-
     location: Place
     log_probability: float  # of the answer's tokens, 0 for a rule
     text: str  # the answer as it was given

@@ -13,16 +13,8 @@ import numpy as np
 
 from datasets.geometry import Box01
 from datasets.relations import Place
+from llava_bifrost.placement import sizes
 from llava_bifrost.placement.ground import TOLERANCE, VIEW_DEGREES, Ground, Plane, hull
-from llava_bifrost.placement.sizes import (
-    FLAT_NOUNS,
-    LYING_NOUNS,
-    TOP_SIDE,
-    UPPER_SIDES,
-    by_noun,
-    is_level,
-    is_one_of,
-)
 
 # All are chosen by looking at the placer's answers in rendered rooms and photographs.
 COLUMNS, ROWS = 40, 44  # of the grid of contact points
@@ -105,15 +97,15 @@ class View:
         """All candidates that are worth a look, on the surfaces that (relation, anchor) pairs speak of."""
         parts: list[Placements] = []
         # On top of an object: on its level upper side where one is seen, else just below its upper edge.
-        upon = [name for relation, name in relations if relation in UPON and not is_level(name, named[name])]
+        upon = [name for kind, name in relations if kind in UPON and not sizes.is_level(name, named[name])]
         for name in upon:
-            anchor, side = named[name], by_noun(UPPER_SIDES, name)
+            anchor, side = named[name], sizes.by_noun(sizes.UPPER_SIDES, name)
             x0, y0, x1, y1 = anchor.box01_xyxy
             lid = (x0, y0, x1, y0 + (side[1] if side else LID) * (y1 - y0))
             plane = level_plane(self, lid)
             top = [] if plane is None else [on_plane(self, plane, lid, extent, size) for size in FITTING]
             if not any(len(part) for part in top):
-                upper, lower = side or TOP_SIDE
+                upper, lower = side or sizes.TOP_SIDE
                 rows, columns = y0 + (y1 - y0) * np.linspace(upper, lower, 9), np.linspace(x0, x1, 13)[2:-2]
                 y, x = (values.ravel() for values in np.meshgrid(rows, columns, indexing="ij"))
                 points = np.stack([x, y, np.full(x.shape, min(anchor.d, DEPTHS[1]))])
@@ -149,9 +141,7 @@ def at(values: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def on_plane(view: View, plane: Plane, box01: Box01, extent: ObjectExtent, factor: float = 1.0) -> Placements:
-    """Candidates on a raised plane inside a box: where it is seen, and where nearer objects hide it in
-    between.
-    """
+    """Candidates on a raised plane in a box: where it is seen, and where nearer objects hide it between."""
     x0, y0, x1, y1 = box01
     rows, columns = np.linspace(y0, y1, ROWS // 2), np.linspace(x0, x1, COLUMNS // 2)
     y, x = np.meshgrid(rows, columns, indexing="ij")
@@ -238,14 +228,14 @@ def footprint(view: View, name: str) -> tuple:
     place = view.known[name]
     standing = float(view.ground.plane.at(place.middle, min(place.y1, 1.0)))
     on_ground = view.levels[name] == 1 and standing <= place.near
-    if on_ground and is_one_of(LYING_NOUNS, name):  # the ground that its box covers
+    if on_ground and sizes.is_one_of(sizes.LYING_NOUNS, name):  # the ground that its box covers
         rows = (float(view.ground.scale(view.ground.plane.at(place.middle, y))) for y in (place.y1, place.y0))
         left, right, away, _ = plan(view, place.middle, place.width, standing)
         return left, right, *(1 / row for row in rows)
     left, right, away, _ = plan(view, place.middle, place.width, standing if on_ground else place.d)
     h_px, w_px = view.depth_01.shape
     deep = min(1.0, (place.y1 - place.y0) * h_px / max(place.width * w_px, 1e-6))
-    deep *= FLAT if is_one_of(FLAT_NOUNS, name) else 1.0
+    deep *= FLAT if sizes.is_one_of(sizes.FLAT_NOUNS, name) else 1.0
     return left, right, away, away + THICK * deep * (right - left)
 
 
