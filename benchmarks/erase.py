@@ -36,12 +36,14 @@ Scenes = Annotated[int, typer.Option(help="rooms with a patterned floor", metava
 
 def measure_erasing(scenes: Scenes = 60, out: Out = RESULTS / "erase.json") -> None:
     """Fill the same holes in three ways, and compare with what was there."""
+    import torch
+
     from compose.painters import erase_behind
     from ldm.experts.builtin import load_lite0
     from ldm.experts.erase import EXEMPLAR, OPENCV, Eraser
     from ldm.metrics.numbers import mean_interval, psnr_over
 
-    network = load_lite0(existing_folder(resolve_model_path(BUILTIN_FOLDER)))
+    network = load_lite0(existing_folder(resolve_model_path(BUILTIN_FOLDER))).requires_grad_(False)
     opencv, exemplar = Eraser.load(OPENCV), Eraser.load(EXEMPLAR)
     rows, tables = dict[str, list[dict[str, Any]]](), dict[str, Any]()
     for name, rgb_u8, mask, depth_01 in [*in_photographs(), *in_rooms(scenes)]:
@@ -57,9 +59,14 @@ def measure_erasing(scenes: Scenes = 60, out: Out = RESULTS / "erase.json") -> N
             grays = (cv2.cvtColor(u8, cv2.COLOR_RGB2GRAY).astype(np.float32) for u8 in (filled_u8, rgb_u8))
             energy, true = (float(np.square(cv2.Laplacian(gray, cv2.CV_32F))[mask].mean()) for gray in grays)
             distances = []  # over the places that the mask touches
-            for a, b in zip(*(lite0_levels(network, u8) for u8 in (filled_u8, rgb_u8)), strict=True):
-                inside = resize(mask.astype(np.float32), a.shape[1:]) > 0
-                distances.append(float((a - b).norm(dim=0).numpy()[inside].mean()))
+            x = torch.from_numpy(np.stack([filled_u8, rgb_u8])).permute(0, 3, 1, 2)
+            x = (x.float() - 127) / 128
+            for index, layer in enumerate(network[: LEVELS[-1] + 1]):
+                x = layer(x)
+                if index in LEVELS:
+                    a, b = torch.nn.functional.normalize(x, dim=1)
+                    inside = resize(mask.astype(np.float32), a.shape[1:]) > 0
+                    distances.append(float((a - b).norm(dim=0).numpy()[inside].mean()))
             measured = psnr_over(filled_u8, rgb_u8, mask), energy / true, float(np.mean(distances)), seconds
             row[way] = dict(zip(MEASURES, measured, strict=True))
         rows.setdefault(name, []).append(row)
@@ -129,19 +136,6 @@ def random_hole(rng: np.random.Generator, outlines: list[np.ndarray], size: tupl
 def raised(depth_01: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Depth (h, w) with an object in the mask, a little nearer than all that it hides."""
     return np.where(mask, np.float32(min(1, depth_01[mask].max() + 0.02)), depth_01)
-
-
-def lite0_levels(network: Any, rgb_u8: np.ndarray) -> list[Any]:
-    """Unit vectors (c, n, m) of an image at each of LEVELS."""
-    import torch
-
-    x, found = (torch.from_numpy(rgb_u8).permute(2, 0, 1).float()[None] - 127) / 128, []
-    with torch.inference_mode():
-        for index, layer in enumerate(network[: LEVELS[-1] + 1]):
-            x = layer(x)
-            if index in LEVELS:
-                found.append(torch.nn.functional.normalize(x[0], dim=0))
-    return found
 
 
 build_app = single_app(measure_erasing)
