@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.harness import figure_png
 from datasets.augment import gain_table
 from datasets.fusion import tight_cutout
 from datasets.geometry import bbox_of_mask, tight_slices
@@ -23,7 +22,7 @@ from datasets.scenes.store import depth_01, render_shards
 from datasets.sources.rendered import RenderedScenes
 from ldm.checkpoints import drawing, folder_written_whole, save_part
 from ldm.experts.shadow import CELL, CHANNELS, SIDE, darkening, network_input
-from ldm.files import write_atomic, write_json
+from ldm.files import write_json, written_whole
 from ldm.images import resize
 from ldm.settings.config import to_plain
 from ldm.training.run import CsvLogger
@@ -159,7 +158,8 @@ def train_shadow(config: TrainShadowConfig) -> None:
         axes.plot(*np.array(points).reshape(-1, 2).T, label=name)
     axes.set(xlabel="steps", ylim=(0, 1))
     axes.legend()
-    write_atomic(config.out / "curve.png", figure_png(figure))
+    with written_whole(config.out / "curve.png") as path:
+        figure.savefig(path, format="png", metadata={"Software": None})
     manifest = stages_manifest("shadow", model, [stage], config, config.seed, held_out=measures)
     with folder_written_whole(config.out / "network") as folder:
         save_part(model, folder)
