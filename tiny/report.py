@@ -41,10 +41,7 @@ def cell(number: Mapping[str, float]) -> str:
 
 
 def table_lines(
-    title: str,
-    rows: Mapping[str, Mapping[str, Mapping[str, float]]],
-    columns: Sequence[str],
-    widths: tuple[int, int],
+    title: str, rows: Mapping[str, Mapping[str, Any]], columns: Sequence[str], widths: tuple[int, int]
 ) -> list[str]:
     """Lines of a table: title and columns, then the cells of each row. widths: the first and the others."""
     first, width = widths

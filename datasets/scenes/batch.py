@@ -65,17 +65,15 @@ def render(scenes: Sequence[Scene], options: SceneOptions, device: torch.device 
     if not scenes:
         raise ValueError("render needs at least one scene")
     chunk = options.chunk or (1 if torch.device(device).type == "cpu" else 32)
-    solids = max(len(scene.solids) for scene in scenes)
+    n = max(len(scene.solids) for scene in scenes)
     parts = [scenes[start : start + chunk] for start in range(0, len(scenes), chunk)]
-    chunks = [_render(part, options, solids, device) for part in parts]
+    chunks = [_render(part, options, n, device) for part in parts]
     names = [name for name in SceneBatch.__annotations__ if name != "facts"]
     tensors = {name: torch.cat([getattr(part, name) for part in chunks]) for name in names}
     return SceneBatch(**tensors, facts=tuple(fact for part in chunks for fact in part.facts))
 
 
-def _render(
-    scenes: Sequence[Scene], options: SceneOptions, solids: int, device: torch.device | str
-) -> SceneBatch:
+def _render(scenes: Sequence[Scene], options: SceneOptions, n: int, device: torch.device | str) -> SceneBatch:
     views, alone = [], []
     for scene in scenes:
         views.append(SceneView(scene.solids, scene.camera, scene.light, scene.room, scene.removed))
@@ -95,7 +93,7 @@ def _render(
         return ((inverse - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
 
     # Part slots -> solids: inverse depth of the front surface, (b, n, h, w), 0 outside the whole outline.
-    front = low.new_zeros(len(scenes), solids, *options.size)
+    front = low.new_zeros(len(scenes), n, *options.size)
     every = torch.arange(len(scenes), device=low.device)
     for slot in range(main.part_owner.shape[1]):
         owner = main.part_owner[:, slot].clamp(min=0)  # padding meets no ray, so owner 0 is harmless

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from einops import rearrange
+from numpy.random import Generator
 
 from datasets.scenes.store import OpenShard
 
@@ -45,9 +46,7 @@ class Cutouts:
                 owners.append([k for k in whole if (label == k).sum() > LEAST])
         return cls(np.stack(labels), removed, np.stack(hidden), owners)
 
-    def batch(
-        self, images: Images, count: int, rng: np.random.Generator, pasted: float, exchanged: float
-    ) -> Images:
+    def batch(self, images: Images, count: int, rng: Generator, pasted: float, exchanged: float) -> Images:
         """`count` random images; a fraction `pasted` gets up to three objects, `exchanged` another order."""
         pixels_u8, depths = list[np.ndarray](), list[np.ndarray]()
         for index in rng.integers(0, len(images[0]), count):
@@ -68,7 +67,7 @@ class Cutouts:
             depths.append(np.clip(depth, 0, 65535).astype(np.uint16))
         return np.stack(pixels_u8), np.stack(depths)
 
-    def _paste(self, rgb_u8: np.ndarray, depth: np.ndarray, images: Images, rng: np.random.Generator) -> None:
+    def _paste(self, rgb_u8: np.ndarray, depth: np.ndarray, images: Images, rng: Generator) -> None:
         """Put an object of a random scene anywhere into an image, before some of what is there."""
         scene, (high, wide) = int(rng.integers(len(self.labels))), depth.shape
         if not self.owners[scene]:

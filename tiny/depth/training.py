@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from numpy.random import Generator
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import DPTConfig, DPTForDepthEstimation, Swinv2Config
@@ -166,11 +167,7 @@ def load_images(shards: Sequence[OpenShard]) -> Images:
 
 
 def training_batch(
-    images: Images,
-    batch: int,
-    rng: np.random.Generator,
-    config: AugmentConfig,
-    device: torch.device,
+    images: Images, batch: int, rng: Generator, config: AugmentConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """`batch` of `load_images`, augmented: pixels (b, 3, h, w) in [0, 1], depth (b, h, w), per crop too.
 

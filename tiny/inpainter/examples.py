@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from numpy.random import Generator
 from torch import Tensor
 
 from datasets.geometry import Box
@@ -47,7 +48,7 @@ class UnetInputs:
     masked: Tensor  # (b, c, h/4, w/4) of the image with grey masks
 
 
-def single(views: world.Views, plain: Sequence[tuple[int, int]], rng: np.random.Generator) -> Example:
+def single(views: world.Views, plain: Sequence[tuple[int, int]], rng: Generator) -> Example:
     """An image with one mask; `plain`: (scene, region) of all solids of one colour, drawn more often."""
     if rng.random() < PLAIN_FRACTION and len(plain):
         scene, index = plain[int(rng.integers(len(plain)))]
@@ -57,7 +58,7 @@ def single(views: world.Views, plain: Sequence[tuple[int, int]], rng: np.random.
     return make_example(views, scene, [views.regions[scene][index]], rng)
 
 
-def several(views: world.Views, most: int, rng: np.random.Generator) -> Example:
+def several(views: world.Views, most: int, rng: Generator) -> Example:
     """An image with 1 to `most` masks in random order; scenes with many solids are drawn more often."""
     scene = int(max(rng.integers(len(views), size=3), key=lambda drawn: len(views.regions[drawn])))
     regions = views.regions[scene]
@@ -66,9 +67,7 @@ def several(views: world.Views, most: int, rng: np.random.Generator) -> Example:
     return make_example(views, scene, chosen[:count], rng)
 
 
-def make_example(
-    views: world.Views, scene: int, regions: Sequence[world.Region], rng: np.random.Generator
-) -> Example:
+def make_example(views: world.Views, scene: int, regions: Sequence[world.Region], rng: Generator) -> Example:
     """Masks are the regions' boxes with a random margin on each side."""
     image_u8, size = views.images_u8[scene], views.images_u8.shape[1:3]
     boxes = tuple(world.grown(each.box_xyxy, rng.integers(0, 5, size=4).tolist(), size) for each in regions)
@@ -89,7 +88,7 @@ class Encoder:
             encoded = torch.cat([self.vae.encode(row).latents for row in rows])
         return (encoded.float() * self.vae.config.scaling_factor).half().contiguous()
 
-    def conditions(self, examples: Sequence[Example], rng: np.random.Generator) -> UnetInputs:
+    def conditions(self, examples: Sequence[Example], rng: Generator) -> UnetInputs:
         """Each batch samples its masks down by one of the two known rules."""
         image = pm1_batch(np.stack([example.image_u8 for example in examples]))
         size = (image.shape[2], image.shape[3])

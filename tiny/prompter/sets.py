@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from datasets.geometry import Box, bbox_of_mask
 from datasets.scenes.describe import Scene, SceneRejected, outline
@@ -40,7 +41,7 @@ MARGIN = 1  # pixels at least between a solid and the border of its mask
 FORMAT = 1
 
 
-def draw_contents(rng: np.random.Generator, count: int) -> tuple[list[str], list[tuple[str, str]]]:
+def draw_contents(rng: Generator, count: int) -> tuple[list[str], list[tuple[str, str]]]:
     """The shape of each of `count` solids, and its colours: if it stands left, if it stands right."""
     halves, shape = rng.choice(COLOUR_WORDS, 2), str(rng.choice(SHAPE_WORDS))
     shapes, colours = [], []
@@ -82,11 +83,7 @@ def sample_sets(seed: int, options: SceneOptions) -> Scene:
 
 
 def _attempt(
-    seed: int,
-    rng: np.random.Generator,
-    shapes: list[str],
-    colours: list[tuple[str, str]],
-    options: SceneOptions,
+    seed: int, rng: Generator, shapes: list[str], colours: list[tuple[str, str]], options: SceneOptions
 ) -> Scene:
     place, solids = room(rng), [*furniture(rng, options.furniture)]
     camera, light = camera_of(rng, place, solids, options), lamp(rng, place)
@@ -168,7 +165,7 @@ class DrawnMasks:
     boxes: tuple[Box, ...]
 
 
-def draw_masks(sets: Sets, scene: int, most: int, rng: np.random.Generator) -> DrawnMasks:
+def draw_masks(sets: Sets, scene: int, most: int, rng: Generator) -> DrawnMasks:
     """Masks over up to `most` solids of a scene, where any can be masked; at least two solids stay free.
 
     A mask is a box that covers one solid; its sides say little about the solid's own. Masks of an image
