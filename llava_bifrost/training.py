@@ -123,11 +123,10 @@ def refuse_other_format(records: Sequence[LocatorRecord], path: Path | None, fmt
     """ValueError where the depth of a record has another meaning than in answers of format `fmt`."""
     other = next((record for record in records if record.format != fmt), None)
     if other is not None:
-        raise ValueError(
-            f"{path}: record {other.id} answers in format {other.format}, training in {fmt}: one gives the "
-            f"depth of the centre, the other the median. Build the data with --format {fmt}, or set "
-            f"format={other.format}"
-        )
+        wrong = f"{path}: record {other.id} answers in format {other.format}, training in {fmt}"
+        why = "one gives the depth of the centre, the other the median"
+        way = f"Build the data with --format {fmt}, or set format={other.format}"
+        raise ValueError(f"{wrong}: {why}. {way}")
 
 
 def locator_config(config: TrainConfig, family: str) -> LocatorConfig:

@@ -136,10 +136,9 @@ def download_source(settings: FetchSettings, source: str, partial: Path) -> Path
             if pointer_hash(path) is not None:
                 raise ValueError(f"{source}: the address of large files answers with a pointer again")
     except ValueError as error:
-        raise ValueError(
-            f"{error}. Fetch the file by hand (https://github.com/{settings.repository}) and give "
-            "it: python -m inpainting.data.downloader fetch-annotations --from FILE"
-        ) from None
+        page = f"https://github.com/{settings.repository}"
+        way = "give it: python -m inpainting.data.downloader fetch-annotations --from FILE"
+        raise ValueError(f"{error}. Fetch the file by hand ({page}) and {way}") from None
     return path
 
 

@@ -63,10 +63,9 @@ class SplitSettings(TransferSettings):
             rows = read_table(source_file(self.split_df_path), ("file_name", "split"))
             table = one_split_each(self.split_df_path, [(row["file_name"], row["split"]) for row in rows])
         elif sum(sizes) >= len(annotated):
-            raise ValueError(
-                f"a split with {sizes[0]} val and {sizes[1]} test images needs more annotated images "
-                f"than these {len(annotated)}; set --val-size and --test-size, or --split-df-path"
-            )
+            wrong = f"{sizes[0]} val and {sizes[1]} test images needs more annotated images than these"
+            way = "set --val-size and --test-size, or --split-df-path"
+            raise ValueError(f"a split with {wrong} {len(annotated)}; {way}")
         else:
             # The published draw over sorted names: hold out val + test, then divide what is held out. Each
             # draw takes the first of a permutation, as scikit-learn's `train_test_split` with seed 42 does.

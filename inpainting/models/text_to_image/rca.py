@@ -65,10 +65,8 @@ class RegionalAttention(AttnProcessor2_0):
             built = ", ".join(map(str, regions))
             raise ValueError(f"no region map for {n} latent cells, only for {built}: another latent size?")
         if bias.shape != expected:
-            raise ValueError(
-                f"the region map is {tuple(bias.shape)}, this batch needs {expected}: "
-                "images, 1, cells, tokens; build it from masks and region ids of every image of the batch"
-            )
+            way = "images, 1, cells, tokens; build it from masks and region ids of every image of the batch"
+            raise ValueError(f"the region map is {tuple(bias.shape)}, this batch needs {expected}: {way}")
         q = rearrange(attn.to_q(hidden_states), "b n (h d) -> b h n d", h=attn.heads)
         k = rearrange(attn.to_k(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
         v = rearrange(attn.to_v(encoder_hidden_states), "b t (h d) -> b h t d", h=attn.heads)
@@ -106,17 +104,15 @@ def check_processors(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> No
         return
     backend = str(_AttentionBackendRegistry.get_active_backend()[0].value)
     if backend not in OWN_BACKENDS:
-        raise ValueError(
-            f"attention backend {backend!r} takes no bias of each pixel, which regions need: choose "
-            "PyTorch's own, unet.set_attention_backend('native'), or do without rectified cross-attention"
-        )
+        wrong = f"attention backend {backend!r} takes no bias of each pixel, which regions need"
+        way = "PyTorch's own, unet.set_attention_backend('native'), or do without rectified cross-attention"
+        raise ValueError(f"{wrong}: choose {way}")
     for name, layer in attention_layers(unet):
         if not isinstance(layer.processor, RegionalAttention):
-            raise ValueError(
-                f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}. "
-                "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
-                "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
-            )
+            wrong = f"rectified cross-attention is switched off: {name} runs {type(layer.processor).__name__}"
+            by = "Something replaced the attention processors (set_attn_processor, enable_xformers..., "
+            way = "fuse_qkv_projections); call install_rca(unet) after it, or do without it"
+            raise ValueError(f"{wrong}. {by}{way}")
 
 
 def attention_sizes(latent_hw: tuple[int, int], levels: int) -> list[tuple[int, int]]:

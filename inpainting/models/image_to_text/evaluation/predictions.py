@@ -60,10 +60,9 @@ class Prediction:
     @classmethod
     def from_line(cls, line: str) -> "Prediction":
         if line[:1].isdigit() and "\t" in line:
-            raise ValueError(
-                "the published predictions.txt numbers its lines within each batch and names no image, so it "
-                "cannot be measured; run the test configuration again, it writes predictions.jsonl"
-            )
+            wrong = "the published predictions.txt numbers its lines within each batch and names no image"
+            way = "run the test configuration again, it writes predictions.jsonl"
+            raise ValueError(f"{wrong}, so it cannot be measured; {way}")
         values = parse_line(line)
         texts = {name: values.get(name) for name in ("stem", "region", "prediction", "caption", "root")}
         texts |= {name: values.get(name) or "" for name in ("color", "crop")}

@@ -137,21 +137,18 @@ def fill_paintings(
 
         return fill
 
-    work_through(make, config, dataset, partial(image_path, out), shard, ray)
+    work_through(make, config, dataset, lambda stem: image_path(out, stem).is_file(), shard, ray)
 
 
 def work_through(
     make: Callable[[], Work],
     config: PaintingsConfig,
     dataset: InpaintingDataset,
-    result: Callable[[str], Path],
+    is_done: Callable[[str], bool],
     shard: tuple[int, int],
     ray: str,
 ) -> None:
-    """Do the images of a shard whose result is not there. result: its file, of the name of an image"""
-
-    def is_done(stem: str) -> bool:
-        return result(stem).is_file()
+    """Do the images of a shard, of whose names `is_done` says whether their result is there."""
 
     def work() -> Stream:
         do, pending = make(), partial(pending_batches, config, dataset, is_done=is_done, title="images")
@@ -204,4 +201,4 @@ def generate_prompts(config: PaintingsConfig, shard: tuple[int, int] = (0, 1), r
 
         return write
 
-    work_through(make, config, dataset, lambda stem: out / f"{stem}.json", shard, ray)
+    work_through(make, config, dataset, lambda stem: (out / f"{stem}.json").is_file(), shard, ray)
