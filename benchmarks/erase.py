@@ -43,7 +43,7 @@ def measure_erasing(scenes: Scenes = 60, out: Out = RESULTS / "erase.json") -> N
     from ldm.experts.erase import EXEMPLAR, OPENCV, Eraser
     from ldm.metrics.numbers import mean_interval, psnr_over
 
-    network = load_lite0(existing_folder(resolve_model_path(BUILTIN_FOLDER))).requires_grad_(False)
+    network: Any = load_lite0(existing_folder(resolve_model_path(BUILTIN_FOLDER))).requires_grad_(False)
     opencv, exemplar = Eraser.load(OPENCV), Eraser.load(EXEMPLAR)
     rows, tables = dict[str, list[dict[str, Any]]](), dict[str, Any]()
     for name, rgb_u8, mask, depth_01 in [*in_photographs(), *in_rooms(scenes)]:
