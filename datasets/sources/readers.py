@@ -75,7 +75,8 @@ class Rules(CheckedSettings):
         (low, high), fraction = self.area, np.count_nonzero(mask) / mask.size
         if not low <= fraction <= high:
             size = "small" if fraction < low else "large"
-            raise Rejected(f"{what} too {size}: {fraction:.1%} of its image, allowed {low:.0%} to {high:.0%}")
+            covers = f"covers {fraction:.1%} of its image, allowed {low:.0%} to {high:.0%}"
+            raise Rejected(f"{what} too {size}: {covers}")
 
     def _out_of_range(self, *sides: bool) -> bool:
         return any(sides) if self.sides == "either" else all(sides)
