@@ -79,7 +79,7 @@ class RegionSettings(RegionOutput):
             for box in boxes:
                 numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
                 if not numbers or len(box) != 4 or not all(0 <= value <= 1 for value in box):
-                    raise ValueError(f"entity {phrase!r} has a box, not 4 numbers in [0, 1]: {excerpt(box)}")
+                    raise ValueError(f"entity {phrase!r}: a box is not 4 numbers in [0, 1]: {excerpt(box)}")
             pixels = [pixel_box((x0 * w, y0 * h, x1 * w, y1 * h), size_hw) for x0, y0, x1, y1 in boxes]
             if usable := tuple(box for box in pixels if box is not None):
                 regions.append(ObjectRegion(f"mask_{len(regions)}", phrase.lower(), usable))

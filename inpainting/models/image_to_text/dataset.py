@@ -195,5 +195,6 @@ class PromptCollate:
             longest = max(range(len(captions)), key=lambda number: len(captions[number].split()))
             words = captions[longest].split()
             if not words:
-                raise ValueError(f"max_length={self.max_length} is too few for {len(colors)} colours' tags")
+                wrong = f"max_length={self.max_length} has no room for the tags of {len(colors)} colours"
+                raise ValueError(wrong)
             captions[longest] = " ".join(words[:-1])
