@@ -56,11 +56,7 @@ class CaptionSettings(ProcessSettings):
 
 
 def run_batches(
-    journal: Journal,
-    items: Sequence[str],
-    make: Callable[[], tuple[Load, Answer]],
-    batch: int,
-    ray: str = "",
+    journal: Journal, items: Sequence[str], make: Callable[[], tuple[Load, Answer]], batch: int, ray: str = ""
 ) -> None:
     """Load each item, answer them in batches, record the answers; what cannot be loaded is left out.
 

@@ -141,9 +141,7 @@ def save_network(model: nn.Module, folder: Path, size: int, manifest: dict[str, 
     write_json(folder / "manifest.json", manifest)
 
 
-def shards_of(
-    config: TrainDepthConfig, world: str, *, held_out: bool, device: torch.device
-) -> list[OpenShard]:
+def shards_of(config: TrainDepthConfig, world: str, held_out: bool, device: torch.device) -> list[OpenShard]:
     """Shards of a world; renders what is missing, held out smooth."""
     scenes, size, opened = config.scenes, config.network.size, world == "open"
     name, count = ("held_out", scenes.held_out) if held_out else ("train", scenes.train)
