@@ -18,10 +18,13 @@ from run_inference import build_app
 
 def room(h: int = 96, w: int = 128) -> np.ndarray:
     """(h, w, 3) uint8: a wall and a floor with a pattern; no two regions look alike."""
-    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    y, x = (axis.astype(np.float32) for axis in np.ogrid[0:h, 0:w])
     floor = y > 0.6 * h
     tiles = ((x // max(1, w // 8) + y // max(1, h // 8)) % 2) * 40 * floor
-    return np.dstack([60 + 150 * x / w, 90 + 120 * y / h, 200 - 100 * floor - tiles]).astype(np.uint8)
+    room_u8 = np.empty((h, w, 3), np.uint8)
+    for channel, levels in enumerate((60 + 150 * x / w, 90 + 120 * y / h, 200 - 100 * floor - tiles)):
+        room_u8[..., channel] = levels
+    return room_u8
 
 
 def room_depth(h: int = 96, w: int = 128) -> np.ndarray:

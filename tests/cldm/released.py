@@ -3,6 +3,7 @@
 import itertools
 import re
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,15 @@ def original_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint(kind: str, network: NetworkConfig = MINI) -> dict[str, Tensor]:
-    """A small released file: every key of its networks, weights from their names, schedule buffers."""
+    """A small released file: every key of its networks, weights from their names, schedule buffers.
+
+    The same tensors at every call, which nobody may change; the dictionary is the caller's.
+    """
+    return dict(_made(kind, network))
+
+
+@lru_cache(maxsize=3)
+def _made(kind: str, network: NetworkConfig) -> dict[str, Tensor]:
     prefixes = {"unet": UNET, "vae": VAE, **CONTROLS[kind]}
     if kind != "sd21":
         prefixes |= {"image_encoder": ENCODER, "projector": PROJECTOR}

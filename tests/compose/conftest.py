@@ -1,14 +1,41 @@
-"""Fixtures of tests of jobs."""
+"""Fixtures of composites: a rendered room, and compositors that are read from a folder once."""
 
 from __future__ import annotations
 
+import copy
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.compose.rendered import Room
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compositors_are_read_once() -> Iterator[None]:
+    """To read one takes longer than a small composite. Each caller has a copy of its own to change.
+
+    A file of another size or time makes another compositor. Reading itself is tested in `tests/cldm`.
+    """
+    import torch
+
+    from compose import models
+
+    read = lru_cache(maxsize=6)(lambda folder, dtype, files: load(folder, dtype))
+    load = models.load_compositor
+
+    def copied(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+        found = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+        files = tuple((path, now.st_size, now.st_mtime_ns) for path, now in found)
+        return copy.deepcopy(read(folder.resolve(), dtype, files))
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(models, "load_compositor", copied)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -115,8 +115,10 @@ def painted(out: Path, **more: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("speed", "said"), [(None, "balanced"), ("exact", "exact"), ("fast", "fast")])
-def test_the_recipe_says_the_speed_and_replays(tmp_path: Path, speed: str | None, said: str) -> None:
-    result, recipe = painted(tmp_path / "a.png", speed=speed, steps=6, guidance=2.0)
+def test_the_recipe_says_the_speed_and_replays(
+    tmp_path: Path, speed: str | None, said: str, small_compositor: Path
+) -> None:
+    result, recipe = painted(tmp_path / "a.png", model=small_compositor, speed=speed, steps=6, guidance=2.0)
     assert recipe["settings"]["speed"] == said
     assert {key: recipe["sampling"][key] for key in SPEEDS["fast"]} == named(said)
     settings, _ = settings_of_recipe(tmp_path / "a.png")
@@ -137,14 +139,15 @@ def with_recipe(image: Path, recipe: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("speed", EARLIER)
 @pytest.mark.parametrize("steps", [6, 22])
 def test_an_image_of_an_earlier_speed_is_replayed_exactly(
-    tmp_path: Path, speed: str, steps: int, compat: str | None
+    tmp_path: Path, speed: str, steps: int, compat: str | None, small_compositor: Path
 ) -> None:
     if compat and (speed != "exact" or steps > 6):
         pytest.skip("the default was exact")
     given = {**EARLIER[speed], "full_last": 3}
     result, recipe = painted(
-        tmp_path / "a.png", steps=steps, guidance=2.0, init="noise", speed=speed, compat=compat, **given
-    )
+        tmp_path / "a.png", steps=steps, guidance=2.0, init="noise", speed=speed, compat=compat,
+        model=small_compositor, **given,
+    )  # fmt: skip
     for key in SHORTCUTS:
         del recipe["settings"][key]
     del recipe["sampling"]["full_last"]
@@ -168,8 +171,10 @@ def test_an_image_of_an_earlier_speed_is_replayed_exactly(
 
 
 @pytest.mark.parametrize("more", [{}, {"speed": "fast"}, {"reuse_every": 1}, {"compat": "bifrost"}])
-def test_a_new_recipe_gives_the_settings_and_the_bytes_again(tmp_path: Path, more: dict[str, Any]) -> None:
-    _, recipe = painted(tmp_path / "a.png", steps=4, **more)
+def test_a_new_recipe_gives_the_settings_and_the_bytes_again(
+    tmp_path: Path, more: dict[str, Any], small_compositor: Path
+) -> None:
+    _, recipe = painted(tmp_path / "a.png", model=small_compositor, steps=4, **more)
     assert recipe["settings"]["speed"] == (None if "compat" in more else more.get("speed", "balanced"))
     settings, _ = settings_of_recipe(tmp_path / "a.png")
     asked = {key: getattr(settings, key) for key in SHORTCUTS if getattr(settings, key) is not None}
