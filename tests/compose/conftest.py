@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,15 @@ def compositors_are_read_once() -> Iterator[None]:
     import torch
 
     from compose import models
+    from tests.copies import Original
 
-    read = lru_cache(maxsize=6)(lambda folder, dtype, files: load(folder, dtype))
     load = models.load_compositor
+    read = lru_cache(maxsize=6)(lambda folder, dtype, files: Original(load(folder, dtype)))
 
     def copied(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         found = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
         files = tuple((path, now.st_size, now.st_mtime_ns) for path, now in found)
-        return copy.deepcopy(read(folder.resolve(), dtype, files))
+        return read(folder.resolve(), dtype, files).copied()
 
     with pytest.MonkeyPatch.context() as changed:
         changed.setattr(models, "load_compositor", copied)
