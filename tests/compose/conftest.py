@@ -1,10 +1,9 @@
-"""Fixtures of composites: a rendered room, and compositors that are read from a folder once."""
+"""Fixtures of composites: a rendered room, and compositors that are read once."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,26 +14,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compositors_are_read_once() -> Iterator[None]:
-    """To read one takes longer than a small composite. Each caller has a copy of its own to change.
-
-    A file of another size or time makes another compositor. Reading itself is tested in `tests/cldm`.
-    """
-    import torch
-
+def networks_are_read_once() -> Iterator[None]:
+    """To read a compositor takes longer than a small composite. Reading is tested in `tests/cldm`."""
     from compose import models
-    from tests.copies import Original
-
-    load = models.load_compositor
-    read = lru_cache(maxsize=6)(lambda folder, dtype, files: Original(load(folder, dtype)))
-
-    def copied(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-        found = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
-        files = tuple((path, now.st_size, now.st_mtime_ns) for path, now in found)
-        return read(folder.resolve(), dtype, files).copied()
+    from tests.copies import read_once
 
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr(models, "load_compositor", copied)
+        changed.setattr(models, "load_compositor", read_once(models.load_compositor))
         yield
 
 
