@@ -128,8 +128,9 @@ def in_shadow(
         dark_01[rows] *= np.clip(dark_01[rows] / LEAST - 1, 0, 1) * allowed
     shadow, native = Shadow(dark_01, cut), geometry.crop.native
     if min((shared := native.narrowed(cut.box_xyxy)).size) > 0:
-        paint = [value[cut.within(shared)] for value in shadow.paint[:3]]
-        shown = sources.background.cut(native.part).painted(*paint, native.within(shared))
+        black_u8, weight_01, darker = (value[cut.within(shared)] for value in shadow.paint[:3])
+        place = native.within(shared)
+        shown = sources.background.cut(native.part).painted(black_u8, weight_01, darker, place)
         geometry = geometry.over(shown.rgb_u8)
     return geometry, shadow
 
