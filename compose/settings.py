@@ -152,7 +152,7 @@ class ComposeSettings(LocatorOptions):
     full_last: int | None = sampling_setting("full_last")
     engine: str = setting(TORCH, choices=ENGINES,
         help="what computes the compositor's steps; compile: torch.compile of its transformer blocks; "
-        "openvino: on a CPU, by graphs that it writes once beside the model's folder")  # fmt: skip
+        "openvino: on a CPU, by a graph that it writes once beside the model's folder")  # fmt: skip
     channels_last: bool = setting(
         False, help="convolutions with channels last in memory, as a CPU in bf16 has them"
     )

@@ -199,6 +199,7 @@ def weights_of_depth(folder: Path) -> dict[str, str]:
 
 # Chosen with `benchmarks.depth_photographs` on its four photographs with depth. The horizon leaves the order
 # as it is; of ten pairs of its numbers these were best for `benchmarks.placer_photographs`.
+# Other numbers are another number of `rules` in assets/depth/depth.json, whose hash recipes hold.
 SIDE = 1024  # pixels of the longer side of a photograph whose depth follows from rules
 HORIZON, AT_HORIZON = 0.4, 0.1  # row, and depth there: above it walls and sky change little with the row
 VIEW = 0.55  # fraction of the width of each of two views, from the left and from the right
