@@ -34,6 +34,8 @@ CPU = torch.device("cpu")
 RUNNING: list[str] = []  # precisions of the trainings of this process
 FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.tensor}
 FACTORIES |= {torch.rand, torch.randn, torch.arange, torch.linspace}
+DRAWN = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.trunc_normal_}
+DRAWN |= {nn.init.kaiming_uniform_, nn.init.xavier_uniform_}
 
 
 class _ThreadDtype(TorchFunctionMode):
@@ -54,6 +56,8 @@ class _ThreadDtype(TorchFunctionMode):
         return self.dtype if threading.get_ident() == self.owner else self.real[1]()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in DRAWN and (empty := args[0] if args else (kwargs or {}).get("tensor")).is_meta:
+            return empty  # it has no numbers to draw
         made = function(*args, **(kwargs or {}))
         if self.dtype == self.usual or function not in FACTORIES or (kwargs or {}).get("dtype"):
             return made
