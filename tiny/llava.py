@@ -20,7 +20,8 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ldm.checkpoints import drawing, folder_written_whole
-from ldm.files import write_atomic
+from ldm.files import hash_folder, write_atomic
+from ldm.mllm.model import load_model
 from ldm.settings.config import dump_yaml, write_config
 from tiny.loop import Loss, Stage, autocast, means
 from tiny.settings import PATCH, LlavaStage, LlavaTraining, SmallConfig
@@ -81,6 +82,18 @@ def create_llava(
             if numbers:
                 table[rows] = std * (kernel @ torch.randn(len(numbers), config.width))
     return model
+
+
+def load_weights(
+    model: LlavaForConditionalGeneration, folder: Path, parts: tuple[str, ...] = ("",)
+) -> dict[str, str]:
+    """Take the weights whose names begin with one of `parts` from a small LLaVA; SHA-256 of its files."""
+    stored = load_model(folder, torch.float32).state_dict()
+    shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(parts)}
+    if wrong := [name for name, shape in shapes.items() if name not in stored or stored[name].shape != shape]:
+        raise ValueError(f"{folder}: its network is of another kind or size, see {wrong[0]}")
+    model.load_state_dict({name: stored[name] for name in shapes}, strict=False)
+    return hash_folder(folder)
 
 
 def pixel_values(images_u8: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:

@@ -6,7 +6,7 @@ that deviates least from the usual meaning of the words. "Replace the blue egg .
 Legend: k proposals (places where an object can stand: in the image, touching nothing), m anchors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,9 @@ TRIES = 3  # per question; a shape drawn for it may not fit anywhere
 NOISE = 0.3  # of the preference among places that are all right; chosen
 DECIMALS = 2
 KINDS = {"one": 0.58, "two": 0.3, "between": 0.12}  # of the questions that place something; chosen
+EASE = 3.0  # margin from which a safest place need not be safer; chosen
+EDGE = 0.06  # metres to the edge of what it stands on that count as a margin of 1; chosen
+USUAL = 0.5  # weight of the usual meaning of the words against safety; chosen
 PROTOTYPE_GAP = 0.05  # fraction of the image between neighbours in the usual arrangement; chosen
 PROTOTYPE_STEP = 0.16  # depth between objects before and behind each other in the usual arrangement; chosen
 BY_RELATION: dict[str, tuple[str, ...]] = {
@@ -80,6 +83,28 @@ def place_questions(world: World, rng: np.random.Generator, count: int) -> list[
         if len(questions) == count:
             break
     return questions
+
+
+def with_safest_answers(
+    world: World, questions: list[Question], rng: np.random.Generator, count: int
+) -> list[Question]:
+    """Questions answered by the safest of `count` proposals; as they were where none of these is right."""
+    columns = {world.solids.names[i]: column for column, i in enumerate(world.anchors)}
+    known = {name: world.place(world.anchors[column]) for name, column in columns.items()}
+    pools: dict[int, Pool] = {}
+    safe = []
+    for question in questions:
+        request = question.request
+        shape = SHAPE_NAMES.index(request.target.split()[-1])
+        if shape not in pools:
+            pools[shape] = Pool(world, standing_places(world, rng, count, shape))
+        pool = pools[shape]
+        clauses = [(PHRASES[word], tuple(columns[name] for name in names)) for word, names in request.clauses]
+        best = pool.safest(clauses)
+        if best is not None and all(satisfies(pool.answer(best), request, known).values()):
+            question = replace(question, answer=pool.answer(best))
+        safe.append(question)
+    return safe
 
 
 class Pool:
@@ -148,16 +173,30 @@ class Pool:
 
     def best(self, rng: np.random.Generator, clauses: list[Clause], among: np.ndarray) -> int | None:
         """The preferred proposal of `among` (k,) bool for which all clauses hold; None: there is none."""
-        margin, deviation = np.where(among, self.room, 0), np.zeros(len(self.room))
+        margin, deviation = self.fit(clauses)
+        margin = np.where(among, margin, 0)
+        preference = 2 * np.minimum(margin, 1) - deviation + NOISE * rng.random(len(margin))
+        best = int(np.argmax(np.where(margin > 0, preference, -np.inf)))
+        return best if margin[best] > 0 else None
+
+    def safest(self, clauses: list[Clause]) -> int | None:
+        """The proposal that may be off by most before a clause fails, it touches something or falls."""
+        margin, deviation = self.fit(clauses)
+        margin = np.minimum(margin, self.world.support_margin(self.objects) / EDGE)
+        preference = 2 * np.minimum(margin, EASE) - USUAL * deviation
+        possible = np.flatnonzero(margin > 0)
+        return int(possible[np.argmax(preference[possible])]) if len(possible) else None
+
+    def fit(self, clauses: list[Clause]) -> tuple[np.ndarray, np.ndarray]:
+        """(k,) smallest margin of each proposal, its mean deviation from what the clauses usually mean."""
+        margin, deviation = self.room, np.zeros(len(self.room))
         for name, at in clauses:
             if name == "between":
                 here, off = self.between[:, at[0], at[1]], self.between_deviation[:, at[0], at[1]]
             else:
                 here, off = self.margins[name][:, at[0]], self.deviations[name][:, at[0]]
             margin, deviation = np.minimum(margin, here), deviation + off
-        preference = 2 * np.minimum(margin, 1) - deviation / len(clauses) + NOISE * rng.random(len(margin))
-        best = int(np.argmax(np.where(margin > 0, preference, -np.inf)))
-        return best if margin[best] > 0 else None
+        return margin, deviation / len(clauses)
 
     def answer(self, best: int) -> Place:
         """Proposal `best` with the decimals of an answer."""

@@ -29,7 +29,7 @@ from datasets.sources.rendered import shard_files
 from ldm.files import written_whole
 from llava_bifrost.language.answer import format_answer
 from llava_bifrost.language.instruction import make_question
-from llava_bifrost.worlds.questions import MIRRORED, place_questions, replace_questions
+from llava_bifrost.worlds.questions import MIRRORED, place_questions, replace_questions, with_safest_answers
 from llava_bifrost.worlds.world import world_of
 from tiny.world import BEGIN, COLOUR_WORDS, IMAGE, PAD, PATTERN_NAMES, SHAPE_WORDS, SPECIAL, word_tokenizer
 
@@ -94,24 +94,33 @@ class QuestionCache:
     named_at: np.ndarray  # (n, v, q, 2) int8 position of the last word of each name
 
 
-def open_questions(data: Path, cache: Path, seed: int) -> QuestionCache:
-    """The questions of all shards of `data`, made once in `cache`, file by file."""
+def open_questions(data: Path, cache: Path, seed: int, proposals: int = 0, asked: int = 0) -> QuestionCache:
+    """The questions of all shards of `data`, made once in `cache`, file by file.
+
+    proposals: per question, of which the safest place is the answer; 0: the place drawn with the question
+    asked: scenes that need questions, besides the last shard, which is held out; 0: all
+    """
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in QuestionCache.__dataclass_fields__}
-    for number, file in enumerate(tqdm(shard_files(data), desc="questions", unit="shard")):
+    files, start = shard_files(data), 0
+    for number, file in enumerate(tqdm(files, desc="questions", unit="shard")):
         made = cache / f"questions-{number:05d}.npz"
-        recipe = json.dumps([FORMAT, seed, file.name, file.stat().st_size])
+        skipped = 0 < asked <= start and file != files[-1]
+        options = [*filter(None, [proposals]), *["none"] * skipped]
+        recipe = json.dumps([FORMAT, seed, file.name, file.stat().st_size, *options])
         if not made.exists():
+            here = shard_questions(file, seed, number, proposals, skipped)
             with written_whole(made) as partial, partial.open("wb") as handle:
-                np.savez_compressed(handle, recipe=np.array(recipe), **shard_questions(file, seed, number))
+                np.savez_compressed(handle, recipe=np.array(recipe), **here)
         with np.load(made) as stored:
             if str(stored["recipe"]) != recipe:
                 raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
             for name, rows in arrays.items():
                 rows.append(stored[name])
+        start += len(arrays["length"][-1])
     return QuestionCache(**{name: np.concatenate(rows) for name, rows in arrays.items()})
 
 
-def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
+def shard_questions(file: Path, seed: int, number: int, proposals: int, skipped: bool) -> dict[str, Any]:
     options, facts = read_options(file), read_facts(file)
     tokenizer = locator_tokenizer().backend_tokenizer
     shape = (len(facts), 2, PLACED + REPLACED)
@@ -119,11 +128,13 @@ def shard_questions(file: Path, seed: int, number: int) -> dict[str, Any]:
         "tokens": np.full((*shape, TOKENS), VOCABULARY.index(PAD), np.int16),
         "named": np.full((*shape, 2), -1, np.int8), "named_at": np.zeros((*shape, 2), np.int8),
         "length": np.zeros(shape, np.int8)}  # fmt: skip
-    for i, fact in enumerate(facts):
+    for i, fact in enumerate(() if skipped else facts):
         world = world_of(fact, options)
         for view, seen in enumerate((world, world.without(world.removed))):
             rng = np.random.default_rng((seed, 7, number, i, view))
             placed, replaced = place_questions(seen, rng, PLACED), replace_questions(seen, rng, REPLACED)
+            if proposals:
+                placed = with_safest_answers(seen, placed, rng, proposals)
             for q, question in (*enumerate(placed), *enumerate(replaced, PLACED)):
                 at, names = (i, view, q), question.request.anchors or (question.request.target,)
                 answer = format_answer(question.answer, decimals=2)

@@ -17,6 +17,7 @@ from tiny.settings import LlavaStage, LlavaTraining
 
 @dataclass(frozen=True)
 class LocatorTraining(LlavaTraining):
+    pretrained: Path | None = setting(None, help="small locator to start from; none: fresh weights")
     held_out: int = setting(512, help="last scenes of `data`, which only measure it", low=1)
     matching: LlavaStage = setting(LlavaStage(), help="stage that finds a named solid")
     placement: LlavaStage = setting(LlavaStage(), help="stage that places a new solid")
@@ -25,6 +26,9 @@ class LocatorTraining(LlavaTraining):
     vision_loss_weight: float = setting(0.25, low=0, was=("see",),
         help="weight of the vision loss in matching and placement")  # fmt: skip
     questions: tuple[int, int] = setting((4, 2), help="placing,replacing questions per image", low=0)
+    asked: int = setting(0, help="first scenes of `data` that train with questions; 0: all", low=0)
+    proposals: int = setting(0, low=0,
+        help="places per question, of which the safest answers it; 0: the place drawn with it")  # fmt: skip
     cache: Path | None = setting(None, help="folder of arrays made of `data`; default: `cache` in out")
 
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from datasets.scenes.store import depth_01, read_facts, read_shard
 from datasets.sources.rendered import shard_files
+from ldm.files import read_json
 from llava_bifrost.locator import CONFIG, LocatorConfig
 from tiny import llava, world
 from tiny.locator import questions as words
@@ -197,6 +199,8 @@ class Training:
         def loss(step: int) -> tuple[Tensor, llava.Measures]:
             rng = np.random.default_rng((config.seed, sum(name.encode()), step))
             draw = ImageDraw.random(train, settings.batch + settings.extra, rng)
+            if config.asked:
+                draw.index[: settings.batch] %= config.asked
             batch = labelled_images(self.scenes, draw, rng)
             with autocast("cpu", enabled=settings.bf16):
                 total, attention, patches, measures = self.loss_of(draw, batch, rng, most, settings.batch)
@@ -212,13 +216,14 @@ class Training:
 
     @torch.inference_mode()
     def measure(self, held_out: np.ndarray, most: tuple[int, int]) -> llava.Measures:
-        """Held-out means given the ground truth so far: KL of each number, attention on the named solids."""
+        """Held-out means: KL of each number given the true ones before, attention on names, what is seen."""
         self.trainer.eval()
         rows = []
         for part in np.array_split(held_out, max(1, len(held_out) // 16)):
             draw = ImageDraw(part, part % 2, np.zeros(len(part), bool))
             batch, rng = labelled_images(self.scenes, draw), np.random.default_rng(int(part[0]))
-            rows.append(self.loss_of(draw, batch, rng, most, len(part))[-1])
+            patches, measures = self.loss_of(draw, batch, rng, most, len(part))[-2:]
+            rows.append(measures | patch_loss(patches, self.trainer.read(patches.float()), batch)[1])
         return llava.rounded_means(rows)
 
 
@@ -229,6 +234,11 @@ def train_small_locator(config: LocatorTraining) -> None:
     render = f"datasets.scenes render --out {config.data} --count {2 * config.held_out}"
     train, held_out = world.split_scenes(len(scenes.images_u8), config.held_out, render)
     model = llava.create_llava(config.model, words.VOCABULARY, config.seed, words.NUMBERS)
+    before: dict[str, Any] = {}
+    if config.pretrained:
+        facts = read_json(config.pretrained / "manifest.json")
+        before = {name: value for name, value in facts.items() if name != "held_out"}
+        before["files"] = llava.load_weights(model, config.pretrained)
 
     def pictured(draw: ImageDraw, rng: Generator | None = None) -> tuple[Tensor, LabelledImages]:
         batch = labelled_images(scenes, draw, rng)
@@ -244,9 +254,10 @@ def train_small_locator(config: LocatorTraining) -> None:
 
     seeing = draw_batch, held_out_batches(), patch_loss
     read, stage, seen = llava.train_vision(config, model, sum(SECTIONS), *seeing)
-    questions = words.open_questions(config.data, cache, config.seed)
+    questions = words.open_questions(config.data, cache, config.seed, config.proposals, config.asked)
     trainer = llava.LanguageTrainer(model, read, [ATTENTION_LAYER])
-    training, stages, measures = Training(config, trainer, scenes, questions), [stage], {"vision": seen}
+    training, stages = Training(config, trainer, scenes, questions), [stage]
+    measures = {} if config.pretrained else {"vision": seen}  # a stage of its own makes the readout good
     for name, settings, most, weight in (
         ("matching", config.matching, (0, 4), config.attention_loss_weight[0]),
         ("placement", config.placement, config.questions, config.attention_loss_weight[1]),
@@ -255,6 +266,7 @@ def train_small_locator(config: LocatorTraining) -> None:
         measures[name] = training.measure(held_out, most)
         logging.getLogger(__name__).info("%s: %s", name, measures[name])
     manifest = stages_manifest("locator", model, stages, config, config.seed, held_out={"gates": measures})
+    manifest |= {"pretrained": before} if before else {}
     patterns = dict.fromkeys(word for name in PATTERN_NAMES for word in name.split())
     parts = (*patterns, *COLOUR_WORDS, *SHAPE_WORDS, *words.FURNITURE)  # in the order of a name
     answers = LocatorConfig(codec="square", decimals=2, names=parts, notice=NOTICE)

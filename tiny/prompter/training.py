@@ -21,8 +21,6 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from inpainting.prompts import CONFIG_FILE, TEMPLATE, PrompterConfig, discover_question
-from ldm.files import hash_folder
-from ldm.mllm.model import load_model
 from ldm.mllm.templates import LLAVA_SYSTEM, TEMPLATES
 from tiny import llava, world
 from tiny.loop import autocast, stages_manifest
@@ -200,15 +198,8 @@ def train_prompter(config: PrompterTraining) -> None:
     train, held_out = world.split_scenes(config.scenes, config.held_out, render)
     sets = open_sets(config.data, config.out / "cache", config.scenes)
     model = llava.create_llava(config.model, VOCABULARY, config.seed)
-    vision_files: dict[str, str] = {}  # name -> SHA-256
-    if folder := config.vision_from:
-        stored = load_model(folder, torch.float32).state_dict()
-        shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(VISION)}
-        wrong = [name for name, shape in shapes.items() if name not in stored or stored[name].shape != shape]
-        if wrong:
-            raise ValueError(f"{folder}: its vision tower is of another kind or size, such as {wrong[0]}")
-        model.load_state_dict({name: stored[name] for name in shapes}, strict=False)
-        vision_files = hash_folder(folder)
+    folder = config.vision_from
+    vision_files = llava.load_weights(model, folder, VISION) if folder else {}  # name -> SHA-256
 
     def draw(rng: np.random.Generator, size: int) -> Painted:
         index, flip = train[rng.integers(len(train), size=size)], rng.random(size) < 0.5
