@@ -56,8 +56,9 @@ class _ThreadDtype(TorchFunctionMode):
         return self.dtype if threading.get_ident() == self.owner else self.real[1]()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in DRAWN and (empty := args[0] if args else (kwargs or {}).get("tensor")).is_meta:
-            return empty  # it has no numbers to draw
+        first: Any = args[0] if args else (kwargs or {}).get("tensor")
+        if function in DRAWN and first.is_meta:  # an empty one has no numbers to draw
+            return first
         made = function(*args, **(kwargs or {}))
         if self.dtype == self.usual or function not in FACTORIES or (kwargs or {}).get("dtype"):
             return made

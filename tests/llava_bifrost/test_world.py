@@ -18,7 +18,12 @@ from llava_bifrost.evaluate.measures import LocatorCase, measure_answer, publish
 from llava_bifrost.evaluate.run import CEILING, DISTRACTOR_BLIND, place_rows
 from llava_bifrost.language.instruction import PHRASES, Request
 from llava_bifrost.settings import LocatorEvaluation
-from llava_bifrost.worlds.questions import place_questions, replace_questions, standing_places
+from llava_bifrost.worlds.questions import (
+    place_questions,
+    replace_questions,
+    standing_places,
+    with_safest_answers,
+)
 from llava_bifrost.worlds.world import SHAPE_NAMES, TYPICAL, World
 
 OPTIONS = SceneOptions(size=(48, 48), reference_size=(16, 16), smooth_edges=False)
@@ -58,6 +63,27 @@ def test_every_sampled_answer_is_valid_and_differs_from_what_is_there(worlds: li
             assert named == [name for _, name in question.request.relations]
             asked += 1
     assert asked >= 40
+
+
+def test_safest_answers_are_valid_and_stay_valid_when_they_are_off(worlds: list[World]) -> None:
+    shifts = np.random.default_rng(0).normal(0, 0.03, (12, 2))
+    kept = Counter[str]()
+    for i, world in enumerate(worlds):
+        drawn = place_questions(world, np.random.default_rng(i), 6)
+        safest = with_safest_answers(world, drawn, np.random.default_rng(i), 320)
+        assert [question.request for question in safest] == [question.request for question in drawn]
+        for name, questions in {"drawn": drawn, "safest": safest}.items():
+            for question in questions:
+                case, (x0, y0, x1, y1) = (
+                    case_of(world, question.request, question.answer),
+                    question.answer.box01_xyxy,
+                )
+                assert measure_answer(case, question.answer)["valid"] == 1
+                for x, d in shifts.tolist():
+                    box = tuple(np.clip((x0 + x, y0, x1 + x, y1), 0, 1))
+                    where = Place.of(box, float(np.clip(question.answer.d + d, 0, 1)))
+                    kept[name] += measure_answer(case, where)["free"]
+    assert kept["safest"] > 1.02 * kept["drawn"], kept
 
 
 def test_every_shape_is_asked_for_about_equally_often(worlds: list[World]) -> None:

@@ -163,7 +163,7 @@ def test_the_bank_is_made_once(data: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(question_cache, "shard_questions", lambda *_: pytest.fail("made again"))
     again = open_questions(data, tmp_path, seed=0)
     assert (first.tokens == again.tokens).all()
-    with pytest.raises(ValueError, match="another seed"):
+    with pytest.raises(ValueError, match="other settings"):
         open_questions(data, tmp_path, seed=1)
 
 

@@ -113,7 +113,7 @@ def open_questions(data: Path, cache: Path, seed: int, proposals: int = 0, asked
                 np.savez_compressed(handle, recipe=np.array(recipe), **here)
         with np.load(made) as stored:
             if str(stored["recipe"]) != recipe:
-                raise ValueError(f"{made} was made from other scenes or with another seed; remove it")
+                raise ValueError(f"{made} was made from other scenes or with other settings; remove it")
             for name, rows in arrays.items():
                 rows.append(stored[name])
         start += len(arrays["length"][-1])
