@@ -148,13 +148,13 @@ def arm(place: str, count: int) -> None:
     seen = [0]
     append, replace = Journal._append, os.replace
 
-    def dying_append(self: Journal, entries: Any) -> None:
+    def dying_append(self: Journal, *entries: Any) -> None:
         seen[0] += 1
         if seen[0] == count:
             with self.path.open("ab") as file:
                 file.write(b'{"item": "half of a li')
             os.kill(os.getpid(), signal.SIGKILL)
-        append(self, entries)
+        append(self, *entries)
 
     def dying_replace(source: Any, target: Any) -> None:
         seen[0] += 1

