@@ -80,6 +80,7 @@ class Registry:
 
     def __post_init__(self) -> None:
         """The entries become checked models; an error names the model and the key."""
+        object.__setattr__(self, "models", dict(self.models))  # those given stay as they are
         for name, values in self.models.items():
             where, at = f"model {name}: ", f"model {name}: source: "
             model = merge_layers(Model, [Layer(values, where)], where)
